@@ -1,0 +1,43 @@
+"""The package. Versions are ranges here; `constraints.txt` pins the set that is tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = Path("src/minigptv2/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
+
+setup(
+    name="minigptv2",
+    version=VERSION,
+    description="Train MiniGPT-v2 in three stages under DeepSpeed ZeRO-3",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"minigptv2": ["data/sources/*.json", "README.md"]},
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed>=0.19.8",
+        "transformers>=5.17",
+        "peft>=0.19",
+        "webdataset>=1.0",
+        "omegaconf>=2.3",
+        "tensorboard>=2.18",
+        "safetensors>=0.6",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.22",
+        "numpy>=2.0",
+        "pillow>=12.0",
+        "tqdm>=4.66",
+        "ninja>=1.11",
+    ],
+    extras_require={
+        "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8"],
+        "serve": ["gradio>=6.20"],
+        "bench": ["megatron-energon", "litdata", "binpacking"],
+        "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+    },
+    entry_points={"console_scripts": ["minigptv2=minigptv2.cli:main"]},
+)

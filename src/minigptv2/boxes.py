@@ -1,0 +1,97 @@
+"""Boxes, in pixels and as text.
+
+The only owner of the box syntax `{<x1><y1><x2><y2>}` on a 0..100 grid (MiniGPT-v2, arXiv:2310.09478, section 2).
+A `Box` is always in pixels of the *original* image, before it is squashed to the model's square. A box in text is in
+grid units. Knows nothing of phrases, tasks or tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+GRID = 100
+"""Boxes are spoken on a grid of 0..GRID per side."""
+
+BOX_DELIMITER = "<delim>"
+"""Joins the boxes of one phrase."""
+
+_BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An axis-aligned box in pixels of the original image: left, top, right, bottom."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels."""
+        return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
+
+    def problem(self, width: int, height: int) -> str | None:
+        """Why this box cannot be a box of a `width` x `height` image, or None if it can."""
+        values = (self.x1, self.y1, self.x2, self.y2)
+        if not all(math.isfinite(v) for v in values):
+            return "is not finite"
+        if self.x1 >= self.x2 or self.y1 >= self.y2:
+            return "is empty or inverted (want x1 < x2 and y1 < y2)"
+        if self.x1 < 0 or self.y1 < 0 or self.x2 > width or self.y2 > height:
+            return f"leaves the image ({width} x {height})"
+        return None
+
+    def __str__(self) -> str:
+        return f"({self.x1:g}, {self.y1:g}, {self.x2:g}, {self.y2:g})"
+
+
+def render_box(box_px: Box, width: int, height: int) -> str:
+    """The box as text, each coordinate the integer part of GRID * coordinate / side, as published."""
+
+    def grid(value: float, side: int) -> int:
+        return min(GRID, max(0, int(GRID * value / side)))
+
+    coordinates = (grid(box_px.x1, width), grid(box_px.y1, height), grid(box_px.x2, width), grid(box_px.y2, height))
+    return "{" + "".join(f"<{c}>" for c in coordinates) + "}"
+
+
+def render_boxes(boxes_px: list[Box] | tuple[Box, ...], width: int, height: int) -> str:
+    """Several boxes of one phrase, joined by the delimiter."""
+    return BOX_DELIMITER.join(render_box(box, width, height) for box in boxes_px)
+
+
+def parse_boxes(text: str, width: int, height: int) -> list[Box]:
+    """Every box spoken in `text`, in order, in pixels of a `width` x `height` image.
+
+    A box with a coordinate past GRID is not a box and is left out; an inverted one is returned as spoken, so that
+    a caller can tell a badly ordered answer from none (`Box.area` of it is 0).
+    """
+    boxes = []
+    for match in _BOX_TEXT.finditer(text):
+        x1, y1, x2, y2 = (int(c) for c in match.groups())
+        if max(x1, y1, x2, y2) <= GRID:
+            boxes.append(Box(x1 * width / GRID, y1 * height / GRID, x2 * width / GRID, y2 * height / GRID))
+    return boxes
+
+
+def is_box_text(text: str) -> bool:
+    """Whether `text` is exactly one well-formed box: right syntax, on the grid, not empty or inverted."""
+    match = _BOX_TEXT.fullmatch(text.strip())
+    if match is None:
+        return False
+    x1, y1, x2, y2 = (int(c) for c in match.groups())
+    return x1 < x2 <= GRID and y1 < y2 <= GRID
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two pixel boxes, 0..1, by areas (without the +1 pixel of some published scripts)."""
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if width <= 0 or height <= 0:
+        return 0.0
+    intersection = width * height
+    return intersection / (a.area + b.area - intersection)

@@ -1,0 +1,165 @@
+"""YAML files and `key=value` words into plain dataclasses, remembering where each value came from.
+
+`dataclass defaults < extends: chain < file < key=value`. The one file that imports OmegaConf. Unknown keys are errors
+with the nearest known key. Knows no particular config: every component brings its own dataclass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigptv2.errors import ConfigError, nearest
+
+T = TypeVar("T")
+EXTENDS = "extends"
+"""The YAML key that names the file a config builds on, relative to itself."""
+_MAX_EXTENDS = 8
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """A resolved config (`value`, a plain dataclass) and, per dotted key, the layer that set it."""
+
+    value: T
+    origins: dict[str, str]
+    flat: dict[str, Any]
+
+
+def load_config(schema: type[T], file: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[T]:
+    """Resolve `file` (with what it extends) and `key=value` words against the dataclass `schema`.
+
+    Raises `ConfigError` for a missing file, broken YAML, an unknown key (the nearest is named), a value of the wrong
+    type, a mandatory value left out, and an `extends:` chain that loops.
+    """
+    merged = OmegaConf.structured(schema)
+    origins = dict.fromkeys(_flatten(merged), "default")
+    layers = [*(_file_layers(Path(file)) if file else []), *(_override_layer(word) for word in overrides)]
+    for origin, layer in layers:
+        _check_keys(schema, layer, origin)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{origin}: {_first_line(error)}") from error
+        origins.update(dict.fromkeys(_flatten(layer), origin))
+    try:
+        value = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{file or 'config'}: {_first_line(error)}") from error
+    flat = _flatten(OmegaConf.create(OmegaConf.to_container(merged, resolve=True)))
+    return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat)  # type: ignore[arg-type]
+
+
+def save_yaml(value: Any, path: Path) -> None:
+    """Write a dataclass or plain container as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_yaml(value))
+
+
+def render_yaml(value: Any) -> str:
+    """A dataclass or plain container as YAML text."""
+    config = OmegaConf.create(value) if isinstance(value, (dict, list)) else OmegaConf.structured(value)
+    return OmegaConf.to_yaml(config)
+
+
+def render_value(value: Any) -> str:
+    """A leaf value as it would stand in YAML, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "[" + ", ".join(render_value(item) for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """A dataclass as nested plain containers, fit for JSON."""
+    return OmegaConf.to_container(OmegaConf.structured(value), resolve=True)  # type: ignore[return-value]
+
+
+def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
+    layers: list[tuple[str, DictConfig]] = []
+    seen: list[Path] = []
+    current: Path | None = file
+    while current is not None:
+        if current.resolve() in seen or len(seen) >= _MAX_EXTENDS:
+            raise ConfigError(f"{file}: the extends: chain loops or is deeper than {_MAX_EXTENDS} at {current}")
+        seen.append(current.resolve())
+        layer = _load_yaml(current)
+        parent = layer.pop(EXTENDS, None)
+        layers.insert(0, (str(current), layer))
+        current = current.parent / parent if parent else None
+    return layers
+
+
+def _load_yaml(file: Path) -> DictConfig:
+    if not file.is_file():
+        raise ConfigError(f"no config file {file}")
+    try:
+        layer = OmegaConf.load(file)
+    except Exception as error:  # YAML errors come in many classes; all mean the same to the reader
+        raise ConfigError(f"{file}: not valid YAML: {error}") from error
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{file}: expected keys and values at the top, found {type(layer).__name__}")
+    return layer
+
+
+def _override_layer(word: str) -> tuple[str, DictConfig]:
+    key, equals, _ = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{word}' is not of the form key=value")
+    try:
+        return f"command line ({word})", OmegaConf.from_dotlist([word])
+    except Exception as error:  # the value is YAML
+        raise ConfigError(f"'{word}': the value is not valid YAML: {error}") from error
+
+
+def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") -> None:
+    """Raise for a key of `layer` that is no field of the dataclass `schema`, nested ones included."""
+    hints = get_type_hints(schema)
+    for key in layer:
+        if key not in hints:
+            leaves = _leaves(schema)
+            same_name = [name for name in leaves if name.split(".")[-1] == key]
+            hint = f"; did you mean '{prefix}{same_name[0]}'?" if same_name else nearest(f"{prefix}{key}", [
+                f"{prefix}{name}" for name in leaves])  # fmt: skip
+            raise ConfigError(f"{origin}: unknown key '{prefix}{key}'{hint}")
+        child = layer._get_node(key)
+        if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():
+            continue
+        for part in (hints[key], *get_args(hints[key])):
+            if is_dataclass(part) and get_origin(hints[key]) is dict:
+                for name in child:
+                    if OmegaConf.is_dict(child[name]):
+                        _check_keys(part, child[name], origin, f"{prefix}{key}.{name}.")
+            elif is_dataclass(part):
+                _check_keys(part, child, origin, f"{prefix}{key}.")
+
+
+def _leaves(schema: type, prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a dataclass, its nested ones included; nearer the top first."""
+    hints = get_type_hints(schema)
+    here = [f"{prefix}{name}" for name in hints]
+    return here + [leaf for name, hint in hints.items() if is_dataclass(hint) for leaf in _leaves(hint, f"{prefix}{name}.")]
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key to leaf value; lists and empty dictionaries are leaves."""
+    flat: dict[str, Any] = {}
+    for key in config.keys():
+        missing = OmegaConf.is_missing(config, key)
+        value = None if missing or OmegaConf.is_interpolation(config, key) else config[key]
+        if isinstance(value, DictConfig) and len(value):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return flat
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    key = next((line.strip() for line in lines if "full_key" in line), "")
+    return f"{lines[0]} ({key})" if key else lines[0]

@@ -1,0 +1,1 @@
+"""Shards to batches: writer, index, plan, packing, collator. Knows records and batches, nothing of models."""

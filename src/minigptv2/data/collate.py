@@ -1,0 +1,58 @@
+"""Examples and images to a batch: the contract between data and model.
+
+| key | dtype, shape | meaning |
+|---|---|---|
+| `input_ids` | int64 [1, L] | packed tokens; each image is a run of placeholders |
+| `labels` | int64 [1, L] | -100 but on answers; not shifted |
+| `position_ids`, `segment_ids` | int64 [1, L] | restart / number per packed sample; segment 0 is padding |
+| `pixel_values` | uint8 [N, 3, H, W] | the images, in order of their runs |
+| `task_ids` | int64 [1, L] | for the loss by task |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from minigptv2.prompt import IGNORE, Example
+
+Batch = dict[str, torch.Tensor]
+BATCH_KEYS = ("input_ids", "labels", "position_ids", "segment_ids", "pixel_values", "task_ids")
+
+
+def collate(examples: list[Example], images: list[np.ndarray], image_size: int) -> Batch:
+    """One pack as a batch. `images` are uint8 [3, H, W], in the order in which the examples use them.
+
+    An empty pack (all its samples were dropped) becomes one padding token without a label, so that its rank still
+    takes part in the step.
+    """
+    expected = sum(example.num_images for example in examples)
+    if expected != len(images):
+        raise ValueError(f"{len(images)} images for examples that hold {expected}")
+    if not examples:
+        return _padding_batch(image_size)
+    lengths = [len(example) for example in examples]
+    return {
+        "input_ids": _row(np.concatenate([example.input_ids for example in examples])),
+        "labels": _row(np.concatenate([example.labels for example in examples])),
+        "position_ids": _row(np.concatenate([np.arange(length) for length in lengths])),
+        "segment_ids": _row(np.repeat(np.arange(1, len(lengths) + 1), lengths)),
+        "pixel_values": _pixels(images, image_size),
+        "task_ids": _row(np.concatenate([example.task_ids for example in examples])),
+    }
+
+
+def _padding_batch(image_size: int) -> Batch:
+    zero = np.zeros(1, dtype=np.int64)
+    rows = {key: _row(zero) for key in ("input_ids", "position_ids", "segment_ids", "task_ids")}
+    return rows | {"labels": _row(zero + IGNORE), "pixel_values": _pixels([], image_size)}
+
+
+def _row(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.int64, copy=False))[None]
+
+
+def _pixels(images: list[np.ndarray], image_size: int) -> torch.Tensor:
+    if not images:
+        return torch.zeros((0, 3, image_size, image_size), dtype=torch.uint8)
+    return torch.from_numpy(np.stack(images))

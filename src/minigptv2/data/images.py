@@ -1,0 +1,44 @@
+"""Image bytes to the square the vision encoder sees: RGB, squashed (no crop, no letterbox), bicubic, uint8.
+
+Normalisation is not done here: batches carry uint8, the model normalises on its device.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from minigptv2.errors import DataError
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded: 64 megapixels, 192 MB as RGB. A small file can claim far more."""
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def open_image(data: bytes, where: str) -> Image.Image:
+    """The decoded RGB image. Raises `DataError`, beginning with `where`, for anything but a whole JPEG, PNG or WebP."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{where}: {image.width} x {image.height} px is over the {MAX_PIXELS} pixel limit")
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
+    return _on_white(image).convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
+
+
+def square(image: Image.Image, side: int) -> np.ndarray:
+    """uint8 [3, side, side]: the image squashed to a square by bicubic interpolation, as published."""
+    resized = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(ground, rgba)

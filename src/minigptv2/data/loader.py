@@ -1,0 +1,141 @@
+"""One global step at a time: the samples of the plan, encoded, packed, and this rank's packs as batches.
+
+Every rank reads the (small) records of the whole step and packs them alike; it decodes the images of its own packs
+only. Damaged samples are dropped by name, counted, and fatal when there are too many in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from minigptv2.data.collate import Batch, collate
+from minigptv2.data.config import DataConfig
+from minigptv2.data.images import open_image, square
+from minigptv2.data.packing import Cost, pack_step
+from minigptv2.data.plan import DataPlan, SampleId
+from minigptv2.errors import DataError
+from minigptv2.prompt import Example, PromptEncoder
+
+
+@dataclass
+class StepBatches:
+    """What one rank trains on in one optimizer step: its micro-batches and what was left out, with reasons."""
+
+    position: int
+    """Position in the plan of the step's first sample."""
+    batches: list[Batch]
+    sample_ids: list[list[SampleId]]
+    """The samples in each micro-batch, for error reports."""
+    dropped: list[str]
+    """`where: reason` of every sample of the step this rank found to be bad."""
+    num_samples: int
+
+
+class StepDataset(Dataset[StepBatches]):
+    """Map-style: index is the position in the plan of a step's first sample.
+
+    `micro_batch_size` is the mean number of samples per micro-batch; packs of long samples hold fewer.
+    """
+
+    def __init__(self, plan: DataPlan, encoder: PromptEncoder, config: DataConfig, *, image_size: int,
+                 global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:  # fmt: skip
+        self.plan = plan
+        self.encoder = encoder
+        self.config = config
+        self.image_size = image_size
+        self.global_batch_size = global_batch_size
+        self.packs_per_rank = global_batch_size // (micro_batch_size * world_size)
+        self.rank = rank
+        self.world_size = world_size
+
+    def __getitem__(self, position: int) -> StepBatches:
+        dropped: list[str] = []
+        kept: list[SampleId] = []
+        examples: list[Example] = []
+        for sample in self.plan.samples(position, self.global_batch_size):
+            try:
+                examples.append(self.encode(sample))
+                kept.append(sample)
+            except DataError as error:
+                dropped.append(str(error))
+        costs = [Cost(len(e), len(e) + self.config.image_cost_tokens * e.num_images) for e in examples]
+        packs = pack_step(
+            costs,
+            num_ranks=self.world_size,
+            min_packs_per_rank=self.packs_per_rank,
+            max_pack_tokens=self.config.max_pack_tokens,
+        )
+        if self.rank != 0:  # a bad record is seen by every rank and reported by the first
+            dropped = []
+        batches, sample_ids = [], []
+        for pack in packs[self.rank :: self.world_size]:
+            batch, ids = self._batch([(kept[i], examples[i]) for i in pack], dropped)
+            batches.append(batch)
+            sample_ids.append(ids)
+        return StepBatches(position, batches, sample_ids, dropped, self.global_batch_size)
+
+    def encode(self, sample: SampleId) -> Example:
+        """The sample's example, wording drawn from (seed, sample, epoch) alone. Raises `DataError` if it is bad."""
+        reader = self.plan.corpora[sample.corpus]
+        draw = Random(f"{self.plan.seed}/{self.plan.names[sample.corpus]}/{sample.sample}/{sample.epoch}")
+        example = self.encoder.encode(reader.record(sample.sample), draw)
+        if example is None:
+            raise DataError(
+                f"{reader.where(sample.sample)}: the first turn alone is longer than max_tokens={self.encoder.max_tokens}"
+            )
+        return example
+
+    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[str]) -> tuple[Batch, list[SampleId]]:
+        examples, images, ids = [], [], []
+        for sample, example in pack:
+            try:
+                if example.num_images:
+                    images.append(self._pixels(sample))
+            except DataError as error:
+                dropped.append(str(error))
+                continue
+            examples.append(example)
+            ids.append(sample)
+        return collate(examples, images, self.image_size), ids
+
+    def _pixels(self, sample: SampleId) -> np.ndarray:
+        reader = self.plan.corpora[sample.corpus]
+        return square(open_image(reader.image(sample.sample), reader.where(sample.sample)), self.image_size)
+
+
+class _Positions(Sampler[int]):
+    def __init__(self, start: int, stride: int, count: int) -> None:
+        self._positions = range(start, start + stride * count, stride)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+
+def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
+    """Yield `num_steps` steps from `position` on, read ahead by worker processes.
+
+    Raises `DataError` after `max_bad_in_a_row` dropped samples without a good one between them.
+    """
+    config = dataset.config
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=_Positions(position, dataset.global_batch_size, num_steps),
+        num_workers=config.num_workers,
+        prefetch_factor=2 if config.num_workers else None,
+        persistent_workers=False,
+    )
+    bad_in_a_row = 0
+    for step in loader:
+        bad_in_a_row = bad_in_a_row + len(step.dropped) if not any(step.sample_ids) else 0
+        if bad_in_a_row >= config.max_bad_in_a_row:
+            raise DataError(f"{bad_in_a_row} bad samples in a row, last {step.dropped[-1]}. The data or code is broken.")
+        yield step

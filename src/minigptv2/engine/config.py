@@ -1,0 +1,95 @@
+"""What a run's YAML may say about training, and the checks that need no model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from minigptv2.errors import ConfigError
+
+RUN_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "steps_per_print",
+)
+"""Keys of a DeepSpeed JSON whose number belongs to the run's YAML."""
+
+
+@dataclass
+class TrainConfig:
+    """Steps, batch sizes, optimizer and the rhythm of logs and checkpoints. ZeRO and precision are in the JSON."""
+
+    deepspeed: str = "deepspeed_configs/zero3.json"
+    """DeepSpeed JSON: ZeRO stage, buckets, offload, precision. It may not set what this class owns."""
+    steps: int = MISSING
+    """Optimizer steps of the stage."""
+    global_batch_size: int = MISSING
+    """Samples per optimizer step, over all ranks and micro-batches."""
+    micro_batch_size: int = 1
+    """Samples per micro-batch of one rank, on average: packs of long samples hold fewer."""
+    learning_rate: float = MISSING
+    """Highest learning rate, after warm-up."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up."""
+    warmup_learning_rate: float = 1e-6
+    """Learning rate of the first step."""
+    final_learning_rate_ratio: float = 0.1
+    """The cosine ends at this share of `learning_rate`."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = 0.05
+    """AdamW's decay of matrices; norms and biases have none."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm."""
+    log_every: int = 10
+    """Steps between log lines."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; one is always written at the last step."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept; at least two, so that an older good one remains."""
+    timeout_minutes: float = 60.0
+    """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
+
+
+def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
+    """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"train.deepspeed={file}: no such file; the shipped ones are in deepspeed_configs/")
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    owned = [key for key in RUN_OWNED if key in document]
+    if owned:
+        raise ConfigError(f"{file} sets {', '.join(owned)}: such numbers belong to the run's YAML, under train:")
+    return document
+
+
+def check_train_config(config: TrainConfig, world_size: int) -> None:
+    """Raise `ConfigError` for impossible numbers, with values that would do, before anything is loaded."""
+    per_round = config.micro_batch_size * world_size
+    if config.micro_batch_size < 1 or config.global_batch_size < 1:
+        raise ConfigError("train.global_batch_size and train.micro_batch_size must be at least 1")
+    if config.global_batch_size % per_round:
+        below = config.global_batch_size // per_round * per_round
+        choices = " or ".join(str(n) for n in (below, below + per_round) if n)
+        raise ConfigError(
+            f"train.global_batch_size={config.global_batch_size} is not a multiple of micro_batch_size="
+            f"{config.micro_batch_size} x world_size={world_size} (={per_round}). Set it to {choices}."
+        )
+    for name in ("steps", "log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"train.{name}={getattr(config, name)} must be at least 1")
+    if config.keep_checkpoints < 2:
+        raise ConfigError(f"train.keep_checkpoints={config.keep_checkpoints} must be at least 2: one may be damaged")
+    if len(config.betas) != 2:
+        raise ConfigError(f"train.betas={config.betas} must be two numbers")

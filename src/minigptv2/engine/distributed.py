@@ -1,0 +1,97 @@
+"""Process-group facts and the few collectives that the package needs. Works under `deepspeed`, `torchrun`, and alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+_SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+
+
+def world_size_from_environment() -> int:
+    """How many processes the launcher started; 1 without a launcher. Needs no process group."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device() -> torch.device:
+    """This rank's device: its GPU, or the CPU when there is none or `DS_ACCELERATOR=cpu` asks for it."""
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when it is imported
+    return torch.device("cpu")
+
+
+def start_process_group(device: torch.device, timeout_minutes: float) -> None:
+    """Join the process group that the launcher described, or make one of a single process."""
+    if "RANK" not in os.environ:
+        os.environ.update(_SINGLE)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    import deepspeed
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), auto_mpi_discovery=False, verbose=False
+    )
+
+
+def stop_process_group() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes logs and files."""
+    return rank() == 0
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The tensor summed over all ranks; the argument is left alone."""
+    total = values.clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def max_over_ranks(value: float, device: torch.device) -> float:
+    """The largest of every rank's value."""
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def agree(value: object) -> object:
+    """Rank 0's value on every rank. Small plain data only."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""Held-out figures, pictures and the report."""

@@ -1,0 +1,58 @@
+"""A `ModelConfig` to a model: built (sharded, if the caller says so), adapters added, weights filled, parts frozen."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import nn
+
+from minigptv2.errors import ConfigError
+from minigptv2.model.attention import choose_attention
+from minigptv2.model.backbones import language_row, vision_row
+from minigptv2.model.config import LoraConfig, ModelConfig, check_model_config
+from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.model.weights import set_trainable
+from minigptv2.record import TASK_NAMES
+
+
+def build_model(config: ModelConfig, vocab_size: int,
+                construction: AbstractContextManager[object] | None = None) -> MiniGPTv2:  # fmt: skip
+    """The model, without weights. `construction` is the context in which modules are made (`zero.Init`).
+
+    LoRA is added after it: PEFT layers built inside `zero.Init` fail in the first forward (DeepSpeed 0.19.8).
+    """
+    check_model_config(config)
+    row = language_row(config.language_model)
+    if row.vocab_size is not None and row.vocab_size < vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {vocab_size} pieces, {config.language_model} embeds {row.vocab_size}: "
+            "another model's tokenizer? Set model.tokenizer."
+        )
+    with construction or nullcontext():
+        model = MiniGPTv2(
+            vision_row(config.vision_encoder),
+            row,
+            vocab_size=row.vocab_size or vocab_size,
+            num_tasks=len(TASK_NAMES),
+            attention=choose_attention(config.attention),
+        )
+    if config.lora.r:
+        add_lora(model.language_model, config.lora)
+    set_trainable(model, config.trainable)
+    return model
+
+
+def add_lora(language_model: nn.Module, config: LoraConfig) -> None:
+    """Put adapters beside the target modules of every block, in place."""
+    import peft
+
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.target_modules),
+            bias="none",
+        ),
+        language_model,
+    )

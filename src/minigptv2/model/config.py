@@ -1,0 +1,61 @@
+"""What a run's YAML may say about the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minigptv2.errors import ConfigError, nearest
+from minigptv2.model.backbones import language_row, vision_row
+
+PARTS = ("vision_encoder", "projector", "language_model", "lora")
+"""The parts that a stage may train, by name."""
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters on the language model. `r: 0` adds none."""
+
+    r: int = 64
+    """Rank; 64 as published. 0: no adapters."""
+    alpha: int = 16
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.05
+    """Dropout on the adapter's input while training."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Linear layers of every block that get an adapter."""
+
+
+@dataclass
+class ModelConfig:
+    """Which backbones, where their weights come from, and what is trained."""
+
+    vision_encoder: str = "eva_vit_g"
+    """Row of VISION_ENCODERS in `model/backbones.py`."""
+    vision_weights: str | None = None
+    """Model folder of ours with the vision encoder's weights (see `minigptv2 convert`); null: random, from the seed."""
+    language_model: str = "llama2_7b"
+    """Row of LANGUAGE_MODELS in `model/backbones.py`."""
+    language_weights: str | None = None
+    """Hugging Face folder of the language model (safetensors); null: random, from the seed."""
+    tokenizer: str | None = None
+    """`tokenizer.model`, `tokenizer.json`, or a folder with one; null: in `language_weights`."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters on the language model."""
+    trainable: list[str] = field(default_factory=lambda: ["projector", "lora"])
+    """Parts that are trained; everything else is frozen. Published: projector and lora in all three stages."""
+    attention: str = "auto"
+    """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA), `packed_sdpa` (torch, anywhere), or
+    `auto`: the first where it can run, else the second."""
+
+
+def check_model_config(config: ModelConfig) -> None:
+    """Raise `ConfigError` for unknown rows or parts, before anything is built."""
+    vision_row(config.vision_encoder)
+    language_row(config.language_model)
+    for part in config.trainable:
+        if part not in PARTS:
+            raise ConfigError(f"model.trainable: unknown part '{part}'{nearest(part, PARTS)} Parts: {', '.join(PARTS)}")
+    if "lora" in config.trainable and config.lora.r == 0:
+        raise ConfigError("model.trainable names lora, but model.lora.r is 0: there is nothing to train")
+    if not config.trainable:
+        raise ConfigError("model.trainable is empty: there is nothing to train")

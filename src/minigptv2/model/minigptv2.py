@@ -1,0 +1,187 @@
+"""MiniGPT-v2: a vision encoder, a token-merging projector and a language model, joined (arXiv:2310.09478, section 2).
+
+Batch in, loss *sum* and token *count* out: the engine divides once, over all ranks and micro-batches. Composition of
+well-kept modules; the only own layer is the projector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
+
+from minigptv2.model.attention import GENERATION, PackLayout
+from minigptv2.model.backbones import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TOKENS_PER_GROUP,
+    LanguageModelRow,
+    VisionEncoderRow,
+)
+
+IGNORE = -100
+
+
+class Projector(nn.Module):
+    """Merges runs of TOKENS_PER_GROUP consecutive vision tokens on the channel axis, then one linear layer."""
+
+    def __init__(self, vision_width: int, language_width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_width * TOKENS_PER_GROUP, language_width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[N, P, vision_width] -> [N, P / TOKENS_PER_GROUP, language_width]; strips in raster order, not squares."""
+        images, patches, width = tokens.shape
+        return self.linear(tokens.reshape(images, patches // TOKENS_PER_GROUP, width * TOKENS_PER_GROUP))
+
+
+class MiniGPTv2(nn.Module):
+    """The model. Modules are built here without weights; `model.weights` fills them.
+
+    `attention` names the implementation over packs (see `model.attention.choose_attention`).
+    """
+
+    def __init__(self, vision: VisionEncoderRow, language: LanguageModelRow, *, vocab_size: int, num_tasks: int,
+                 attention: str) -> None:  # fmt: skip
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.attention = attention
+        self.image_size = vision.image_size
+        self.vision_encoder = _build_vision_encoder(vision)
+        self.projector = Projector(vision.width, language.width)
+        self.language_model = _build_language_model(language, vocab_size, attention)
+        self._rotary_frequencies = self.language_model.model.rotary_emb.inv_freq.detach().clone().float()
+
+    def forward(
+        self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segment_ids: Tensor, pixel_values: Tensor,
+        task_ids: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The batch contract of `data.collate` -> sums over the supervised tokens of the pack, in float32.
+
+        `loss_sum` [] carries the gradient; `num_tokens` [] counts; `task_loss` and `task_tokens` [num_tasks] are the
+        same by task, without gradient. Raises `ValueError` if placeholders and image tokens do not match.
+        """
+        embeddings = self.embed(input_ids, pixel_values)
+        hidden = self.language_model.model(
+            inputs_embeds=embeddings,
+            position_ids=position_ids,
+            use_cache=False,
+            **PackLayout.of(position_ids).kwargs(),
+        ).last_hidden_state
+        # A label belongs to the token before it; the last label of the roll wraps around and is never supervised.
+        targets = torch.roll(labels[0], -1)
+        targets[-1] = IGNORE
+        supervised = torch.nonzero(targets != IGNORE).flatten()
+        targets = targets[supervised]
+        logits = self.language_model.lm_head(hidden[0, supervised]).float()
+        losses = cross_entropy(logits, targets, reduction="none")
+        tasks = torch.roll(task_ids[0], -1)[supervised]
+        by_task = torch.zeros(self.num_tasks, device=losses.device)
+        return {
+            "loss_sum": losses.sum(),
+            "num_tokens": torch.tensor(len(targets), device=losses.device),
+            "task_loss": by_task.index_add(0, tasks, losses.detach()),
+            "task_tokens": by_task.index_add(0, tasks, torch.ones_like(losses)),
+        }
+
+    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+        """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].
+
+        Always encodes at least one image: every rank must run the same modules the same number of times under
+        ZeRO-3, or the job hangs (DeepSpeed#7170). Without images a blank one is encoded and has exactly no weight.
+        """
+        is_image = input_ids < 0
+        text = self.language_model.model.embed_tokens(input_ids.clamp(min=0))
+        num_images = pixel_values.shape[0]
+        tokens = self.encode_images(pixel_values if num_images else pixel_values.new_zeros(1, *pixel_values.shape[1:]))
+        if num_images == 0:
+            if is_image.any():
+                raise ValueError(f"{int(is_image.sum())} image placeholders but no image in the batch")
+            # where(), not 0 * sum(): zero times an overflow would be NaN.
+            return text + torch.where(is_image.any(), tokens.sum(), tokens.new_zeros(()))
+        placeholders = int(is_image.sum())
+        if placeholders != tokens.shape[0] * tokens.shape[1]:
+            raise ValueError(
+                f"{placeholders} image placeholders but {tokens.shape[0]} images of {tokens.shape[1]} tokens: the "
+                "prompt encoder must write exactly one run per image"
+            )
+        return text.masked_scatter(is_image[..., None], tokens.to(text.dtype))
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """uint8 or float [N, 3, H, W] -> [N, tokens_per_image, language_width].
+
+        uint8 pixels (0..255) are normalised here, on the device; float pixels are taken as normalised already.
+        """
+        if pixel_values.dtype == torch.uint8:
+            mean = torch.tensor(CLIP_MEAN, device=pixel_values.device).view(1, 3, 1, 1)
+            std = torch.tensor(CLIP_STD, device=pixel_values.device).view(1, 3, 1, 1)
+            pixel_values = (pixel_values.float() / 255 - mean) / std
+        trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            tokens = self.vision_encoder(pixel_values=pixel_values.to(self._vision_dtype)).last_hidden_state
+        return self.projector(tokens[:, 1:])
+
+    @property
+    def _vision_dtype(self) -> torch.dtype:
+        return self.vision_encoder.embeddings.patch_embedding.weight.dtype
+
+    def restore_float32_buffers(self) -> None:
+        """Undo what casting the module to bf16 does to the rotary frequencies: rounded ones misplace far tokens.
+
+        To be called after whatever casts the module, DeepSpeed's engine for one.
+        """
+        rotary = self.language_model.model.rotary_emb
+        rotary.inv_freq = self._rotary_frequencies.to(rotary.inv_freq.device)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Evaluation mode, with the attention that generation over padded batches needs."""
+        was_training = self.training
+        self.eval()
+        self.language_model.set_attn_implementation(GENERATION)
+        try:
+            yield
+        finally:
+            self.language_model.set_attn_implementation(self.attention)
+            self.train(was_training)
+
+
+def _build_vision_encoder(row: VisionEncoderRow) -> Blip2VisionModel:
+    """EVA's ViT. Its `post_layernorm` is the norm after the encoder, whose eps differs from the blocks'."""
+    encoder = Blip2VisionModel(
+        Blip2VisionConfig(
+            hidden_size=row.width,
+            intermediate_size=row.mlp_width,
+            num_hidden_layers=row.depth,
+            num_attention_heads=row.heads,
+            image_size=row.image_size,
+            patch_size=row.patch_size,
+            hidden_act="gelu",
+            layer_norm_eps=row.norm_eps,
+            qkv_bias=True,
+        )
+    )
+    encoder.post_layernorm.eps = row.output_norm_eps
+    return encoder
+
+
+def _build_language_model(row: LanguageModelRow, vocab_size: int, attention: str) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=row.width,
+        intermediate_size=row.mlp_width,
+        num_hidden_layers=row.depth,
+        num_attention_heads=row.heads,
+        num_key_value_heads=row.key_value_heads or row.heads,
+        max_position_embeddings=row.max_positions,
+        rms_norm_eps=row.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": row.rope_theta},
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config)

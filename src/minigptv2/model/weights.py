@@ -1,0 +1,117 @@
+"""Weights by name: initial values, safetensors files, and which parameter belongs to which part.
+
+Names are *canonical*: as if LoRA were not there (`q_proj.weight`, not `q_proj.base_layer.weight`), so that weights go
+between models with and without adapters. Parameters may be sharded: how to fill one is the caller's `assign`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minigptv2.errors import CheckpointError
+from minigptv2.model.config import PARTS
+
+Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
+"""Fills a parameter with what the function returns. Under ZeRO-3 only one rank calls the function."""
+
+INIT_STD = 0.3
+"""Standard deviation of embeddings, positions and the class token at random initialisation."""
+
+
+def canonical_name(name: str) -> str:
+    """The name of a parameter without the traces of PEFT's wrapping."""
+    name = name.replace(".base_layer.", ".")
+    return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
+
+
+def part_of(name: str) -> str:
+    """The part (`PARTS`) that a parameter belongs to, by name."""
+    if ".lora_A." in name or ".lora_B." in name:
+        return "lora"
+    part = name.split(".", 1)[0]
+    assert part in PARTS, f"parameter {name} belongs to none of {PARTS}"
+    return part
+
+
+def named_canonical(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name to parameter, in the module's order."""
+    return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
+
+
+def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
+    """Make exactly the parameters of `parts` require gradients."""
+    wanted = set(parts)
+    for name, parameter in named_canonical(model).items():
+        parameter.requires_grad_(part_of(name) in wanted)
+
+
+def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The initial value, float32, of the parameter with this canonical name: a function of (seed, name, shape) alone.
+
+    So every world size, ZeRO stage and process starts from the same model. Norms are identity, biases zero, LoRA's B
+    zero; linear weights have the variance of torch's default, 1 / (3 fan-in), the rest a deviation of INIT_STD.
+    """
+    if name.endswith("norm.weight") or ".layer_norm1.weight" in name or ".layer_norm2.weight" in name:
+        return torch.ones(shape)
+    if name.endswith("layernorm.weight"):
+        return torch.ones(shape)
+    if name.endswith(".bias") or ".lora_B." in name:
+        return torch.zeros(shape)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    is_embedding = "embed" in name and "patch_embedding" not in name
+    std = INIT_STD if is_embedding else 1.0 / math.sqrt(3.0 * math.prod(shape[1:]))
+    return torch.randn(shape, generator=generator) * std
+
+
+def init_weights(model: nn.Module, seed: int, assign: Assign, *, only: Callable[[str], bool] = lambda name: True,
+                 shape_of: Callable[[nn.Parameter], tuple[int, ...]] = lambda p: tuple(p.shape)) -> None:  # fmt: skip
+    """Fill the parameters whose canonical name satisfies `only` with `init_value`."""
+    for name, parameter in named_canonical(model).items():
+        if only(name):
+            assign(parameter, lambda n=name, p=parameter: init_value(n, shape_of(p), seed))
+
+
+def load_weights(
+    model: nn.Module, tensors: dict[str, Callable[[], Tensor]], assign: Assign, *, source: str,
+    shape_of: Callable[[nn.Parameter], tuple[int, ...]] = lambda p: tuple(p.shape),
+    shapes: dict[str, tuple[int, ...]],
+) -> None:  # fmt: skip
+    """Fill parameters by canonical name from `tensors`. Every tensor must find its parameter, with its shape.
+
+    Raises `CheckpointError` naming `source` and the first keys that do not fit; nothing has been assigned then.
+    """
+    parameters = named_canonical(model)
+    unknown = [name for name in tensors if name not in parameters]
+    if unknown:
+        raise CheckpointError(f"{source}: {len(unknown)} tensors have no place in this model, first {unknown[0]}")
+    for name in tensors:
+        if shapes[name] != shape_of(parameters[name]):
+            raise CheckpointError(f"{source}: {name} is {shapes[name]}, the model wants {shape_of(parameters[name])}")
+    for name, read in tensors.items():
+        assign(parameters[name], read)
+
+
+def read_safetensors(
+    files: Iterable[Path],
+) -> tuple[dict[str, Callable[[], Tensor]], dict[str, tuple[int, ...]]]:
+    """Lazy readers and shapes of all tensors in `files`, by name. Raises `CheckpointError` for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    readers: dict[str, Callable[[], Tensor]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            handle = safe_open(str(file), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
+        for name in handle.keys():
+            readers[name] = lambda h=handle, n=name: h.get_tensor(n)
+            shapes[name] = tuple(handle.get_slice(name).get_shape())
+    return readers, shapes

@@ -1,0 +1,157 @@
+"""Turns to token ids, labels and image placeholder runs: the published token sequence, exactly.
+
+One turn: `<s>[INST] <Img>` + placeholders + `</Img> question  [/INST] answer</s>`; later turns
+`<s>[INST] question  [/INST] answer</s>`; without an image `<s>[INST] question [/INST] answer</s>` (published code,
+`minigpt_base`). The parts are tokenised separately, so each begins with SentencePiece's space piece. Loss falls on
+answers and their `</s>` only. The only owner of these literals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+import numpy as np
+
+from minigptv2.record import CHAT, LANGUAGE, Record
+from minigptv2.tasks import TASK_IDS, SpokenTurn, speak
+from minigptv2.tokenizer import Tokenizer
+
+IMAGE_PLACEHOLDER = -1
+"""Stands in `input_ids` where an image token's embedding goes. No vocabulary has a negative id."""
+IGNORE = -100
+"""A label that is not supervised."""
+
+_OPEN, _CLOSE = "[INST] ", " [/INST]"
+_IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "
+
+
+class PromptStyle(str, Enum):
+    """How an inference prompt is written: as it was trained, or as the published inference code writes it.
+
+    `published` begins with two `<s>` and has one space before the closing mark where training has two.
+    """
+
+    TRAINED = "trained"
+    PUBLISHED = "published"
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One encoded sample. All arrays are int64 [L]; each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    task_ids: np.ndarray
+    num_images: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that carry loss."""
+        return int((self.labels != IGNORE).sum())
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.tasks: list[int] = []
+
+    def add(self, ids: tuple[int, ...] | list[int], task: int, supervised: bool = False) -> None:
+        self.ids.extend(ids)
+        self.labels.extend(ids if supervised else (IGNORE,) * len(ids))
+        self.tasks.extend((task,) * len(ids))
+
+    def example(self, num_images: int) -> Example:
+        as_array = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
+        return Example(as_array(self.ids), as_array(self.labels), as_array(self.tasks), num_images)
+
+
+class PromptEncoder:
+    """Encodes records for training and questions for inference with one tokenizer and image size.
+
+    `tokens_per_image`: length of an image's placeholder run. `max_tokens`: longest example allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, tokens_per_image: int, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.tokens_per_image = tokens_per_image
+        self.max_tokens = max_tokens
+
+    def encode(self, record: Record, draw: Random | None = None) -> Example | None:
+        """The record as a training example, or None if not even its first turn fits `max_tokens`.
+
+        Trailing turns that do not fit are left out whole: an answer, a box or an image is never cut.
+        """
+        spoken = [speak(turn, record.width or 0, record.height or 0, draw) for turn in record.turns]
+        return self.encode_spoken(spoken, num_images=int(record.has_image))
+
+    def encode_spoken(self, turns: list[SpokenTurn], *, num_images: int) -> Example | None:
+        """As `encode`, for turns already put into words. Images, if any, stand in the first turn."""
+        writer = _Writer()
+        complete = 0
+        for number, turn in enumerate(turns):
+            task = TASK_IDS[turn.task]
+            images = num_images if number == 0 else 0
+            for part in self._question_parts(turn.question, images, spaced=num_images > 0 or len(turns) > 1):
+                writer.add(part, task)
+            writer.add([*self.tokenizer.encode(turn.answer), self.tokenizer.eos_id], task, supervised=True)
+            if len(writer.ids) > self.max_tokens:
+                break
+            complete = len(writer.ids)
+        if complete == 0:
+            return None
+        for values in (writer.ids, writer.labels, writer.tasks):
+            del values[complete:]
+        return writer.example(num_images)
+
+    def encode_question(
+        self,
+        question: str,
+        *,
+        num_images: int,
+        history: tuple[tuple[str, str], ...] = (),
+        style: PromptStyle = PromptStyle.TRAINED,
+    ) -> np.ndarray:
+        """Token ids int64 [L] that prompt an answer to `question` after `history` of (question, answer) pairs."""
+        task = TASK_IDS[CHAT if num_images else LANGUAGE]
+        published = style is PromptStyle.PUBLISHED
+        spaced = (num_images > 0 or bool(history)) and not published
+        writer = _Writer()
+        if published:
+            writer.add([self.tokenizer.bos_id], task)
+        for number, (asked, answered) in enumerate((*history, (question, None))):
+            for part in self._question_parts(asked or "", num_images if number == 0 else 0, spaced=spaced):
+                writer.add(part, task)
+            if answered is not None:
+                writer.add([*self.tokenizer.encode(answered), self.tokenizer.eos_id], task)
+        return np.array(writer.ids, dtype=np.int64)
+
+    def _question_parts(self, question: str, num_images: int, *, spaced: bool) -> list[tuple[int, ...]]:
+        """The ids of one question in its chat template; `spaced` adds the second space before the closing mark."""
+        close = (" " if spaced else "") + _CLOSE
+        bos = (self.tokenizer.bos_id,)
+        if num_images == 0:
+            return [bos, self.tokenizer.encode(_OPEN + question + close)]
+        parts = [bos, self.tokenizer.encode(_OPEN + _IMAGE_OPEN)]
+        for number in range(num_images):
+            between = _IMAGE_CLOSE + _IMAGE_OPEN if number + 1 < num_images else _IMAGE_CLOSE + question + close
+            parts += [(IMAGE_PLACEHOLDER,) * self.tokens_per_image, self.tokenizer.encode(between)]
+        return parts
+
+
+def prompt_texts(turns: list[SpokenTurn], *, has_image: bool) -> list[str]:
+    """The strings of a conversation that are tokenised, in order: what a tokenizer is trained on."""
+    texts = []
+    spaced = " " if has_image or len(turns) > 1 else ""
+    for number, turn in enumerate(turns):
+        if has_image and number == 0:
+            texts += [_OPEN + _IMAGE_OPEN, _IMAGE_CLOSE + turn.question + spaced + _CLOSE]
+        else:
+            texts.append(_OPEN + turn.question + spaced + _CLOSE)
+        texts.append(turn.answer)
+    return texts

@@ -1,0 +1,205 @@
+"""The one sample schema: what a shard's `<key>.json` holds.
+
+A record is an image (or none), one or more turns, and where it came from. Turns hold *facts* (questions, accepted
+answers, regions with boxes in pixels), not prompts: `tasks` draws the wording when the sample is read, so the shards
+outlive every change of a template. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.errors import DataError
+
+SIX_TASKS = ("vqa", "caption", "grounding", "refer", "identify", "detection")
+CHAT = "conversation"
+"""A turn of free talk about an image; it carries no task identifier."""
+LANGUAGE = "language"
+"""A turn without any image; it carries no task identifier."""
+TASK_NAMES = (*SIX_TASKS, CHAT, LANGUAGE)
+"""Every kind of turn. Its index is the `task_id` of a token in a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Something in the image: its boxes, the phrases that name it, and where a caption speaks of it.
+
+    `phrases` are alternatives, each naming exactly this region. `span` is (start, end) in characters of the caption
+    `answers[0]` of a grounding turn, None elsewhere.
+    """
+
+    boxes: tuple[Box, ...]
+    phrases: tuple[str, ...]
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question and its answer, as facts. Which fields a task needs is checked by `validate`.
+
+    | task | question | answers | regions |
+    |---|---|---|---|
+    | vqa, conversation, language | the question | accepted answers, repeated as often as given | none |
+    | caption | None | captions | none |
+    | grounding | None | one caption | its phrases, each with span and boxes |
+    | refer | None | none | one, with one box |
+    | identify | None | none | one, with one box |
+    | detection | None | none | one or more |
+    """
+
+    task: str
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+    regions: tuple[Region, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample: image size in pixels (None for text only), turns, and provenance."""
+
+    turns: tuple[Turn, ...]
+    width: int | None = None
+    height: int | None = None
+    source: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_image(self) -> bool:
+        return self.width is not None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task of each turn, in order."""
+        return tuple(turn.task for turn in self.turns)
+
+
+def validate(record: Record, where: str) -> None:
+    """Raise `DataError`, beginning with `where`, if the record cannot be trained on or evaluated.
+
+    Checked: at least one turn, known tasks, an image where the task needs one, non-empty answers and phrases,
+    boxes inside the image, spans inside the caption and not overlapping.
+    """
+    if not record.turns:
+        raise DataError(f"{where}: the record has no turns")
+    if record.has_image and not ((record.width or 0) > 0 and (record.height or 0) > 0):
+        raise DataError(f"{where}: image size {record.width} x {record.height} is not positive")
+    for number, turn in enumerate(record.turns):
+        problem = _turn_problem(turn, record)
+        if problem:
+            raise DataError(f"{where}: turn {number} ({turn.task}): {problem}")
+
+
+def _turn_problem(turn: Turn, record: Record) -> str | None:
+    if turn.task not in TASK_NAMES:
+        return f"unknown task; the tasks are {', '.join(TASK_NAMES)}"
+    if turn.task != LANGUAGE and not record.has_image:
+        return "needs an image and the record has none"
+    if turn.task == LANGUAGE and record.has_image:
+        return f"has an image; a turn about an image is '{CHAT}'"
+    if turn.task in ("vqa", CHAT, LANGUAGE) and not (turn.question and turn.question.strip()):
+        return "has no question"
+    if turn.task in ("vqa", "caption", "grounding", CHAT, LANGUAGE):
+        if not turn.answers or not all(answer.strip() for answer in turn.answers):
+            return "has an empty answer"
+    if turn.task in ("refer", "identify"):
+        if len(turn.regions) != 1 or len(turn.regions[0].boxes) != 1:
+            return "needs exactly one region with one box"
+    if turn.task in ("grounding", "detection") and not turn.regions:
+        return "needs at least one region"
+    for region in turn.regions:
+        problem = _region_problem(region, record)
+        if problem:
+            return problem
+    return _span_problem(turn) if turn.task == "grounding" else None
+
+
+def _region_problem(region: Region, record: Record) -> str | None:
+    if not region.boxes:
+        return "a region has no box"
+    if not region.phrases or not all(phrase.strip() for phrase in region.phrases):
+        return "a region has an empty phrase"
+    for box in region.boxes:
+        problem = box.problem(record.width or 0, record.height or 0)
+        if problem:
+            return f"box {box} px {problem}"
+    return None
+
+
+def _span_problem(turn: Turn) -> str | None:
+    end_of_last = 0
+    for region in turn.regions:
+        if region.span is None:
+            return f"region '{region.phrases[0]}' has no span in the caption"
+        start, end = region.span
+        if not end_of_last <= start < end <= len(turn.answers[0]):
+            return f"span {region.span} is outside the caption, empty, out of order or overlaps the one before"
+        end_of_last = end
+    return None
+
+
+def to_json(record: Record) -> bytes:
+    """The record as compact UTF-8 JSON, without empty fields."""
+    document: dict[str, Any] = {"turns": [_turn_to_dict(turn) for turn in record.turns]}
+    if record.has_image:
+        document["image"] = {"width": record.width, "height": record.height}
+    if record.source:
+        document["source"] = record.source
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def from_json(data: bytes, where: str) -> Record:
+    """The validated record in `data`. Raises `DataError`, beginning with `where`, when it is not one."""
+    try:
+        document = json.loads(data)
+        image = document.get("image") or {}
+        record = Record(
+            turns=tuple(_turn_from_dict(turn) for turn in document["turns"]),
+            width=image.get("width"),
+            height=image.get("height"),
+            source=document.get("source", {}),
+        )
+        validate(record, where)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: not a record: {type(error).__name__}: {error}") from error
+    return record
+
+
+def _turn_to_dict(turn: Turn) -> dict[str, Any]:
+    document: dict[str, Any] = {"task": turn.task}
+    if turn.question is not None:
+        document["question"] = turn.question
+    if turn.answers:
+        document["answers"] = list(turn.answers)
+    if turn.regions:
+        document["regions"] = [_region_to_dict(region) for region in turn.regions]
+    return document
+
+
+def _region_to_dict(region: Region) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "boxes": [[box.x1, box.y1, box.x2, box.y2] for box in region.boxes],
+        "phrases": list(region.phrases),
+    }
+    if region.span is not None:
+        document["span"] = list(region.span)
+    return document
+
+
+def _turn_from_dict(document: dict[str, Any]) -> Turn:
+    return Turn(
+        task=document["task"],
+        question=document.get("question"),
+        answers=tuple(document.get("answers", ())),
+        regions=tuple(_region_from_dict(region) for region in document.get("regions", ())),
+    )
+
+
+def _region_from_dict(document: dict[str, Any]) -> Region:
+    span = document.get("span")
+    return Region(
+        boxes=tuple(Box(*(float(c) for c in box)) for box in document["boxes"]),
+        phrases=tuple(document["phrases"]),
+        span=(int(span[0]), int(span[1])) if span is not None else None,
+    )

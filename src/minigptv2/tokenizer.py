@@ -1,0 +1,143 @@
+"""Text to token ids and back, for a SentencePiece `tokenizer.model` or a Hugging Face `tokenizer.json`.
+
+`tokenizer.model` goes through `sentencepiece` itself: `transformers`' reading of such files treats runs of spaces
+otherwise, and the published prompt has one. Text is only ever text here: `</s>` in a user's words never becomes the
+end token. Sentence marks are added by `prompt`, by id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from minigptv2.errors import ConfigError
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class _Backend(Protocol):
+    def encode(self, text: str) -> list[int]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class Tokenizer:
+    """Encodes and decodes text; holds the ids of `<s>` and `</s>`, the vocabulary size and the file's SHA-256."""
+
+    def __init__(self, backend: _Backend, *, bos_id: int, eos_id: int, vocab_size: int, path: Path) -> None:
+        self._backend = backend
+        self.bos_id = bos_id
+        self.eos_id = eos_id
+        self.vocab_size = vocab_size
+        self.path = path
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self._encode_cached = lru_cache(maxsize=50_000)(lambda text: tuple(backend.encode(text)))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text` alone: a leading space piece as SentencePiece adds it, no `<s>` or `</s>`."""
+        return self._encode_cached(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, sentence marks and anything past the first `</s>` left out."""
+        kept = []
+        for token in ids:
+            if token == self.eos_id:
+                break
+            if token != self.bos_id:
+                kept.append(int(token))
+        return self._backend.decode(kept).strip()
+
+
+class _SentencePiece:
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+class _HuggingFace:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def find_tokenizer_file(path: str | Path) -> Path:
+    """The tokenizer file at `path`, a file or a folder that holds one. `tokenizer.model` is preferred."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ConfigError(f"no tokenizer at {path}: looked for {' and '.join(TOKENIZER_FILES)}. Set model.tokenizer.")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer in `path`, a `tokenizer.model`, a `tokenizer.json`, or a folder that holds one."""
+    file = find_tokenizer_file(path)
+    if file.suffix == ".model":
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor(model_file=str(file))
+        return Tokenizer(
+            _SentencePiece(processor),
+            bos_id=processor.bos_id(),
+            eos_id=processor.eos_id(),
+            vocab_size=processor.vocab_size(),
+            path=file,
+        )
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+    tokenizer = HuggingFaceTokenizer.from_file(str(file))
+    bos_id, eos_id = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    if bos_id is None or eos_id is None:
+        raise ConfigError(f"{file} has no <s> or no </s>: a LLaMA-style tokenizer is needed")
+    # Added tokens are cut out of any text before it is tokenised, so '</s>' in a caption would become the end token.
+    document = json.loads(file.read_text())
+    document["added_tokens"] = []
+    tokenizer = HuggingFaceTokenizer.from_str(json.dumps(document))
+    return Tokenizer(
+        _HuggingFace(tokenizer), bos_id=bos_id, eos_id=eos_id, vocab_size=tokenizer.get_vocab_size(), path=file
+    )
+
+
+def train_tokenizer(texts: Iterable[str], output: Path, vocab_size: int) -> Path:
+    """Train a small LLaMA-like BPE on `texts` and write `output`/tokenizer.json: digits single, bytes as fallback.
+
+    For worlds that must not download anything. `vocab_size` counts `<unk>`, `<s>`, `</s>` and the 256 bytes.
+    """
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = HuggingFaceTokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace(prepend_scheme="first")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[chr(code) for code in range(33, 127)] + ["▁"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    output.mkdir(parents=True, exist_ok=True)
+    document = json.loads(tokenizer.to_str())
+    document["added_tokens"] = []
+    file = output / "tokenizer.json"
+    file.write_text(json.dumps(document, ensure_ascii=False))
+    return file

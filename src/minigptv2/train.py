@@ -1,0 +1,339 @@
+"""The composition root: a `RunConfig` to a trained stage. Builds data, model and engine, joins them, runs the loop.
+
+Whatever starts it (`deepspeed launch/train.py`, `torchrun`, `srun`, `make stage1`, plain `python`) ends here.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minigptv2.config import Loaded, save_yaml
+from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
+from minigptv2.data.plan import DataPlan, load_recipe
+from minigptv2.engine import distributed
+from minigptv2.engine.checkpoint import (
+    CheckpointState,
+    check_identity,
+    list_checkpoints,
+    load_state,
+    newest_good_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from minigptv2.engine.config import load_deepspeed_config
+from minigptv2.engine.log import RunLog
+from minigptv2.engine.sharding import assign, construction, full_value, shape_of
+from minigptv2.engine.trainer import StepReport, Trainer
+from minigptv2.errors import CheckpointError
+from minigptv2.evaluate.pictures import TrainingPictures
+from minigptv2.model.backbones import tokens_per_image, vision_row
+from minigptv2.model.build import build_model
+from minigptv2.model.export import (
+    ExportInfo,
+    base_files,
+    fill_weights,
+    load_info,
+    parts_to_export,
+    save_export,
+    tokenizer_of,
+)
+from minigptv2.model.weights import named_canonical
+from minigptv2.predict.predictor import Predictor
+from minigptv2.prompt import PromptEncoder
+from minigptv2.record import TASK_NAMES
+from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.tokenizer import Tokenizer
+
+
+def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = False) -> Path:
+    """Train the stage that the config describes, from its newest checkpoint if it has one; returns the export folder.
+
+    `fresh` starts over in a used run folder; `resume` fails where there is nothing to resume. Raises `ConfigError`,
+    `DataError`, `CheckpointError` or `StepError`, on all ranks.
+    """
+    config = loaded.value
+    check_run_config(config, distributed.world_size_from_environment())
+    device = distributed.choose_device()
+    distributed.start_process_group(device, config.train.timeout_minutes)
+    run = Path(config.run_dir)
+    deepspeed_config = load_deepspeed_config(config.train.deepspeed)
+
+    tokenizer = tokenizer_of(config.model)
+    plan = DataPlan(load_recipe(config.data.recipe), Path(config.data.shards), config.seed)
+    parent = load_info(config.init_from) if config.init_from else None
+    identity = _identity(config, tokenizer, plan, parent)
+    checkpoint = _prepare_run_folder(run, config, identity, fresh=fresh, resume=resume)
+    start = load_state(checkpoint).step if checkpoint else 0
+    log = RunLog(run, step=start, total_steps=config.train.steps, active=distributed.is_main())
+    try:
+        log.line(f"{config.stage}: " + (f"continues {parent.title}" if parent else "starts from the base weights"))
+        model = build_model(config.model, tokenizer.vocab_size, construction(deepspeed_config))
+        began = time.monotonic()
+        sources = fill_weights(model, config.model, assign, seed=config.seed, parent=parent, shape_of=shape_of)
+        trainer = Trainer(
+            model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed
+        )
+        model.restore_float32_buffers()
+        _log_model(log, trainer, sources, time.monotonic() - began)
+        position = 0
+        if checkpoint:
+            state = restore_checkpoint(checkpoint, trainer)
+            position = state.position
+            log.line(f"resumed from {checkpoint} at step {state.step} of {config.train.steps}")
+        _log_mixture(log, plan, "mixture asked", 0)
+        steps = _steps(config, plan, tokenizer, position=position, step=start)
+        predictor = Predictor(model, tokenizer, tokens_per_image=tokens_per_image(config.model.vision_encoder))
+        pictures = TrainingPictures(config.evaluate, predictor)
+        position = _loop(config, trainer, steps, plan, log, pictures, run, identity, position)
+        _log_mixture(log, plan, "mixture realised", position)
+        export = _export(run, config, trainer, tokenizer, parent, plan, log)
+    finally:
+        log.close()
+    distributed.barrier()
+    distributed.stop_process_group()
+    return export
+
+
+def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
+          pictures: TrainingPictures, run: Path, identity: dict[str, Any], position: int) -> int:  # fmt: skip
+    """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan."""
+    meter = _Meter()
+    last = config.train.steps
+    waited = time.monotonic()
+    for step_batches in steps:
+        meter.data_wait_s += time.monotonic() - waited
+        report = trainer.train_step(step_batches.batches)
+        position = step_batches.position + step_batches.num_samples
+        meter.add(report, step_batches)
+        for bad in step_batches.dropped:
+            log.line(f"dropped {bad}")
+        done = trainer.step
+        log.progress(1, f"loss {report.loss:.3f}")
+        if every(done, config.train.log_every) or done == last:
+            text, values = meter.summary(report, last - done)
+            mixture = plan.corpus_counts(0, position)
+            log.line(text)
+            log.metrics(done, {**values, "mixture": {name: n / position for name, n in mixture.items()}})
+            meter = _Meter()
+        if every(done, config.evaluate.every) or done == last:
+            log.pictures(done, pictures.draw())
+        if every(done, config.train.checkpoint_every) or done == last:
+            state = CheckpointState(done, position, identity, {})
+            folder = save_checkpoint(run, trainer, state, keep=config.train.keep_checkpoints)
+            log.line(f"checkpoint {folder}")
+        waited = time.monotonic()
+    return position
+
+
+def every(step: int, interval: int) -> bool:
+    """Whether something done each `interval` steps is due after `step` steps; 0 means never."""
+    return interval > 0 and step % interval == 0
+
+
+@dataclass
+class _Meter:
+    """Sums over the steps since the last log line."""
+
+    began: float = 0.0
+    steps: int = 0
+    loss: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    images: int = 0
+    supervised: int = 0
+    dropped: int = 0
+    data_wait_s: float = 0.0
+    task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
+    task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
+    def add(self, report: StepReport, batches: StepBatches) -> None:
+        self.steps += 1
+        self.samples += batches.num_samples
+        self.tokens += report.tokens
+        self.images += report.images
+        self.supervised += report.supervised
+        self.dropped += len(batches.dropped)
+        self.loss += report.loss * report.supervised
+        pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
+        self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
+        self.task_tokens = tuple(a + b for a, b in zip(self.task_tokens, report.task_tokens, strict=True))
+
+    def summary(self, report: StepReport, steps_left: int) -> tuple[str, dict[str, Any]]:
+        """The log line and the figures of the interval."""
+        seconds = max(1e-9, time.monotonic() - self.began)
+        tasks = {
+            name: loss / count
+            for name, loss, count in zip(TASK_NAMES, self.task_loss, self.task_tokens, strict=True)
+            if count
+        }
+        loss = self.loss / max(1, self.supervised)
+        minutes_left = steps_left * seconds / self.steps / 60
+        text = (
+            f"step {report.step + 1}  loss {loss:.4f}  lr {report.learning_rate:.2e}  norm {report.gradient_norm:.2f}  "
+            f"{self.samples / seconds:.1f} samples/s  {self.tokens / seconds:.0f} tokens/s  "
+            f"data wait {100 * self.data_wait_s / seconds:.0f} %  {minutes_left:.1f} min left  | "
+            + "  ".join(f"{name} {value:.3f}" for name, value in tasks.items())
+        )
+        values = {
+            "loss": loss,
+            "task_loss": tasks,
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "throughput": {
+                "samples_per_s": self.samples / seconds,
+                "tokens_per_s": self.tokens / seconds,
+                "images_per_s": self.images / seconds,
+                "step_s": seconds / self.steps,
+                "data_wait_share": self.data_wait_s / seconds,
+            },
+            "dropped": self.dropped,
+            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        return text, values
+
+
+def _steps(config: RunConfig, plan: DataPlan, tokenizer: Tokenizer, *, position: int,
+           step: int) -> Iterator[StepBatches]:  # fmt: skip
+    """This rank's batches of the steps that are left."""
+    encoder = PromptEncoder(
+        tokenizer,
+        tokens_per_image=tokens_per_image(config.model.vision_encoder),
+        max_tokens=config.data.max_tokens,
+    )
+    dataset = StepDataset(
+        plan,
+        encoder,
+        config.data,
+        image_size=vision_row(config.model.vision_encoder).image_size,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return iterate_steps(dataset, position=position, num_steps=config.train.steps - step)
+
+
+def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, parent: ExportInfo | None) -> dict[str, Any]:
+    """What must be equal for a run to go on as the same run."""
+    model = asdict(config.model)
+    return {
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_plan": plan.fingerprint(),
+        "seed": config.seed,
+        "init_from": parent.weights_sha256 if parent else None,
+        "base_files": base_files(config.model),
+        **{f"model.{key}": model[key] for key in ("vision_encoder", "language_model", "lora", "trainable")},
+    }
+
+
+def _prepare_run_folder(run: Path, config: RunConfig, identity: dict[str, Any], *, fresh: bool,
+                        resume: bool) -> Path | None:  # fmt: skip
+    """Write the resolved config and choose the checkpoint to go on from, the same on all ranks. None: from step 0."""
+    if distributed.is_main():
+        if fresh:
+            for part in ("checkpoints", "tensorboard", "export"):
+                shutil.rmtree(run / part, ignore_errors=True)
+            for part in ("metrics.jsonl", "log.txt"):
+                (run / part).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    warnings: list[str] = []
+    checkpoint = newest_good_checkpoint(run, warnings.append)
+    if distributed.is_main():
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+    if checkpoint is None:
+        if resume:
+            raise CheckpointError(f"--resume: there is no checkpoint in {run} to go on from")
+    else:
+        check_identity(load_state(checkpoint).identity, identity, checkpoint)
+    distributed.barrier()
+    if distributed.is_main():
+        save_yaml(config, run / "config.yaml")
+    chosen = distributed.agree(str(checkpoint) if checkpoint else None)
+    return Path(str(chosen)) if chosen else None
+
+
+def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: float) -> None:
+    for part, (held, total) in trainer.held_by_part().items():
+        share = 100 * held / total
+        log.line(f"{part}: {total:,} parameters, {held:,} held by this rank ({share:.1f} %), from {sources[part]}")
+    trained = sum(_numel(p) for p in trainer.trainable.values())
+    log.line(
+        f"ZeRO stage {trainer.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
+        f"model ready in {seconds:.1f} s"
+    )
+
+
+def _numel(parameter: Any) -> int:
+    total = 1
+    for side in shape_of(parameter):
+        total *= side
+    return total
+
+
+def _log_mixture(log: RunLog, plan: DataPlan, title: str, position: int) -> None:
+    """One line: asked shares in percent, or, after `position` samples, the realised ones."""
+    if position == 0:
+        shares = dict(zip(plan.names, plan.shares, strict=True))
+    else:
+        shares = {name: count / position for name, count in plan.corpus_counts(0, position).items()}
+    log.line(f"{title}: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()))
+
+
+def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, parent: ExportInfo | None,
+            plan: DataPlan, log: RunLog) -> Path:  # fmt: skip
+    """Gather what an export holds (a collective) and write it on the main rank."""
+    trained = trainer.trained_weights()
+    names = parts_to_export(trainer.model, config.model)
+    tensors = {name: trained[name] if name in trained else full_value(trainer.parameters[name]) for name in names}
+    folder = run / "export"
+    if distributed.is_main():
+        entry = {
+            "stage": config.stage,
+            "steps": trainer.step,
+            "seed": config.seed,
+            "data_plan": plan.fingerprint(),
+            "recipe": config.data.recipe,
+            "parent": parent.weights_sha256 if parent else None,
+        }
+        lineage = [*(parent.lineage if parent else ()), entry]
+        info = save_export(folder, tensors, config.model, tokenizer, lineage)
+        log.line(f"export {info.title}")
+    return folder
+
+
+__all__ = ["every", "list_checkpoints", "train"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`launch/train.py`: parse, load the config, train; errors as one message and a non-zero exit code."""
+    import argparse
+
+    from minigptv2.errors import MiniGPTv2Error
+    from minigptv2.run_config import load_run_config
+
+    parser = argparse.ArgumentParser(description="Train one stage of MiniGPT-v2.")
+    parser.add_argument("--config", required=True, help="a YAML in launch/configs")
+    parser.add_argument("--fresh", action="store_true", help="start over in a used run folder")
+    parser.add_argument("--resume", action="store_true", help="fail if there is nothing to resume")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the YAML")
+    args = parser.parse_args(argv)
+    try:
+        train(load_run_config(args.config, args.overrides), fresh=args.fresh, resume=args.resume)
+    except MiniGPTv2Error as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{type(error).__name__}: {error}", flush=True)
+        return error.exit_code
+    return 0
