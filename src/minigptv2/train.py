@@ -27,7 +27,7 @@ from minigptv2.engine.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
 )
-from minigptv2.engine.config import load_deepspeed_config
+from minigptv2.engine.config import resolve_deepspeed_config
 from minigptv2.engine.log import RunLog
 from minigptv2.engine.sharding import assign, construction, full_value, shape_of
 from minigptv2.engine.trainer import StepReport, Trainer
@@ -63,7 +63,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
     run = Path(config.run_dir)
-    deepspeed_config = load_deepspeed_config(config.train.deepspeed)
+    deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
 
     tokenizer = tokenizer_of(config.model)
     plan = DataPlan(load_recipe(config.data.recipe), Path(config.data.shards), config.seed)

@@ -74,6 +74,17 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     return document
 
 
+def resolve_deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON with the run's own numbers put in: what DeepSpeed is given."""
+    return load_deepspeed_config(config.deepspeed) | {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": config.global_batch_size // (config.micro_batch_size * world_size),
+        "gradient_clipping": config.gradient_clipping,
+        "steps_per_print": 10**9,
+    }
+
+
 def check_train_config(config: TrainConfig, world_size: int) -> None:
     """Raise `ConfigError` for impossible numbers, with values that would do, before anything is loaded."""
     per_round = config.micro_batch_size * world_size

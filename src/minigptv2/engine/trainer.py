@@ -62,18 +62,10 @@ class Trainer:
         self.stage = zero_stage(deepspeed_config)
         self.parameters = parameters
         self.trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-        packs_per_rank = config.global_batch_size // (config.micro_batch_size * distributed.world_size())
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=_adamw(self.trainable, config),
-            config=deepspeed_config
-            | {
-                "train_batch_size": config.global_batch_size,
-                "train_micro_batch_size_per_gpu": config.micro_batch_size,
-                "gradient_accumulation_steps": packs_per_rank,
-                "gradient_clipping": config.gradient_clipping,
-                "steps_per_print": 10**9,
-            },
+            config=deepspeed_config,
             dist_init_required=False,
         )
 

@@ -63,11 +63,29 @@ def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return torch.ones(shape)
     if name.endswith(".bias") or ".lora_B." in name:
         return torch.zeros(shape)
+    if name.endswith("position_embedding"):
+        return _sine_cosine_positions(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     is_embedding = "embed" in name and "patch_embedding" not in name
     std = INIT_STD if is_embedding else 1.0 / math.sqrt(3.0 * math.prod(shape[1:]))
     return torch.randn(shape, generator=generator) * std
+
+
+def _sine_cosine_positions(shape: tuple[int, ...]) -> Tensor:
+    """[1, 1 + side * side, width]: the fixed two-dimensional sine-cosine code of MAE (arXiv:2111.06377), zero for the
+    class token. Neighbours begin alike, so a position learnt in one place helps next door."""
+    _, tokens, width = shape
+    side = math.isqrt(tokens - 1)
+    quarter = width // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter) / quarter)
+    angles = torch.outer(torch.arange(side).float(), frequencies)
+    code = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2] along one axis
+    rows = code[:, None].expand(side, side, -1).reshape(side * side, -1)
+    columns = code[None].expand(side, side, -1).reshape(side * side, -1)
+    values = torch.zeros(shape)
+    values[0, 1:, : 4 * quarter] = torch.cat([rows, columns], dim=1)
+    return values
 
 
 def init_weights(model: nn.Module, seed: int, assign: Assign, *, only: Callable[[str], bool] = lambda name: True,

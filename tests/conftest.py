@@ -1,0 +1,62 @@
+"""A small toy world on disk, made once per test session, and helpers to run code in real processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+from minigptv2.data.shards import write_corpus  # noqa: E402
+from minigptv2.data.sources import photographs, toy  # noqa: E402
+from minigptv2.data.texts import spoken_texts  # noqa: E402
+from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer  # noqa: E402
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parent.parent
+REFERENCE = REPOSITORY.parent / "shared" / "reference" / "minigpt_v2_tiny"
+TOY_CORPORA = ("weak", "caption", "grounding", "refer", "identify", "vqa", "detection", "conversation", "language")
+
+
+class World:
+    """Paths of the small toy world: `shards/train/<corpus>`, `shards/val/<corpus>`, `tokenizer`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.shards = root / "shards"
+        self.tokenizer_folder = root / "tokenizer"
+
+    @property
+    def train(self) -> Path:
+        return self.shards / "train"
+
+    @property
+    def val(self) -> Path:
+        return self.shards / "val"
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = World(tmp_path_factory.mktemp("world"))
+    for corpus in TOY_CORPORA:
+        for split, count in (("train", 40), ("val", 8)):
+            name = f"toy_{corpus}"
+            samples = toy.samples(corpus, count, Path(), split)
+            write_corpus(samples, made.shards / split / name, name, samples_per_shard=9)
+    write_corpus(photographs.samples(Path(), "train"), made.train / "photographs", "photographs", samples_per_shard=30)
+    train_tokenizer(spoken_texts(made.train), made.tokenizer_folder, 640)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tokenizer(world: World) -> Tokenizer:
+    return world.tokenizer()

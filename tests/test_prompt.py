@@ -1,0 +1,138 @@
+"""The published token sequence."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+
+from minigptv2.data.sources import toy
+from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder, PromptStyle
+from minigptv2.tasks import TASK_IDS, SpokenTurn
+from minigptv2.tokenizer import Tokenizer, load_tokenizer
+from tests.conftest import REFERENCE
+
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside the repository")
+
+
+class LetterTokenizer:
+    """A tokenizer one can check by hand: each character its code, a leading space piece 1000 on every call."""
+
+    bos_id, eos_id = 1, 2
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return (1000, *map(ord, text))
+
+
+def encoder(max_tokens: int = 500) -> PromptEncoder:
+    return PromptEncoder(LetterTokenizer(), tokens_per_image=3, max_tokens=max_tokens)  # type: ignore[arg-type]
+
+
+def text_of(ids: np.ndarray) -> str:
+    names = {1: "<s>", 2: "</s>", 1000: "_", IMAGE_PLACEHOLDER: "@"}
+    return "".join(names.get(int(i)) or chr(i) for i in ids)
+
+
+def test_one_turn_with_an_image() -> None:
+    example = encoder().encode_spoken([SpokenTurn("vqa", "[vqa] what?", "red")], num_images=1)
+    assert example is not None
+    assert text_of(example.input_ids) == "<s>_[INST] <Img>@@@_</Img> [vqa] what?  [/INST]_red</s>"
+    assert text_of(example.labels[example.labels != IGNORE]) == "_red</s>"
+    assert (example.labels[-5:] == example.input_ids[-5:]).all()
+
+
+def test_every_answer_of_a_conversation_is_supervised_and_no_question() -> None:
+    turns = [SpokenTurn("conversation", "what?", "a dog"), SpokenTurn("refer", "[refer] it", "{<1><2><3><4>}")]
+    example = encoder().encode_spoken(turns, num_images=1)
+    assert example is not None
+    assert text_of(example.input_ids) == (
+        "<s>_[INST] <Img>@@@_</Img> what?  [/INST]_a dog</s><s>_[INST] [refer] it  [/INST]_{<1><2><3><4>}</s>"
+    )
+    assert text_of(example.labels[example.labels != IGNORE]) == "_a dog</s>_{<1><2><3><4>}</s>"
+    tasks = example.task_ids[example.labels != IGNORE]
+    assert set(tasks[:7]) == {TASK_IDS["conversation"]} and set(tasks[7:]) == {TASK_IDS["refer"]}
+
+
+def test_single_turn_text_has_one_space_and_no_image_part() -> None:
+    example = encoder().encode_spoken([SpokenTurn("language", "Say a.", "a")], num_images=0)
+    assert example is not None and text_of(example.input_ids) == "<s>_[INST] Say a. [/INST]_a</s>"
+
+
+def test_published_inference_has_two_marks_and_one_space() -> None:
+    trained = encoder().encode_question("[refer] it", num_images=1)
+    published = encoder().encode_question("[refer] it", num_images=1, style=PromptStyle.PUBLISHED)
+    assert text_of(trained) == "<s>_[INST] <Img>@@@_</Img> [refer] it  [/INST]"
+    assert text_of(published) == "<s><s>_[INST] <Img>@@@_</Img> [refer] it [/INST]"
+
+
+def test_inference_asks_exactly_as_training_did() -> None:
+    turns = [SpokenTurn("conversation", "what?", "a dog"), SpokenTurn("conversation", "where?", "here")]
+    example = encoder().encode_spoken(turns, num_images=1)
+    asked = encoder().encode_question("where?", num_images=1, history=(("what?", "a dog"),))
+    assert example is not None and (example.input_ids[: len(asked)] == asked).all()
+
+
+def test_turns_that_do_not_fit_are_left_out_whole() -> None:
+    turns = [SpokenTurn("conversation", "a?", "b"), SpokenTurn("conversation", "c?", "d" * 50)]
+    whole = encoder().encode_spoken(turns[:1], num_images=1)
+    assert whole is not None
+    cut = encoder(max_tokens=len(whole) + 20).encode_spoken(turns, num_images=1)
+    assert cut is not None and cut.input_ids.tolist() == whole.input_ids.tolist()
+    assert encoder(max_tokens=len(whole) - 1).encode_spoken(turns, num_images=1) is None
+
+
+@pytest.mark.parametrize("corpus", toy._WRITERS)
+def test_placeholders_match_images_in_every_corpus(corpus: str, tokenizer: Tokenizer) -> None:
+    prompt = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=512)
+    for number, sample in enumerate(toy.samples(corpus, 20, None, "train")):  # type: ignore[arg-type]
+        example = prompt.encode(sample.record, Random(number))
+        assert example is not None
+        assert (example.input_ids == IMAGE_PLACEHOLDER).sum() == 16 * example.num_images
+        assert example.num_images == int(sample.record.has_image) and example.num_supervised > 0
+        assert example.labels[0] == IGNORE
+
+
+def test_text_never_becomes_a_sentence_mark(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("</s> and <s> and <unk>")
+    assert tokenizer.eos_id not in ids and tokenizer.bos_id not in ids
+    assert tokenizer.decode(ids) == "</s> and <s> and <unk>"
+
+
+@pytest.mark.parametrize("text", ["a red circle", "{<12><34><56><100>}", "<p>a</p> {<1><2><3><4>}", "naïve ☕ 漢", "two  spaces"])
+def test_the_small_tokenizer_returns_what_it_was_given(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_are_single_pieces(tokenizer: Tokenizer) -> None:
+    box = tokenizer.encode("{<12><34><56><78>}")
+    assert len(box) == 8 + 5  # eight digits, an opening, three separators, a closing
+
+
+@needs_reference
+def test_sequences_equal_the_published_codes() -> None:
+    published = load_tokenizer(REFERENCE / "llama")
+    expected = json.loads((REFERENCE / "expected.json").read_text())
+    for text, ids in expected["tokenization"].items():
+        text, ends = text.removesuffix("</s>"), text.endswith("</s>")
+        assert [*published.encode(text), *([published.eos_id] if ends else [])] == ids
+    prompt = PromptEncoder(published, tokens_per_image=16, max_tokens=2048)
+    compared = 0
+    for case in expected["cases"]:
+        if case["kind"] == "batch":
+            continue
+        questions = case.get("questions") or [case["instruction"]]
+        answers = case.get("answers") or [case["answer"]]
+        turns = [
+            SpokenTurn("conversation", question.split("</Img> ")[-1].rstrip(" "), answer)
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+        example = prompt.encode_spoken(turns, num_images=int(case["kind"] != "text_only"))
+        (sample,) = case["samples"]
+        assert example is not None and len(example) == sample["length"]
+        assert example.labels[example.labels != IGNORE].tolist() == sample["target_ids"]
+        compared += 1
+    assert compared == 5
+    for case in expected["generation"]:
+        question = case["prompt"].split("</Img> ")[1].removesuffix(" [/INST]")
+        asked = prompt.encode_question(question, num_images=1, style=PromptStyle.PUBLISHED)
+        assert len(asked) == case["context_length"]
