@@ -1,0 +1,133 @@
+"""From the plan to batches: elastic, balanced, complete; damaged samples dropped by name."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigptv2.data.collate import BATCH_KEYS, collate
+from minigptv2.data.config import CorpusShare, DataConfig, Recipe
+from minigptv2.data.loader import StepDataset, iterate_steps
+from minigptv2.data.packing import Cost, pack_step
+from minigptv2.data.plan import DataPlan
+from minigptv2.errors import DataError
+from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder
+from minigptv2.tokenizer import Tokenizer
+from tests.conftest import World
+
+MIXED = Recipe(
+    shuffle_window=2,
+    corpora={name: CorpusShare(ratio=1) for name in ("toy_refer", "toy_conversation", "toy_language", "photographs")},
+)
+
+
+def dataset(world: World, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1, shards: Path | None = None,
+            recipe: Recipe = MIXED, config: DataConfig | None = None) -> StepDataset:  # fmt: skip
+    config = config or DataConfig(recipe="", num_workers=0, max_tokens=900, max_pack_tokens=4000)
+    return StepDataset(
+        DataPlan(recipe, shards or world.train, seed=1),
+        PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=config.max_tokens),
+        config,
+        image_size=32,
+        global_batch_size=12,
+        micro_batch_size=3,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2)), min_size=1, max_size=60),
+    st.integers(1, 6), st.integers(1, 3),
+)  # fmt: skip
+@settings(deadline=None)
+def test_packs_hold_every_example_once_within_budget(lengths: list[tuple[int, int]], ranks: int, packs: int) -> None:
+    costs = [Cost(tokens, tokens + 80 * images) for tokens, images in lengths]
+    made = pack_step(costs, num_ranks=ranks, min_packs_per_rank=packs, max_pack_tokens=120)
+    assert sorted(i for pack in made for i in pack) == list(range(len(costs)))
+    assert len(made) % ranks == 0 and len(made) >= ranks * packs
+    assert all(sum(costs[i].tokens for i in pack) <= 120 for pack in made)
+
+
+def test_packs_are_balanced() -> None:
+    rng = np.random.default_rng(0)
+    costs = [Cost(int(n), float(n)) for n in rng.integers(20, 200, 256)]
+    loads = [sum(costs[i].compute for i in pack) for pack in pack_step(
+        costs, num_ranks=8, min_packs_per_rank=2, max_pack_tokens=10_000)]  # fmt: skip
+    assert np.mean(loads) / max(loads) > 0.98
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_step_holds_the_same_samples_on_any_number_of_ranks(world: World, tokenizer: Tokenizer, world_size: int) -> None:
+    for position in (0, 120, 1_200):
+        alone = dataset(world, tokenizer)[position]
+        shared = [dataset(world, tokenizer, rank=r, world_size=world_size)[position] for r in range(world_size)]
+        assert len({len(step.batches) for step in shared}) == 1
+        samples = sorted(str(s) for step in shared for pack in step.sample_ids for s in pack)
+        assert samples == sorted(str(s) for pack in alone.sample_ids for s in pack) and len(samples) == 12
+        count = lambda steps: sum(int((b["labels"] != IGNORE).sum()) for s in steps for b in s.batches)  # noqa: E731
+        assert count(shared) == count([alone])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_change_nothing(world: World, tokenizer: Tokenizer, workers: int) -> None:
+    config = DataConfig(recipe="", num_workers=workers, max_tokens=900, max_pack_tokens=4000)
+    steps = list(iterate_steps(dataset(world, tokenizer, config=config), position=24, num_steps=3))
+    assert [step.position for step in steps] == [24, 36, 48]
+    for step in steps:
+        again = dataset(world, tokenizer)[step.position]
+        for ours, theirs in zip(step.batches, again.batches, strict=True):
+            assert all(torch.equal(ours[key], theirs[key]) for key in BATCH_KEYS)
+
+
+def test_batches_keep_the_contract(world: World, tokenizer: Tokenizer) -> None:
+    step = dataset(world, tokenizer)[0]
+    for batch, ids in zip(step.batches, step.sample_ids, strict=True):
+        assert tuple(batch) == BATCH_KEYS
+        length = batch["input_ids"].shape[1]
+        for key in BATCH_KEYS:
+            assert batch[key].shape == ((1, length) if key != "pixel_values" else batch[key].shape)
+            assert batch[key].dtype == (torch.uint8 if key == "pixel_values" else torch.int64)
+        assert int((batch["input_ids"] == IMAGE_PLACEHOLDER).sum()) == 16 * len(batch["pixel_values"])
+        assert int((batch["position_ids"] == 0).sum()) == len(ids) == int(batch["segment_ids"].max())
+
+
+def test_a_pack_whose_samples_were_all_dropped_is_padding() -> None:
+    batch = collate([], [], 32)
+    assert batch["segment_ids"].tolist() == [[0]] and batch["labels"].tolist() == [[IGNORE]]
+    assert batch["pixel_values"].shape == (0, 3, 32, 32)
+
+
+def test_damaged_images_and_records_are_dropped_by_name(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shutil.copytree(world.train / "toy_refer", tmp_path / "toy_refer")
+    recipe = Recipe(shuffle_window=8, corpora={"toy_refer": CorpusShare(ratio=1)})
+    file = tmp_path / "toy_refer" / "toy_refer-000001.tar"
+    data = file.read_bytes()
+    data = data.replace(b"\xff\xd8\xff\xe0", b"\x00\x00\x00\x00", 1).replace(b'{"turns":[{"task"', b'{"turns":[#"task"', 1)
+    file.write_bytes(data)
+    steps = list(iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=3))
+    dropped = sorted(reason for step in steps for reason in step.dropped)
+    assert dropped and all("toy_refer-000001.tar / sample" in reason for reason in dropped)
+    assert any("not a record" in reason for reason in dropped)
+    kept = sum(len(pack) for step in steps for pack in step.sample_ids)
+    assert kept + len(dropped) == 36
+
+
+def test_too_many_bad_samples_stop_the_run(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shutil.copytree(world.train / "toy_refer", tmp_path / "toy_refer")
+    for file in (tmp_path / "toy_refer").glob("*.tar"):
+        file.write_bytes(file.read_bytes().replace(b'{"turns":[', b'{"turns":[#'[:10]))
+        file.write_bytes(file.read_bytes().replace(b'{"turns":', b'["turns":'))
+    recipe = Recipe(corpora={"toy_refer": CorpusShare(ratio=1)})
+    with pytest.raises(DataError, match="bad samples in a row"):
+        list(iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=50))
+
+
+def test_an_example_longer_than_allowed_is_dropped_by_name(world: World, tokenizer: Tokenizer) -> None:
+    config = DataConfig(recipe="", num_workers=0, max_tokens=30, max_pack_tokens=400)
+    steps = list(iterate_steps(dataset(world, tokenizer, config=config), position=0, num_steps=1))
+    assert steps[0].dropped and all("longer than max_tokens=30" in reason for reason in steps[0].dropped)

@@ -1,0 +1,92 @@
+"""The global sequence: ratios, epochs, seeks."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.plan import WHEEL, DataPlan, _build_wheel, load_recipe
+from minigptv2.errors import ConfigError, DataError
+from tests.conftest import World
+
+
+def recipe(**ratios: float) -> Recipe:
+    shares = {name: CorpusShare(ratio=ratio, task="mixed") for name, ratio in ratios.items()}
+    return Recipe(shuffle_window=2, corpora=shares)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=22))
+@settings(max_examples=25, deadline=None)
+def test_every_prefix_keeps_the_ratios(ratios: list[float]) -> None:
+    shares = np.array(ratios) / sum(ratios)
+    wheel, rank, counts = _build_wheel(shares)
+    assert counts.sum() == WHEEL and (counts >= 1).all()
+    assert np.abs(counts / WHEEL - shares).max() <= len(ratios) / WHEEL
+    taken = np.cumsum(wheel[:, None] == np.arange(len(ratios)), axis=0)
+    expected = np.arange(1, WHEEL + 1)[:, None] * counts / WHEEL
+    assert np.abs(taken - expected).max() < 2.0
+    assert (rank == taken[np.arange(WHEEL), wheel] - 1).all()
+
+
+def test_an_epoch_holds_every_sample_once_and_epochs_differ(world: World) -> None:
+    plan = DataPlan(recipe(toy_refer=3, toy_vqa=1), world.train, seed=3)
+    refer = [s for s in plan.samples(0, 400) if s.corpus == 0]
+    orders = []
+    for epoch in range(3):
+        order = [s.sample for s in refer if s.epoch == epoch]
+        if len(order) == 40:
+            assert sorted(order) == list(range(40))
+            orders.append(order)
+    assert len(orders) >= 2 and orders[0] != orders[1] and orders[0] != list(range(40))
+
+
+def test_a_seek_equals_reading_on(world: World) -> None:
+    names = ("toy_refer", "toy_vqa", "toy_language")
+    plan = DataPlan(recipe(**dict.fromkeys(names, 1.0)), world.train, seed=0)
+    fresh = DataPlan(recipe(**dict.fromkeys(names, 1.0)), world.train, seed=0)
+    assert fresh.samples(12_345, 50) == plan.samples(0, 12_395)[-50:]
+
+
+def test_counts_by_arithmetic_equal_counting(world: World) -> None:
+    plan = DataPlan(recipe(toy_refer=5, toy_vqa=2, toy_language=0.3), world.train, seed=0)
+    for start, count in ((0, 77), (9_990, 30), (123, 25_000)):
+        counted = Counter(plan.names[s.corpus] for s in plan.samples(start, count))
+        assert counted == +plan.corpus_counts(start, count)
+
+
+def test_the_fingerprint_follows_seed_recipe_and_manifests(world: World) -> None:
+    same = [DataPlan(recipe(toy_refer=1, toy_vqa=1), world.train, seed=1).fingerprint() for _ in range(2)]
+    others = [
+        DataPlan(recipe(toy_refer=1, toy_vqa=1), world.train, seed=2).fingerprint(),
+        DataPlan(recipe(toy_refer=1, toy_vqa=2), world.train, seed=1).fingerprint(),
+        DataPlan(recipe(toy_refer=1, toy_vqa=1), world.val, seed=1).fingerprint(),
+    ]
+    assert same[0] == same[1] and len({same[0], *others}) == 4
+
+
+def test_a_corpus_of_another_task_than_the_recipe_says_is_refused(world: World) -> None:
+    wrong = Recipe(corpora={"toy_refer": CorpusShare(ratio=1, task="vqa")})
+    with pytest.raises(DataError, match="'toy_refer' is task 'vqa' in the recipe, but its shards also hold refer"):
+        DataPlan(wrong, world.train, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("corpora: {a: {ratio: 1, task: refr}}", "unknown task 'refr'; did you mean 'refer'"),
+        ("corpora: {a: {ratio: -1, task: refer}}", "a ratio is positive"),
+        ("corpora: {a: {ratio: 1, tsk: refer}}", "unknown key 'corpora.a.tsk'"),
+        ("corpora: {}", "names no corpora"),
+        ("unit: moon\ncorpora: {a: {ratio: 1}}", "unit 'moon'"),
+        ("corpora: [", "not valid YAML"),
+    ],
+)
+def test_bad_recipes_are_config_errors(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(file)
