@@ -6,6 +6,7 @@ Members are read as raw bytes and interpreted by our own short allow-list; nothi
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections import OrderedDict
@@ -18,7 +19,6 @@ from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json
 
 _MAX_OPEN_SHARDS = 64
-_BLOCK = 512
 
 
 class CorpusReader:
@@ -54,19 +54,19 @@ class CorpusReader:
         last = sample + 1 == self.shard_starts[shard + 1]
         end = self.manifest.shards[shard].bytes if last else int(self._index[sample + 1]["offset"])
         span = self._pread(sample, start, end - start)
-        position, record_key = 0, None
+        record_key = None
         found: tuple[str, bytes] | None = None
-        while position + _BLOCK <= len(span) and span[position : position + _BLOCK].strip(b"\0"):
-            try:
-                member = tarfile.TarInfo.frombuf(span[position : position + _BLOCK], "utf-8", "strict")
-            except (tarfile.TarError, ValueError) as error:
-                raise DataError(f"{self.where(sample)}: damaged tar header: {error}") from error
-            key, _, extension = member.name.partition(".")
-            if extension in IMAGE_EXTENSIONS:
-                found = (key, span[position + _BLOCK : position + _BLOCK + member.size])
-            else:
-                record_key = key
-            position += _BLOCK + -(-member.size // _BLOCK) * _BLOCK
+        try:
+            with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as members:
+                for member in members:
+                    key, _, extension = member.name.partition(".")
+                    stream = members.extractfile(member)
+                    if extension in IMAGE_EXTENSIONS and stream is not None:
+                        found = (key, stream.read())
+                    else:
+                        record_key = key
+        except (tarfile.TarError, ValueError, EOFError) as error:
+            raise DataError(f"{self.where(sample)}: damaged tar member: {error}") from error
         if found is None or found[0] != record_key:
             raise DataError(f"{self.where(sample)}: no image beside record '{record_key}'")
         return found[1]

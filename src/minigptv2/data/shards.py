@@ -171,7 +171,7 @@ def _write_shard(samples: list[Sample], file: Path) -> None:
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
-        writer = TarWriter(stream, encoder=False, mtime=0.0, user="minigptv2", group="minigptv2")
+        writer = TarWriter(stream, encoder=False, mtime=0, user="minigptv2", group="minigptv2")
         for sample in samples:
             if "." in sample.key or "/" in sample.key or not sample.key:
                 raise DataError(f"key '{sample.key}' must be non-empty and hold neither '.' nor '/'")
