@@ -10,10 +10,12 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.errors import ConfigError, nearest
+
+__all__ = ["MISSING", "Loaded", "load_config", "render_value", "render_yaml", "save_yaml", "to_dict"]
 
 T = TypeVar("T")
 EXTENDS = "extends"

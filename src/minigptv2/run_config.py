@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omegaconf import MISSING
+from minigptv2.config import MISSING
 
 from minigptv2.config import Loaded, load_config
 from minigptv2.data.config import DataConfig

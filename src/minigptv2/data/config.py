@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
+from minigptv2.config import MISSING
 
 
 @dataclass

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from minigptv2.config import MISSING
 
 from minigptv2.errors import ConfigError
 

@@ -18,6 +18,7 @@ from minigptv2.engine.config import TrainConfig
 from minigptv2.engine.schedule import learning_rate
 from minigptv2.engine.sharding import elements_held, full_value, shape_of, zero_stage
 from minigptv2.errors import MiniGPTv2Error
+from minigptv2.prompt import IGNORE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, as torch names it."""
@@ -82,7 +83,7 @@ class Trainer:
         """
         self.engine.train()
         torch.manual_seed(hash((self.seed, self.step, distributed.rank())) & 0x7FFFFFFF)
-        supervised = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        supervised = sum(int((batch["labels"] != IGNORE).sum()) for batch in batches)
         total = int(distributed.sum_over_ranks(torch.tensor(supervised, dtype=torch.float64, device=self.device)))
         if total == 0:
             raise StepError(f"step {self.step}: no token of {self.config.global_batch_size} samples carries a label")

@@ -22,8 +22,7 @@ from minigptv2.model.backbones import (
     LanguageModelRow,
     VisionEncoderRow,
 )
-
-IGNORE = -100
+from minigptv2.prompt import IGNORE
 
 
 class Projector(nn.Module):

@@ -20,6 +20,7 @@ from minigptv2.model.config import PARTS
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 """Fills a parameter with what the function returns. Under ZeRO-3 only one rank calls the function."""
 
+GAIN = 3.0
 INIT_STD = 0.3
 """Standard deviation of embeddings, positions and the class token at random initialisation."""
 
@@ -68,7 +69,7 @@ def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     is_embedding = "embed" in name and "patch_embedding" not in name
-    std = INIT_STD if is_embedding else 1.0 / math.sqrt(3.0 * math.prod(shape[1:]))
+    std = INIT_STD if is_embedding else 1.0 / math.sqrt(GAIN * math.prod(shape[1:]))
     return torch.randn(shape, generator=generator) * std
 
 

@@ -1,7 +1,7 @@
 """The toy world: coloured shapes on textured grounds, drawn on the spot, that yield every task of the paper.
 
-Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of five
-colours, three kinds and two sizes; in a quarter of the scenes two shapes are alike in colour and kind and can only be
+Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of four
+colours, three kinds and two sizes; in a fifth of the larger scenes two shapes are alike in colour and kind and can only be
 told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical everywhere,
 and train and held-out scenes never share a random stream.
 """
@@ -28,13 +28,14 @@ COLORS = {
     "green": (46, 160, 67),
     "blue": (38, 84, 222),
     "yellow": (240, 200, 30),
-    "purple": (146, 54, 180),
 }
 KINDS = ("circle", "square", "triangle")
-RADII = {"small": (7.0, 9.0), "large": (12.0, 15.0)}
+RADII = {"small": (8.0, 9.5), "large": (13.0, 16.0)}
 """Half the side of a shape's box in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
-_ALIKE_SHARE = 0.25
+_ALIKE_SHARE = 0.2
+_SHAPES_SHARE = (0.4, 0.35, 0.25)
+"""Share of scenes with one, two and three shapes."""
 _SIDE_MARGIN = 10.0
 """Pixels between the centres of two things before one is called left of or above the other."""
 
@@ -107,7 +108,7 @@ def draw_scene(rng: np.random.Generator) -> Scene:
 
 
 def _place_shapes(rng: np.random.Generator) -> list[Shape]:
-    number = int(rng.integers(1, 4))
+    number = 1 + int(rng.choice(3, p=_SHAPES_SHARE))
     shapes: list[Shape] = []
     while len(shapes) < number:
         color, kind = str(rng.choice(list(COLORS))), str(rng.choice(KINDS))
@@ -165,8 +166,8 @@ def _textures() -> np.ndarray:
 
 def _ground(rng: np.random.Generator) -> np.ndarray:
     texture = np.roll(_textures()[rng.integers(48)], tuple(rng.integers(0, SIDE, 2)), (0, 1))
-    base = rng.uniform(90, 190) + rng.normal(0, 10, 3)
-    return base + texture[..., None] * rng.uniform(8, 24) + rng.normal(0, 4, (SIDE, SIDE, 1))
+    base = rng.uniform(110, 170) + rng.normal(0, 6, 3)
+    return base + texture[..., None] * rng.uniform(6, 16) + rng.normal(0, 3, (SIDE, SIDE, 1))
 
 
 def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample]:

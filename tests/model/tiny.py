@@ -1,0 +1,52 @@
+"""A model of a few ten thousand parameters and random examples for it."""
+
+import numpy as np
+import torch
+
+from minigptv2.model.build import build_model
+from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.export import fill_weights
+from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+
+ALL_PARTS = ["vision_encoder", "projector", "language_model"]
+VOCABULARY = 100
+
+
+def tiny_config(trainable: list[str], lora_r: int = 0) -> ModelConfig:
+    return ModelConfig(
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        lora=LoraConfig(r=lora_r, dropout=0.0),
+        trainable=list(trainable),
+        attention="packed_sdpa",
+    )
+
+
+def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0) -> MiniGPTv2:
+    config = tiny_config(trainable, lora_r)
+    model = build_model(config, VOCABULARY)
+
+    def assign(parameter, value):  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            parameter.copy_(value())
+
+    fill_weights(model, config, assign, seed=seed, parent=None)
+    return model
+
+
+def random_examples(count: int, seed: int, *, with_images: bool = True) -> tuple[list[Example], list[np.ndarray]]:
+    """Examples of 10 to 30 tokens, the last few of each supervised, and a 32 px image for each."""
+    rng = np.random.default_rng(seed)
+    examples, images = [], []
+    for _ in range(count):
+        length = int(rng.integers(10, 30))
+        ids = rng.integers(3, VOCABULARY, length)
+        if with_images:
+            ids[2:6] = IMAGE_PLACEHOLDER
+            images.append(rng.integers(0, 256, (3, 32, 32), dtype=np.uint8))
+        labels = np.full(length, IGNORE)
+        labels[-5:] = ids[-5:]
+        tasks = np.full(length, int(rng.integers(0, 8)))
+        examples.append(Example(ids, labels, tasks, int(with_images)))
+    return examples, images

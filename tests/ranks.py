@@ -1,0 +1,53 @@
+"""Run a function of a test module in several real processes, as a launcher would start them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
+    """`module:name` called with keyword `arguments` in each rank; returns what each rank's call returned (JSON)."""
+    port = free_port()
+    processes = []
+    for rank in range(world_size):
+        environment = {
+            **os.environ,
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
+        }  # fmt: skip
+        output = tmp_path / f"rank{rank}.json"
+        output.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "tests.ranks", function, str(output), json.dumps(arguments)]
+        log = open(tmp_path / f"rank{rank}.log", "w")  # noqa: SIM115
+        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY))
+    try:
+        for process in processes:
+            process.wait(timeout_s)
+    finally:
+        for process in processes:
+            process.kill()
+    logs = "\n".join((tmp_path / f"rank{rank}.log").read_text()[-3000:] for rank in range(world_size))
+    assert all(process.returncode == 0 for process in processes), logs
+    return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(world_size)]
+
+
+if __name__ == "__main__":
+    module, name = sys.argv[1].split(":")
+    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[3]))
+    Path(sys.argv[2]).write_text(json.dumps(result))
