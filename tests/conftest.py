@@ -10,12 +10,12 @@ import pytest
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
-from minigptv2.data.shards import write_corpus  # noqa: E402
-from minigptv2.data.sources import photographs, toy  # noqa: E402
-from minigptv2.data.texts import spoken_texts  # noqa: E402
-from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer  # noqa: E402
+from minigptv2.data.shards import write_corpus
+from minigptv2.data.sources import photographs, toy
+from minigptv2.data.texts import spoken_texts
+from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)
 

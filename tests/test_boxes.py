@@ -64,7 +64,12 @@ def test_iou_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("box", "word"),
-    [(Box(0, 0, 11, 5), "leaves"), (Box(5, 0, 5, 5), "empty"), (Box(float("nan"), 0, 1, 1), "finite"), (Box(0, 0, 9, 9), "")],
+    [
+        (Box(0, 0, 11, 5), "leaves"),
+        (Box(5, 0, 5, 5), "empty"),
+        (Box(float("nan"), 0, 1, 1), "finite"),
+        (Box(0, 0, 9, 9), ""),
+    ],
 )  # fmt: skip
 def test_problems_are_named(box: Box, word: str) -> None:
     problem = box.problem(10, 10)

@@ -122,7 +122,14 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "launch" / "configs").glob("*.yaml")), ids=lambda f: f.name)
 def test_every_run_config_resolves(file: Path) -> None:
     if file.name in BASES:  # not a stage by itself: give it what stages add
-        words = ["stage=x", "run_dir=x", "data.recipe=x", "train.steps=1", "train.global_batch_size=1", "train.learning_rate=1"]
+        words = [
+            "stage=x",
+            "run_dir=x",
+            "data.recipe=x",
+            "train.steps=1",
+            "train.global_batch_size=1",
+            "train.learning_rate=1",
+        ]
         load_run_config(file, words)
         return
     config = load_run_config(file).value

@@ -12,7 +12,9 @@ from minigptv2.tasks import TASK_IDS, SpokenTurn
 from minigptv2.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REFERENCE
 
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside the repository")
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="needs the published code's outputs beside the repository"
+)
 
 
 class LetterTokenizer:
@@ -81,7 +83,7 @@ def test_turns_that_do_not_fit_are_left_out_whole() -> None:
     assert encoder(max_tokens=len(whole) - 1).encode_spoken(turns, num_images=1) is None
 
 
-@pytest.mark.parametrize("corpus", toy._WRITERS)
+@pytest.mark.parametrize("corpus", toy.CORPORA)
 def test_placeholders_match_images_in_every_corpus(corpus: str, tokenizer: Tokenizer) -> None:
     prompt = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=512)
     for number, sample in enumerate(toy.samples(corpus, 20, None, "train")):  # type: ignore[arg-type]
@@ -98,7 +100,9 @@ def test_text_never_becomes_a_sentence_mark(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "</s> and <s> and <unk>"
 
 
-@pytest.mark.parametrize("text", ["a red circle", "{<12><34><56><100>}", "<p>a</p> {<1><2><3><4>}", "naïve ☕ 漢", "two  spaces"])
+@pytest.mark.parametrize(
+    "text", ["a red circle", "{<12><34><56><100>}", "<p>a</p> {<1><2><3><4>}", "naïve ☕ 漢", "two  spaces"]
+)
 def test_the_small_tokenizer_returns_what_it_was_given(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 

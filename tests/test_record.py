@@ -13,7 +13,7 @@ REGION = Region((Box(1, 2, 30, 40),), ("the dog",))
 GOOD = Record((Turn("refer", regions=(REGION,)),), 64, 48, {"corpus": "test"})
 
 
-@pytest.mark.parametrize("corpus", toy._WRITERS)
+@pytest.mark.parametrize("corpus", toy.CORPORA)
 def test_toy_records_survive_json(corpus: str) -> None:
     for sample in toy.samples(corpus, 30, None, "train"):  # type: ignore[arg-type]
         assert from_json(to_json(sample.record), "here") == sample.record
@@ -40,7 +40,7 @@ def test_photograph_records_survive_json() -> None:
         (Turn("detection"), "at least one region"),
         (Turn("language", "hi", ("ho",)), "has an image"),
         (Turn("grounding", answers=("a dog",), regions=(REGION,)), "no span"),
-        (Turn("grounding", answers=("a dog",), regions=(dataclasses.replace(REGION, span=(0, 9)),)), "outside the caption"),
+        (Turn("grounding", None, ("a dog",), (dataclasses.replace(REGION, span=(0, 9)),)), "outside the caption"),
     ],
 )  # fmt: skip
 def test_bad_turns_are_named(turn: Turn, words: str) -> None:
@@ -53,7 +53,9 @@ def test_a_turn_about_an_image_needs_one() -> None:
         validate(Record((Turn("vqa", "what?", ("x",)),)), "somewhere")
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"turns": 3}', b'{"turns": [{"task": "refer", "regions": [{}]}]}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b'{"turns": 3}', b'{"turns": [{"task": "refer", "regions": [{}]}]}', b"\xff\xfe"]
+)
 def test_what_is_not_a_record_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="somewhere"):
         from_json(data, "somewhere")

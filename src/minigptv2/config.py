@@ -122,7 +122,7 @@ def _override_layer(word: str) -> tuple[str, DictConfig]:
 def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") -> None:
     """Raise for a key of `layer` that is no field of the dataclass `schema`, nested ones included."""
     hints = get_type_hints(schema)
-    for key in layer:
+    for key in map(str, layer):
         if key not in hints:
             leaves = _leaves(schema)
             same_name = [name for name in leaves if name.split(".")[-1] == key]
@@ -132,26 +132,33 @@ def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") 
         child = layer._get_node(key)
         if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():
             continue
-        for part in (hints[key], *get_args(hints[key])):
-            if is_dataclass(part) and get_origin(hints[key]) is dict:
-                for name in child:
-                    if OmegaConf.is_dict(child[name]):
-                        _check_keys(part, child[name], origin, f"{prefix}{key}.{name}.")
-            elif is_dataclass(part):
+        nested = [part for part in (hints[key], *get_args(hints[key])) if _is_dataclass_type(part)]
+        for part in nested:
+            if get_origin(hints[key]) is not dict:
                 _check_keys(part, child, origin, f"{prefix}{key}.")
+                continue
+            for name in map(str, child):
+                if OmegaConf.is_dict(child[name]):
+                    _check_keys(part, child[name], origin, f"{prefix}{key}.{name}.")
+
+
+def _is_dataclass_type(hint: Any) -> bool:
+    return isinstance(hint, type) and is_dataclass(hint)
 
 
 def _leaves(schema: type, prefix: str = "") -> list[str]:
     """Dotted names of all fields of a dataclass, its nested ones included; nearer the top first."""
     hints = get_type_hints(schema)
     here = [f"{prefix}{name}" for name in hints]
-    return here + [leaf for name, hint in hints.items() if is_dataclass(hint) for leaf in _leaves(hint, f"{prefix}{name}.")]
+    return here + [
+        leaf for name, hint in hints.items() if _is_dataclass_type(hint) for leaf in _leaves(hint, f"{prefix}{name}.")
+    ]
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key to leaf value; lists and empty dictionaries are leaves."""
     flat: dict[str, Any] = {}
-    for key in config.keys():
+    for key in list(config):
         missing = OmegaConf.is_missing(config, key)
         value = None if missing or OmegaConf.is_interpolation(config, key) else config[key]
         if isinstance(value, DictConfig) and len(value):

@@ -9,7 +9,7 @@ answers and their `</s>` only. The only owner of these literals.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from random import Random
 
 import numpy as np
@@ -27,7 +27,7 @@ _OPEN, _CLOSE = "[INST] ", " [/INST]"
 _IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "
 
 
-class PromptStyle(str, Enum):
+class PromptStyle(StrEnum):
     """How an inference prompt is written: as it was trained, or as the published inference code writes it.
 
     `published` begins with two `<s>` and has one space before the closing mark where training has two.

@@ -100,12 +100,11 @@ def _turn_problem(turn: Turn, record: Record) -> str | None:
         return f"has an image; a turn about an image is '{CHAT}'"
     if turn.task in ("vqa", CHAT, LANGUAGE) and not (turn.question and turn.question.strip()):
         return "has no question"
-    if turn.task in ("vqa", "caption", "grounding", CHAT, LANGUAGE):
-        if not turn.answers or not all(answer.strip() for answer in turn.answers):
-            return "has an empty answer"
-    if turn.task in ("refer", "identify"):
-        if len(turn.regions) != 1 or len(turn.regions[0].boxes) != 1:
-            return "needs exactly one region with one box"
+    speaks = turn.task in ("vqa", "caption", "grounding", CHAT, LANGUAGE)
+    if speaks and not (turn.answers and all(answer.strip() for answer in turn.answers)):
+        return "has an empty answer"
+    if turn.task in ("refer", "identify") and [len(region.boxes) for region in turn.regions] != [1]:
+        return "needs exactly one region with one box"
     if turn.task in ("grounding", "detection") and not turn.regions:
         return "needs at least one region"
     for region in turn.regions:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigptv2.config import MISSING
-
-from minigptv2.config import Loaded, load_config
+from minigptv2.config import MISSING, Loaded, load_config
 from minigptv2.data.config import DataConfig
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config
 from minigptv2.errors import ConfigError

@@ -137,8 +137,6 @@ TASK_IDS = {name: number for number, name in enumerate(TASK_NAMES)}
 """Task name to the integer that labels its tokens in a batch."""
 
 
-
-
 def task_of(question: str) -> str:
     """The task that a spoken question asks for by its identifier; conversation if it has none."""
     for task in TASKS.values():

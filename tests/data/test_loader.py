@@ -62,7 +62,9 @@ def test_packs_are_balanced() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_step_holds_the_same_samples_on_any_number_of_ranks(world: World, tokenizer: Tokenizer, world_size: int) -> None:
+def test_the_step_holds_the_same_samples_on_any_number_of_ranks(
+    world: World, tokenizer: Tokenizer, world_size: int
+) -> None:
     for position in (0, 120, 1_200):
         alone = dataset(world, tokenizer)[position]
         shared = [dataset(world, tokenizer, rank=r, world_size=world_size)[position] for r in range(world_size)]
@@ -107,7 +109,9 @@ def test_damaged_images_and_records_are_dropped_by_name(world: World, tokenizer:
     recipe = Recipe(shuffle_window=8, corpora={"toy_refer": CorpusShare(ratio=1)})
     file = tmp_path / "toy_refer" / "toy_refer-000001.tar"
     data = file.read_bytes()
-    data = data.replace(b"\xff\xd8\xff\xe0", b"\x00\x00\x00\x00", 1).replace(b'{"turns":[{"task"', b'{"turns":[#"task"', 1)
+    data = data.replace(b"\xff\xd8\xff\xe0", b"\x00\x00\x00\x00", 1).replace(
+        b'{"turns":[{"task"', b'{"turns":[#"task"', 1
+    )
     file.write_bytes(data)
     steps = list(iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=3))
     dropped = sorted(reason for step in steps for reason in step.dropped)

@@ -48,9 +48,7 @@ def test_webdataset_reads_what_we_write(tmp_path: Path) -> None:
 
 
 def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    made = [
-        write_corpus(toy.samples("vqa", 10, tmp_path, "val"), tmp_path / n, "c", samples_per_shard=4) for n in "ab"
-    ]
+    made = [write_corpus(toy.samples("vqa", 10, tmp_path, "val"), tmp_path / n, "c", samples_per_shard=4) for n in "ab"]
     assert made[0].fingerprint == made[1].fingerprint
 
 

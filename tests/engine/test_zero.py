@@ -126,7 +126,9 @@ def train_with_plain_pytorch(mode: str) -> tuple[list[float], list[float], dict[
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("zero", "ranks"), [(ZERO3, 2), ({"stage": 2}, 2), ({"stage": 0}, 1)], ids=["zero3x2", "zero2x2", "zero0x1"])
+@pytest.mark.parametrize(
+    ("zero", "ranks"), [(ZERO3, 2), ({"stage": 2}, 2), ({"stage": 0}, 1)], ids=["zero3x2", "zero2x2", "zero0x1"]
+)
 def test_losses_equal_plain_pytorch(tmp_path: Path, mode: str, zero: dict[str, Any], ranks: int) -> None:
     results = run_ranks(
         "tests.engine.test_zero:train_with_deepspeed", ranks, tmp_path, mode=mode, zero=zero, folder=str(tmp_path)

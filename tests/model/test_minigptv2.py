@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,17 +9,16 @@ from torch.nn.functional import cross_entropy
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.model.attention import choose_attention
-from minigptv2.model.backbones import VisionEncoderRow, LanguageModelRow, tokens_per_image
+from minigptv2.model.backbones import LanguageModelRow, VisionEncoderRow, tokens_per_image
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import fill_weights
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical, part_of
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example, PromptEncoder
+from minigptv2.prompt import IGNORE, PromptEncoder
 from minigptv2.record import TASK_NAMES
 from minigptv2.tokenizer import load_tokenizer
 from tests.conftest import REFERENCE
-from tests.model.tiny import ALL_PARTS, random_examples, tiny_config, tiny_model
+from tests.model.tiny import ALL_PARTS, random_examples, tiny_model
 
 
 def test_full_size_counts_are_the_papers() -> None:
@@ -188,7 +186,9 @@ def test_forward_equals_the_published_code() -> None:
         mlp_width=llama["intermediate_size"], vocab_size=llama["vocab_size"],
         key_value_heads=llama.get("num_key_value_heads"), norm_eps=llama["rms_norm_eps"],
     )  # fmt: skip
-    model = MiniGPTv2(vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASK_NAMES), attention="packed_sdpa")
+    model = MiniGPTv2(
+        vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASK_NAMES), attention="packed_sdpa"
+    )
     from minigptv2.model.build import add_lora
 
     lora = expected["lora"]
@@ -262,5 +262,3 @@ def _load_published(model: MiniGPTv2, llama: dict[str, torch.Tensor], size: dict
     with torch.no_grad():
         for name, value in new.items():
             named[name].copy_(value)
-
-

@@ -86,7 +86,8 @@ class StepDataset(Dataset[StepBatches]):
         example = self.encoder.encode(reader.record(sample.sample), draw)
         if example is None:
             raise DataError(
-                f"{reader.where(sample.sample)}: the first turn alone is longer than max_tokens={self.encoder.max_tokens}"
+                f"{reader.where(sample.sample)}: the first turn alone is longer than "
+                f"max_tokens={self.encoder.max_tokens}"
             )
         return example
 
@@ -137,5 +138,7 @@ def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Ite
     for step in loader:
         bad_in_a_row = bad_in_a_row + len(step.dropped) if not any(step.sample_ids) else 0
         if bad_in_a_row >= config.max_bad_in_a_row:
-            raise DataError(f"{bad_in_a_row} bad samples in a row, last {step.dropped[-1]}. The data or code is broken.")
+            raise DataError(
+                f"{bad_in_a_row} bad samples in a row, last {step.dropped[-1]}. The data or code is broken."
+            )
         yield step

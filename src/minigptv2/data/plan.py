@@ -50,7 +50,8 @@ def load_recipe(file: str | Path) -> Recipe:
         if share.task not in (*TASK_NAMES, MIXED):
             hint = nearest(share.task, (*TASK_NAMES, MIXED))
             raise ConfigError(
-                f"{file}: corpus '{name}' has unknown task '{share.task}'{hint} Known: {', '.join(TASK_NAMES)}, {MIXED}."
+                f"{file}: corpus '{name}' has unknown task '{share.task}'{hint} "
+                f"Known: {', '.join(TASK_NAMES)}, {MIXED}."
             )
         if not share.ratio > 0:
             raise ConfigError(f"{file}: corpus '{name}' has ratio {share.ratio}; a ratio is positive")

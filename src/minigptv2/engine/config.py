@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import MISSING
-
 from minigptv2.errors import ConfigError
 
 RUN_OWNED = (

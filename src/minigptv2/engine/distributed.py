@@ -1,4 +1,4 @@
-"""Process-group facts and the few collectives that the package needs. Works under `deepspeed`, `torchrun`, and alone."""
+"""Process-group facts and the few collectives the package needs. Works under `deepspeed`, `torchrun`, and alone."""
 
 from __future__ import annotations
 

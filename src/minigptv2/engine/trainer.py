@@ -222,7 +222,9 @@ def _sums(output: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     """float64 [3 + 2 tasks]: loss sum, tokens, images, loss by task, tokens by task of one micro-batch."""
     tokens = int((batch["segment_ids"] > 0).sum()) if "segment_ids" in batch else batch["labels"].numel()
     images = batch["pixel_values"].shape[0] if "pixel_values" in batch else 0
-    head = torch.stack([output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()])
+    head = torch.stack(
+        [output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()]
+    )
     return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double()])
 
 

@@ -70,7 +70,9 @@ def _draw_curves(stages: dict[str, Path]) -> Image.Image:
     from matplotlib import pyplot as plt
 
     figure, (losses, mixtures) = plt.subplots(1, 2, figsize=(15, 5), width_ratios=[3, 2])
-    offset, tasks, ticks = 0, {}, []
+    offset = 0
+    tasks: dict[str, list[tuple[int, float]]] = {}
+    ticks: list[tuple[int, str]] = []
     shares: dict[str, dict[str, float]] = {}
     for stage, run in stages.items():
         rows = read_metrics(run)

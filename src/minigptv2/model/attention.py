@@ -73,9 +73,9 @@ def packed_sdpa(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    rows = [_to_rows(states, pack_layout) for states in (query, key, value)]
+    q, k, v = (_to_rows(states, pack_layout) for states in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
-    output = scaled_dot_product_attention(*rows, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+    output = scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
     flat = output.transpose(1, 2).reshape(-1, query.shape[1], query.shape[3])
     return flat.index_select(0, pack_layout.to_pack)[None], None
 

@@ -87,5 +87,7 @@ def tokens_per_image(vision_encoder: str) -> int:
 
 def _row(table, name: str, key: str):  # type: ignore[no-untyped-def]  # one body for two tables
     if name not in table:
-        raise ConfigError(f"{key}={name} is not a row of the table{nearest(name, list(table))} Rows: {', '.join(table)}")
+        raise ConfigError(
+            f"{key}={name} is not a row of the table{nearest(name, list(table))} Rows: {', '.join(table)}"
+        )
     return table[name]

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ from minigptv2.files import sha256_of, sync_file, sync_folder, write_atomically
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import Assign, init_value, load_weights, named_canonical, part_of, read_safetensors
+from minigptv2.model.weights import (
+    Assign,
+    ShapeOf,
+    init_value,
+    load_weights,
+    named_canonical,
+    part_of,
+    plain_shape,
+    read_safetensors,
+)
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
@@ -51,7 +61,9 @@ def load_info(folder: str | Path) -> ExportInfo:
     folder = Path(folder)
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise CheckpointError(f"no export in {folder}: {CONFIG_FILE} is missing. A finished stage writes <run_dir>/export.")
+        raise CheckpointError(
+            f"no export in {folder}: {CONFIG_FILE} is missing. A finished stage writes <run_dir>/export."
+        )
     try:
         document = json.loads(file.read_bytes())
         if document["format"] != FORMAT:
@@ -115,7 +127,7 @@ def tokenizer_of(config: ModelConfig) -> Tokenizer:
 
 def fill_weights(
     model: nn.Module, config: ModelConfig, assign: Assign, *, seed: int | None, parent: ExportInfo | None,
-    shape_of: Callable[[nn.Parameter], tuple[int, ...]] = lambda p: tuple(p.shape),
+    shape_of: ShapeOf = plain_shape,
 ) -> dict[str, str]:  # fmt: skip
     """Fill every parameter: base folders first, then the parent export, then random from `seed`.
 
@@ -128,10 +140,12 @@ def fill_weights(
     parameters = named_canonical(model)
     missing = [name for name in parameters if name not in filled]
     if missing and seed is None:
-        raise CheckpointError(f"{parent.folder if parent else 'export'}: no weights for {len(missing)}, first {missing[0]}")
+        raise CheckpointError(
+            f"{parent.folder if parent else 'export'}: no weights for {len(missing)}, first {missing[0]}"
+        )
     for name in missing:
         parameter = parameters[name]
-        assign(parameter, lambda n=name, p=parameter: init_value(n, shape_of(p), seed or 0))
+        assign(parameter, partial(init_value, name, shape_of(parameter), seed or 0))
         filled[name] = f"random, seed {seed}"
     by_part: dict[str, list[str]] = {}
     for name in parameters:

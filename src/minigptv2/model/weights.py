@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,10 +20,17 @@ from minigptv2.model.config import PARTS
 
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 """Fills a parameter with what the function returns. Under ZeRO-3 only one rank calls the function."""
+ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
+"""The whole shape of a parameter, which a sharded one does not say itself."""
 
 GAIN = 3.0
 INIT_STD = 0.3
 """Standard deviation of embeddings, positions and the class token at random initialisation."""
+
+
+def plain_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter that is not sharded."""
+    return tuple(parameter.shape)
 
 
 def canonical_name(name: str) -> str:
@@ -89,17 +97,9 @@ def _sine_cosine_positions(shape: tuple[int, ...]) -> Tensor:
     return values
 
 
-def init_weights(model: nn.Module, seed: int, assign: Assign, *, only: Callable[[str], bool] = lambda name: True,
-                 shape_of: Callable[[nn.Parameter], tuple[int, ...]] = lambda p: tuple(p.shape)) -> None:  # fmt: skip
-    """Fill the parameters whose canonical name satisfies `only` with `init_value`."""
-    for name, parameter in named_canonical(model).items():
-        if only(name):
-            assign(parameter, lambda n=name, p=parameter: init_value(n, shape_of(p), seed))
-
-
 def load_weights(
     model: nn.Module, tensors: dict[str, Callable[[], Tensor]], assign: Assign, *, source: str,
-    shape_of: Callable[[nn.Parameter], tuple[int, ...]] = lambda p: tuple(p.shape),
+    shape_of: ShapeOf = plain_shape,
     shapes: dict[str, tuple[int, ...]],
 ) -> None:  # fmt: skip
     """Fill parameters by canonical name from `tensors`. Every tensor must find its parameter, with its shape.
@@ -130,7 +130,7 @@ def read_safetensors(
             handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
-        for name in handle.keys():
-            readers[name] = lambda h=handle, n=name: h.get_tensor(n)
+        for name in list(handle.keys()):  # not a dict
+            readers[name] = partial(handle.get_tensor, name)
             shapes[name] = tuple(handle.get_slice(name).get_shape())
     return readers, shapes

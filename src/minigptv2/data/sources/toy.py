@@ -1,8 +1,8 @@
 """The toy world: coloured shapes on textured grounds, drawn on the spot, that yield every task of the paper.
 
 Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of four
-colours, three kinds and two sizes; in a fifth of the larger scenes two shapes are alike in colour and kind and can only be
-told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical everywhere,
+colours, three kinds and two sizes. In a fifth of the scenes with several, two are alike in colour and kind and can only
+be told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical everywhere,
 and train and held-out scenes never share a random stream.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -154,7 +154,9 @@ def _textures() -> np.ndarray:
     for number in range(48):
         if number % 3 == 0:
             coarse = rng.normal(size=(8, 8))
-            made.append(np.asarray(Image.fromarray(coarse.astype(np.float32)).resize((SIDE, SIDE), Image.BICUBIC)))
+            made.append(
+                np.asarray(Image.fromarray(coarse.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            )
         elif number % 3 == 1:
             angle, period = rng.uniform(0, np.pi), rng.uniform(5, 16)
             made.append(np.sin(2 * np.pi * (xs * np.cos(angle) + ys * np.sin(angle)) / period))
@@ -172,7 +174,6 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample]:
     """`number` samples of one toy corpus. `root` is not read: the world is drawn."""
-    write = _WRITERS[corpus]
     for index in range(number):
         rng = np.random.default_rng((zlib.crc32(corpus.encode()), zlib.crc32(split.encode()), index))
         key = f"{split}-{index:06d}"
@@ -181,7 +182,7 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
             yield Sample(key, Record((_language_turn(rng),), source=source))
             continue
         scene = draw_scene(rng)
-        yield Sample(key, Record(tuple(write(scene, rng)), SIDE, SIDE, source), scene.image, "jpg")
+        yield Sample(key, Record(tuple(_WRITERS[corpus](scene, rng)), SIDE, SIDE, source), scene.image, "jpg")
 
 
 def _shuffled(shapes: tuple[Shape, ...], rng: np.random.Generator) -> list[Shape]:
@@ -323,7 +324,7 @@ def _language_turn(rng: np.random.Generator) -> Turn:
     return Turn(LANGUAGE, question=question, answers=(answer,))
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[Scene, np.random.Generator], list[Turn]]] = {
     "weak": _weak_turns,
     "caption": _caption_turns,
     "grounding": _grounding_turns,
@@ -332,5 +333,6 @@ _WRITERS = {
     "vqa": _vqa_turns,
     "detection": _detection_turns,
     CHAT: _conversation_turns,
-    LANGUAGE: None,
 }
+CORPORA = (*_WRITERS, LANGUAGE)
+"""The toy corpora by name, without their `toy_` prefix."""

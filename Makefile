@@ -1,0 +1,51 @@
+# Every target sets itself up: a fresh clone needs no command before it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CPUS ?= 2
+GPUS ?= $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+OVERRIDES ?=
+export OMP_NUM_THREADS ?= 1
+export DEMO_DIR ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint stage1 stage2 stage3 tensorboard clean
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## a virtual environment in .venv with the tested versions
+
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt gradio
+	touch $@
+
+demo: $(STAMP)  ## the toy world: build, train three stages under ZeRO-3 on two CPU processes, report (QUICK=1: minutes)
+	DS_ACCELERATOR=cpu $(BIN)/minigptv2 demo --output $(DEMO_DIR) --processes $(CPUS) $(if $(QUICK),--quick)
+
+test: $(STAMP)  ## the tests
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint  ## lint, and the contract tests
+	$(BIN)/python -m pytest tests/test_contracts.py
+
+stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's GPUs (OVERRIDES="key=value ...")
+	$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py --config launch/configs/$(STAGE_$@).yaml $(OVERRIDES)
+
+STAGE_stage1 := stage1_pretrain
+STAGE_stage2 := stage2_multitask
+STAGE_stage3 := stage3_instruct
+
+tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
+	$(BIN)/tensorboard --logdir runs
+
+clean:  ## remove the environment, caches and demo runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
