@@ -132,7 +132,8 @@ def _html_cards(pairs: list[tuple[Any, str]]) -> str:
     for item, answer in pairs:
         truth = "" if answer == item.answer else f"<div class='t'>true: {html.escape(item.answer)}</div>"
         cards.append(
-            f"<div class='card'>{_html_image(picture_of(item, answer))}<div class='q'>{html.escape(item.question)}</div>"
+            f"<div class='card'>{_html_image(picture_of(item, answer))}"
+            f"<div class='q'>{html.escape(item.question)}</div>"
             f"<div class='a'>{html.escape(answer)}</div>{truth}</div>"
         )
     return "".join(cards)

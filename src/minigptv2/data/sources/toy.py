@@ -153,10 +153,8 @@ def _textures() -> np.ndarray:
     made = []
     for number in range(48):
         if number % 3 == 0:
-            coarse = rng.normal(size=(8, 8))
-            made.append(
-                np.asarray(Image.fromarray(coarse.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-            )
+            coarse = Image.fromarray(rng.normal(size=(8, 8)).astype(np.float32))
+            made.append(np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
         elif number % 3 == 1:
             angle, period = rng.uniform(0, np.pi), rng.uniform(5, 16)
             made.append(np.sin(2 * np.pi * (xs * np.cos(angle) + ys * np.sin(angle)) / period))
