@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,18 @@ def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float =
         command = [sys.executable, "-m", "tests.ranks", function, str(output), json.dumps(arguments)]
         log = open(tmp_path / f"rank{rank}.log", "w")  # noqa: SIM115
         processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY))
+    deadline = time.monotonic() + timeout_s
     try:
-        for process in processes:
-            process.wait(timeout_s)
+        while any(process.poll() is None for process in processes):
+            failed = any(process.poll() not in (None, 0) for process in processes)
+            if failed or time.monotonic() > deadline:
+                time.sleep(1.0)  # the first to fail is the cause; the others have a moment to say what they saw
+                break
+            time.sleep(0.05)
     finally:
         for process in processes:
             process.kill()
+            process.wait()
     logs = "\n".join((tmp_path / f"rank{rank}.log").read_text()[-3000:] for rank in range(world_size))
     assert all(process.returncode == 0 for process in processes), logs
     return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(world_size)]

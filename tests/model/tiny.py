@@ -36,11 +36,11 @@ def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0) -> MiniGPTv
 
 
 def random_examples(count: int, seed: int, *, with_images: bool = True) -> tuple[list[Example], list[np.ndarray]]:
-    """Examples of 10 to 30 tokens, the last few of each supervised, and a 32 px image for each."""
+    """Examples of 12 to 29 tokens, the last few of each supervised, and a 32 px image for each."""
     rng = np.random.default_rng(seed)
     examples, images = [], []
     for _ in range(count):
-        length = int(rng.integers(10, 30))
+        length = int(rng.integers(12, 30))
         ids = rng.integers(3, VOCABULARY, length)
         if with_images:
             ids[2:6] = IMAGE_PLACEHOLDER

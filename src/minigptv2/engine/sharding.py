@@ -17,21 +17,15 @@ def zero_stage(deepspeed_config: dict[str, Any]) -> int:
     return int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
-def training_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
-    """The dtype of the weights in forward and backward; masters are fp32 always."""
-    for key, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if deepspeed_config.get(key, {}).get("enabled", False):
-            return dtype
-    return torch.float32
-
-
 def construction(deepspeed_config: dict[str, Any]) -> AbstractContextManager[object]:
     """The context to build modules in: `zero.Init` under stage 3, so that no rank ever holds the model whole."""
     if zero_stage(deepspeed_config) != 3:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.Init(config_dict_or_path=deepspeed_config, dtype=training_dtype(deepspeed_config))
+    # The dtype is read from the config. Passing `dtype=` is a trap: 0.19.8 ignores it where the device has no fp16,
+    # and makes bf16 parameters of an fp32 run on the CPU without a word (`Init._set_dtype`, operator precedence).
+    return deepspeed.zero.Init(config_dict_or_path=deepspeed_config)
 
 
 def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ and world size cannot change the gradient. The state of training, by parameter n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,10 +102,14 @@ class Trainer:
             raise StepError(f"step {self.step}: the loss is {report.loss}; the weights are those of the step before")
         for group in self.optimizer.param_groups:
             group["lr"] = report.learning_rate
+        norm = self._plain_gradient_norm() if self.stage == 0 else None
         self.engine.step()
         self.step += 1
-        norm = self.engine.get_global_grad_norm()
-        return StepReport(**{**report.__dict__, "gradient_norm": float(norm) if norm is not None else 0.0})
+        return replace(report, gradient_norm=float(self.engine.get_global_grad_norm() if norm is None else norm))
+
+    def _plain_gradient_norm(self) -> Tensor:
+        """The norm before clipping, which DeepSpeed does not report without ZeRO."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.trainable.values() if p.grad is not None])
 
     def _report(self, sums: Tensor, total: int) -> StepReport:
         """Sums over all ranks as a report. Layout of `sums`: see `_sums`."""

@@ -53,7 +53,9 @@ class MiniGPTv2(nn.Module):
         self.vision_encoder = _build_vision_encoder(vision)
         self.projector = Projector(vision.width, language.width)
         self.language_model = _build_language_model(language, vocab_size, attention)
-        self._rotary_frequencies = self.language_model.model.rotary_emb.inv_freq.detach().clone().float()
+        head_width = language.width // language.heads
+        exponents = [i / head_width for i in range(0, head_width, 2)]
+        self._rotary_frequencies = [language.rope_theta**-exponent for exponent in exponents]
 
     def forward(
         self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segment_ids: Tensor, pixel_values: Tensor,
@@ -129,12 +131,12 @@ class MiniGPTv2(nn.Module):
         return self.vision_encoder.embeddings.patch_embedding.weight.dtype
 
     def restore_float32_buffers(self) -> None:
-        """Undo what casting the module to bf16 does to the rotary frequencies: rounded ones misplace far tokens.
+        """Undo what a bf16 engine does to the rotary frequencies: rounded ones misplace far tokens.
 
-        To be called after whatever casts the module, DeepSpeed's engine for one.
+        `zero.Init` makes them in bf16 and DeepSpeed's engine casts them; to be called after both.
         """
         rotary = self.language_model.model.rotary_emb
-        rotary.inv_freq = self._rotary_frequencies.to(rotary.inv_freq.device)
+        rotary.inv_freq = torch.tensor(self._rotary_frequencies, dtype=torch.float32, device=rotary.inv_freq.device)
 
     @contextmanager
     def generating(self) -> Iterator[None]:
