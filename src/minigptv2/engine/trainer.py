@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minigptv2.engine import distributed
 from minigptv2.engine.config import TrainConfig
 from minigptv2.engine.schedule import learning_rate
-from minigptv2.engine.sharding import elements_held, full_value, shape_of, zero_stage
+from minigptv2.engine.sharding import assign, elements_held, shape_of, zero_stage
 from minigptv2.errors import MiniGPTv2Error
 from minigptv2.prompt import IGNORE
 
@@ -172,6 +172,8 @@ class Trainer:
         import deepspeed.utils as utils
 
         value = value.to(self.device)
+        if key is None:  # what the forward pass reads; below, the fp32 master that the optimizer updates
+            assign(parameter, lambda: value)
         if self.stage == 0:
             with torch.no_grad():
                 (parameter if key is None else self.optimizer.state[parameter][key]).copy_(value)
@@ -231,5 +233,3 @@ def _sums(output: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
     )
     return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double()])
 
-
-__all__ = ["MOMENTS", "StepError", "StepReport", "Trainer", "full_value"]

@@ -29,12 +29,12 @@ COLORS = {
     "blue": (38, 84, 222),
     "yellow": (240, 200, 30),
 }
-KINDS = ("circle", "square", "triangle")
-RADII = {"small": (8.0, 9.5), "large": (13.0, 16.0)}
+KINDS = ("circle", "ring", "cross")
+RADII = {"small": (8.0, 10.0), "large": (14.0, 17.0)}
 """Half the side of a shape's box in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
 _ALIKE_SHARE = 0.2
-_SHAPES_SHARE = (0.4, 0.35, 0.25)
+_SHAPES_SHARE = (0.5, 0.35, 0.15)
 """Share of scenes with one, two and three shapes."""
 _SIDE_MARGIN = 10.0
 """Pixels between the centres of two things before one is called left of or above the other."""
@@ -138,10 +138,11 @@ def _coverage(shape: Shape, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     dx, dy, r = xs - shape.x, ys - shape.y, shape.radius
     if shape.kind == "circle":
         distance = np.hypot(dx, dy) - r
-    elif shape.kind == "square":
-        distance = np.maximum(np.abs(dx), np.abs(dy)) - r
-    else:  # a triangle on its base: apex at the top middle of the box, so its sides rise 2 for 1
-        distance = np.maximum((2 * np.abs(dx) - (dy + r)) / np.sqrt(5.0), dy - r)
+    elif shape.kind == "ring":  # a third of its radius thick
+        distance = np.abs(np.hypot(dx, dy) - r * 5 / 6) - r / 6
+    else:  # an upright cross, its arms a third of its side wide
+        far, near = np.maximum(np.abs(dx), np.abs(dy)), np.minimum(np.abs(dx), np.abs(dy))
+        distance = np.maximum(far - r, near - r / 3)
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
@@ -183,28 +184,24 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
         yield Sample(key, Record(tuple(_WRITERS[corpus](scene, rng)), SIDE, SIDE, source), scene.image, "jpg")
 
 
-def _shuffled(shapes: tuple[Shape, ...], rng: np.random.Generator) -> list[Shape]:
-    return [shapes[i] for i in rng.permutation(len(shapes))]
+def _one_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> Shape:
+    return shapes[rng.integers(len(shapes))]
 
 
 def _refer_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    return [
-        Turn("refer", regions=(Region((shape.box,), scene.expressions(shape)),))
-        for shape in _shuffled(scene.shapes, rng)
-    ]
+    shape = _one_of(scene.shapes, rng)
+    return [Turn("refer", regions=(Region((shape.box,), scene.expressions(shape)),))]
 
 
 def _identify_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    return [
-        Turn("identify", regions=(Region((shape.box,), scene.expressions(shape)[:1]),))
-        for shape in _shuffled(scene.shapes, rng)
-    ]
+    shape = _one_of(scene.shapes, rng)
+    return [Turn("identify", regions=(Region((shape.box,), scene.expressions(shape)[:1]),))]
 
 
 def _vqa_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     questions = _questions(scene, rng)
-    chosen = rng.permutation(len(questions))[:3]
-    return [Turn("vqa", question=questions[i][0], answers=(questions[i][1],)) for i in chosen]
+    question, answer = questions[rng.integers(len(questions))]
+    return [Turn("vqa", question=question, answers=(answer,))]
 
 
 def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -259,12 +256,8 @@ def _detection_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     for shape in scene.shapes:
         by_phrase.setdefault(shape.name, []).append(shape)
         by_phrase.setdefault(shape.kind, []).append(shape)
-    phrases = list(by_phrase)
-    chosen = [phrases[i] for i in rng.permutation(len(phrases))[:2]]
-    return [
-        Turn("detection", regions=(Region(tuple(shape.box for shape in by_phrase[phrase]), (phrase,)),))
-        for phrase in chosen
-    ]
+    phrase = list(by_phrase)[rng.integers(len(by_phrase))]
+    return [Turn("detection", regions=(Region(tuple(shape.box for shape in by_phrase[phrase]), (phrase,)),))]
 
 
 _JUNK = ("stock photo", "free download", "image 4821", "best price", "wallpaper hd", "click to enlarge")
@@ -299,7 +292,7 @@ def _conversation_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     )
     question, answer = openers[rng.integers(len(openers))]
     turns = [Turn(CHAT, question=question, answers=(answer,))]
-    others = [*_refer_turns(scene, rng)[:1], *_vqa_turns(scene, rng)[:1], *_identify_turns(scene, rng)[:1]]
+    others = [*_refer_turns(scene, rng), *_vqa_turns(scene, rng), *_identify_turns(scene, rng)]
     turns += [others[i] for i in rng.permutation(len(others))[:2]]
     shape = scene.shapes[0]
     if count > 1:

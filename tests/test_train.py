@@ -1,0 +1,242 @@
+"""A stage from the command line: end to end, killed and resumed, in one process and in two, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigptv2.cli import main as cli
+from minigptv2.data.reader import CorpusReader
+from minigptv2.engine.log import read_metrics
+from minigptv2.model.export import load_export, load_info
+from tests.conftest import REPOSITORY, World
+from tests.ranks import free_port
+
+RECIPE = """
+corpora:
+  toy_refer: {ratio: 2, task: refer}
+  toy_conversation: {ratio: 1, task: mixed}
+  toy_language: {ratio: 1, task: language}
+  photographs: {ratio: 1, task: mixed}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    file = folder / "stage.yaml"
+    file.write_text(f"""
+stage: tiny
+run_dir: {folder}/run
+model:
+  vision_encoder: tiny_vit
+  language_model: tiny_llama
+  tokenizer: {world.tokenizer_folder}
+  lora: {{r: 0}}
+  trainable: [vision_encoder, projector, language_model]
+data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
+train:
+  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
+  steps: 6
+  global_batch_size: 8
+  micro_batch_size: 2
+  learning_rate: 1.0e-3
+  warmup_steps: 2
+  checkpoint_every: 2
+  log_every: 1
+evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max_new_tokens: 4}}
+""")
+    return file
+
+
+def start(config: Path, ranks: int, *words: str) -> list[subprocess.Popen[bytes]]:
+    """The processes a launcher would start; their output goes to files beside the config."""
+    port = free_port()
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        }  # fmt: skip
+        log = open(config.parent / f"rank{rank}.log", "w")  # noqa: SIM115
+        command = [sys.executable, "launch/train.py", "--config", str(config), *words]
+        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
+    return processes
+
+
+def run(config: Path, ranks: int, *words: str, expect: int = 0) -> str:
+    """Run to the end; returns rank 0's output."""
+    processes = start(config, ranks, *words)
+    codes = [process.wait(240) for process in processes]
+    output = (config.parent / "rank0.log").read_text()
+    assert codes == [expect] * ranks, output[-3000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path) -> Path:
+    """A whole run on two ranks under ZeRO-3."""
+    folder = config.parent / "unbroken"
+    output = run(config, 2, f"run_dir={folder}")
+    assert "tiny: starts from the base weights" in output
+    assert "mixture asked: toy_refer 40.00 %" in output and "mixture realised" in output
+    assert "ZeRO stage 3 on 2 process(es)" in output
+    return folder
+
+
+def test_a_run_leaves_log_checkpoints_pictures_and_an_export(unbroken: Path) -> None:
+    rows = read_metrics(unbroken)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert {"refer", "conversation", "language"} <= set(rows[-1]["task_loss"]) | set(rows[0]["task_loss"])
+    assert sum(rows[-1]["mixture"].values()) == pytest.approx(1.0)
+    assert sorted(path.name for path in (unbroken / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(unbroken / "tensorboard"))
+    board.Reload()
+    assert {"loss", "learning_rate", "task_loss/refer", "mixture/toy_refer"} <= set(board.Tags()["scalars"])
+    assert board.Tags()["images"] == ["heldout/toy_refer"]
+    model, _, info = load_export(unbroken / "export")
+    assert info.lineage[-1]["steps"] == 6 and not model.training
+    assert "run_dir" in (unbroken / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("moment", ["step 1", "step 3", "step 5"])
+def test_kill_and_the_same_command_end_in_the_same_weights(config: Path, unbroken: Path, moment: str) -> None:
+    folder = config.parent / f"killed-{moment[-1]}"
+    processes = start(config, 2, f"run_dir={folder}")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        log = folder / "log.txt"
+        if log.is_file() and f"{moment} " in log.read_text():
+            break
+        assert processes[0].poll() is None, (config.parent / "rank0.log").read_text()[-2000:]
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "export").exists()
+    output = run(config, 2, f"run_dir={folder}")
+    assert ("resumed from" in output) == (moment != "step 1")
+    whole, again = (load_file(run_ / "export" / "weights.safetensors") for run_ in (unbroken, folder))
+    assert whole.keys() == again.keys() and all(torch.equal(whole[name], again[name]) for name in whole)
+    assert [row["step"] for row in read_metrics(folder)] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in read_metrics(folder)] == [row["loss"] for row in read_metrics(unbroken)]
+
+
+def test_one_process_without_a_launcher_trains_the_same(config: Path, unbroken: Path) -> None:
+    folder = config.parent / "alone"
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    command = [sys.executable, "launch/train.py", "--config", str(config), f"run_dir={folder}"]
+    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    ours, theirs = ([row["loss"] for row in read_metrics(run_)] for run_ in (folder, unbroken))
+    assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: Path, unbroken: Path) -> None:
+    """Stage 2 starts from stage 1's export, trains projector and LoRA only, moves from two ranks to one."""
+    folder = config.parent / "second"
+    words = [
+        "stage=second", f"run_dir={folder}", f"init_from={unbroken}/export", "model.lora={r: 4, dropout: 0.0}",
+        "model.trainable=[projector,lora]", "evaluate.every=0",
+    ]  # fmt: skip
+    run(config, 2, *words, "train.steps=4")
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    output = run(config, 1, *words, "train.steps=4", "--resume")
+    assert f"continues tiny ({unbroken}/export, 6 steps" in output
+    assert "resumed from" in output and "at step 2 of 4" in output
+    info = load_info(folder / "export")
+    assert [stage["stage"] for stage in info.lineage] == ["tiny", "second"]
+    assert info.lineage[1]["parent"] == load_info(unbroken / "export").weights_sha256
+    before, after = (load_file(run_ / "export" / "weights.safetensors") for run_ in (unbroken, folder))
+    moved = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name or name.startswith("projector") for name in moved)
+    load_export(folder / "export")
+
+
+def test_what_cannot_go_on_is_refused_with_both_values(config: Path, unbroken: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tokenizer.json"
+    text = (Path(load_info(unbroken / "export").folder) / "tokenizer.json").read_text()
+    other.write_text(text + " ")
+    output = run(config, 1, f"run_dir={unbroken}", f"model.tokenizer={other}", expect=4)
+    assert "CheckpointError: cannot resume" in output and "tokenizer_sha256 was" in output and "is now" in output
+    assert "Traceback" not in output
+    output = run(config, 1, f"run_dir={tmp_path}/new", "--resume", expect=4)
+    assert "there is no checkpoint" in output
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Path, unbroken: Path) -> None:
+    folder = config.parent / "damaged"
+    shutil.copytree(unbroken, folder)
+    file = folder / "checkpoints" / "step-00000006" / "exp_avg.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    output = run(config, 2, f"run_dir={folder}")
+    assert "damaged checkpoint skipped" in output and "exp_avg.safetensors" in output and "at step 4 of 6" in output
+    whole, again = (load_file(run_ / "export" / "weights.safetensors") for run_ in (unbroken, folder))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["train.stepz=3"], 2, "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+        (["train.global_batch_size=7"], 2, "is not a multiple of micro_batch_size=2 x world_size=1 (=2). Set it to 6 or 8"),
+        (["model.trainable=[projektor]"], 2, "unknown part 'projektor'; did you mean 'projector'"),
+        (["data.recipe=nowhere.yaml"], 2, "data.recipe=nowhere.yaml: no such file"),
+        (["train.deepspeed=nowhere.json"], 2, "train.deepspeed=nowhere.json: no such file"),
+        (["data.max_tokens=3000"], 2, "the longest sample must fit a pack"),
+        (["nonsense"], 2, "'nonsense' is not of the form key=value"),
+    ],
+)  # fmt: skip
+def test_impossible_configs_end_before_anything_is_loaded(
+    config: Path, words: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from minigptv2.train import main
+
+    assert main(["--config", str(config), *words]) == code
+    printed = capfd.readouterr()
+    assert message in printed.out + printed.err
+    assert cli(["config", str(config), *words]) == code
+
+
+def test_a_missing_shard_ends_the_run_with_its_name(config: Path, world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.train, tmp_path / "shards")
+    (tmp_path / "shards" / "toy_refer" / "toy_refer-000002.tar").unlink()
+    output = run(config, 1, f"run_dir={tmp_path}/run", f"data.shards={tmp_path}/shards", expect=3)
+    assert "DataError" in output and "first toy_refer-000002.tar" in output and "Traceback" not in output
+
+
+def test_ask_answers_and_draws(unbroken: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "scene.jpg"
+    image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
+    words = ["ask", "--model", str(unbroken / "export"), str(image), "[refer] the red circle"]
+    assert cli([*words, "--draw", str(tmp_path / "out.png"), "--max-new-tokens", "4"]) == 0
+    assert "drawn" in capsys.readouterr().out and (tmp_path / "out.png").is_file()
+    assert cli(["ask", "--model", str(unbroken), str(image), "hello"]) == 4
+    assert "no export in" in capsys.readouterr().err
+    (tmp_path / "broken.jpg").write_bytes(image.read_bytes()[:500])
+    assert cli(["ask", "--model", str(unbroken / "export"), str(tmp_path / "broken.jpg"), "hello"]) == 3
+    assert "not a whole JPEG" in capsys.readouterr().err
+
+
+def test_evaluate_writes_figures_and_predictions(unbroken: Path, world: World, tmp_path: Path) -> None:
+    words = ["evaluate", "--model", str(unbroken / "export"), "--shards", str(world.val), "--limit", "3"]
+    corpora = [w for c in ("refer", "vqa", "identify", "detection", "grounding") for w in ("--corpus", f"toy_{c}")]
+    assert cli([*words, *corpora, "--output", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert set(figures) == {"refer", "vqa", "identify", "detection", "grounding"}
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 15
