@@ -194,7 +194,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
     ("words", "code", "message"),
     [
         (["train.stepz=3"], 2, "unknown key 'train.stepz'; did you mean 'train.steps'?"),
-        (["train.global_batch_size=7"], 2, "is not a multiple of micro_batch_size=2 x world_size=1 (=2). Set it to 6 or 8"),
+        (["train.global_batch_size=7"], 2, "is not a multiple of micro_batch_size=2 x world_size=1 (=2). Set"),
         (["model.trainable=[projektor]"], 2, "unknown part 'projektor'; did you mean 'projector'"),
         (["data.recipe=nowhere.yaml"], 2, "data.recipe=nowhere.yaml: no such file"),
         (["train.deepspeed=nowhere.json"], 2, "train.deepspeed=nowhere.json: no such file"),
@@ -220,7 +220,9 @@ def test_a_missing_shard_ends_the_run_with_its_name(config: Path, world: World, 
     assert "DataError" in output and "first toy_refer-000002.tar" in output and "Traceback" not in output
 
 
-def test_ask_answers_and_draws(unbroken: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_answers_and_draws(
+    unbroken: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image = tmp_path / "scene.jpg"
     image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
     words = ["ask", "--model", str(unbroken / "export"), str(image), "[refer] the red circle"]

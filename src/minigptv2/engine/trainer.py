@@ -232,4 +232,3 @@ def _sums(output: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         [output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()]
     )
     return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double()])
-

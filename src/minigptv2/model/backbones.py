@@ -53,7 +53,7 @@ class LanguageModelRow:
 
 VISION_ENCODERS: dict[str, VisionEncoderRow] = {
     "eva_vit_g": VisionEncoderRow(image_size=448, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144),
-    "toy_vit": VisionEncoderRow(image_size=64, patch_size=8, width=128, depth=4, heads=4, mlp_width=384),
+    "toy_vit": VisionEncoderRow(image_size=64, patch_size=16, width=128, depth=2, heads=4, mlp_width=384),
     "tiny_vit": VisionEncoderRow(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
 }
 
@@ -61,7 +61,7 @@ LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
     "llama2_7b": LanguageModelRow(width=4096, depth=32, heads=32, mlp_width=11008),
     "llama2_13b": LanguageModelRow(width=5120, depth=40, heads=40, mlp_width=13824),
     "toy_llama": LanguageModelRow(
-        width=128, depth=4, heads=4, mlp_width=384, vocab_size=None, max_positions=1024
+        width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024
     ),
     "tiny_llama": LanguageModelRow(width=48, depth=2, heads=2, mlp_width=96, vocab_size=None, max_positions=1024),
 }  # fmt: skip

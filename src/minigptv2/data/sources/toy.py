@@ -29,9 +29,10 @@ COLORS = {
     "blue": (38, 84, 222),
     "yellow": (240, 200, 30),
 }
-KINDS = ("circle", "ring", "cross")
-RADII = {"small": (8.0, 10.0), "large": (14.0, 17.0)}
-"""Half the side of a shape's box in pixels, by size word."""
+KINDS = {"circle": (1.0, 1.0), "bar": (1.0, 0.6), "pole": (0.6, 1.0)}
+"""Half width and half height of a kind, as shares of its radius: bars lie, poles stand."""
+RADII = {"small": (9.0, 11.0), "large": (15.0, 18.0)}
+"""Half the longer side of a shape in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
 _ALIKE_SHARE = 0.2
 _SHAPES_SHARE = (0.5, 0.35, 0.15)
@@ -42,7 +43,7 @@ _SIDE_MARGIN = 10.0
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of a scene: words for it, centre and half side in pixels."""
+    """A shape of a scene: words for it, centre and radius (half the longer side) in pixels."""
 
     color: str
     kind: str
@@ -53,8 +54,8 @@ class Shape:
 
     @property
     def box(self) -> Box:
-        r = self.radius
-        return Box(round(self.x - r, 1), round(self.y - r, 1), round(self.x + r, 1), round(self.y + r, 1))
+        wide, high = (self.radius * share for share in KINDS[self.kind])
+        return Box(*(round(c, 1) for c in (self.x - wide, self.y - high, self.x + wide, self.y + high)))
 
     @property
     def look(self) -> tuple[str, str]:
@@ -111,7 +112,7 @@ def _place_shapes(rng: np.random.Generator) -> list[Shape]:
     number = 1 + int(rng.choice(3, p=_SHAPES_SHARE))
     shapes: list[Shape] = []
     while len(shapes) < number:
-        color, kind = str(rng.choice(list(COLORS))), str(rng.choice(KINDS))
+        color, kind = str(rng.choice(list(COLORS))), str(rng.choice(list(KINDS)))
         if len(shapes) == 1 and rng.random() < _ALIKE_SHARE:
             color, kind = shapes[0].look
         elif any(shape.look == (color, kind) for shape in shapes):
@@ -138,11 +139,9 @@ def _coverage(shape: Shape, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
     dx, dy, r = xs - shape.x, ys - shape.y, shape.radius
     if shape.kind == "circle":
         distance = np.hypot(dx, dy) - r
-    elif shape.kind == "ring":  # a third of its radius thick
-        distance = np.abs(np.hypot(dx, dy) - r * 5 / 6) - r / 6
-    else:  # an upright cross, its arms a third of its side wide
-        far, near = np.maximum(np.abs(dx), np.abs(dy)), np.minimum(np.abs(dx), np.abs(dy))
-        distance = np.maximum(far - r, near - r / 3)
+    else:
+        wide, high = KINDS[shape.kind]
+        distance = np.maximum(np.abs(dx) - r * wide, np.abs(dy) - r * high)
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
