@@ -21,7 +21,6 @@ from minigptv2.engine import distributed
 from minigptv2.engine.checkpoint import (
     CheckpointState,
     check_identity,
-    list_checkpoints,
     load_state,
     newest_good_checkpoint,
     restore_checkpoint,
@@ -313,14 +312,11 @@ def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer
     return folder
 
 
-__all__ = ["every", "list_checkpoints", "train"]
-
-
 def main(argv: list[str] | None = None) -> int:
     """`launch/train.py`: parse, load the config, train; errors as one message and a non-zero exit code."""
     import argparse
 
-    from minigptv2.errors import MiniGPTv2Error
+    from minigptv2.errors import DataError, MiniGPTv2Error
     from minigptv2.run_config import load_run_config
 
     parser = argparse.ArgumentParser(description="Train one stage of MiniGPT-v2.")
@@ -333,7 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(load_run_config(args.config, args.overrides), fresh=args.fresh, resume=args.resume)
     except MiniGPTv2Error as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{type(error).__name__}: {error}", flush=True)
+        # Config and checkpoint errors are the same on all ranks and said once; a data error may be one rank's own.
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or isinstance(error, DataError):
+            print(f"{f'[rank {rank}] ' if rank else ''}{type(error).__name__}: {error}", flush=True)
         return error.exit_code
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from datetime import timedelta
 
 import torch
@@ -32,6 +33,8 @@ def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames, and torch says so at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
     backend = "nccl" if device.type == "cuda" else "gloo"
