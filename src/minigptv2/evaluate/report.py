@@ -106,13 +106,15 @@ def _draw_curves(stages: dict[str, Path]) -> Image.Image:
 
 
 def _some_of_each_task(evaluation: Evaluation, count: int) -> list[tuple[Any, str]]:
-    """The first `count` items of each task with an image, with their answers."""
-    taken: dict[str, int] = {}
-    chosen = []
+    """`count` items of each task with an image, with their answers; each task begins where the last one ended, so
+    that a small corpus is shown with all its pictures."""
+    by_task: dict[str, list[tuple[Any, str]]] = {}
     for item, answer in zip(evaluation.items, evaluation.answers, strict=True):
-        if item.image is not None and taken.get(item.turn.task, 0) < count:
-            taken[item.turn.task] = taken.get(item.turn.task, 0) + 1
-            chosen.append((item, answer))
+        if item.image is not None:
+            by_task.setdefault(item.turn.task, []).append((item, answer))
+    chosen = []
+    for number, pairs in enumerate(by_task.values()):
+        chosen += [pairs[(number * count + i) % len(pairs)] for i in range(min(count, len(pairs)))]
     return chosen
 
 

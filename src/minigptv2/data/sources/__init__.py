@@ -34,13 +34,13 @@ def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
 
 CORPORA: dict[str, Corpus] = {
     "toy_weak": _toy("weak", 8000, "caption"),
-    "toy_caption": _toy("caption", 6000),
-    "toy_grounding": _toy("grounding", 16000),
-    "toy_refer": _toy("refer", 36000),
-    "toy_identify": _toy("identify", 24000),
-    "toy_vqa": _toy("vqa", 32000),
-    "toy_detection": _toy("detection", 12000),
-    "toy_conversation": _toy("conversation", 8000, "mixed"),
+    "toy_caption": _toy("caption", 4000),
+    "toy_grounding": _toy("grounding", 12000),
+    "toy_refer": _toy("refer", 32000),
+    "toy_identify": _toy("identify", 32000),
+    "toy_vqa": _toy("vqa", 34000),
+    "toy_detection": _toy("detection", 8000),
+    "toy_conversation": _toy("conversation", 6000, "mixed"),
     "toy_language": _toy("language", 2000),
     "photographs": Corpus(photographs.samples, ("mixed",), {"train": 105}, "see each photograph's record", 50),
 }

@@ -1,7 +1,7 @@
 """The toy world: coloured shapes on textured grounds, drawn on the spot, that yield every task of the paper.
 
 Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of four
-colours, three kinds and two sizes. In a fifth of the scenes with several, two are alike in colour and kind and can only
+colours, three kinds and two sizes. In an eighth of the scenes with several, two are alike in colour and kind and can only
 be told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical everywhere,
 and train and held-out scenes never share a random stream.
 """
@@ -34,8 +34,8 @@ KINDS = {"circle": (1.0, 1.0), "bar": (1.0, 0.6), "pole": (0.6, 1.0)}
 RADII = {"small": (9.0, 11.0), "large": (15.0, 18.0)}
 """Half the longer side of a shape in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
-_ALIKE_SHARE = 0.2
-_SHAPES_SHARE = (0.5, 0.35, 0.15)
+_ALIKE_SHARE = 0.12
+_SHAPES_SHARE = (0.55, 0.33, 0.12)
 """Share of scenes with one, two and three shapes."""
 _SIDE_MARGIN = 10.0
 """Pixels between the centres of two things before one is called left of or above the other."""
@@ -220,11 +220,6 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     absent = [(c, k) for c in COLORS for k in KINDS if all(s.look != (c, k) for s in shapes)]
     color, kind = present.look if rng.random() < 0.5 else absent[rng.integers(len(absent))]
     asked.append((f"is there a {color} {kind}?", "yes" if (color, kind) == present.look else "no"))
-    if len(shapes) > 1:
-        a, b = (shapes[i] for i in rng.permutation(len(shapes))[:2])
-        if abs(a.x - b.x) >= _SIDE_MARGIN and a.look != b.look:
-            first, second = scene.expressions(a)[0], scene.expressions(b)[0]
-            asked.append((f"is {first} left of {second}?", "yes" if a.x < b.x else "no"))
     return asked
 
 
