@@ -1,9 +1,9 @@
 """The toy world: coloured shapes on textured grounds, drawn on the spot, that yield every task of the paper.
 
 Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of four
-colours, three kinds and two sizes. In an eighth of the scenes with several, two are alike in colour and kind and can only
-be told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical everywhere,
-and train and held-out scenes never share a random stream.
+colours, three kinds and two sizes. In an eighth of the scenes with several, two are alike in colour and kind and can
+only be told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical
+everywhere, and train and held-out scenes never share a random stream.
 """
 
 from __future__ import annotations
