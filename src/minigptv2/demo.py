@@ -12,10 +12,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigptv2.data.shards import MANIFEST_FILE
 from minigptv2.errors import MiniGPTv2Error
+
+if TYPE_CHECKING:
+    from minigptv2.evaluate.heldout import HeldOut
 
 STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
@@ -90,7 +93,18 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     page, picture = write_report(
         output, {stage: output / stage for stage in STAGES}, figures, seconds, final, shown
     )  # fmt: skip
+    _print_ask(output, items[0])
     print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
+
+
+def _print_ask(output: Path, item: HeldOut) -> None:
+    """Save a held-out scene and say how to ask about it."""
+    assert item.image is not None, "the first held-out corpus is one with images"
+    item.image.save(output / "scene.png")
+    print(
+        f'ask: minigptv2 ask --model {output / STAGES[-1] / "export"} {output / "scene.png"} "{item.question}" '
+        f"--draw {output / 'answer.png'}"
+    )
 
 
 def write_untrained(output: Path) -> Path:
