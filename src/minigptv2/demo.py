@@ -24,7 +24,7 @@ STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
 CORPORA = ("weak", *HELDOUT)
 _QUICK_SAMPLES = 600
-_QUICK_STEPS = {"stage1": 40, "stage2": 20, "stage3": 10}
+_QUICK_STEPS = {"stage1": 200, "stage2": 100, "stage3": 60}
 _QUICK_HELDOUT = 40
 
 
@@ -62,7 +62,7 @@ def _train(stage: str, quick: bool, processes: int, environment: dict[str, str])
     launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if launcher is None:
         raise MiniGPTv2Error("the deepspeed launcher is not on the PATH; is the package installed?")
-    words = [f"train.steps={_QUICK_STEPS[stage]}", "train.log_every=5", "evaluate.every=0"] if quick else []
+    words = [f"train.steps={_QUICK_STEPS[stage]}", "train.log_every=20", "evaluate.every=0"] if quick else []
     command = [
         launcher, "--num_accelerators", str(processes), "launch/train.py",
         "--config", f"launch/configs/toy_{stage}.yaml", *words,
