@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.errors import ConfigError, nearest
 
-__all__ = ["MISSING", "Loaded", "load_config", "render_value", "render_yaml", "save_yaml", "to_dict"]
+__all__ = ["MISSING", "Loaded", "load_config", "render_value", "render_yaml", "save_yaml"]
 
 T = TypeVar("T")
 EXTENDS = "extends"
@@ -75,11 +75,6 @@ def render_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(render_value(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def to_dict(value: Any) -> dict[str, Any]:
-    """A dataclass as nested plain containers, fit for JSON."""
-    return OmegaConf.to_container(OmegaConf.structured(value), resolve=True)  # type: ignore[return-value]
 
 
 def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:

@@ -72,14 +72,6 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def max_over_ranks(value: float, device: torch.device) -> float:
-    """The largest of every rank's value."""
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    if world_size() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return float(tensor)
-
-
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

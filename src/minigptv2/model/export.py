@@ -108,11 +108,7 @@ def load_export(folder: str | Path) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
         raise CheckpointError(f"{weights_file}: missing, or not the file its {CONFIG_FILE} was written with")
     tokenizer = load_tokenizer(info.folder)
     model = build_model(info.model, tokenizer.vocab_size)
-
-    def assign(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
-        parameter.data.copy_(value())
-
-    sources = fill_weights(model, info.model, assign, seed=None, parent=info)
+    sources = fill_weights(model, info.model, _assign_plain, seed=None, parent=info)
     assert set(sources.values()), "an export without weights"
     return model.eval(), tokenizer, info
 
@@ -168,6 +164,11 @@ def base_files(config: ModelConfig) -> dict[str, int]:
     return {file.name: file.stat().st_size for _, files, _ in _bases(config) for file in files}
 
 
+def _assign_plain(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
+    """`Assign` for a parameter that is whole on this process."""
+    parameter.data.copy_(value())
+
+
 def _bases(config: ModelConfig) -> list[tuple[str, list[Path], str]]:
     """(folder, files, prefix of the names inside) of each base folder."""
     bases = []
@@ -202,11 +203,7 @@ def save_untrained(folder: Path, config: ModelConfig, seed: int) -> ExportInfo:
     """Export the model a first stage starts from, for comparison with what training made of it."""
     tokenizer = tokenizer_of(config)
     model = build_model(config, tokenizer.vocab_size)
-
-    def assign(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
-        parameter.data.copy_(value())
-
-    fill_weights(model, config, assign, seed=seed, parent=None)
+    fill_weights(model, config, _assign_plain, seed=seed, parent=None)
     named = named_canonical(model)
     tensors = {name: named[name].detach().clone() for name in parts_to_export(model, config)}
     folder.parent.mkdir(parents=True, exist_ok=True)
