@@ -29,7 +29,7 @@ COLORS = {
     "blue": (38, 84, 222),
     "yellow": (240, 200, 30),
 }
-KINDS = {"circle": (1.0, 1.0), "bar": (1.0, 0.6), "pole": (0.6, 1.0)}
+KINDS = {"circle": (1.0, 1.0), "bar": (1.0, 0.5), "pole": (0.5, 1.0)}
 """Half width and half height of a kind, as shares of its radius: bars lie, poles stand."""
 RADII = {"small": (9.0, 11.0), "large": (15.0, 18.0)}
 """Half the longer side of a shape in pixels, by size word."""
@@ -216,11 +216,23 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         shape = colors[rng.integers(len(colors))]
         asked.append((f"what shape is the {shape.color} thing?", shape.kind))
         asked.append((f"how big is the {shape.color} {shape.kind}?", shape.size))
-    present = shapes[rng.integers(len(shapes))]
-    absent = [(c, k) for c in COLORS for k in KINDS if all(s.look != (c, k) for s in shapes)]
-    color, kind = present.look if rng.random() < 0.5 else absent[rng.integers(len(absent))]
-    asked.append((f"is there a {color} {kind}?", "yes" if (color, kind) == present.look else "no"))
+    phrase, answer = _existence(shapes, rng)
+    asked.append((f"is there a {phrase}?", answer))
     return asked
+
+
+def _existence(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str]:
+    """What to ask for, by colour, kind or both, and whether it is there: as often as not, where both can be."""
+    colors, kinds, looks = ({s.color for s in shapes}, {s.kind for s in shapes}, {s.name for s in shapes})
+    options = (
+        ([f"{c} shape" for c in COLORS if c in colors], [f"{c} shape" for c in COLORS if c not in colors]),
+        (sorted(kinds), sorted(set(KINDS) - kinds)),
+        (sorted(looks), [f"{c} {k}" for c in COLORS for k in KINDS if f"{c} {k}" not in looks]),
+    )
+    present, absent = options[rng.integers(len(options))]
+    there = rng.random() < 0.5 or not absent
+    chosen = present if there else absent
+    return chosen[rng.integers(len(chosen))], "yes" if there else "no"
 
 
 def _noun(shape: Shape) -> str:
