@@ -58,3 +58,7 @@ if __name__ == "__main__":
     module, name = sys.argv[1].split(":")
     result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[3]))
     Path(sys.argv[2]).write_text(json.dumps(result))
+    from minigptv2.engine import distributed
+
+    distributed.barrier()  # a rank that leaves while another still talks to it ends both
+    distributed.stop_process_group()

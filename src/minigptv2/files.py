@@ -19,6 +19,14 @@ def sync_file(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
+def finish_file(file: Path) -> None:
+    """Sync a file that a library wrote, and give it the mode that the umask asks for: safetensors makes it private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
+    sync_file(file)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries (a rename, a new file) reach the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -39,12 +39,16 @@ class PromptStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded sample. All arrays are int64 [L]; each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`."""
+    """One encoded sample. All arrays are int64 [L]; each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`.
+
+    `num_turns` counts the turns that fitted.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
     task_ids: np.ndarray
     num_images: int
+    num_turns: int = 1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -66,9 +70,9 @@ class _Writer:
         self.labels.extend(ids if supervised else (IGNORE,) * len(ids))
         self.tasks.extend((task,) * len(ids))
 
-    def example(self, num_images: int) -> Example:
-        as_array = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
-        return Example(as_array(self.ids), as_array(self.labels), as_array(self.tasks), num_images)
+    def example(self, num_images: int, num_turns: int) -> Example:
+        ids, labels, tasks = (np.array(values, dtype=np.int64) for values in (self.ids, self.labels, self.tasks))
+        return Example(ids, labels, tasks, num_images, num_turns)
 
 
 class PromptEncoder:
@@ -93,7 +97,7 @@ class PromptEncoder:
     def encode_spoken(self, turns: list[SpokenTurn], *, num_images: int) -> Example | None:
         """As `encode`, for turns already put into words. Images, if any, stand in the first turn."""
         writer = _Writer()
-        complete = 0
+        complete = kept = 0
         for number, turn in enumerate(turns):
             task = TASK_IDS[turn.task]
             images = num_images if number == 0 else 0
@@ -102,12 +106,12 @@ class PromptEncoder:
             writer.add([*self.tokenizer.encode(turn.answer), self.tokenizer.eos_id], task, supervised=True)
             if len(writer.ids) > self.max_tokens:
                 break
-            complete = len(writer.ids)
+            complete, kept = len(writer.ids), number + 1
         if complete == 0:
             return None
         for values in (writer.ids, writer.labels, writer.tasks):
             del values[complete:]
-        return writer.example(num_images)
+        return writer.example(num_images, kept)
 
     def encode_question(
         self,

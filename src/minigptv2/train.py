@@ -33,14 +33,13 @@ from minigptv2.engine.sharding import assign, construction, full_value, shape_of
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
 from minigptv2.evaluate.pictures import TrainingPictures
-from minigptv2.model.backbones import tokens_per_image, vision_row
+from minigptv2.model.backbones import vision_row
+from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.export import (
     ExportInfo,
-    base_files,
-    fill_weights,
+    check_weights_file,
     load_info,
-    parts_to_export,
     save_export,
     tokenizer_of,
 )
@@ -67,8 +66,9 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
 
     tokenizer = tokenizer_of(config.model)
     plan = DataPlan(load_recipe(config.data.recipe), Path(config.data.shards), config.seed)
-    parent = load_info(config.init_from) if config.init_from else None
-    identity = _identity(config, tokenizer, plan, parent)
+    parent = _load_parent(config)
+    bases = open_bases(config.model)
+    identity = _identity(config, tokenizer, plan, bases, parent)
     checkpoint = _prepare_run_folder(run, config, identity, fresh=fresh, resume=resume)
     start = load_state(checkpoint).step if checkpoint else 0
     log = RunLog(run, step=start, total_steps=config.train.steps, active=distributed.is_main())
@@ -76,7 +76,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
         log.line(f"{config.stage}: " + (f"continues {parent.title}" if parent else "starts from the base weights"))
         model = build_model(config.model, tokenizer.vocab_size, construction(deepspeed_config))
         began = time.monotonic()
-        sources = fill_weights(model, config.model, assign, seed=config.seed, parent=parent, shape_of=shape_of)
+        inherited = (str(parent.folder), parent.tensors) if parent else None
+        sources = fill_weights(model, bases, inherited, assign, seed=config.seed, shape_of=shape_of)
         trainer = Trainer(
             model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed
         )
@@ -89,13 +90,13 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             log.line(f"resumed from {checkpoint} at step {state.step} of {config.train.steps}")
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, tokenizer, position=position, step=start)
-        predictor = Predictor(model, tokenizer, tokens_per_image=tokens_per_image(config.model.vision_encoder))
+        predictor = Predictor(model, tokenizer)
         pictures = TrainingPictures(config.evaluate, predictor)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
         position = _loop(config, trainer, steps, plan, log, pictures, run, identity, position)
         _log_mixture(log, plan, "mixture realised", position)
-        export = _export(run, config, trainer, tokenizer, parent, plan, log)
+        export = _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
     finally:
         log.close()
     distributed.barrier()
@@ -209,7 +210,7 @@ def _steps(config: RunConfig, plan: DataPlan, tokenizer: Tokenizer, *, position:
     """This rank's batches of the steps that are left."""
     encoder = PromptEncoder(
         tokenizer,
-        tokens_per_image=tokens_per_image(config.model.vision_encoder),
+        tokens_per_image=vision_row(config.model.vision_encoder).tokens_per_image,
         max_tokens=config.data.max_tokens,
     )
     dataset = StepDataset(
@@ -225,15 +226,28 @@ def _steps(config: RunConfig, plan: DataPlan, tokenizer: Tokenizer, *, position:
     return iterate_steps(dataset, position=position, num_steps=config.train.steps - step)
 
 
-def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, parent: ExportInfo | None) -> dict[str, Any]:
-    """What must be equal for a run to go on as the same run."""
+def _load_parent(config: RunConfig) -> ExportInfo | None:
+    """The export this stage starts from, its file checked; None for a first stage."""
+    if config.init_from is None:
+        return None
+    parent = load_info(config.init_from)
+    distributed.on_main(lambda: check_weights_file(parent))
+    return parent
+
+
+def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: list[Base],
+              parent: ExportInfo | None) -> dict[str, Any]:  # fmt: skip
+    """What must be equal for a run to go on as the same run. Raises if the parent was trained on other bases."""
     model = asdict(config.model)
+    hashes = distributed.on_main(lambda: hash_bases(bases))
+    if parent:
+        check_base_hashes(parent.base_sha256, hashes, str(parent.folder), bases)
     return {
         "tokenizer_sha256": tokenizer.sha256,
         "data_plan": plan.fingerprint(),
         "seed": config.seed,
         "init_from": parent.weights_sha256 if parent else None,
-        "base_files": base_files(config.model),
+        "base_sha256": hashes,
         **{f"model.{key}": model[key] for key in ("vision_encoder", "language_model", "lora", "trainable")},
     }
 
@@ -294,10 +308,10 @@ def _log_mixture(log: RunLog, plan: DataPlan, title: str, position: int) -> None
 
 
 def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, parent: ExportInfo | None,
-            plan: DataPlan, log: RunLog) -> Path:  # fmt: skip
+            plan: DataPlan, base_sha256: dict[str, str], log: RunLog) -> Path:  # fmt: skip
     """Gather what an export holds (a collective) and write it on the main rank."""
     trained = trainer.trained_weights()
-    names = parts_to_export(trainer.model, config.model)
+    names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
     tensors = {name: trained[name] if name in trained else full_value(trainer.parameters[name]) for name in names}
     folder = run / "export"
     if distributed.is_main():
@@ -310,7 +324,7 @@ def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer
             "parent": parent.weights_sha256 if parent else None,
         }
         lineage = [*(parent.lineage if parent else ()), entry]
-        info = save_export(folder, tensors, config.model, tokenizer, lineage)
+        info = save_export(folder, tensors, config.model, tokenizer, lineage, base_sha256=base_sha256)
         log.line(f"export {info.title}")
     return folder
 

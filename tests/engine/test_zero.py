@@ -43,8 +43,8 @@ def make_trainer(mode: str, zero: dict[str, Any], extra: dict[str, Any], folder:
     from minigptv2.engine.config import resolve_deepspeed_config
     from minigptv2.engine.sharding import assign, construction, shape_of
     from minigptv2.engine.trainer import Trainer
+    from minigptv2.model.bases import fill_weights
     from minigptv2.model.build import build_model
-    from minigptv2.model.export import fill_weights
     from minigptv2.model.weights import named_canonical
 
     torch.set_num_threads(1)
@@ -57,7 +57,7 @@ def make_trainer(mode: str, zero: dict[str, Any], extra: dict[str, Any], folder:
     parts, r = MODES[mode]
     model_config = tiny_config(parts, r)
     model = build_model(model_config, 100, construction(resolved))
-    fill_weights(model, model_config, assign, seed=0, parent=None, shape_of=shape_of)
+    fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), config, resolved, device=device, seed=0)
     model.restore_float32_buffers()
     return trainer

@@ -124,7 +124,7 @@ def test_placeholders_and_images_that_do_not_match_are_an_error() -> None:
     good = collate([example], images, 32)
     with pytest.raises(ValueError, match="4 image placeholders but 2 images of 4 tokens"):
         model(**good | {"pixel_values": good["pixel_values"].repeat(2, 1, 1, 1)})
-    with pytest.raises(ValueError, match="4 image placeholders but no image"):
+    with pytest.raises(ValueError, match="4 image placeholders but 0 images of 4 tokens"):
         model(**good | {"pixel_values": good["pixel_values"][:0]})
 
 

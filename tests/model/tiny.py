@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import fill_weights
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
 
@@ -31,7 +31,7 @@ def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0) -> MiniGPTv
         with torch.no_grad():
             parameter.copy_(value())
 
-    fill_weights(model, config, assign, seed=seed, parent=None)
+    fill_weights(model, [], None, assign, seed=seed)
     return model
 
 

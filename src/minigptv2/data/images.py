@@ -33,8 +33,18 @@ def open_image(data: bytes, where: str) -> Image.Image:
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
-    """uint8 [3, side, side]: the image squashed to a square by bicubic interpolation, as published."""
-    resized = image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+    """uint8 [3, side, side]: the image squashed to a square by bicubic interpolation, as published.
+
+    The same pixels under every Pillow: since 13.0 it resizes the height first where that shrinks more than twice as
+    much as the width does, which rounds otherwise (up to 4 levels on noise); before, always the width first.
+    """
+    width, height = image.size
+    height_first = height > side and height - side > 2 * (width - side)
+    between = (width, side) if height_first else (side, height)
+    resized = image
+    for size in (between, (side, side)):
+        if resized.size != size:
+            resized = resized.resize(size, Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from minigptv2.engine import distributed
 from minigptv2.engine.trainer import MOMENTS, Trainer
 from minigptv2.errors import CheckpointError
-from minigptv2.files import sha256_of, sync_file, sync_folder, write_atomically
+from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
 
 FORMAT = 1
 WEIGHTS = "weights"
@@ -162,4 +162,4 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     save_file(tensors, str(file))
-    sync_file(file)
+    finish_file(file)

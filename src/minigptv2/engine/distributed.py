@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from minigptv2.errors import MiniGPTv2Error
+
+T = TypeVar("T")
 _SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
@@ -84,6 +89,20 @@ def agree(value: object) -> object:
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` returns on the main rank, on all ranks; what it raises of our errors is raised on all of them."""
+    value: T | MiniGPTv2Error | None = None
+    if is_main():
+        try:
+            value = work()
+        except MiniGPTv2Error as error:
+            value = error
+    agreed = agree(value)
+    if isinstance(agreed, MiniGPTv2Error):
+        raise agreed
+    return cast(T, agreed)
 
 
 def _free_port() -> int:

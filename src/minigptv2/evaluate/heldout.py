@@ -30,7 +30,7 @@ class HeldOut:
 
     def request(self) -> Request:
         """What a predictor is asked."""
-        return Request(self.question, self.image)
+        return Request(self.question, (self.image,) if self.image is not None else ())
 
 
 def load_heldout(folder: Path, limit: int | None = None, *, all_turns: bool = False) -> list[HeldOut]:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from minigptv2.boxes import Box
 from minigptv2.draw import TRUE_COLOR, draw_boxes, enlarge
 from minigptv2.evaluate.config import EvaluateConfig
 from minigptv2.evaluate.heldout import HeldOut, load_heldout
-from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.predictor import Decoding, Predictor
 from minigptv2.record import Turn
 from minigptv2.tasks import TASKS, parse_answer
 
@@ -18,7 +19,7 @@ TILE = 240
 _CAPTION_LINES = 5
 
 
-def true_boxes(turn: Turn) -> list:  # type: ignore[type-arg]
+def true_boxes(turn: Turn) -> list[Box]:
     """All boxes that a right answer speaks of, in pixels."""
     if turn.task in TASKS and TASKS[turn.task].grounded:
         return [box for region in turn.regions for box in region.boxes]
@@ -86,15 +87,15 @@ class TrainingPictures:
         if not items:
             return {}
         requests = [item.request() for item in items]
-        answers = iter(self._predictor.answer(requests, max_new_tokens=self._config.max_new_tokens))
+        answers = iter(self._predictor.answer(requests, Decoding(self._config.max_new_tokens)))
         return {
             f"heldout/{corpus}": np.asarray(grid([tile(item, next(answers)) for item in several]))
             for corpus, several in self._items.items()
         }
 
 
-def _scaled(box, factor: float):  # type: ignore[no-untyped-def]
-    return type(box)(box.x1 * factor, box.y1 * factor, box.x2 * factor, box.y2 * factor)
+def _scaled(box: Box, factor: float) -> Box:
+    return Box(box.x1 * factor, box.y1 * factor, box.x2 * factor, box.y2 * factor)
 
 
 def _wrap(text: str, columns: int = 40) -> list[str]:

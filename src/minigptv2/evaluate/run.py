@@ -13,7 +13,7 @@ from tqdm import tqdm
 from minigptv2.boxes import Box, render_box
 from minigptv2.evaluate.heldout import HeldOut, load_heldout
 from minigptv2.evaluate.metrics import aggregate, headline, score
-from minigptv2.predict.predictor import Predictor, load_predictor
+from minigptv2.predict.predictor import Decoding, Predictor
 
 Figures = dict[str, dict[str, float]]
 """Task to figure name to value."""
@@ -28,13 +28,13 @@ class Evaluation:
     figures: Figures
 
 
-def evaluate_export(
-    model: str, shards: Path, corpora: list[str], *, limit: int | None = None, output: Path | None = None,
+def evaluate_predictor(
+    predictor: Predictor, shards: Path, corpora: list[str], *, limit: int | None = None, output: Path | None = None,
     max_new_tokens: int = 96,
 ) -> Evaluation:  # fmt: skip
-    """Evaluate an export on held-out corpora; prints the table and, with `output`, writes results and predictions."""
+    """Evaluate a model on held-out corpora; prints the table and, with `output`, writes results and predictions."""
     items = [item for corpus in corpora for item in load_heldout(shards / corpus, limit)]
-    evaluation = evaluate_items(load_predictor(model), items, max_new_tokens=max_new_tokens)
+    evaluation = evaluate_items(predictor, items, max_new_tokens=max_new_tokens)
     print(table({"model": evaluation.figures, "baseline": baseline(items)}))
     if output is not None:
         write_evaluation(evaluation, output)
@@ -54,7 +54,7 @@ def evaluate_items(predictor: Predictor, items: list[HeldOut], *, max_new_tokens
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]
             said = predictor.answer(
-                [items[n].request() for n in chosen], max_new_tokens=max_new_tokens, batch_size=batch_size
+                [items[n].request() for n in chosen], Decoding(max_new_tokens), batch_size=batch_size
             )
             for n, text in zip(chosen, said, strict=True):
                 answers[n] = text

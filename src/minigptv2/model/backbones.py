@@ -5,21 +5,30 @@ Full-size and tiny models are rows of the same tables, so what is tested small i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from minigptv2.errors import ConfigError, nearest
+from minigptv2.errors import CheckpointError, ConfigError, nearest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """RGB mean and standard deviation the published vision encoder was trained with, of pixels in 0..1."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""The same for DINOv2."""
+FOLDER_CONFIG = "config.json"
+"""In a model folder of ours and in a Hugging Face folder, the file that says its sizes."""
 
 
 @dataclass(frozen=True)
 class VisionEncoderRow:
-    """A pre-norm ViT with class token and absolute positions, as `transformers.Blip2VisionModel` builds it.
+    """A pre-norm ViT with class token and absolute positions. Sizes in pixels and channels.
 
-    Sizes in pixels and channels. `output_norm_eps` is of the norm after the encoder, which the published model keeps
-    at 1e-5 although its blocks use `norm_eps` (published code, `blip2.LayerNorm`).
+    `family` names the `transformers` module that it is: `eva` is `Blip2VisionModel`, `dinov2` is `Dinov2Model` (which
+    has layer scales besides). `output_norm_eps` is of the norm after the encoder, which the published model keeps at
+    1e-5 although its blocks use `norm_eps` (published code, `blip2.LayerNorm`). `mean`, `std`: of RGB pixels in 0..1.
     """
 
     image_size: int
@@ -30,10 +39,18 @@ class VisionEncoderRow:
     mlp_width: int
     norm_eps: float = 1e-6
     output_norm_eps: float = 1e-5
+    family: str = "eva"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
 
     @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Language-model tokens of one image."""
+        return self.num_patches // TOKENS_PER_GROUP
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,23 @@ class LanguageModelRow:
     rope_theta: float = 10000.0
 
 
+TOKENS_PER_GROUP = 4
+"""Consecutive vision tokens, in raster order, that are concatenated into one language-model token (section 2.1)."""
+
 VISION_ENCODERS: dict[str, VisionEncoderRow] = {
     "eva_vit_g": VisionEncoderRow(image_size=448, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144),
+    "dinov2_vit_s": VisionEncoderRow(
+        image_size=224,
+        patch_size=14,
+        width=384,
+        depth=11,
+        heads=6,
+        mlp_width=1536,
+        output_norm_eps=1e-6,
+        family="dinov2",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
     "toy_vit": VisionEncoderRow(image_size=64, patch_size=16, width=128, depth=2, heads=4, mlp_width=384),
     "tiny_vit": VisionEncoderRow(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
 }
@@ -60,34 +92,97 @@ VISION_ENCODERS: dict[str, VisionEncoderRow] = {
 LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
     "llama2_7b": LanguageModelRow(width=4096, depth=32, heads=32, mlp_width=11008),
     "llama2_13b": LanguageModelRow(width=5120, depth=40, heads=40, mlp_width=13824),
+    "smollm2_135m": LanguageModelRow(
+        width=576, depth=30, heads=9, mlp_width=1536, vocab_size=49152, key_value_heads=3, max_positions=8192,
+        rope_theta=100000.0,
+    ),
     "toy_llama": LanguageModelRow(
         width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024
     ),
     "tiny_llama": LanguageModelRow(width=48, depth=2, heads=2, mlp_width=96, vocab_size=None, max_positions=1024),
 }  # fmt: skip
 
-TOKENS_PER_GROUP = 4
-"""Consecutive vision tokens, in raster order, that are concatenated into one language-model token (section 2.1)."""
+
+@dataclass(frozen=True)
+class Sizes:
+    """The rows of one model: what a config's names stand for."""
+
+    vision_encoder: VisionEncoderRow
+    language_model: LanguageModelRow
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for a model folder's config."""
+        return {"vision_encoder": asdict(self.vision_encoder), "language_model": asdict(self.language_model)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Sizes:
+        """The inverse of `as_json`. Raises `KeyError` or `TypeError` for another document."""
+        vision = dict(document["vision_encoder"])
+        vision |= {key: tuple(vision[key]) for key in ("mean", "std")}
+        return cls(VisionEncoderRow(**vision), LanguageModelRow(**document["language_model"]))
 
 
 def vision_row(name: str) -> VisionEncoderRow:
-    """The row of VISION_ENCODERS. Raises `ConfigError` with the nearest name."""
-    return _row(VISION_ENCODERS, name, "model.vision_encoder")
+    """The row of VISION_ENCODERS, or the sizes that a model folder of ours states. `ConfigError` names the nearest."""
+    if name in VISION_ENCODERS:
+        return VISION_ENCODERS[name]
+    file = Path(name) / FOLDER_CONFIG
+    if not file.is_file():
+        raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a model folder of ours")
+    try:
+        return Sizes.from_json(json.loads(file.read_bytes())["sizes"]).vision_encoder
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: states no vision encoder: {type(error).__name__}: {error}") from error
 
 
 def language_row(name: str) -> LanguageModelRow:
-    """The row of LANGUAGE_MODELS. Raises `ConfigError` with the nearest name."""
-    return _row(LANGUAGE_MODELS, name, "model.language_model")
+    """The row of LANGUAGE_MODELS, or the sizes in a Hugging Face folder of a LLaMA. `ConfigError` names the nearest."""
+    if name in LANGUAGE_MODELS:
+        return LANGUAGE_MODELS[name]
+    file = Path(name) / FOLDER_CONFIG
+    if not file.is_file():
+        raise _unknown("model.language_model", name, list(LANGUAGE_MODELS), "a Hugging Face folder")
+    try:
+        return _llama_row(json.loads(file.read_bytes()), file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
 
 
 def tokens_per_image(vision_encoder: str) -> int:
     """Language-model tokens of one image: 256 for EVA ViT-g at 448 px."""
-    return vision_row(vision_encoder).num_patches // TOKENS_PER_GROUP
+    return vision_row(vision_encoder).tokens_per_image
 
 
-def _row(table, name: str, key: str):  # type: ignore[no-untyped-def]  # one body for two tables
-    if name not in table:
-        raise ConfigError(
-            f"{key}={name} is not a row of the table{nearest(name, list(table))} Rows: {', '.join(table)}"
-        )
-    return table[name]
+def _llama_row(config: dict[str, Any], file: Path) -> LanguageModelRow:
+    """A Hugging Face LLaMA config as a row; what our LLaMA is not is refused by name."""
+    rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
+    scaling = config.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
+    heads = config["num_attention_heads"]
+    wrong = {
+        "model_type": config["model_type"] != "llama",
+        "rope_scaling": bool(scaling),
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "head_dim": (config.get("head_dim") or config["hidden_size"] // heads) * heads != config["hidden_size"],
+    }
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            raise CheckpointError(f"{file}: {key} is {config.get(key)!r}: not a plain LLaMA, which is all that is read")
+    return LanguageModelRow(
+        width=config["hidden_size"],
+        depth=config["num_hidden_layers"],
+        heads=heads,
+        mlp_width=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        key_value_heads=config.get("num_key_value_heads"),
+        max_positions=config.get("max_position_embeddings", 4096),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
+    )
+
+
+def _unknown(key: str, name: str, rows: list[str], folder: str) -> ConfigError:
+    return ConfigError(
+        f"{key}={name} is neither a row of the table nor {folder}{nearest(name, rows)} Rows: {', '.join(rows)}"
+    )

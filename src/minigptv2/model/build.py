@@ -8,21 +8,25 @@ from torch import nn
 
 from minigptv2.errors import ConfigError
 from minigptv2.model.attention import choose_attention
-from minigptv2.model.backbones import language_row, vision_row
-from minigptv2.model.config import LoraConfig, ModelConfig, check_model_config
+from minigptv2.model.backbones import Sizes, language_row, vision_row
+from minigptv2.model.config import LoraConfig, ModelConfig, check_parts
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import set_trainable
 from minigptv2.record import TASK_NAMES
 
 
-def build_model(config: ModelConfig, vocab_size: int,
-                construction: AbstractContextManager[object] | None = None) -> MiniGPTv2:  # fmt: skip
+def build_model(
+    config: ModelConfig, vocab_size: int, construction: AbstractContextManager[object] | None = None, *,
+    sizes: Sizes | None = None,
+) -> MiniGPTv2:  # fmt: skip
     """The model, without weights. `construction` is the context in which modules are made (`zero.Init`).
 
-    LoRA is added after it: PEFT layers built inside `zero.Init` fail in the first forward (DeepSpeed 0.19.8).
+    `sizes` stand in for the rows that the config names. LoRA is added after construction: PEFT layers built inside
+    `zero.Init` fail in the first forward (DeepSpeed 0.19.8).
     """
-    check_model_config(config)
-    row = language_row(config.language_model)
+    check_parts(config)
+    sizes = sizes or sizes_of(config)
+    row = sizes.language_model
     if row.vocab_size is not None and row.vocab_size < vocab_size:
         raise ConfigError(
             f"the tokenizer has {vocab_size} pieces, {config.language_model} embeds {row.vocab_size}: "
@@ -30,7 +34,7 @@ def build_model(config: ModelConfig, vocab_size: int,
         )
     with construction or nullcontext():
         model = MiniGPTv2(
-            vision_row(config.vision_encoder),
+            sizes.vision_encoder,
             row,
             vocab_size=row.vocab_size or vocab_size,
             num_tasks=len(TASK_NAMES),
@@ -40,6 +44,11 @@ def build_model(config: ModelConfig, vocab_size: int,
         add_lora(model.language_model, config.lora)
     set_trainable(model, config.trainable)
     return model
+
+
+def sizes_of(config: ModelConfig) -> Sizes:
+    """The rows that a config names."""
+    return Sizes(vision_row(config.vision_encoder), language_row(config.language_model))
 
 
 def add_lora(language_model: nn.Module, config: LoraConfig) -> None:

@@ -30,11 +30,11 @@ class ModelConfig:
     """Which backbones, where their weights come from, and what is trained."""
 
     vision_encoder: str = "eva_vit_g"
-    """Row of VISION_ENCODERS in `model/backbones.py`."""
+    """Row of VISION_ENCODERS in `model/backbones.py`, or a model folder of ours, which states its sizes."""
     vision_weights: str | None = None
     """Model folder of ours with the vision encoder's weights (see `minigptv2 convert`); null: random, from the seed."""
     language_model: str = "llama2_7b"
-    """Row of LANGUAGE_MODELS in `model/backbones.py`."""
+    """Row of LANGUAGE_MODELS in `model/backbones.py`, or a Hugging Face folder of a LLaMA."""
     language_weights: str | None = None
     """Hugging Face folder of the language model (safetensors); null: random, from the seed."""
     tokenizer: str | None = None
@@ -52,6 +52,11 @@ def check_model_config(config: ModelConfig) -> None:
     """Raise `ConfigError` for unknown rows or parts, before anything is built."""
     vision_row(config.vision_encoder)
     language_row(config.language_model)
+    check_parts(config)
+
+
+def check_parts(config: ModelConfig) -> None:
+    """Raise `ConfigError` for parts that cannot be trained."""
     for part in config.trainable:
         if part not in PARTS:
             raise ConfigError(f"model.trainable: unknown part '{part}'{nearest(part, PARTS)} Parts: {', '.join(PARTS)}")

@@ -1,51 +1,51 @@
-"""An export: a finished stage's weights and config, small, loadable on a laptop. And base weights from their folders.
+"""An export: a finished stage's weights and config, small, loadable on a laptop. A model folder: one with its bases.
 
 `<export>/weights.safetensors` holds, by canonical name, everything that does not come from a base folder: what was
-trained here or in an earlier stage. `config.json` says which backbones, which bases and the lineage of stages; the
-tokenizer lies beside it.
+trained here or in an earlier stage. `config.json` says which backbones and their sizes, which bases with their hashes,
+and the lineage of stages; the tokenizer lies beside it. Paths in it are absolute, or lie inside the folder.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import sha256_of, sync_file, sync_folder, write_atomically
-from minigptv2.model.build import build_model
+from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
+from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
+from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
+from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import (
-    Assign,
-    ShapeOf,
-    init_value,
-    load_weights,
-    named_canonical,
-    part_of,
-    plain_shape,
-    read_safetensors,
-)
+from minigptv2.model.weights import Tensors, named_canonical, read_safetensors
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
-WEIGHTS_FILE, CONFIG_FILE = "weights.safetensors", "config.json"
-VISION_FILE = "vision_encoder.safetensors"
-"""In a model folder of ours, the vision encoder's weights under this model's names."""
+WEIGHTS_FILE = "weights.safetensors"
+_PATHS = ("vision_encoder", "vision_weights", "language_model", "language_weights")
+"""Fields of `ModelConfig` that may be folders."""
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What an export says of itself. `lineage` lists the stages, oldest first, this one last."""
+    """What an export says of itself, its paths made good. `lineage` lists the stages, oldest first, this one last.
+
+    `base_sha256` holds the hash of each base part it was trained on. `weights_sha256` None: a model folder with bases
+    only, to train a first stage on.
+    """
 
     model: ModelConfig
-    weights_sha256: str
+    sizes: Sizes
+    weights_sha256: str | None
+    base_sha256: dict[str, str]
     lineage: tuple[dict[str, Any], ...]
     folder: Path
 
@@ -53,64 +53,173 @@ class ExportInfo:
     def title(self) -> str:
         """Stage, steps and hash, for logs."""
         last = self.lineage[-1]
-        return f"{last['stage']} ({self.folder}, {last['steps']} steps, weights {self.weights_sha256[:12]})"
+        return f"{last['stage']} ({self.folder}, {last['steps']} steps, weights {(self.weights_sha256 or 'none')[:12]})"
+
+    @property
+    def tensors(self) -> Tensors:
+        """The export's own tensors, unread."""
+        return read_safetensors([self.folder / WEIGHTS_FILE])
 
 
 def load_info(folder: str | Path) -> ExportInfo:
     """The config of an export. Raises `CheckpointError` naming what is missing or damaged."""
     folder = Path(folder)
-    file = folder / CONFIG_FILE
+    file = folder / FOLDER_CONFIG
     if not file.is_file():
         raise CheckpointError(
-            f"no export in {folder}: {CONFIG_FILE} is missing. A finished stage writes <run_dir>/export."
+            f"no export in {folder}: {FOLDER_CONFIG} is missing. A finished stage writes <run_dir>/export."
         )
     try:
         document = json.loads(file.read_bytes())
+        if "format" not in document or "lineage" not in document:
+            raise CheckpointError(f"{file}: not an export's config. `minigptv2 convert` makes one of published files.")
         if document["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
-        model = document["model"]
+        model, sizes = document["model"], Sizes.from_json(document["sizes"])
+        model |= {key: _resolve(model[key], folder) for key in _PATHS}
         config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
-        return ExportInfo(config, document["weights_sha256"], tuple(document["lineage"]), folder)
+        info = ExportInfo(
+            config, sizes, document["weights_sha256"], document["base_sha256"], tuple(document["lineage"]), folder
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
+    for name, table, stated in (
+        (config.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),
+        (config.language_model, LANGUAGE_MODELS, sizes.language_model),
+    ):
+        if name in table and table[name] != stated:
+            raise CheckpointError(f"{file}: {name} was {stated} when this was written, now it is {table[name]}")
+    return info
 
 
-def save_export(folder: Path, tensors: dict[str, Tensor], config: ModelConfig, tokenizer: Tokenizer,
-                lineage: list[dict[str, Any]]) -> ExportInfo:  # fmt: skip
-    """Write an export whole or not at all: into a temporary folder that is renamed into place."""
+def _resolve(value: str | None, folder: Path) -> str | None:
+    """A path of an export's config: as it is, or inside the folder. Names of rows stay names."""
+    if value is None or value in VISION_ENCODERS or value in LANGUAGE_MODELS:
+        return value
+    return str(folder / value)  # an absolute path stays what it is
+
+
+def save_export(
+    folder: Path, tensors: dict[str, Tensor] | None, config: ModelConfig, tokenizer: Tokenizer,
+    lineage: list[dict[str, Any]], *, base_sha256: dict[str, str], sizes: Sizes | None = None,
+    more: Callable[[Path], None] | None = None,
+) -> ExportInfo:  # fmt: skip
+    """Write an export whole or not at all: into a temporary folder that is renamed into place.
+
+    `sizes`: of the model, where they are not those of the config's rows. `more` writes further files into the folder;
+    the config then names them by paths inside it.
+    """
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(tensors, str(temporary / WEIGHTS_FILE))
-    sync_file(temporary / WEIGHTS_FILE)
-    shutil.copyfile(tokenizer.path, temporary / tokenizer.path.name)
-    sha256 = sha256_of(temporary / WEIGHTS_FILE)
-    portable = asdict(config) | {"tokenizer": None}
-    document = {"format": FORMAT, "model": portable, "weights_sha256": sha256, "lineage": lineage}
-    write_atomically(temporary / CONFIG_FILE, json.dumps(document, indent=1).encode())
-    sync_folder(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    sync_folder(folder.parent)
+    with new_folder(folder) as temporary:
+        sha256 = None
+        if tensors is not None:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, str(temporary / WEIGHTS_FILE))
+            finish_file(temporary / WEIGHTS_FILE)
+            sha256 = sha256_of(temporary / WEIGHTS_FILE)
+        if more is not None:
+            more(temporary)
+        shutil.copyfile(tokenizer.path, temporary / tokenizer.path.name)
+        document = {
+            "format": FORMAT,
+            "model": asdict(config) | {"tokenizer": None} | {key: _portable(getattr(config, key)) for key in _PATHS},
+            "sizes": (sizes or sizes_of(config)).as_json(),
+            "weights_sha256": sha256,
+            "base_sha256": base_sha256,
+            "lineage": lineage,
+        }
+        write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
     return load_info(folder)
 
 
-def load_export(folder: str | Path) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
-    """The whole model of an export on this process, fp32, in evaluation mode, with its tokenizer.
+def _portable(value: str | None) -> str | None:
+    """A base's path as it is written: absolute if it is a folder now, else (a row, a path inside) as it is."""
+    is_name = value is None or value in VISION_ENCODERS or value in LANGUAGE_MODELS
+    return value if is_name or value in INSIDE else str(Path(str(value)).resolve())
 
-    Raises `CheckpointError` for a damaged file, a tensor without a place, or a parameter without a tensor.
+
+INSIDE = (".", "language_model")
+"""Paths inside a model folder: of the vision encoder's weights and the language model's Hugging Face folder."""
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync_folder(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+
+
+def load_export(
+    folder: str | Path, *, vision_weights: str | None = None, language_weights: str | None = None,
+    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:  # fmt: skip
+    """The whole model of an export on this process, in evaluation mode, with its tokenizer.
+
+    `vision_weights`, `language_weights`: where its bases lie now, if not where they lay. Raises `CheckpointError` for a
+    damaged file, another base than it was trained on, a tensor without a place, or a parameter without a tensor.
     """
-    info = load_info(folder)
-    weights_file = info.folder / WEIGHTS_FILE
-    if not weights_file.is_file() or sha256_of(weights_file) != info.weights_sha256:
-        raise CheckpointError(f"{weights_file}: missing, or not the file its {CONFIG_FILE} was written with")
+    info = with_bases(load_info(folder), vision_weights, language_weights)
+    check_weights_file(info)
+    bases = open_bases(info.model)
+    check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
     tokenizer = load_tokenizer(info.folder)
-    model = build_model(info.model, tokenizer.vocab_size)
-    sources = fill_weights(model, info.model, _assign_plain, seed=None, parent=info)
-    assert set(sources.values()), "an export without weights"
-    return model.eval(), tokenizer, info
+    with _dtype(dtype):
+        model = build_model(info.model, tokenizer.vocab_size, _empty(device), sizes=info.sizes)
+    fill_weights(model, bases, (str(info.folder), info.tensors), assign_plain, seed=None)
+    model.to(device).restore_float32_buffers()
+    return model.eval().requires_grad_(False), tokenizer, info
+
+
+def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: str | None) -> ExportInfo:
+    """The export with its bases looked for in other folders, where given."""
+    model = replace(
+        info.model,
+        vision_weights=vision_weights or info.model.vision_weights,
+        language_weights=language_weights or info.model.language_weights,
+    )
+    return replace(info, model=model)
+
+
+def check_weights_file(info: ExportInfo) -> None:
+    """Raise `CheckpointError` unless the export's weights are there and are those its config was written with."""
+    if info.weights_sha256 is None:
+        raise CheckpointError(
+            f"{info.folder} holds bases only: no projector and no LoRA. Train a first stage on it, or convert with "
+            "--checkpoint."
+        )
+    file = info.folder / WEIGHTS_FILE
+    if not file.is_file() or sha256_of(file) != info.weights_sha256:
+        raise CheckpointError(f"{file}: missing, or not the file its {FOLDER_CONFIG} was written with")
+
+
+@contextmanager
+def _dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _empty(device: str | torch.device) -> Iterator[None]:
+    """Make modules on `device` without initial values: all of them are filled from files."""
+    from transformers.initialization import no_init_weights
+
+    with torch.device(device), no_init_weights():
+        yield
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
@@ -121,90 +230,18 @@ def tokenizer_of(config: ModelConfig) -> Tokenizer:
     return load_tokenizer(find_tokenizer_file(path))
 
 
-def fill_weights(
-    model: nn.Module, config: ModelConfig, assign: Assign, *, seed: int | None, parent: ExportInfo | None,
-    shape_of: ShapeOf = plain_shape,
-) -> dict[str, str]:  # fmt: skip
-    """Fill every parameter: base folders first, then the parent export, then random from `seed`.
-
-    Returns, per part, where its weights come from. `seed` None admits no random weights: `CheckpointError` instead.
-    """
-    filled: dict[str, str] = {}
-    for source, readers, shapes in _sources(config, parent):
-        load_weights(model, readers, assign, source=source, shape_of=shape_of, shapes=shapes)
-        filled.update(dict.fromkeys(readers, source))
-    parameters = named_canonical(model)
-    missing = [name for name in parameters if name not in filled]
-    if missing and seed is None:
-        raise CheckpointError(
-            f"{parent.folder if parent else 'export'}: no weights for {len(missing)}, first {missing[0]}"
-        )
-    for name in missing:
-        parameter = parameters[name]
-        assign(parameter, partial(init_value, name, shape_of(parameter), seed or 0))
-        filled[name] = f"random, seed {seed}"
-    by_part: dict[str, list[str]] = {}
-    for name in parameters:
-        sources = by_part.setdefault(part_of(name), [])
-        if filled[name] not in sources:
-            sources.append(filled[name])
-    return {part: " + ".join(sources) for part, sources in by_part.items()}
-
-
-def parts_to_export(model: nn.Module, config: ModelConfig) -> list[str]:
-    """Canonical names of what an export must hold: everything trained or without a base folder."""
-    based = {"vision_encoder": config.vision_weights, "language_model": config.language_weights}
-    return [
-        name for name in named_canonical(model) if part_of(name) in config.trainable or not based.get(part_of(name))
-    ]
-
-
-def base_files(config: ModelConfig) -> dict[str, int]:
-    """Base weight files and their bytes: part of what must be equal on resume."""
-    return {file.name: file.stat().st_size for _, files, _ in _bases(config) for file in files}
-
-
-def _assign_plain(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
+def assign_plain(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
     """`Assign` for a parameter that is whole on this process."""
     parameter.data.copy_(value())
-
-
-def _bases(config: ModelConfig) -> list[tuple[str, list[Path], str]]:
-    """(folder, files, prefix of the names inside) of each base folder."""
-    bases = []
-    if config.vision_weights:
-        file = Path(config.vision_weights) / VISION_FILE
-        if not file.is_file():
-            raise ConfigError(f"model.vision_weights={config.vision_weights}: no {VISION_FILE} there")
-        bases.append((config.vision_weights, [file], ""))
-    if config.language_weights:
-        files = sorted(Path(config.language_weights).glob("*.safetensors"))
-        if not files:
-            raise ConfigError(f"model.language_weights={config.language_weights}: no *.safetensors there")
-        bases.append((config.language_weights, files, "language_model."))
-    return bases
-
-
-def _sources(
-    config: ModelConfig, parent: ExportInfo | None
-) -> list[tuple[str, dict[str, Callable[[], Tensor]], dict[str, tuple[int, ...]]]]:
-    found = []
-    for folder, files, prefix in _bases(config):
-        readers, shapes = read_safetensors(files)
-        names = [name for name in readers if not name.endswith("rotary_emb.inv_freq")]
-        found.append((folder, {prefix + n: readers[n] for n in names}, {prefix + n: shapes[n] for n in names}))
-    if parent is not None:
-        readers, shapes = read_safetensors([parent.folder / WEIGHTS_FILE])
-        found.append((str(parent.folder), readers, shapes))
-    return found
 
 
 def save_untrained(folder: Path, config: ModelConfig, seed: int) -> ExportInfo:
     """Export the model a first stage starts from, for comparison with what training made of it."""
     tokenizer = tokenizer_of(config)
     model = build_model(config, tokenizer.vocab_size)
-    fill_weights(model, config, _assign_plain, seed=seed, parent=None)
+    bases = open_bases(config)
+    fill_weights(model, bases, None, assign_plain, seed=seed)
     named = named_canonical(model)
-    tensors = {name: named[name].detach().clone() for name in parts_to_export(model, config)}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return save_export(folder, tensors, config, tokenizer, [{"stage": "untrained", "steps": 0, "seed": seed}])
+    tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
+    lineage = [{"stage": "untrained", "steps": 0, "seed": seed}]
+    return save_export(folder, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases))

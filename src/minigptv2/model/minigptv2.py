@@ -12,12 +12,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import Blip2VisionConfig, Blip2VisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Blip2VisionConfig,
+    Blip2VisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from minigptv2.model.attention import GENERATION, PackLayout
 from minigptv2.model.backbones import (
-    CLIP_MEAN,
-    CLIP_STD,
     TOKENS_PER_GROUP,
     LanguageModelRow,
     VisionEncoderRow,
@@ -50,6 +55,9 @@ class MiniGPTv2(nn.Module):
         self.num_tasks = num_tasks
         self.attention = attention
         self.image_size = vision.image_size
+        self.tokens_per_image = vision.tokens_per_image
+        self.max_positions = language.max_positions
+        self._pixel_mean, self._pixel_std = vision.mean, vision.std
         self.vision_encoder = _build_vision_encoder(vision)
         self.projector = Projector(vision.width, language.width)
         self.language_model = _build_language_model(language, vocab_size, attention)
@@ -66,7 +74,21 @@ class MiniGPTv2(nn.Module):
         `loss_sum` [] carries the gradient; `num_tokens` [] counts; `task_loss` and `task_tokens` [num_tasks] are the
         same by task, without gradient. Raises `ValueError` if placeholders and image tokens do not match.
         """
-        embeddings = self.embed(input_ids, pixel_values)
+        losses, supervised = self.token_losses(self.embed(input_ids, pixel_values), labels, position_ids)
+        tasks = torch.roll(task_ids[0], -1)[supervised]
+        by_task = torch.zeros(self.num_tasks, device=losses.device)
+        return {
+            "loss_sum": losses.sum(),
+            "num_tokens": torch.tensor(len(losses), device=losses.device),
+            "task_loss": by_task.index_add(0, tasks, losses.detach()),
+            "task_tokens": by_task.index_add(0, tasks, torch.ones_like(losses)),
+        }
+
+    def token_losses(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy float32 [T] of each supervised token of a pack, and the position [T] that predicts it.
+
+        `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does.
+        """
         hidden = self.language_model.model(
             inputs_embeds=embeddings,
             position_ids=position_ids,
@@ -77,17 +99,8 @@ class MiniGPTv2(nn.Module):
         targets = torch.roll(labels[0], -1)
         targets[-1] = IGNORE
         supervised = torch.nonzero(targets != IGNORE).flatten()
-        targets = targets[supervised]
         logits = self.language_model.lm_head(hidden[0, supervised]).float()
-        losses = cross_entropy(logits, targets, reduction="none")
-        tasks = torch.roll(task_ids[0], -1)[supervised]
-        by_task = torch.zeros(self.num_tasks, device=losses.device)
-        return {
-            "loss_sum": losses.sum(),
-            "num_tokens": torch.tensor(len(targets), device=losses.device),
-            "task_loss": by_task.index_add(0, tasks, losses.detach()),
-            "task_tokens": by_task.index_add(0, tasks, torch.ones_like(losses)),
-        }
+        return cross_entropy(logits, targets[supervised], reduction="none"), supervised
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].
@@ -95,22 +108,25 @@ class MiniGPTv2(nn.Module):
         Always encodes at least one image: every rank must run the same modules the same number of times under
         ZeRO-3, or the job hangs (DeepSpeed#7170). Without images a blank one is encoded and has exactly no weight.
         """
-        is_image = input_ids < 0
-        text = self.language_model.model.embed_tokens(input_ids.clamp(min=0))
         num_images = pixel_values.shape[0]
         tokens = self.encode_images(pixel_values if num_images else pixel_values.new_zeros(1, *pixel_values.shape[1:]))
-        if num_images == 0:
-            if is_image.any():
-                raise ValueError(f"{int(is_image.sum())} image placeholders but no image in the batch")
-            # where(), not 0 * sum(): zero times an overflow would be NaN.
-            return text + torch.where(is_image.any(), tokens.sum(), tokens.new_zeros(()))
-        placeholders = int(is_image.sum())
-        if placeholders != tokens.shape[0] * tokens.shape[1]:
+        if num_images:
+            return self.place(input_ids, tokens)
+        # where(), not 0 * sum(): zero times an overflow would be NaN.
+        nothing = torch.where((input_ids < 0).any(), tokens.sum(), tokens.new_zeros(()))
+        return self.place(input_ids, tokens[:0]) + nothing
+
+    def place(self, input_ids: Tensor, image_tokens: Tensor) -> Tensor:
+        """[B, L] ids with placeholders and [N, tokens_per_image, D] tokens, one N per run -> [B, L, D] embeddings."""
+        is_image = input_ids < 0
+        text = self.language_model.model.embed_tokens(input_ids.clamp(min=0))
+        placeholders, (images, per_image) = int(is_image.sum()), image_tokens.shape[:2]
+        if placeholders != images * per_image:
             raise ValueError(
-                f"{placeholders} image placeholders but {tokens.shape[0]} images of {tokens.shape[1]} tokens: the "
-                "prompt encoder must write exactly one run per image"
+                f"{placeholders} image placeholders but {images} images of {per_image} tokens: the prompt encoder "
+                "must write exactly one run per image"
             )
-        return text.masked_scatter(is_image[..., None], tokens.to(text.dtype))
+        return text.masked_scatter(is_image[..., None], image_tokens.to(text.dtype))
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """uint8 or float [N, 3, H, W] -> [N, tokens_per_image, language_width].
@@ -118,8 +134,8 @@ class MiniGPTv2(nn.Module):
         uint8 pixels (0..255) are normalised here, on the device; float pixels are taken as normalised already.
         """
         if pixel_values.dtype == torch.uint8:
-            mean = torch.tensor(CLIP_MEAN, device=pixel_values.device).view(1, 3, 1, 1)
-            std = torch.tensor(CLIP_STD, device=pixel_values.device).view(1, 3, 1, 1)
+            mean = torch.tensor(self._pixel_mean, device=pixel_values.device).view(1, 3, 1, 1)
+            std = torch.tensor(self._pixel_std, device=pixel_values.device).view(1, 3, 1, 1)
             pixel_values = (pixel_values.float() / 255 - mean) / std
         trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
@@ -128,7 +144,7 @@ class MiniGPTv2(nn.Module):
 
     @property
     def _vision_dtype(self) -> torch.dtype:
-        return self.vision_encoder.embeddings.patch_embedding.weight.dtype
+        return next(self.vision_encoder.parameters()).dtype
 
     def restore_float32_buffers(self) -> None:
         """Undo what a bf16 engine does to the rotary frequencies: rounded ones misplace far tokens.
@@ -151,9 +167,21 @@ class MiniGPTv2(nn.Module):
             self.train(was_training)
 
 
-def _build_vision_encoder(row: VisionEncoderRow) -> Blip2VisionModel:
-    """EVA's ViT. Its `post_layernorm` is the norm after the encoder, whose eps differs from the blocks'."""
-    encoder = Blip2VisionModel(
+def _build_vision_encoder(row: VisionEncoderRow) -> nn.Module:
+    """The ViT of a row's family, with its final norm, whose eps may differ from the blocks'."""
+    if row.family == "dinov2":
+        encoder: nn.Module = _build_dinov2(row)
+        norm = encoder.layernorm
+    else:
+        encoder = _build_eva(row)
+        norm = encoder.post_layernorm
+    assert isinstance(norm, nn.LayerNorm)
+    norm.eps = row.output_norm_eps
+    return encoder
+
+
+def _build_eva(row: VisionEncoderRow) -> Blip2VisionModel:
+    return Blip2VisionModel(
         Blip2VisionConfig(
             hidden_size=row.width,
             intermediate_size=row.mlp_width,
@@ -166,12 +194,28 @@ def _build_vision_encoder(row: VisionEncoderRow) -> Blip2VisionModel:
             qkv_bias=True,
         )
     )
-    encoder.post_layernorm.eps = row.output_norm_eps
-    return encoder
 
 
-def _build_language_model(row: LanguageModelRow, vocab_size: int, attention: str) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def _build_dinov2(row: VisionEncoderRow) -> Dinov2Model:
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=row.width,
+            mlp_ratio=row.mlp_width // row.width,
+            num_hidden_layers=row.depth,
+            num_attention_heads=row.heads,
+            image_size=row.image_size,
+            patch_size=row.patch_size,
+            hidden_act="gelu",
+            layer_norm_eps=row.norm_eps,
+            qkv_bias=True,
+            use_mask_token=False,
+        )
+    )
+
+
+def llama_config(row: LanguageModelRow, vocab_size: int) -> LlamaConfig:
+    """The row as `transformers` writes it; embeddings and head are always two tensors here."""
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=row.width,
         intermediate_size=row.mlp_width,
@@ -182,7 +226,11 @@ def _build_language_model(row: LanguageModelRow, vocab_size: int, attention: str
         rms_norm_eps=row.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": row.rope_theta},
         tie_word_embeddings=False,
-        attn_implementation=attention,
         pad_token_id=None,
     )
+
+
+def _build_language_model(row: LanguageModelRow, vocab_size: int, attention: str) -> LlamaForCausalLM:
+    config = llama_config(row, vocab_size)
+    config._attn_implementation = attention
     return LlamaForCausalLM(config)

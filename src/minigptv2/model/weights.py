@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,18 @@ Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
 """Fills a parameter with what the function returns. Under ZeRO-3 only one rank calls the function."""
 ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
 """The whole shape of a parameter, which a sharded one does not say itself."""
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor in a file: its shape, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+Tensors = dict[str, LazyTensor]
+"""Tensors by name, read one at a time."""
 
 GAIN = 3.0
 INIT_STD = 0.3
@@ -68,11 +81,11 @@ def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """
     if name.endswith("norm.weight") or ".layer_norm1.weight" in name or ".layer_norm2.weight" in name:
         return torch.ones(shape)
-    if name.endswith("layernorm.weight"):
+    if name.endswith(("layernorm.weight", ".norm1.weight", ".norm2.weight", ".lambda1")):
         return torch.ones(shape)
     if name.endswith(".bias") or ".lora_B." in name:
         return torch.zeros(shape)
-    if name.endswith("position_embedding"):
+    if name.endswith(("position_embedding", "position_embeddings")):
         return _sine_cosine_positions(shape)
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
@@ -98,39 +111,58 @@ def _sine_cosine_positions(shape: tuple[int, ...]) -> Tensor:
 
 
 def load_weights(
-    model: nn.Module, tensors: dict[str, Callable[[], Tensor]], assign: Assign, *, source: str,
-    shape_of: ShapeOf = plain_shape,
-    shapes: dict[str, tuple[int, ...]],
-) -> None:  # fmt: skip
+    model: nn.Module, tensors: Tensors, assign: Assign, *, source: str, shape_of: ShapeOf = plain_shape
+) -> None:
     """Fill parameters by canonical name from `tensors`. Every tensor must find its parameter, with its shape.
 
     Raises `CheckpointError` naming `source` and the first keys that do not fit; nothing has been assigned then.
     """
     parameters = named_canonical(model)
-    unknown = [name for name in tensors if name not in parameters]
+    check_shapes(tensors, {name: shape_of(parameter) for name, parameter in parameters.items()}, source)
+    for name, tensor in tensors.items():
+        assign(parameters[name], tensor.read)
+
+
+def check_shapes(tensors: Tensors, wanted: dict[str, tuple[int, ...]], source: str) -> None:
+    """Raise `CheckpointError` unless every tensor has a place among `wanted`, with its shape."""
+    unknown = [name for name in tensors if name not in wanted]
     if unknown:
         raise CheckpointError(f"{source}: {len(unknown)} tensors have no place in this model, first {unknown[0]}")
-    for name in tensors:
-        if shapes[name] != shape_of(parameters[name]):
-            raise CheckpointError(f"{source}: {name} is {shapes[name]}, the model wants {shape_of(parameters[name])}")
-    for name, read in tensors.items():
-        assign(parameters[name], read)
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name]:
+            raise CheckpointError(f"{source}: {name} is {tensor.shape}, the model wants {wanted[name]}")
 
 
-def read_safetensors(
-    files: Iterable[Path],
-) -> tuple[dict[str, Callable[[], Tensor]], dict[str, tuple[int, ...]]]:
-    """Lazy readers and shapes of all tensors in `files`, by name. Raises `CheckpointError` for a damaged file."""
+def read_safetensors(files: Iterable[Path]) -> Tensors:
+    """All tensors in `files`, unread, by name. Raises `CheckpointError` for a damaged file or one that is not there."""
     from safetensors import SafetensorError, safe_open
 
-    readers: dict[str, Callable[[], Tensor]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: Tensors = {}
     for file in files:
         try:
             handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
         for name in list(handle.keys()):  # not a dict
-            readers[name] = partial(handle.get_tensor, name)
-            shapes[name] = tuple(handle.get_slice(name).get_shape())
-    return readers, shapes
+            shape = tuple(handle.get_slice(name).get_shape())
+            tensors[name] = LazyTensor(shape, partial(handle.get_tensor, name))
+    return tensors
+
+
+def plain_tensors(tensors: dict[str, Tensor]) -> Tensors:
+    """Tensors in memory, in the form of those in files."""
+    return {name: LazyTensor(tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def hash_tensors(tensors: Tensors) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names: the same however they lie in files."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].read().detach().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

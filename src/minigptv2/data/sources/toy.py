@@ -204,7 +204,7 @@ def _vqa_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Every kind of question this scene can answer, one of each."""
+    """The kinds of question this scene can answer, one of each."""
     shapes = scene.shapes
     asked = [("how many shapes are there?", NUMBERS[len(shapes)])]
     kinds = [shape for shape in shapes if sum(s.kind == shape.kind for s in shapes) == 1]
@@ -216,8 +216,9 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         shape = colors[rng.integers(len(colors))]
         asked.append((f"what shape is the {shape.color} thing?", shape.kind))
         asked.append((f"how big is the {shape.color} {shape.kind}?", shape.size))
-    phrase, answer = _existence(shapes, rng)
-    asked.append((f"is there a {phrase}?", answer))
+    if rng.random() < 0.5:  # yes or no tells the least about a picture: asked half as often as the others
+        phrase, answer = _existence(shapes, rng)
+        asked.append((f"is there a {phrase}?", answer))
     return asked
 
 

@@ -1,0 +1,189 @@
+"""An export to a PEFT adapter that stock `peft` reads, or to one folder with LoRA merged into the language model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minigptv2.convert.files import KeyReport, refuse_existing
+from minigptv2.convert.llama import copy_small_files, write_llama, write_llama_config
+from minigptv2.convert.names import LANGUAGE, PEFT_PREFIX
+from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.files import finish_file, write_atomically
+from minigptv2.model.backbones import FOLDER_CONFIG
+from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases
+from minigptv2.model.export import (
+    INSIDE,
+    ExportInfo,
+    check_weights_file,
+    load_info,
+    new_folder,
+    save_export,
+    with_bases,
+)
+from minigptv2.model.minigptv2 import llama_config
+from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
+from minigptv2.tokenizer import load_tokenizer
+
+PROJECTOR_FILE, ADAPTER_FILE, ADAPTER_CONFIG = (
+    "projector.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
+
+
+def to_peft(export: Path, output: Path, *, language_weights: str | None = None, overwrite: bool = False) -> KeyReport:
+    """Write the projector, and the LoRA as an adapter for `peft.PeftModel.from_pretrained` on the stock LLaMA.
+
+    Raises `CheckpointError` for an export without a LoRA, or whose language model was trained itself.
+    """
+    import peft
+    from safetensors.torch import save_file
+
+    refuse_existing(output, overwrite)
+    info = load_info(export)
+    check_weights_file(info)
+    tensors = info.tensors
+    if not info.model.lora.r:
+        raise CheckpointError(
+            f"{export}: no LoRA in it (r=0): nothing for an adapter; `convert merge` writes a whole model"
+        )
+    if any(part_of(name) == "language_model" for name in tensors):
+        raise CheckpointError(
+            f"{export}: its language model was trained itself: an adapter on the stock one is another"
+        )
+    adapter, projector, report = {}, {}, KeyReport()
+    for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
+        if part_of(name) == "lora":
+            key = PEFT_PREFIX + name.removeprefix(LANGUAGE)
+            adapter[key] = tensor.read()
+            report.take(str(export), name, f"{ADAPTER_FILE}: {key}")
+        elif part_of(name) == "projector":
+            key = name.removeprefix("projector.")
+            projector[key] = tensor.read()
+            report.take(str(export), name, f"{PROJECTOR_FILE}: {key}")
+        else:
+            report.drop(str(export), name, "neither LoRA nor projector: this format has no place for it")
+    lora = info.model.lora
+    config = peft.LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules),
+        bias="none", task_type="CAUSAL_LM", inference_mode=True,
+        base_model_name_or_path=language_weights or info.model.language_weights,
+    )  # fmt: skip
+    with new_folder(output) as folder:
+        config.save_pretrained(str(folder))
+        for part, file in ((adapter, ADAPTER_FILE), (projector, PROJECTOR_FILE)):
+            save_file(part, str(folder / file), metadata={"format": "pt"})
+            finish_file(folder / file)
+    return report
+
+
+def merge(
+    export: Path, output: Path, *, dtype: str | None = None, vision_weights: str | None = None,
+    language_weights: str | None = None, overwrite: bool = False,
+) -> ExportInfo:  # fmt: skip
+    """Write a model folder without adapters: W + alpha / r * B A, in fp32, then cast.
+
+    `<output>/language_model` is a stock Hugging Face LLaMA; the whole folder loads here. `dtype` None: that of the
+    language model's base, float32 without one. Raises `CheckpointError` for another base than the export's.
+    """
+    refuse_existing(output, overwrite)
+    info = with_bases(load_info(export), vision_weights, language_weights)
+    check_weights_file(info)
+    bases = open_bases(info.model)
+    check_base_hashes(info.base_sha256, hash_bases(bases), str(export), bases)
+    everything: Tensors = {}
+    for base in bases:
+        everything |= base.tensors
+    everything |= info.tensors
+    language = {name: tensor for name, tensor in everything.items() if part_of(name) == "language_model"}
+    kept = next(iter(language.values())).read().dtype
+    cast = _dtype(dtype) if dtype else kept
+    scale = info.model.lora.alpha / info.model.lora.r if info.model.lora.r else 0.0
+    merged = {name: _merged(name, tensor, everything, scale, cast) for name, tensor in language.items()}
+    _check_all_used(info, everything, language)
+    vision = {name: tensor.read() for name, tensor in everything.items() if part_of(name) == "vision_encoder"}
+    projector = {name: tensor.read() for name, tensor in everything.items() if part_of(name) == "projector"}
+    tokenizer = load_tokenizer(info.folder)
+    model = replace(
+        info.model,
+        vision_encoder=_inside(info.model.vision_encoder, INSIDE[0]),
+        vision_weights=INSIDE[0],
+        language_model=_inside(info.model.language_model, INSIDE[1]),
+        language_weights=INSIDE[1],
+        lora=replace(info.model.lora, r=0),
+        trainable=["projector"],
+    )
+
+    def write_bases(folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        save_file(vision, str(folder / VISION_FILE))
+        finish_file(folder / VISION_FILE)
+        inner = folder / INSIDE[1]
+        inner.mkdir()
+        stock = _llama_folder(bases)
+        if stock:
+            copy_small_files(stock, inner)
+        config = (
+            json.loads((stock / FOLDER_CONFIG).read_bytes())
+            if stock
+            else llama_config(info.sizes.language_model, tokenizer.vocab_size).to_dict()
+        )
+        write_llama(merged, inner)
+        write_llama_config(config, inner, str(cast).removeprefix("torch."))
+        if not (inner / tokenizer.path.name).is_file():
+            write_atomically(inner / tokenizer.path.name, tokenizer.path.read_bytes())
+
+    base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
+    lineage: list[dict[str, Any]] = [*info.lineage, {"stage": "merged", "steps": 0, "parent": info.weights_sha256}]
+    return save_export(
+        output, projector, model, tokenizer, lineage, base_sha256=base_sha256, sizes=info.sizes, more=write_bases
+    )
+
+
+def _inside(name: str, place: str) -> str:
+    """A row's name as it is; a folder's becomes the place inside the new folder."""
+    return place if Path(name).is_dir() else name
+
+
+def _llama_folder(bases: list[Base]) -> Path | None:
+    return next((base.folder for base in bases if base.part == "language_model"), None)
+
+
+def _merged(name: str, tensor: LazyTensor, everything: Tensors, scale: float, dtype: torch.dtype) -> LazyTensor:
+    """The tensor with its adapter, if it has one, added in fp32."""
+    module = name.removesuffix(".weight")
+    down, up = everything.get(f"{module}.lora_A.weight"), everything.get(f"{module}.lora_B.weight")
+    if down is None or up is None:
+        return LazyTensor(tensor.shape, partial(_cast, tensor, dtype))
+
+    def read() -> Tensor:
+        update = scale * (up.read().float() @ down.read().float())
+        return (tensor.read().float() + update).to(dtype)
+
+    return LazyTensor(tensor.shape, read)
+
+
+def _cast(tensor: LazyTensor, dtype: torch.dtype) -> Tensor:
+    return tensor.read().to(dtype)
+
+
+def _check_all_used(info: ExportInfo, everything: Tensors, language: Tensors) -> None:
+    for name in everything:
+        if part_of(name) == "lora" and f"{name.rsplit('.lora_', 1)[0]}.weight" not in language:
+            raise CheckpointError(f"{info.folder}: {name} adapts a layer that the language model does not have")
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"--dtype {name} is not one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,131 @@
+"""DeepSpeed's own checkpoint folders (what `engine.save_checkpoint` writes, ZeRO 1 to 3, any world size) to exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minigptv2.convert import names
+from minigptv2.convert.files import KeyReport, refuse_existing
+from minigptv2.errors import CheckpointError
+from minigptv2.model.bases import hash_bases, names_to_export, open_bases
+from minigptv2.model.build import build_model
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.export import ExportInfo, save_export, tokenizer_of
+from minigptv2.model.weights import canonical_name, check_shapes, named_canonical, plain_tensors
+
+LATEST = "latest"
+HARMLESS = {
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "deepspeed.accelerator.real_accelerator",
+    "torch.nn.parameter.Parameter",
+    "argparse.Namespace",
+}
+"""Classes that DeepSpeed writes into its pickles besides tensors; reading them runs nothing of the file's own."""
+
+
+def from_deepspeed(
+    checkpoint: Path, output: Path, config: ModelConfig, *, tag: str | None = None, overwrite: bool = False
+) -> tuple[ExportInfo, KeyReport]:
+    """Write an export of the fp32 master weights. Names in the checkpoint are ours, or those of published code.
+
+    `config`: the model that was trained. `tag`: which of the folder's checkpoints; None: the one `latest` names. Every
+    file is scanned before it is read; one that names anything but tensors, plain values and DeepSpeed's own few classes
+    is refused. Raises `CheckpointError` for missing, foreign or empty tensors, and for frozen ones that are not those
+    of the config's base folders.
+    """
+    refuse_existing(output, overwrite)
+    tag = tag or _latest(checkpoint)
+    folder = checkpoint / tag
+    files = sorted(folder.glob("*.pt"))
+    if not any(file.name.endswith("_optim_states.pt") for file in files):
+        raise CheckpointError(f"{folder}: no *_optim_states.pt: not a checkpoint of ZeRO 1, 2 or 3")
+    for file in files:
+        _refuse_code(file)
+    state = _consolidated(checkpoint, tag)
+    report, found = KeyReport(), {}
+    for key, value in state.items():
+        name = canonical_name(key)
+        name = names.PROJECTOR.get(key) or names.lora_name(key) or name
+        if key.endswith("inv_freq"):
+            report.drop(str(folder), key, "a buffer, computed anew")
+        else:
+            found[name] = value
+            report.take(str(folder), key, name)
+    return _write(found, folder, output, config, report), report
+
+
+def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelConfig, report: KeyReport) -> ExportInfo:
+    tokenizer = tokenizer_of(config)
+    bases = open_bases(config)
+    with torch.device("meta"):
+        model = build_model(config, tokenizer.vocab_size)
+    wanted = {name: tuple(parameter.shape) for name, parameter in named_canonical(model).items()}
+    check_shapes(plain_tensors(found), wanted, str(folder))
+    exported = names_to_export(model, config, {})
+    missing = [name for name in exported if name not in found]
+    if missing:
+        raise CheckpointError(f"{folder}: no weights for {len(missing)} parameters, first {missing[0]}")
+    for base in bases:
+        for name, tensor in base.tensors.items():
+            if name in found and name not in exported:
+                if not torch.equal(found[name], tensor.read().to(found[name].dtype)):
+                    raise CheckpointError(f"{folder}: {name} is frozen, but not as in {base.folder}: another base")
+                key = next(k for k, n in report.taken[str(folder)].items() if n == name)
+                del report.taken[str(folder)][key]
+                report.drop(str(folder), key, f"frozen, and equal in {base.folder}")
+    lineage = [{"stage": f"deepspeed {folder.name}", "steps": _steps(folder.name)}]
+    tensors = {name: found[name] for name in exported}
+    return save_export(output, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases), more=report.write)
+
+
+def _latest(checkpoint: Path) -> str:
+    file = checkpoint / LATEST
+    if not file.is_file():
+        raise CheckpointError(
+            f"{checkpoint}: no file {LATEST}: not what DeepSpeed's save_checkpoint writes; or give --tag"
+        )
+    return file.read_text().strip()
+
+
+def _refuse_code(file: Path) -> None:
+    """Raise `CheckpointError` if reading the pickle would call anything but DeepSpeed's own few classes."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    try:
+        named = set(get_unsafe_globals_in_checkpoint(str(file)))
+    except Exception as error:
+        raise CheckpointError(f"{file}: not a whole torch file: {str(error).splitlines()[0]}") from error
+    foreign = sorted(named - HARMLESS)
+    if foreign:
+        raise CheckpointError(f"{file}: refused: it holds a Python object ({foreign[0]}) that may run code when read")
+
+
+def _consolidated(checkpoint: Path, tag: str) -> dict[str, Tensor]:
+    """DeepSpeed's own merger of the ranks' shards: fp32 by parameter name."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag)
+    except (ValueError, KeyError, RuntimeError, FileNotFoundError, AssertionError) as error:
+        raise CheckpointError(f"{checkpoint / tag}: DeepSpeed cannot join its shards: {error}") from error
+    state = {name: value.detach() for name, value in state.items()}
+    # DeepSpeed's merger leaves out what was frozen under ZeRO-1: the module's own state, whole in one file, has it.
+    whole = checkpoint / tag / "mp_rank_00_model_states.pt"
+    if whole.is_file():
+        module = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)["module"]  # scanned above
+        state |= {name: value for name, value in (module or {}).items() if name not in state}
+    empty = [name for name, value in state.items() if value.numel() == 0]
+    if empty:
+        raise CheckpointError(f"{checkpoint / tag}: {len(empty)} empty tensors, first {empty[0]}")
+    return state
+
+
+def _steps(tag: str) -> int:
+    digits = tag.removeprefix("global_step")
+    return int(digits) if digits.isdigit() else 0

@@ -1,0 +1,128 @@
+"""Hugging Face folders of a LLaMA: reading safetensors or `.bin`, copying, and writing one tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from minigptv2.convert.files import KeyReport, read_torch
+from minigptv2.convert.names import LANGUAGE
+from minigptv2.errors import CheckpointError
+from minigptv2.files import finish_file, write_atomically
+from minigptv2.model.backbones import FOLDER_CONFIG
+from minigptv2.model.bases import open_llama
+from minigptv2.model.weights import Tensors, plain_tensors
+
+SHARD_BYTES = 4_000_000_000
+"""Largest file of a written folder, and so the memory that writing takes."""
+INDEX_FILE = "model.safetensors.index.json"
+BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Small files of a Hugging Face folder that go along with the weights."""
+
+
+@dataclass(frozen=True)
+class LlamaSource:
+    """A language model's folder: its tensors under our names, unread, and the files they lie in."""
+
+    folder: Path
+    tensors: Tensors
+    files: tuple[Path, ...]
+
+
+def open_llama_source(folder: Path, report: KeyReport) -> LlamaSource:
+    """The tensors of a folder, from safetensors if there are any, else from `pytorch_model*.bin`."""
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        tensors = open_llama(folder)
+    else:
+        files = sorted(folder.glob("pytorch_model*.bin"))
+        tensors = {}
+        for file in files:
+            for key, value in read_torch(file).items():
+                if key.endswith("rotary_emb.inv_freq"):
+                    report.drop(str(folder), key, "a buffer, computed anew")
+                else:
+                    tensors |= plain_tensors({LANGUAGE + key: value})
+    if not tensors:
+        raise CheckpointError(f"{folder}: no *.safetensors and no pytorch_model*.bin")
+    for name in tensors:
+        report.take(str(folder), name.removeprefix(LANGUAGE), name)
+    return LlamaSource(folder, tensors, tuple(files))
+
+
+def copy_llama(source: LlamaSource, target: Path) -> None:
+    """The folder, byte by byte where it holds safetensors, else written as such."""
+    target.mkdir()
+    copy_small_files(source.folder, target)
+    if source.files[0].suffix == ".bin":
+        write_llama(source.tensors, target)
+        return
+    index = source.folder / INDEX_FILE
+    if index.is_file():
+        shutil.copyfile(index, target / INDEX_FILE)
+    total = sum(file.stat().st_size for file in source.files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="language model") as bar:
+        for file in source.files:
+            shutil.copyfile(file, target / file.name)
+            finish_file(target / file.name)
+            bar.update(file.stat().st_size)
+
+
+def copy_small_files(source: Path, target: Path) -> None:
+    """Config and tokenizer files, those that are there."""
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write our names as a Hugging Face folder's, in shards with an index, holding one shard in memory at a time."""
+    from safetensors.torch import save_file
+
+    pending: dict[str, Tensor] = {}
+    size = total = 0
+    files: list[tuple[Path, list[str]]] = []
+
+    def flush() -> None:
+        nonlocal size
+        file = target / f"model-{len(files) + 1:05d}.part"
+        save_file(pending, str(file), metadata={"format": "pt"})
+        finish_file(file)
+        files.append((file, list(pending)))
+        pending.clear()
+        size = 0
+
+    for name, tensor in tqdm(sorted(tensors.items()), desc="language model", unit="tensor"):
+        value = tensor.read().contiguous()
+        bytes_ = value.numel() * value.element_size()
+        if pending and size + bytes_ > shard_bytes:
+            flush()
+        pending[name.removeprefix(LANGUAGE)] = value.clone()
+        size, total = size + bytes_, total + bytes_
+    flush()
+    if len(files) == 1:
+        files[0][0].rename(target / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, (file, held) in enumerate(files, 1):
+        final = target / f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file.rename(final)
+        weight_map |= dict.fromkeys(held, final.name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_atomically(target / INDEX_FILE, json.dumps(index, indent=1).encode())
+
+
+def write_llama_config(config: dict[str, Any], target: Path, dtype: str) -> None:
+    """`config.json` of the folder, with the type its weights have now. Embeddings and head are two tensors in it."""
+    changed = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    changed |= {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "torch_dtype": dtype}
+    write_atomically(target / FOLDER_CONFIG, json.dumps(changed, indent=1).encode())

@@ -1,0 +1,122 @@
+"""Base weights: what a model takes from folders and does not train, and how every parameter gets its value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.model.backbones import FOLDER_CONFIG
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.weights import (
+    Assign,
+    ShapeOf,
+    Tensors,
+    hash_tensors,
+    init_value,
+    load_weights,
+    named_canonical,
+    part_of,
+    plain_shape,
+    read_safetensors,
+)
+
+VISION_FILE = "vision_encoder.safetensors"
+"""In a model folder of ours, the vision encoder's weights under this model's names."""
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A folder that one part's frozen weights come from."""
+
+    part: str
+    folder: Path
+    tensors: Tensors
+
+
+def open_bases(config: ModelConfig) -> list[Base]:
+    """The base folders a config names, their tensors unread. Raises `ConfigError` where there is none."""
+    bases = []
+    if config.vision_weights:
+        folder = Path(config.vision_weights)
+        if not (folder / VISION_FILE).is_file():
+            raise ConfigError(f"model.vision_weights={folder}: no {VISION_FILE} there; see `minigptv2 convert`")
+        bases.append(Base("vision_encoder", folder, read_safetensors([folder / VISION_FILE])))
+    if config.language_weights:
+        bases.append(Base("language_model", Path(config.language_weights), open_llama(Path(config.language_weights))))
+    return bases
+
+
+def open_llama(folder: Path) -> Tensors:
+    """The tensors of a Hugging Face LLaMA folder under this model's names. Embeddings shared with the head are two."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"model.language_weights={folder}: no *.safetensors there")
+    tensors = {
+        f"language_model.{name}": tensor
+        for name, tensor in read_safetensors(files).items()
+        if not name.endswith("rotary_emb.inv_freq")  # a buffer that old files hold
+    }
+    config = folder / FOLDER_CONFIG
+    if HEAD not in tensors and config.is_file() and json.loads(config.read_bytes()).get("tie_word_embeddings"):
+        tensors[HEAD] = tensors[EMBEDDINGS]
+    return tensors
+
+
+def hash_bases(bases: list[Base]) -> dict[str, str]:
+    """SHA-256 of each part's base tensors. Reads every byte: seconds for 7B."""
+    return {base.part: hash_tensors(base.tensors) for base in bases}
+
+
+def check_base_hashes(expected: dict[str, str], found: dict[str, str], who: str, bases: list[Base]) -> None:
+    """Raise `CheckpointError`, with both hashes, if `who` was made on other base weights than those found."""
+    folders = {base.part: base.folder for base in bases}
+    for part, sha256 in expected.items():
+        if part in found and found[part] != sha256:
+            here = f"{folders[part]} holds {found[part][:16]}"
+            raise CheckpointError(f"{who} was trained on another {part}: on sha256 {sha256[:16]}, {here}")
+
+
+def fill_weights(
+    model: nn.Module, bases: list[Base], parent: tuple[str, Tensors] | None, assign: Assign, *, seed: int | None,
+    shape_of: ShapeOf = plain_shape,
+) -> dict[str, str]:  # fmt: skip
+    """Fill every parameter: from base folders first, then from the parent (its name, its tensors), then from `seed`.
+
+    Returns, per part, where its weights come from. `seed` None admits no random weights: `CheckpointError` instead.
+    """
+    filled: dict[str, str] = {}
+    sources = [(str(base.folder), base.tensors) for base in bases] + ([parent] if parent else [])
+    for source, tensors in sources:
+        load_weights(model, tensors, assign, source=source, shape_of=shape_of)
+        filled.update(dict.fromkeys(tensors, source))
+    parameters = named_canonical(model)
+    missing = [name for name in parameters if name not in filled]
+    if missing and seed is None:
+        where = parent[0] if parent else "the model"
+        raise CheckpointError(f"{where}: no weights for {len(missing)} parameters, first {missing[0]}")
+    for name in missing:
+        parameter = parameters[name]
+        assign(parameter, partial(init_value, name, shape_of(parameter), seed or 0))
+        filled[name] = f"random, seed {seed}"
+    by_part: dict[str, list[str]] = {}
+    for name in parameters:
+        places = by_part.setdefault(part_of(name), [])
+        if filled[name] not in places:
+            places.append(filled[name])
+    return {part: " + ".join(places) for part, places in by_part.items()}
+
+
+def names_to_export(model: nn.Module, config: ModelConfig, parent: Tensors) -> list[str]:
+    """Canonical names of what an export must hold: all that is trained, has no base folder, or came from the parent."""
+    based = {"vision_encoder": config.vision_weights, "language_model": config.language_weights}
+    return [
+        name
+        for name in named_canonical(model)
+        if part_of(name) in config.trainable or not based.get(part_of(name)) or name in parent
+    ]

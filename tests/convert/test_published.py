@@ -1,0 +1,263 @@
+"""The published code's own numbers, through the commands, on a tiny model in the published formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minigptv2.cli import main
+from minigptv2.convert.files import REPORT_FILE
+from minigptv2.predict.predictor import Predictor, load_predictor
+from minigptv2.prompt import PromptEncoder
+from tests.conftest import REFERENCE
+
+pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside it")
+
+
+def words(output: Path, **changed: str | Path | None) -> list[str]:
+    """The command that converts the reference, with files or options replaced, None: left out."""
+    options: dict[str, Any] = {
+        "--vision": REFERENCE / "eva_vit_g.pth",
+        "--language-model": REFERENCE / "llama",
+        "--checkpoint": REFERENCE / "minigptv2_checkpoint.pth",
+        "--vision-heads": "4",
+        "--image-size": "112",
+    } | {f"--{key.replace('_', '-')}": value for key, value in changed.items()}
+    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
+    return ["convert", "from-published", *given, "--output", str(output)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("published") / "model"
+    assert main(words(output)) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def predictor(folder: Path) -> Predictor:
+    return load_predictor(str(folder))
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return json.loads((REFERENCE / "expected.json").read_text())
+
+
+def test_image_tokens(predictor: Predictor) -> None:
+    from PIL import Image
+
+    inputs = load_file(str(REFERENCE / "inputs.safetensors"))
+    with torch.no_grad():
+        tokens = predictor.model.encode_images(inputs["pixel_values"])
+    torch.testing.assert_close(tokens, inputs["image_tokens"], atol=1e-5, rtol=0)
+    images = [Image.open(REFERENCE / f"image{number}.png").convert("RGB") for number in range(3)]
+    ours = predictor.image_tokens(images)
+    assert ours is not None
+    torch.testing.assert_close(ours, inputs["image_tokens"], atol=1e-5, rtol=0)
+
+
+def test_token_ids(predictor: Predictor, expected: dict[str, Any]) -> None:
+    for text, ids in expected["tokenization"].items():
+        given = text.removesuffix("</s>")
+        end = (predictor.tokenizer.eos_id,) if given != text else ()
+        assert [*predictor.tokenizer.encode(given), *end] == ids, text
+
+
+def cases_of(expected: dict[str, Any]) -> list[tuple[dict[str, Any], float, list[dict[str, Any]]]]:
+    """(lines of a file of cases, loss, expected samples) of each reference case."""
+    found = []
+    for case in expected["cases"]:
+        if case["kind"] == "conversation":
+            pairs = [list(zip(case["questions"], case["answers"], strict=True))]
+            images = [case.get("image")]
+        elif case["kind"] == "batch":
+            pairs = [[pair] for pair in zip(case["instruction"], case["answer"], strict=True)]
+            images = case["image"]
+        else:
+            pairs = [[(case["instruction"], case["answer"])]]
+            images = [case.get("image")]
+        lines = [
+            {
+                "image": None if image is None else f"image{image}.png",
+                "turns": [{"question": q.split("</Img> ")[-1], "answer": a} for q, a in turns],
+            }
+            for turns, image in zip(pairs, images, strict=True)
+        ]
+        found.append((lines, case["loss"], case["samples"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--layout", "padded"], ["--batch-size", "1"]], ids=["packed", "padded", "one"]
+)
+def test_every_likelihood(options: list[str], folder: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    for number in range(3):
+        shutil.copyfile(REFERENCE / f"image{number}.png", tmp_path / f"image{number}.png")
+    for number, (lines, loss, samples) in enumerate(cases_of(expected)):
+        source, output = tmp_path / f"{number}.jsonl", tmp_path / f"{number}.scores.jsonl"
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(["score", "--model", str(folder), "--input", str(source), "--output", str(output), *options]) == 0
+        scores = [json.loads(row) for row in output.read_text().splitlines()]
+        for score, sample in zip(scores, samples, strict=True):
+            assert score["length"] == sample["length"]
+            assert score["target_ids"] == sample["target_ids"]
+            assert score["nll"] == pytest.approx(sample["nll"], abs=1e-4)
+        nll = [value for score in scores for value in score["nll"]]
+        assert sum(nll) / len(nll) == pytest.approx(loss, abs=1e-5)
+
+
+def test_published_inference(folder: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with open(source, "w") as stream:
+        for case in expected["generation"]:
+            question = case["prompt"].split("</Img> ")[1].removesuffix(" [/INST]")
+            image = os.path.relpath(REFERENCE / f"image{case['image']}.png", tmp_path)
+            stream.write(json.dumps({"image": image, "turns": [{"question": question}], "tag": case["image"]}) + "\n")
+    code = main(
+        ["predict", "--model", str(folder), "--input", str(source), "--output", str(output),
+         "--prompt-style", "published", "--max-new-tokens", "12", "--top-tokens", "5"]
+    )  # fmt: skip
+    assert code == 0
+    rows = [json.loads(row) for row in output.read_text().splitlines()]
+    for row, case in zip(rows, expected["generation"], strict=True):
+        turn = row["turns"][0]
+        assert row["tag"] == case["image"]
+        assert turn["answer"] == case["text"]
+        assert turn["context_length"] == case["context_length"]
+        assert [token for token, _ in turn["next_top"]] == [token for token, _ in case["next_top5"]]
+        assert [v for _, v in turn["next_top"]] == pytest.approx([v for _, v in case["next_top5"]], abs=1e-4)
+
+
+def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path) -> None:
+    before = torch.load(REFERENCE / "minigptv2_checkpoint.pth", weights_only=True)
+    for option in ([], ["--newer-peft"]):
+        file = tmp_path / f"back{len(option)}.pth"
+        assert main(["convert", "to-published", str(folder), "--output", str(file), *option]) == 0
+        after = torch.load(file, weights_only=True)
+        trained = {key: value for key, value in before["model"].items() if not key.endswith("inv_freq")}
+        spelled = {key.replace(".default.", "."): value for key, value in after["model"].items()}
+        assert spelled.keys() == trained.keys()
+        assert all(torch.equal(spelled[key], value) for key, value in trained.items())
+        assert any(".default." in key for key in after["model"]) == bool(option)
+        assert after["config"]["model"]["lora_alpha"] == before["config"]["model"]["lora_alpha"]
+        # and what was written goes in again, whichever the spelling
+        again = tmp_path / f"again{len(option)}"
+        assert main(words(again, checkpoint=file)) == 0
+        assert (again / "weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
+
+
+def test_every_key_is_reported(folder: Path) -> None:
+    report = json.loads((folder / REPORT_FILE).read_text())
+    for name in ("eva_vit_g.pth", "minigptv2_checkpoint.pth"):
+        state = torch.load(REFERENCE / name, weights_only=True)
+        state = state.get("model", state)
+        told = report["taken"][str(REFERENCE / name)].keys() | report["dropped"].get(str(REFERENCE / name), {}).keys()
+        assert told == state.keys()
+
+
+def test_bases_alone_are_something_to_train_on_but_not_to_ask(tmp_path: Path, capsys: Any) -> None:
+    assert main(words(tmp_path / "bases", checkpoint=None)) == 0
+    image = str(REFERENCE / "image0.png")
+    assert main(["ask", "--model", str(tmp_path / "bases"), image, "[vqa] what?"]) == 4
+    assert "bases only" in capsys.readouterr().err
+
+
+def test_a_language_model_left_where_it_is(folder: Path, tmp_path: Path) -> None:
+    assert main([*words(tmp_path / "light"), "--no-copy"]) == 0
+    assert not (tmp_path / "light" / "language_model").exists()
+    light = load_predictor(str(tmp_path / "light")).model.state_dict()
+    whole = load_predictor(str(folder)).model.state_dict()
+    assert all(torch.equal(value, whole[key]) for key, value in light.items())
+
+
+def changed_checkpoint(path: Path, change: Any) -> Path:
+    document = torch.load(REFERENCE / "minigptv2_checkpoint.pth", weights_only=True)
+    change(document["model"])
+    torch.save(document, path)
+    return path
+
+
+def drop_lora(state: dict[str, torch.Tensor]) -> None:
+    for key in [key for key in state if "lora" in key]:
+        del state[key]
+
+
+def drop_one(state: dict[str, torch.Tensor]) -> None:
+    del state["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
+
+
+def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+
+    def file(name: str, change: Any) -> Path:
+        return changed_checkpoint(made / name, change)
+
+    wider = made / "llama"
+    shutil.copytree(REFERENCE / "llama", wider, copy_function=shutil.copyfile)
+    config = json.loads((wider / "config.json").read_text())
+    (wider / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    tensors = load_file(str(wider / "model.safetensors"))
+    save_file({k: torch.zeros([64 if s == 32 else s for s in v.shape]) for k, v in tensors.items()},
+              str(wider / "model.safetensors"))  # fmt: skip
+    short = made / "short.pth"
+    short.write_bytes((REFERENCE / "minigptv2_checkpoint.pth").read_bytes()[:30_000])
+    cut = made / "cut.pth"
+    cut.write_bytes((REFERENCE / "eva_vit_g.pth").read_bytes()[:-5000])
+    trap = made / "trap.pth"
+    torch.save({"model": Trap(made / "sprung")}, trap)
+
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"language_model": wider}, r"is \(8, 32\), the model wants \(8, 64\)"),
+        ({"checkpoint": file("none.pth", drop_lora)}, "no LoRA in it"),
+        ({"checkpoint": file("one.pth", drop_one)}, "no language_model.model.layers.1.self_attn.v_proj.lora_B.weight"),
+        ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "extra has no place"),
+        ({"checkpoint": short}, "not a whole torch file"),
+        ({"vision": cut}, "not a whole torch file"),
+        ({"checkpoint": trap}, "refused: it holds a Python object"),
+        ({"vision": tmp_path / "absent.pth"}, "no file"),
+        ({"vision_heads": None}, "give --vision-heads"),
+        ({"vision_heads": "3"}, "does not divide the width 88"),
+        ({"image_size": "100"}, "multiple of 14"),
+        ({"language_model": tmp_path / "absent"}, "neither a row"),
+    ]
+    for changed, message in refused:
+        output = tmp_path / "out" / "model"
+        assert main(words(output, **changed)) in (2, 4), changed
+        import re
+
+        said = capsys.readouterr().err
+        assert re.search(message, said), (message, said)
+        assert said.count("Error:") == 1
+        assert not output.exists() and not list(output.parent.glob(".*")) if output.parent.exists() else True
+    assert not (made / "sprung").exists()
+
+
+class Trap:
+    """Reading its pickle would write a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.file}",)
+
+
+def test_an_existing_result_is_not_overwritten_unasked(folder: Path, capsys: Any) -> None:
+    assert main(words(folder)) == 4
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words(folder), "--overwrite"]) == 0
+
+
+def test_the_prompt_encoder_is_the_one_owner_of_the_second_space(predictor: Predictor) -> None:
+    encoder: PromptEncoder = predictor.encoder
+    bare = encoder.encode_question("[vqa] what?", num_images=1)
+    assert len(bare) == encoder.tokens_per_image + len(bare[bare >= 0])

@@ -1,0 +1,141 @@
+"""Files of requests: order, relative paths, bad lines, interruptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigptv2.cli import main
+from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.export import save_untrained
+from minigptv2.tokenizer import Tokenizer
+from tests.predict.test_predictor import A, B
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str:
+    config = ModelConfig(
+        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=0), trainable=["projector"],
+        tokenizer=str(tokenizer.path),
+    )  # fmt: skip
+    return str(save_untrained(tmp_path_factory.mktemp("model") / "export", config, seed=3).folder)
+
+
+def write(folder: Path, lines: list[Any]) -> Path:
+    (folder / "pictures").mkdir(exist_ok=True)
+    A.save(folder / "pictures" / "a.png")
+    B.save(folder / "pictures" / "b.png")
+    file = folder / "in.jsonl"
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return file
+
+
+def run(command: str, model: str, source: Path, output: Path, *more: str) -> int:
+    return main([command, "--model", model, "--input", str(source), "--output", str(output), *more])
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+GOOD = [
+    {"image": "pictures/a.png", "turns": [{"question": "[vqa] what is it? "}], "id": 7},
+    {"image": None, "turns": [{"question": "Say red twice."}]},
+    {"image": ["pictures/a.png", "pictures/b.png"], "turns": [{"question": "[vqa] what differs?"}]},
+    {
+        "image": "pictures/b.png",
+        "turns": [
+            {"question": "What is it?", "answer": "a bar"},
+            {"question": "[refer] the bar"},
+            {"question": "Sure?"},
+        ],
+    },
+]
+TOKENS = ("--max-new-tokens", "6")
+
+
+def test_answers_come_in_order_with_what_was_asked(model: str, tmp_path: Path) -> None:
+    source = write(tmp_path, GOOD)
+    assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
+    answered = rows(tmp_path / "out.jsonl")
+    assert [row["line"] for row in answered] == [1, 2, 3, 4]
+    assert answered[0]["id"] == 7 and answered[0]["turns"][0]["question"] == "[vqa] what is it?"
+    assert answered[3]["turns"][0] == GOOD[3]["turns"][0]  # what was given is history, not asked again
+    assert all(isinstance(turn["answer"], str) for row in answered for turn in row["turns"])
+    assert answered[1]["turns"][0]["boxes"] == []
+
+
+def test_later_turns_know_earlier_answers(model: str, tmp_path: Path) -> None:
+    source = write(tmp_path, GOOD[3:])
+    assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
+    said = rows(tmp_path / "out.jsonl")[0]["turns"]
+    given = {
+        "image": "pictures/b.png",
+        "turns": [*({k: t[k] for k in ("question", "answer")} for t in said[:2]), {"question": "Sure?"}],
+    }
+    again = write(tmp_path, [given])
+    assert run("predict", model, again, tmp_path / "again.jsonl", *TOKENS) == 0
+    assert rows(tmp_path / "again.jsonl")[0]["turns"][2]["answer"] == said[2]["answer"]
+
+
+def test_an_interrupted_output_is_continued_with_nothing_twice(model: str, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path, GOOD * 5)
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert run("predict", model, source, whole, *TOKENS) == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    cut.write_bytes(b"".join(lines[:7]) + lines[7][:20])
+    assert run("predict", model, source, cut, *TOKENS) == 0
+    assert "answered 13, 7 before" in capsys.readouterr().out
+    assert cut.read_bytes() == whole.read_bytes()
+    assert run("predict", model, source, cut, *TOKENS) == 0
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    bad = [
+        "{not json",
+        {"turns": []},
+        {"image": "pictures/none.png", "turns": [{"question": "x"}]},
+        {"image": "broken.jpg", "turns": [{"question": "x"}]},
+        {"image": 5, "turns": [{"question": "x"}]},
+        {"turns": [{"answer": "x"}]},
+        {"turns": [{"question": "x", "answer": "y"}]},
+        {"turns": [{"question": "red " * 1200}]},
+        {"turns": [{"question": f"{n} " + "red " * 150} for n in range(9)]},
+    ]
+    source = write(tmp_path, [bad[0], GOOD[0], *bad[1:], GOOD[1]])
+    assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
+    said = capsys.readouterr()
+    assert said.err.count("skipped ") == len(bad)
+    for number, reason in ((1, "not JSON"), (4, "No such file"), (5, "not a whole JPEG"), (9, "the model holds 1024")):
+        assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
+    assert "answered 2, skipped 9" in said.out
+    assert [row["line"] for row in rows(tmp_path / "out.jsonl")] == [2, 11]
+
+
+def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path, GOOD)
+    assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
+    before = (tmp_path / "out.jsonl").read_bytes()
+    assert run("predict", model, write(tmp_path, GOOD[1:]), tmp_path / "out.jsonl", *TOKENS) == 3
+    assert "answers another file" in capsys.readouterr().err
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine\n")
+    assert run("predict", model, source, notes, *TOKENS) == 3 and notes.read_text() == "mine\n"
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path, GOOD)
+    assert run("predict", model, source, tmp_path / "said.jsonl", *TOKENS) == 0
+    assert run("score", model, tmp_path / "said.jsonl", tmp_path / "scores.jsonl") == 0
+    scores = rows(tmp_path / "scores.jsonl")
+    assert [len(score["nll"]) == len(score["target_ids"]) > 0 for score in scores] == [True] * 4
+    nll = [value for score in scores for value in score["nll"]]
+    assert f"mean loss {sum(nll) / len(nll):.6f} over {len(nll)} supervised tokens" in capsys.readouterr().out
+    assert run("score", model, source, tmp_path / "none.jsonl") == 3
+    assert 'no "answer" to score' in capsys.readouterr().err
