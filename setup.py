@@ -38,6 +38,7 @@ setup(
         "serve": ["gradio>=6.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        "pretrained": ["gguf>=0.19", "onnx>=1.19"],
         "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
     },
     entry_points={"console_scripts": ["minigptv2=minigptv2.cli:main"]},

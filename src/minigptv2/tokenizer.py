@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from minigptv2.errors import ConfigError
 
+SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
+"""Begin and end of a sentence in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair there counts."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -101,9 +103,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     tokenizer = HuggingFaceTokenizer.from_file(str(file))
-    bos_id, eos_id = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    marks = [(tokenizer.token_to_id(begin), tokenizer.token_to_id(end)) for begin, end in SENTENCE_MARKS]
+    bos_id, eos_id = next((pair for pair in marks if None not in pair), (None, None))
     if bos_id is None or eos_id is None:
-        raise ConfigError(f"{file} has no <s> or no </s>: a LLaMA-style tokenizer is needed")
+        known = " or ".join(" and ".join(pair) for pair in SENTENCE_MARKS)
+        raise ConfigError(f"{file} has no sentence marks that are known here: want {known}")
     # Added tokens are cut out of any text before it is tokenised, so '</s>' in a caption would become the end token.
     document = json.loads(file.read_text())
     document["added_tokens"] = []

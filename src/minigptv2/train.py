@@ -128,7 +128,7 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
         if every(done, config.evaluate.every) or done == last:
             log.pictures(done, pictures.draw())
         if every(done, config.train.checkpoint_every) or done == last:
-            state = CheckpointState(done, position, identity, {})
+            state = CheckpointState(done, position, identity)
             folder = save_checkpoint(run, trainer, state, keep=config.train.keep_checkpoints)
             log.line(f"checkpoint {folder}")
         waited = time.monotonic()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from minigptv2.data.images import open_image, square
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import INDEX_DTYPE, Sample, load_manifest, scan_shard, write_corpus
+from minigptv2.data.shards import INDEX_DTYPE, INDEX_FILE, Sample, load_manifest, scan_shard, write_corpus
 from minigptv2.data.sources import photographs, toy
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn
@@ -72,6 +72,16 @@ def test_a_shard_of_another_size_is_named(tmp_path: Path) -> None:
     reader.record(0)
     with pytest.raises(DataError, match="c-000002.tar.*the manifest says"):
         reader.record(9)
+
+
+def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
+    write_corpus(toy.samples("vqa", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
+    file = tmp_path / "c" / INDEX_FILE
+    index = np.load(file)
+    index["offset"][4] += 512
+    np.save(file, index)
+    with pytest.raises(DataError, match="not the index that its manifest was written with"):
+        CorpusReader(tmp_path / "c")
 
 
 def test_damaged_bytes_inside_a_record_are_named(tmp_path: Path) -> None:
@@ -139,6 +149,17 @@ def test_images_are_squashed_not_cropped() -> None:
     pixels = square(image, 8)
     assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8
     assert (pixels[0, :, :3] > 240).all() and (pixels[2, :, 5:] > 240).all()
+
+
+@pytest.mark.parametrize(("size", "height_first"), [((97, 203), True), ((150, 90), False), ((203, 97), False)])
+def test_the_order_of_the_two_passes_is_ours_not_pillows(size: tuple[int, int], height_first: bool) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (size[1], size[0], 3), dtype=np.uint8) * 255)
+    bicubic = Image.Resampling.BICUBIC
+    rows_then_columns = noise.resize((size[0], 112), bicubic).resize((112, 112), bicubic)
+    columns_then_rows = noise.resize((112, size[1]), bicubic).resize((112, 112), bicubic)
+    ours = square(noise, 112).transpose(1, 2, 0)
+    assert np.array_equal(ours, rows_then_columns if height_first else columns_then_rows)
+    assert not np.array_equal(rows_then_columns, columns_then_rows)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])

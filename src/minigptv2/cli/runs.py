@@ -16,7 +16,9 @@ def add_commands(commands: Any) -> None:
     config.set_defaults(run=_config)
 
     demo = commands.add_parser("demo", help="the toy world: build, train three stages, evaluate, report")
-    demo.add_argument("--output", default="runs/demo")
+    demo.add_argument("--output", help="default: runs/demo, or runs/demo-pretrained")
+    demo.add_argument("--pretrained", action="store_true",
+                      help="instead: DINOv2 and SmolLM2 from pip, frozen; projector and LoRA learn photographs")  # fmt: skip
     demo.add_argument("--quick", action="store_true", help="a few minutes; learning shows in the loss alone")
     demo.add_argument("--processes", type=int, default=2)
     demo.set_defaults(run=_demo)
@@ -37,6 +39,10 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from minigptv2.demo import run_demo
+    if args.pretrained:
+        from minigptv2.demo.pretrained import run_pretrained
 
-    return run_demo(Path(args.output), quick=args.quick, processes=args.processes)
+        return run_pretrained(Path(args.output or "runs/demo-pretrained"), processes=args.processes)
+    from minigptv2.demo.toy import run_toy
+
+    return run_toy(Path(args.output or "runs/demo"), quick=args.quick, processes=args.processes)

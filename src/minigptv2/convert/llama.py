@@ -123,6 +123,6 @@ def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) 
 
 def write_llama_config(config: dict[str, Any], target: Path, dtype: str) -> None:
     """`config.json` of the folder, with the type its weights have now. Embeddings and head are two tensors in it."""
-    changed = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype")}
+    changed = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype") and key[0] != "_"}
     changed |= {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "torch_dtype": dtype}
     write_atomically(target / FOLDER_CONFIG, json.dumps(changed, indent=1).encode())

@@ -26,7 +26,7 @@ class DataConfig:
     num_workers: int = 2
     """Loader processes per rank; 0 reads in the training process."""
     max_bad_in_a_row: int = 100
-    """This many damaged samples in a row stop the run: then it is the data or the code, not a sample."""
+    """This many damaged samples, in steps in a row without a good one, stop the run: it is the data or the code."""
 
 
 @dataclass

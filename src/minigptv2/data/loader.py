@@ -123,7 +123,7 @@ class _Positions(Sampler[int]):
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
     """Yield `num_steps` steps from `position` on, read ahead by worker processes.
 
-    Raises `DataError` after `max_bad_in_a_row` dropped samples without a good one between them.
+    Raises `DataError` once steps in a row without one good sample have dropped `max_bad_in_a_row`.
     """
     config = dataset.config
     loader = DataLoader(

@@ -16,6 +16,7 @@ import numpy as np
 
 from minigptv2.data.shards import IMAGE_EXTENSIONS, INDEX_DTYPE, INDEX_FILE, Manifest, load_manifest
 from minigptv2.errors import DataError
+from minigptv2.files import sha256_of
 from minigptv2.record import Record, from_json
 
 _MAX_OPEN_SHARDS = 64
@@ -30,6 +31,8 @@ class CorpusReader:
         self._index = np.load(folder / INDEX_FILE, mmap_mode="r")
         if self._index.dtype != INDEX_DTYPE or len(self._index) != self.manifest.samples:
             raise DataError(f"{folder / INDEX_FILE}: {len(self._index)} entries, manifest says {self.manifest.samples}")
+        if sha256_of(folder / INDEX_FILE) != self.manifest.index_sha256:
+            raise DataError(f"{folder / INDEX_FILE}: not the index that its manifest was written with")
         self.shard_starts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.manifest.shards])])
         self._files: OrderedDict[int, int] = OrderedDict()
 

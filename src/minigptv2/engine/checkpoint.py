@@ -33,13 +33,11 @@ class CheckpointState:
     """What a checkpoint says beside its tensors.
 
     `position`: place in the data plan of the next step's first sample. `identity`: what must be equal on resume.
-    `extra`: running counts for the log.
     """
 
     step: int
     position: int
     identity: dict[str, Any]
-    extra: dict[str, Any]
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:

@@ -28,34 +28,39 @@ img { max-width: 100% } .card { display: inline-block; width: 270px; margin: .4e
 """
 
 
-def write_report(output: Path, stages: dict[str, Path], figures: dict[str, Any], seconds: dict[str, float],
-                 scenes: Evaluation, photographs: Evaluation) -> tuple[Path, Path]:  # fmt: skip
+def write_report(output: Path, stages: dict[str, Path], figures: dict[str, Any], seconds: dict[str, float], *,
+                 photographs: Evaluation, scenes: Evaluation | None = None) -> tuple[Path, Path]:  # fmt: skip
     """`report.html` and `report.png` under `output`. `stages` maps stage names to run folders.
 
-    `figures` maps model names to their figures by task, as in results.json.
+    `figures` maps model names to their figures by task, as in results.json. `scenes` are held-out ones, `photographs`
+    were trained on.
     """
     curves = _draw_curves(stages)
-    sheet = grid([tile(i, a) for i, a in _some_of_each_task(scenes, 5)], columns=5)
-    photo_sheet = grid([tile(i, a) for i, a in _some_of_each_task(photographs, 2)], columns=5)
-    page = "\n".join(
-        [
-            f"<!doctype html><meta charset='utf-8'><title>minigptv2 report</title><style>{_STYLE}</style>",
-            "<h1>Three stages, one model</h1>",
-            f"<p>{_lineage(seconds)}</p>",
-            "<h2>Held-out figures</h2>",
-            _html_table(figures),
-            "<h2>Training</h2>",
-            _html_image(curves),
-            "<h2>Held-out scenes</h2><p class='legend'>True boxes in <b>green</b>, predicted ones in other colours; "
-            "the box of an [identify] question is white.</p>",
-            _html_cards(_some_of_each_task(scenes, 5)),
-            "<h2>Real photographs</h2><p>These photographs were in the training data.</p>",
-            _html_cards(_some_of_each_task(photographs, 3)),
-        ]
-    )
+    several = {1: "One stage", 3: "Three stages"}.get(len(stages), f"{len(stages)} stages")
+    page = [
+        f"<!doctype html><meta charset='utf-8'><title>minigptv2 report</title><style>{_STYLE}</style>",
+        f"<h1>{several}, one model</h1>",
+        f"<p>{_lineage(seconds)}</p>",
+        f"<h2>{'Held-out figures' if scenes else 'Figures on the photographs trained on'}</h2>",
+        _html_table(figures),
+        "<h2>Training</h2>",
+        _html_image(curves),
+        "<p class='legend'>Below: true boxes in <b>green</b>, predicted ones in other colours; the box of an "
+        "[identify] question is white.</p>",
+    ]
+    sheets = [curves]
+    if scenes:
+        shown = _some_of_each_task(scenes, 5)
+        page += ["<h2>Held-out scenes</h2>", _html_cards(shown)]
+        sheets.append(grid([tile(i, a) for i, a in shown], columns=5))
+    page += [
+        "<h2>Real photographs</h2><p>These photographs were in the training data.</p>",
+        _html_cards(_some_of_each_task(photographs, 3 if scenes else len(photographs.items))),
+    ]
+    sheets.append(grid([tile(i, a) for i, a in _some_of_each_task(photographs, 2 if scenes else 5)], columns=5))
     html_file, png_file = output / "report.html", output / "report.png"
-    html_file.write_text(page)
-    _stack([curves, sheet, photo_sheet]).save(png_file)
+    html_file.write_text("\n".join(page))
+    _stack(sheets).save(png_file)
     return html_file, png_file
 
 

@@ -117,9 +117,9 @@ def save_export(
             save_file({name: value.contiguous() for name, value in tensors.items()}, str(temporary / WEIGHTS_FILE))
             finish_file(temporary / WEIGHTS_FILE)
             sha256 = sha256_of(temporary / WEIGHTS_FILE)
+        shutil.copyfile(tokenizer.path, temporary / tokenizer.path.name)
         if more is not None:
             more(temporary)
-        shutil.copyfile(tokenizer.path, temporary / tokenizer.path.name)
         document = {
             "format": FORMAT,
             "model": asdict(config) | {"tokenizer": None} | {key: _portable(getattr(config, key)) for key in _PATHS},

@@ -34,9 +34,9 @@ def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
 
 CORPORA: dict[str, Corpus] = {
     "toy_weak": _toy("weak", 8000, "caption"),
-    "toy_caption": _toy("caption", 4000),
+    "toy_caption": _toy("caption", 16000),
     "toy_grounding": _toy("grounding", 12000),
-    "toy_refer": _toy("refer", 32000),
+    "toy_refer": _toy("refer", 28000),
     "toy_identify": _toy("identify", 28000),
     "toy_vqa": _toy("vqa", 44000),
     "toy_detection": _toy("detection", 8000),

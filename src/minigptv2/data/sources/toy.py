@@ -35,7 +35,7 @@ RADII = {"small": (9.0, 11.0), "large": (15.0, 18.0)}
 """Half the longer side of a shape in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
 _ALIKE_SHARE = 0.12
-_SHAPES_SHARE = (0.55, 0.33, 0.12)
+_SHAPES_SHARE = (0.64, 0.26, 0.10)
 """Share of scenes with one, two and three shapes."""
 _SIDE_MARGIN = 10.0
 """Pixels between the centres of two things before one is called left of or above the other."""

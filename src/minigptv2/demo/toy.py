@@ -6,19 +6,14 @@ What `make demo` runs. Every step is a command a user would type; each is skippe
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigptv2.data.shards import MANIFEST_FILE
-from minigptv2.errors import MiniGPTv2Error
-
-if TYPE_CHECKING:
-    from minigptv2.evaluate.heldout import HeldOut
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, run, timed
 
 STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
@@ -28,16 +23,16 @@ _QUICK_STEPS = {"stage1": 200, "stage2": 100, "stage3": 60}
 _QUICK_HELDOUT = 40
 
 
-def run_demo(output: Path, *, quick: bool, processes: int) -> int:
+def run_toy(output: Path, *, quick: bool, processes: int) -> int:
     """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed."""
     began = time.monotonic()
-    environment = {**os.environ, "DEMO_DIR": str(output), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = environment_of(output)
     seconds: dict[str, float] = {}
-    _timed(seconds, "shards", lambda: _build_shards(output / "shards", quick, environment))
-    _run(["tokenizer", "--shards", str(output / "shards/train"), "--output", str(output / "tokenizer")], environment)
+    timed(seconds, "shards", lambda: _build_shards(output / "shards", quick, environment))
+    run(["tokenizer", "--shards", str(output / "shards/train"), "--output", str(output / "tokenizer")], environment)
     for stage in STAGES:
-        _timed(seconds, stage, lambda stage=stage: _train(stage, quick, processes, environment))
-    _timed(seconds, "evaluation", lambda: _report(output, quick, seconds))
+        timed(seconds, stage, partial(_train, stage, quick, processes, environment))
+    timed(seconds, "evaluation", lambda: _report(output, quick, seconds))
     print(f"everything took {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
 
@@ -52,22 +47,15 @@ def _build_shards(shards: Path, quick: bool, environment: dict[str, str]) -> Non
         if (folder / MANIFEST_FILE).is_file():
             return
         limit = ["--limit", str(_QUICK_SAMPLES)] if quick and split == "train" else []
-        _run(["shards", "build", corpus, "--split", split, "--output", str(folder), *limit], environment)
+        run(["shards", "build", corpus, "--split", split, "--output", str(folder), *limit], environment)
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         list(pool.map(build, jobs))
 
 
 def _train(stage: str, quick: bool, processes: int, environment: dict[str, str]) -> None:
-    launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if launcher is None:
-        raise MiniGPTv2Error("the deepspeed launcher is not on the PATH; is the package installed?")
     words = [f"train.steps={_QUICK_STEPS[stage]}", "train.log_every=20", "evaluate.every=0"] if quick else []
-    command = [
-        launcher, "--num_accelerators", str(processes), "launch/train.py",
-        "--config", f"launch/configs/toy_{stage}.yaml", *words,
-    ]  # fmt: skip
-    _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the toy world is fp32, made for CPUs
+    launch(f"launch/configs/toy_{stage}.yaml", words, processes, environment)
 
 
 def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
@@ -91,20 +79,10 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     print(table(figures))
     write_results(output / "results.json", {**figures, "photographs": shown.figures, "seconds": seconds})
     page, picture = write_report(
-        output, {stage: output / stage for stage in STAGES}, figures, seconds, final, shown
+        output, {stage: output / stage for stage in STAGES}, figures, seconds, photographs=shown, scenes=final
     )  # fmt: skip
-    _print_ask(output, items[0])
+    print(how_to_ask(output, output / STAGES[-1] / "export", items[0]))
     print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
-
-
-def _print_ask(output: Path, item: HeldOut) -> None:
-    """Save a held-out scene and say how to ask about it."""
-    assert item.image is not None, "the first held-out corpus is one with images"
-    item.image.save(output / "scene.png")
-    print(
-        f'ask: minigptv2 ask --model {output / STAGES[-1] / "export"} {output / "scene.png"} "{item.question}" '
-        f"--draw {output / 'answer.png'}"
-    )
 
 
 def write_untrained(output: Path) -> Path:
@@ -115,21 +93,3 @@ def write_untrained(output: Path) -> Path:
     os.environ["DEMO_DIR"] = str(output)
     config = load_run_config(f"launch/configs/toy_{STAGES[0]}.yaml").value
     return save_untrained(output / "untrained" / "export", config.model, config.seed).folder
-
-
-def _timed(seconds: dict[str, float], name: str, work: Any) -> None:
-    print(f"== {name}", flush=True)
-    began = time.monotonic()
-    work()
-    seconds[name] = round(time.monotonic() - began, 1)
-    print(f"== {name}: {seconds[name]:.0f} s", flush=True)
-
-
-def _run(words: list[str], environment: dict[str, str]) -> None:
-    _check([sys.executable, "-m", "minigptv2.cli", *words], environment)
-
-
-def _check(command: list[str], environment: dict[str, str]) -> None:
-    code = subprocess.run(command, env=environment, check=False).returncode
-    if code:
-        raise MiniGPTv2Error(f"exit code {code} from: {' '.join(command)}")

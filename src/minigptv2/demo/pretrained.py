@@ -1,0 +1,69 @@
+"""The real regime on small real weights: DINOv2 and SmolLM2 frozen, projector and LoRA trained on real photographs.
+
+What `make demo-pretrained` runs: bases from pip packages, shards of the photographs, one stage under ZeRO-3 on CPU
+processes, and a report that sets the trained model beside the untrained one on those photographs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from minigptv2.data.shards import MANIFEST_FILE
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, run, timed
+
+STAGE = "pretrained"
+CONFIG = "launch/configs/pretrained.yaml"
+CORPUS = "photographs"
+_ANSWER_TOKENS = 64
+
+
+def run_pretrained(output: Path, *, processes: int) -> int:
+    """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed."""
+    began = time.monotonic()
+    environment = environment_of(output)
+    seconds: dict[str, float] = {}
+    timed(seconds, "bases and shards", lambda: _prepare(output, environment))
+    timed(seconds, STAGE, lambda: launch(CONFIG, [], processes, environment))
+    timed(seconds, "evaluation", lambda: _report(output, seconds))
+    print(f"everything took {(time.monotonic() - began) / 60:.1f} minutes")
+    return 0
+
+
+def _prepare(output: Path, environment: dict[str, str]) -> None:
+    bases, shards = output / "bases", output / "shards" / "train" / CORPUS
+    if not bases.is_dir():
+        run(["convert", "from-packages", "--output", str(bases)], environment)
+    if not (shards / MANIFEST_FILE).is_file():
+        run(["shards", "build", CORPUS, "--output", str(shards)], environment)
+
+
+def _report(output: Path, seconds: dict[str, float]) -> None:
+    import torch
+
+    from minigptv2.evaluate.heldout import load_heldout
+    from minigptv2.evaluate.report import write_report, write_results
+    from minigptv2.evaluate.run import baseline, evaluate_items, table
+    from minigptv2.model.export import save_untrained
+    from minigptv2.predict.predictor import load_predictor
+    from minigptv2.run_config import load_run_config
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    os.environ["DEMO_DIR"] = str(output)
+    items = load_heldout(output / "shards" / "train" / CORPUS)
+    export = output / STAGE / "export"
+    trained = evaluate_items(load_predictor(str(export)), items, max_new_tokens=_ANSWER_TOKENS)
+    config = load_run_config(CONFIG).value
+    untrained = save_untrained(output / "untrained" / "export", config.model, config.seed).folder
+    figures: dict[str, Any] = {
+        STAGE: trained.figures,
+        "untrained": evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=_ANSWER_TOKENS).figures,
+        "baseline": baseline(items),
+    }
+    print(table(figures))
+    write_results(output / "results.json", {**figures, "seconds": seconds})
+    page, picture = write_report(output, {STAGE: output / STAGE}, figures, seconds, photographs=trained)
+    print(how_to_ask(output, export, next(item for item in items if item.turn.task == "refer")))
+    print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
