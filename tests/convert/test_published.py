@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from minigptv2.cli import main
 from minigptv2.convert.files import REPORT_FILE
 from minigptv2.predict.predictor import Predictor, load_predictor
 from minigptv2.prompt import PromptEncoder
-from tests.conftest import REFERENCE
+from tests.conftest import REFERENCE, REPOSITORY, World
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside it")
 
@@ -232,8 +235,6 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
     for changed, message in refused:
         output = tmp_path / "out" / "model"
         assert main(words(output, **changed)) in (2, 4), changed
-        import re
-
         said = capsys.readouterr().err
         assert re.search(message, said), (message, said)
         assert said.count("Error:") == 1
@@ -261,3 +262,54 @@ def test_the_prompt_encoder_is_the_one_owner_of_the_second_space(predictor: Pred
     encoder: PromptEncoder = predictor.encoder
     bare = encoder.encode_question("[vqa] what?", num_images=1)
     assert len(bare) == encoder.tokens_per_image + len(bare[bare >= 0])
+
+
+def test_a_published_checkpoint_is_trained_on_and_taken_away_again(folder: Path, world: World, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("corpora: {toy_refer: {ratio: 1, task: refer}}")
+    config = tmp_path / "stage.yaml"
+    config.write_text(f"""
+stage: further
+run_dir: {tmp_path}/run
+init_from: {folder}
+model:
+  vision_encoder: {folder}
+  vision_weights: {folder}
+  language_model: {folder}/language_model
+  language_weights: {folder}/language_model
+  lora: {{r: 8, alpha: 16, dropout: 0.0}}
+data: {{recipe: {tmp_path}/recipe.yaml, shards: {world.train}, max_tokens: 512, max_pack_tokens: 2048, num_workers: 0}}
+train:
+  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
+  steps: 2
+  global_batch_size: 4
+  micro_batch_size: 2
+  learning_rate: 1.0e-3
+  warmup_steps: 0
+""")
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--config", str(config), *more]
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    done = train()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"continues published ({folder}" in done.stdout
+    export = tmp_path / "run" / "export"
+    before, after = load_file(str(folder / "weights.safetensors")), load_file(str(export / "weights.safetensors"))
+    assert before.keys() == after.keys()  # what is frozen stays in its base folder
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    moved = load_predictor(str(export)).model
+    assert torch.equal(moved.projector.linear.weight, after["projector.linear.weight"])
+    assert main(["convert", "to-published", str(export), "--output", str(tmp_path / "ours.pth")]) == 0
+    taken = torch.load(tmp_path / "ours.pth", weights_only=True)["model"]
+    assert torch.equal(taken["llama_proj.weight"], after["projector.linear.weight"])
+
+    other = tmp_path / "other"
+    shutil.copytree(folder / "language_model", other)
+    tensors = load_file(str(other / "model.safetensors"))
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, str(other / "model.safetensors"))
+    refused = train("--fresh", f"model.language_weights={other}")
+    assert refused.returncode == 4
+    assert "was trained on another language_model" in refused.stdout

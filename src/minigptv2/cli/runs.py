@@ -17,8 +17,11 @@ def add_commands(commands: Any) -> None:
 
     demo = commands.add_parser("demo", help="the toy world: build, train three stages, evaluate, report")
     demo.add_argument("--output", help="default: runs/demo, or runs/demo-pretrained")
-    demo.add_argument("--pretrained", action="store_true",
-                      help="instead: DINOv2 and SmolLM2 from pip, frozen; projector and LoRA learn photographs")  # fmt: skip
+    demo.add_argument(
+        "--pretrained",
+        action="store_true",
+        help="instead: DINOv2 and SmolLM2 from pip, frozen; projector and LoRA learn photographs",
+    )
     demo.add_argument("--quick", action="store_true", help="a few minutes; learning shows in the loss alone")
     demo.add_argument("--processes", type=int, default=2)
     demo.set_defaults(run=_demo)
