@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from minigptv2.errors import ConfigError
+from minigptv2.errors import CheckpointError, ConfigError
 
 SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
 """Begin and end of a sentence in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair there counts."""
@@ -92,7 +92,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if file.suffix == ".model":
         from sentencepiece import SentencePieceProcessor
 
-        processor = SentencePieceProcessor(model_file=str(file))
+        try:
+            processor = SentencePieceProcessor(model_file=str(file))
+        except (RuntimeError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole SentencePiece model") from error
         return Tokenizer(
             _SentencePiece(processor),
             bos_id=processor.bos_id(),
@@ -102,7 +105,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         )
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
-    tokenizer = HuggingFaceTokenizer.from_file(str(file))
+    try:
+        tokenizer = HuggingFaceTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other type
+        raise CheckpointError(f"{file}: not a whole tokenizer: {error}") from error
     marks = [(tokenizer.token_to_id(begin), tokenizer.token_to_id(end)) for begin, end in SENTENCE_MARKS]
     bos_id, eos_id = next((pair for pair in marks if None not in pair), (None, None))
     if bos_id is None or eos_id is None:

@@ -35,7 +35,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.evaluate.pictures import TrainingPictures
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
-from minigptv2.model.build import build_model
+from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.export import (
     ExportInfo,
     check_weights_file,
@@ -232,6 +232,17 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
         return None
     parent = load_info(config.init_from)
     distributed.on_main(lambda: check_weights_file(parent))
+    ours, theirs = sizes_of(config.model), parent.sizes
+    pairs = {
+        "vision encoder": (ours.vision_encoder, theirs.vision_encoder),
+        "language model": (ours.language_model, theirs.language_model),
+    }
+    if parent.model.lora.r and config.model.lora.r:
+        lora = [(m.lora.r, m.lora.alpha, sorted(m.lora.target_modules)) for m in (config.model, parent.model)]
+        pairs["LoRA's rank, alpha and modules"] = (lora[0], lora[1])
+    for what, (asked, had) in pairs.items():
+        if asked != had:
+            raise CheckpointError(f"init_from={config.init_from}: its {what} is {had}, this run's is {asked}")
     return parent
 
 

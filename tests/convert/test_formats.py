@@ -152,8 +152,9 @@ def test_another_base_is_refused_with_both_hashes(export: Path, tokenizer: Token
     other = write_stock_llama(tmp_path / "other", tokenizer, seed=1)
     with pytest.raises(CheckpointError, match=r"another language_model: on sha256 [0-9a-f]{16}, .* holds [0-9a-f]{16}"):
         load_export(export, language_weights=str(other))
-    words = ["convert", "merge", str(export), "--output", str(tmp_path / "m"), "--language-weights", str(other)]
-    assert main(words) == 4 and not (tmp_path / "m").exists()
+    for direction in ("merge", "to-peft"):
+        words = ["convert", direction, str(export), "--output", str(tmp_path / "m"), "--language-weights", str(other)]
+        assert main(words) == 4 and not (tmp_path / "m").exists()
 
 
 def test_a_moved_base_is_found_where_the_operator_says(export: Path, llama: Path, tmp_path: Path) -> None:

@@ -188,8 +188,61 @@ def changed_checkpoint(path: Path, change: Any) -> Path:
     return path
 
 
+def test_the_norm_after_the_encoder_goes_in_and_out_again(tmp_path: Path) -> None:
+    norm = {"ln_vision.weight": torch.rand(88) + 0.5, "ln_vision.bias": torch.rand(88)}
+    checkpoint = changed_checkpoint(tmp_path / "norm.pth", lambda state: state.update(norm))
+    assert main(words(tmp_path / "model", checkpoint=checkpoint)) == 0
+    model = load_predictor(str(tmp_path / "model")).model
+    assert torch.equal(model.vision_encoder.post_layernorm.weight, norm["ln_vision.weight"])
+    assert main(["convert", "to-published", str(tmp_path / "model"), "--output", str(tmp_path / "back.pth")]) == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert all(torch.equal(back[key], value) for key, value in norm.items())
+
+
+def test_positions_of_a_half_precision_file_are_resized_in_full_precision(tmp_path: Path) -> None:
+    state = torch.load(REFERENCE / "eva_vit_g.pth", weights_only=True)
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pth")
+    assert main(words(tmp_path / "model", vision=tmp_path / "half.pth")) == 0
+    tensors = load_file(str(tmp_path / "model" / "vision_encoder.safetensors"))
+    name = "vision_encoder.embeddings.position_embedding"
+    assert tensors[name].dtype == torch.float32 and not torch.equal(tensors[name], tensors[name].half().float())
+    assert tensors["vision_encoder.embeddings.patch_embedding.weight"].dtype == torch.float16
+
+
+def test_a_folder_of_another_size_of_llama_with_grouped_heads_in_several_half_precision_files(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+        vocab_size=32000, rms_norm_eps=1e-6, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).half().save_pretrained(str(tmp_path / "llama"), max_shard_size="2MB")
+    assert len(list((tmp_path / "llama").glob("model-*.safetensors"))) > 1
+    shutil.copyfile(REFERENCE / "llama" / "tokenizer.model", tmp_path / "llama" / "tokenizer.model")
+    lora = {
+        f"llama_model.base_model.model.model.layers.{layer}.self_attn.{module}_proj.lora_{kind}.default.weight": value
+        for layer in range(3)
+        for module, out in (("q", 48), ("v", 16))
+        for kind, value in (("A", torch.rand(4, 48)), ("B", torch.rand(out, 4)))
+    }
+    projector = {"llama_proj.weight": torch.rand(48, 352), "llama_proj.bias": torch.rand(48)}
+    torch.save({"model": projector | lora}, tmp_path / "bare.pth")
+    changed = {"language_model": tmp_path / "llama", "checkpoint": tmp_path / "bare.pth"}
+    assert main(words(tmp_path / "model", **changed)) == 2  # nothing says how the LoRA is scaled
+    assert main([*words(tmp_path / "model", **changed), "--lora-alpha", "12"]) == 0
+    model = load_predictor(str(tmp_path / "model")).model
+    assert model.language_model.config.num_key_value_heads == 2
+    assert model.language_model.model.layers[0].self_attn.q_proj.scaling == {"default": 3.0}
+
+
 def drop_lora(state: dict[str, torch.Tensor]) -> None:
     for key in [key for key in state if "lora" in key]:
+        del state[key]
+
+
+def drop_module(state: dict[str, torch.Tensor]) -> None:
+    for key in [key for key in state if "v_proj.lora" in key]:
         del state[key]
 
 
@@ -213,6 +266,8 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
               str(wider / "model.safetensors"))  # fmt: skip
     short = made / "short.pth"
     short.write_bytes((REFERENCE / "minigptv2_checkpoint.pth").read_bytes()[:30_000])
+    empty = made / "empty.pth"
+    empty.touch()
     cut = made / "cut.pth"
     cut.write_bytes((REFERENCE / "eva_vit_g.pth").read_bytes()[:-5000])
     trap = made / "trap.pth"
@@ -223,6 +278,9 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
         ({"checkpoint": file("none.pth", drop_lora)}, "no LoRA in it"),
         ({"checkpoint": file("one.pth", drop_one)}, "no language_model.model.layers.1.self_attn.v_proj.lora_B.weight"),
         ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "extra has no place"),
+        ({"checkpoint": file("half.pth", drop_module)}, "half a LoRA: on q_proj, none on v_proj"),
+        ({"checkpoint": file("number.pth", lambda s: s.update(epoch=3))}, "'epoch' is of type int, not a tensor"),
+        ({"checkpoint": empty}, "not a whole torch file"),
         ({"checkpoint": short}, "not a whole torch file"),
         ({"vision": cut}, "not a whole torch file"),
         ({"checkpoint": trap}, "refused: it holds a Python object"),
@@ -256,6 +314,14 @@ def test_an_existing_result_is_not_overwritten_unasked(folder: Path, capsys: Any
     assert main(words(folder)) == 4
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words(folder), "--overwrite"]) == 0
+    mine = folder.parent / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    assert main([*words(mine), "--overwrite"]) == 4
+    assert main([*words(folder, language_model=folder / "language_model"), "--overwrite"]) == 4
+    said = capsys.readouterr().err
+    assert "is not a result of this command" in said and "which is read" in said
+    assert (mine / "thesis.txt").is_file() and (folder / "language_model").is_dir()
 
 
 def test_the_prompt_encoder_is_the_one_owner_of_the_second_space(predictor: Predictor) -> None:
@@ -310,6 +376,8 @@ train:
     tensors = load_file(str(other / "model.safetensors"))
     tensors["model.norm.weight"] += 1
     save_file(tensors, str(other / "model.safetensors"))
+    louder = train("--fresh", "model.lora.alpha=32")
+    assert louder.returncode == 4 and "its LoRA's rank, alpha and modules is (8, 16," in louder.stdout
     refused = train("--fresh", f"model.language_weights={other}")
     assert refused.returncode == 4
     assert "was trained on another language_model" in refused.stdout

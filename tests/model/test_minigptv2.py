@@ -2,14 +2,22 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from minigptv2.data.collate import BATCH_KEYS, collate
+from minigptv2.errors import CheckpointError
 from minigptv2.model.attention import choose_attention
-from minigptv2.model.backbones import LanguageModelRow, VisionEncoderRow, tokens_per_image
+from minigptv2.model.backbones import (
+    LANGUAGE_MODELS,
+    LanguageModelRow,
+    VisionEncoderRow,
+    language_row,
+    tokens_per_image,
+)
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -37,6 +45,32 @@ def test_full_size_counts_are_the_papers() -> None:
     assert tokens_per_image("eva_vit_g") == 256
     assert model.vision_encoder.post_layernorm.eps == 1e-5
     assert model.vision_encoder.encoder.layers[0].layer_norm1.eps == 1e-6
+
+
+@pytest.mark.parametrize(("row", "changed"), [("llama2_7b", {}), ("llama2_13b", {
+    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    "num_key_value_heads": 40})])  # fmt: skip
+def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp_path: Path) -> None:
+    real = {
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "vocab_size": 32000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(real | changed))
+    assert language_row(str(tmp_path)) == LANGUAGE_MODELS[row]
+    for key, value in (
+        ("model_type", "mistral"),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("head_dim", 64),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(real | changed | {key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is"):
+            language_row(str(tmp_path))
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="not a LLaMA's config"):
+        language_row(str(tmp_path))
 
 
 def test_thirteen_billion_is_another_row() -> None:

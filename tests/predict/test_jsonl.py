@@ -90,6 +90,11 @@ def test_an_interrupted_output_is_continued_with_nothing_twice(model: str, tmp_p
     assert run("predict", model, source, cut, *TOKENS) == 0
     assert "answered 13, 7 before" in capsys.readouterr().out
     assert cut.read_bytes() == whole.read_bytes()
+    answers = write(tmp_path, [row | {"turns": [*row["turns"], {"question": "Sure?"}]} for row in rows(whole)])
+    assert run("predict", model, answers, tmp_path / "more.jsonl", *TOKENS) == 0  # its `line` and `of` are old ones
+    assert run("predict", model, answers, tmp_path / "more.jsonl", *TOKENS) == 0
+    assert "answered 0, 20 before" in capsys.readouterr().out
+    source = write(tmp_path, GOOD * 5)
     assert run("predict", model, source, cut, *TOKENS) == 0
     assert cut.read_bytes() == whole.read_bytes()
 
@@ -106,6 +111,8 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
         {"turns": [{"question": "x", "answer": "y"}]},
         {"turns": [{"question": "red " * 1200}]},
         {"turns": [{"question": f"{n} " + "red " * 150} for n in range(9)]},
+        '{"turns": [{"question": "half a \\ud83d pair"}]}',
+        {"image": "a\u0000b.png", "turns": [{"question": "x"}]},
     ]
     source = write(tmp_path, [bad[0], GOOD[0], *bad[1:], GOOD[1]])
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
@@ -113,8 +120,8 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     assert said.err.count("skipped ") == len(bad)
     for number, reason in ((1, "not JSON"), (4, "No such file"), (5, "not a whole JPEG"), (9, "the model holds 1024")):
         assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
-    assert "answered 2, skipped 9" in said.out
-    assert [row["line"] for row in rows(tmp_path / "out.jsonl")] == [2, 11]
+    assert "answered 2, skipped 11" in said.out
+    assert [row["line"] for row in rows(tmp_path / "out.jsonl")] == [2, 13]
 
 
 def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path, capsys: Any) -> None:
@@ -122,7 +129,8 @@ def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     assert run("predict", model, write(tmp_path, GOOD[1:]), tmp_path / "out.jsonl", *TOKENS) == 3
-    assert "answers another file" in capsys.readouterr().err
+    assert "made of another line, model or setting" in capsys.readouterr().err
+    assert run("predict", model, write(tmp_path, GOOD), tmp_path / "out.jsonl", "--max-new-tokens", "7") == 3
     notes = tmp_path / "notes.txt"
     notes.write_text("mine\n")
     assert run("predict", model, source, notes, *TOKENS) == 3 and notes.read_text() == "mine\n"

@@ -30,3 +30,6 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a full disk, a missing right: the operator's to mend
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1

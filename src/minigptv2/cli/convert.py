@@ -133,11 +133,11 @@ def _to_peft(args: argparse.Namespace) -> int:
 def _merge(args: argparse.Namespace) -> int:
     from minigptv2.convert.adapters import merge
 
-    info = merge(
+    info, report = merge(
         Path(args.export), Path(args.output), dtype=args.dtype, vision_weights=args.vision_weights,
         language_weights=args.language_weights, overwrite=args.overwrite,
     )  # fmt: skip
-    return _say([f"{info.folder}: language model in {info.model.language_weights}"])
+    return _say([*report.lines(), f"{info.folder}: language model in {info.model.language_weights}"])
 
 
 def _from_deepspeed(args: argparse.Namespace) -> int:

@@ -47,7 +47,7 @@ def add_commands(commands: Any) -> None:
         "(length), target_ids, nll (nats, one per supervised token) and loss. An interrupted output is continued.",
         epilog="example: minigptv2 score --model DIR --input cases.jsonl --output scores.jsonl",
     )
-    _add_model(score)
+    _add_model(score, style=False)
     _add_files(score)
     score.add_argument("--layout", default="packed", choices=("packed", "padded"), help="how a batch is laid out")
     score.set_defaults(run=_score)
@@ -61,12 +61,19 @@ def add_commands(commands: Any) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, *, style: bool = True) -> None:
     parser.add_argument("--model", required=True, help="a model folder or an export")
     parser.add_argument("--vision-weights", metavar="DIR", help="where an export's vision base lies, if it was moved")
     parser.add_argument("--language-weights", metavar="DIR", help="where its language model lies, if it was moved")
-    parser.add_argument("--prompt-style", default="trained", choices=("trained", "published"),
-                        help="published: as the published inference code writes it (two <s>, one space)")  # fmt: skip
+    if style:
+        parser.add_argument(
+            "--prompt-style",
+            default="trained",
+            choices=("trained", "published"),
+            help="published: as the published inference code writes it (two <s>, one space)",
+        )
+    else:
+        parser.set_defaults(prompt_style="trained")
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: bfloat16 on a GPU, float32 on a CPU")
 
@@ -111,6 +118,8 @@ def _ask(args: argparse.Namespace) -> int:
     if not file.is_file():
         raise DataError(f"no image {file}")
     image = open_image(file.read_bytes(), str(file))
+    if args.draw:
+        _check_drawing(Path(args.draw))
     answer = _load(args).answer([Request(args.question.strip(), (image,))], _decoding(args))[0]
     print(answer)
     parsed = parse_answer(answer, task_of(args.question), *image.size)
@@ -122,6 +131,18 @@ def _ask(args: argparse.Namespace) -> int:
         draw_boxes(image, boxes).save(args.draw)
         print(f"drawn {len(boxes)} box(es) in {args.draw}")
     return 0
+
+
+def _check_drawing(file: Path) -> None:
+    """Raise `ConfigError`, before a model is loaded, if the picture could not be written."""
+    from PIL import Image
+
+    from minigptv2.errors import ConfigError
+
+    if not file.parent.is_dir():
+        raise ConfigError(f"--draw {file}: there is no folder {file.parent}")
+    if file.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--draw {file}: want a picture's name, such as out.png")
 
 
 def _predict(args: argparse.Namespace) -> int:

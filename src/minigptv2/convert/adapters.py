@@ -18,7 +18,7 @@ from minigptv2.convert.names import LANGUAGE, PEFT_PREFIX
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG
-from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases
+from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases, open_llama
 from minigptv2.model.export import (
     INSIDE,
     ExportInfo,
@@ -47,9 +47,13 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
     import peft
     from safetensors.torch import save_file
 
-    refuse_existing(output, overwrite)
-    info = load_info(export)
+    refuse_existing(output, overwrite, export)
+    info = with_bases(load_info(export), None, language_weights)
     check_weights_file(info)
+    folder = info.model.language_weights
+    if folder and Path(folder).is_dir():
+        base = Base("language_model", Path(folder), open_llama(Path(folder)))
+        check_base_hashes(info.base_sha256, hash_bases([base]), str(export), [base])
     tensors = info.tensors
     if not info.model.lora.r:
         raise CheckpointError(
@@ -75,34 +79,38 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
     config = peft.LoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules),
         bias="none", task_type="CAUSAL_LM", inference_mode=True,
-        base_model_name_or_path=language_weights or info.model.language_weights,
+        base_model_name_or_path=str(Path(folder).resolve()) if folder and Path(folder).is_dir() else folder,
     )  # fmt: skip
-    with new_folder(output) as folder:
-        config.save_pretrained(str(folder))
+    with new_folder(output) as made:
+        report.write(made)
+        config.save_pretrained(str(made))
         for part, file in ((adapter, ADAPTER_FILE), (projector, PROJECTOR_FILE)):
-            save_file(part, str(folder / file), metadata={"format": "pt"})
-            finish_file(folder / file)
+            save_file(part, str(made / file), metadata={"format": "pt"})
+            finish_file(made / file)
     return report
 
 
 def merge(
     export: Path, output: Path, *, dtype: str | None = None, vision_weights: str | None = None,
     language_weights: str | None = None, overwrite: bool = False,
-) -> ExportInfo:  # fmt: skip
+) -> tuple[ExportInfo, KeyReport]:  # fmt: skip
     """Write a model folder without adapters: W + alpha / r * B A, in fp32, then cast.
 
     `<output>/language_model` is a stock Hugging Face LLaMA; the whole folder loads here. `dtype` None: that of the
     language model's base, float32 without one. Raises `CheckpointError` for another base than the export's.
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, export, vision_weights, language_weights)
     info = with_bases(load_info(export), vision_weights, language_weights)
     check_weights_file(info)
     bases = open_bases(info.model)
     check_base_hashes(info.base_sha256, hash_bases(bases), str(export), bases)
     everything: Tensors = {}
-    for base in bases:
-        everything |= base.tensors
-    everything |= info.tensors
+    report = KeyReport()
+    for source, tensors in [*((str(base.folder), base.tensors) for base in bases), (str(export), info.tensors)]:
+        everything |= tensors
+        for name in tensors:
+            merged_into = f"{name.split('.lora_')[0]}.weight (merged)" if part_of(name) == "lora" else name
+            report.take(source, name, merged_into)
     language = {name: tensor for name, tensor in everything.items() if part_of(name) == "language_model"}
     kept = next(iter(language.values())).read().dtype
     cast = _dtype(dtype) if dtype else kept
@@ -125,6 +133,7 @@ def merge(
     def write_bases(folder: Path) -> None:
         from safetensors.torch import save_file
 
+        report.write(folder)
         save_file(vision, str(folder / VISION_FILE))
         finish_file(folder / VISION_FILE)
         inner = folder / INSIDE[1]
@@ -144,9 +153,11 @@ def merge(
 
     base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
     lineage: list[dict[str, Any]] = [*info.lineage, {"stage": "merged", "steps": 0, "parent": info.weights_sha256}]
-    return save_export(
-        output, projector, model, tokenizer, lineage, base_sha256=base_sha256, sizes=info.sizes, more=write_bases
-    )
+    written = save_export(
+        output, projector, model, tokenizer, lineage, base_sha256=base_sha256, sizes=info.sizes, more=write_bases,
+        inside=True,
+    )  # fmt: skip
+    return written, report
 
 
 def _inside(name: str, place: str) -> str:

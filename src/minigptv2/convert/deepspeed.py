@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minigptv2.convert import names
-from minigptv2.convert.files import KeyReport, refuse_existing
+from minigptv2.convert.files import KeyReport, first_line, refuse_existing
 from minigptv2.errors import CheckpointError
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
@@ -32,14 +32,14 @@ HARMLESS = {
 def from_deepspeed(
     checkpoint: Path, output: Path, config: ModelConfig, *, tag: str | None = None, overwrite: bool = False
 ) -> tuple[ExportInfo, KeyReport]:
-    """Write an export of the fp32 master weights. Names in the checkpoint are ours, or those of published code.
+    """Write an export of the fp32 master weights. Names are ours; projector and LoRA may bear the published ones.
 
     `config`: the model that was trained. `tag`: which of the folder's checkpoints; None: the one `latest` names. Every
     file is scanned before it is read; one that names anything but tensors, plain values and DeepSpeed's own few classes
     is refused. Raises `CheckpointError` for missing, foreign or empty tensors, and for frozen ones that are not those
     of the config's base folders.
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, checkpoint, config.vision_weights, config.language_weights)
     tag = tag or _latest(checkpoint)
     folder = checkpoint / tag
     files = sorted(folder.glob("*.pt"))
@@ -100,10 +100,11 @@ def _refuse_code(file: Path) -> None:
     try:
         named = set(get_unsafe_globals_in_checkpoint(str(file)))
     except Exception as error:
-        raise CheckpointError(f"{file}: not a whole torch file: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
     foreign = sorted(named - HARMLESS)
     if foreign:
-        raise CheckpointError(f"{file}: refused: it holds a Python object ({foreign[0]}) that may run code when read")
+        found = f"refused: it holds a Python object ({foreign[0]}) that may run code when read"
+        raise CheckpointError(f"{file}: {found}; save without such client state")
 
 
 def _consolidated(checkpoint: Path, tag: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minigptv2.errors import CheckpointError
 from minigptv2.files import write_atomically
@@ -35,9 +36,24 @@ def read_torch(file: Path) -> Any:
                 f"{file}: refused: it holds a Python object ({found[1]}) that would run code when read; "
                 "only tensors and plain values are"
             ) from error
-        raise CheckpointError(f"{file}: not a whole torch file: {str(error).splitlines()[0]}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{file}: not a whole torch file: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
+    except Exception as error:
+        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def tensors_only(state: Any, file: Path) -> dict[str, Tensor]:
+    """A state dict as such. Raises `CheckpointError` naming the first entry that is not a named tensor."""
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{file}: want named tensors, found {type(state).__name__}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{file}: {key!r} is of type {type(value).__name__}, not a tensor")
+    return state
 
 
 @dataclass
@@ -68,11 +84,27 @@ class KeyReport:
 
     def write(self, folder: Path) -> None:
         """Every key, as JSON, into a folder."""
+        self.write_file(folder / REPORT_FILE)
+
+    def write_file(self, file: Path) -> None:
+        """Every key, as JSON."""
         document = {"taken": self.taken, "dropped": self.dropped}
-        write_atomically(folder / REPORT_FILE, json.dumps(document, indent=1).encode())
+        write_atomically(file, json.dumps(document, indent=1).encode())
 
 
-def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise `CheckpointError` if the result would take the place of something that is there."""
-    if output.exists() and not overwrite:
+def refuse_existing(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:
+    """Raise `CheckpointError` if the result would take the place of something that is there.
+
+    With `overwrite`, only a result of this command's is replaced, and never a folder that holds one of `inputs`.
+    """
+    place = output.resolve()
+    for given in inputs:
+        if given is not None and place in (path := Path(given).resolve(), *path.parents):
+            raise CheckpointError(f"{output} holds {given}, which is read: give another --output")
+    if not output.exists():
+        return
+    if not overwrite:
         raise CheckpointError(f"{output} exists; give another --output, or --overwrite")
+    ours = output.is_file() if output.suffix == ".pth" else (output / REPORT_FILE).is_file()
+    if not ours:
+        raise CheckpointError(f"{output} is not a result of this command, so it is not overwritten")

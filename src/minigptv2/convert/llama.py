@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from minigptv2.convert.files import KeyReport, read_torch
+from minigptv2.convert.files import KeyReport, read_torch, tensors_only
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.errors import CheckpointError
 from minigptv2.files import finish_file, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG
-from minigptv2.model.bases import open_llama
-from minigptv2.model.weights import Tensors, plain_tensors
+from minigptv2.model.bases import open_llama, untie
+from minigptv2.model.weights import Tensors, plain_tensors, read_safetensors
 
 SHARD_BYTES = 4_000_000_000
 """Largest file of a written folder, and so the memory that writing takes."""
@@ -43,15 +43,19 @@ def open_llama_source(folder: Path, report: KeyReport) -> LlamaSource:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         tensors = open_llama(folder)
+        for key in read_safetensors(files):
+            if LANGUAGE + key not in tensors:
+                report.drop(str(folder), key, "a buffer, computed anew")
     else:
         files = sorted(folder.glob("pytorch_model*.bin"))
         tensors = {}
         for file in files:
-            for key, value in read_torch(file).items():
+            for key, value in tensors_only(read_torch(file), file).items():
                 if key.endswith("rotary_emb.inv_freq"):
                     report.drop(str(folder), key, "a buffer, computed anew")
                 else:
                     tensors |= plain_tensors({LANGUAGE + key: value})
+        tensors = untie(tensors, folder)
     if not tensors:
         raise CheckpointError(f"{folder}: no *.safetensors and no pytorch_model*.bin")
     for name in tensors:
@@ -69,6 +73,10 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
     index = source.folder / INDEX_FILE
     if index.is_file():
         shutil.copyfile(index, target / INDEX_FILE)
+    elif len(source.files) > 1:  # stock loaders find several files by it
+        weight_map = {key: file.name for file in source.files for key in read_safetensors([file])}
+        document = {"metadata": {}, "weight_map": weight_map}
+        write_atomically(target / INDEX_FILE, json.dumps(document, indent=1).encode())
     total = sum(file.stat().st_size for file in source.files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="language model") as bar:
         for file in source.files:

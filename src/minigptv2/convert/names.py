@@ -58,7 +58,7 @@ def lora_name(key: str) -> str | None:
 
 def published_name(name: str) -> str | None:
     """The published key (PEFT 0.2's spelling) of one of our names; None if published files do not hold it."""
-    for key, ours in PROJECTOR.items():
+    for key, ours in (PROJECTOR | FINAL_NORM).items():
         if name == ours:
             return key
     if ".lora_A." in name or ".lora_B." in name:

@@ -79,7 +79,9 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
             report.write(folder)
 
         lineage: dict[str, Any] = {"stage": "bases", "steps": 0, "files": [VISION_PACKAGE[0], LANGUAGE_PACKAGE[0]]}
-        info = save_export(output, None, model, tokenizer, [lineage], base_sha256=base_sha256, more=write_bases)
+        info = save_export(
+            output, None, model, tokenizer, [lineage], base_sha256=base_sha256, more=write_bases, inside=True
+        )
     finally:
         shutil.rmtree(language, ignore_errors=True)
     return info, report

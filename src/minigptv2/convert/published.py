@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from minigptv2.convert import names
-from minigptv2.convert.files import KeyReport, read_torch, refuse_existing
+from minigptv2.convert.files import REPORT_FILE, KeyReport, read_torch, refuse_existing, tensors_only
 from minigptv2.convert.llama import LlamaSource, copy_llama, open_llama_source
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file
@@ -51,6 +52,9 @@ PUBLISHED_ROWS = ("eva_vit_g", ("llama2_7b", "llama2_13b"))
 """The published pairs, whose LoRA scale is known where a file does not say it."""
 ARCHITECTURE = "minigpt_v2"
 _UNUSED_VIT = ("norm.", "fc_norm.", "head.", "mask_token", "rel_pos_bias.", "lm_head.")
+_VIT_SIZES = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}
+"""Keys that sizes are read from, and their dimensions."""
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 _NESTED = ("model", "module", "state_dict")
 
 
@@ -72,20 +76,18 @@ def from_published(
 
     `copy` False leaves the language model where it is and refers to it. Needs the memory of one vision file at most.
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, vision, language_model, checkpoint)
     told = told or Told()
     report = KeyReport()
     vit = _vit_state(vision)
     trained, config = _checkpoint_state(checkpoint) if checkpoint else ({}, {})
     row, row_name = _vision_row(vit, vision, told, config)
-    language = language_row(str(language_model))
+    language = language_row(str(language_model.resolve()))  # a folder, also if it bears the name of a row
     llama = open_llama_source(language_model, report)
     vision_tensors = _map_vision(vit, row, vision, report)
-    lora, trained_tensors = _map_checkpoint(trained, checkpoint, report) if checkpoint else (0, None)
-    if trained_tensors:
-        for name in names.FINAL_NORM.values():
-            if name in trained_tensors:
-                vision_tensors[name] = trained_tensors.pop(name)
+    lora, trained_tensors = _map_checkpoint(trained, config, checkpoint, report) if checkpoint else (0, None)
+    if not copy and llama.files[0].suffix == ".bin":
+        raise ConfigError(f"{language_model} holds no safetensors: without --no-copy it is written as such")
     alpha = _alpha(told, config, row_name, language, str(checkpoint)) if lora else LoraConfig().alpha
     model = ModelConfig(
         vision_encoder=row_name or INSIDE[0],
@@ -121,8 +123,9 @@ def from_published(
         "files": [file.name for file in (vision, language_model, checkpoint) if file],
     }
     info = save_export(
-        output, trained_tensors, model, tokenizer, [lineage], base_sha256=base_sha256, sizes=sizes, more=write_bases
-    )
+        output, trained_tensors, model, tokenizer, [lineage], base_sha256=base_sha256, sizes=sizes, more=write_bases,
+        inside=True,
+    )  # fmt: skip
     return info, report
 
 
@@ -141,10 +144,11 @@ def _vit_state(file: Path) -> dict[str, Tensor]:
         if inner is None:
             break
         document = inner
-    for key in ("patch_embed.proj.weight", "pos_embed"):
-        if not isinstance(document, dict) or key not in document:
-            raise CheckpointError(f"{file}: not a published vision encoder: it has no {key}")
-    return document
+    state = tensors_only(document, file)
+    for key, dimensions in _VIT_SIZES.items():
+        if key not in state or state[key].ndim != dimensions:
+            raise CheckpointError(f"{file}: not a published vision encoder: no {key} of {dimensions} dimensions")
+    return state
 
 
 def _checkpoint_state(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -154,7 +158,7 @@ def _checkpoint_state(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f'{file}: not a published checkpoint: it has no "model"')
     config = document.get("config")
     config = config.get("model") if isinstance(config, dict) else None
-    return document["model"], config if isinstance(config, dict) else {}
+    return tensors_only(document["model"], file), config if isinstance(config, dict) else {}
 
 
 def _vision_row(vit: dict[str, Tensor], file: Path, told: Told,
@@ -165,31 +169,29 @@ def _vision_row(vit: dict[str, Tensor], file: Path, told: Told,
     or those of the row with the same widths.
     """
     width, _, patch, _ = vit["patch_embed.proj.weight"].shape
-    first = vit.get("blocks.0.mlp.fc1.weight")
-    if first is None:
-        raise CheckpointError(f"{file}: not a published vision encoder: it has no blocks.0.mlp.fc1.weight")
-    mlp_width = first.shape[0]
-    known = next(
-        (
-            row
-            for row in VISION_ENCODERS.values()
-            if row.family == "eva" and (row.width, row.patch_size, row.mlp_width) == (width, patch, mlp_width)
-        ),
-        None,
-    )
-    blocks = 1 + max(int(key.split(".")[1]) for key in vit if key.startswith("blocks."))
+    mlp_width = vit["blocks.0.mlp.fc1.weight"].shape[0]
+    published = VISION_ENCODERS[PUBLISHED_ROWS[0]]
+    same = (published.width, published.patch_size, published.mlp_width) == (width, patch, mlp_width)
+    known = published if same else None
+    blocks = 1 + max(int(match[1]) for match in map(_BLOCK.match, vit) if match)
     heads = told.vision_heads or (known.heads if known else None)
-    image_size = told.image_size or config.get("image_size") or (known.image_size if known else None)
+    image_size = told.image_size or _number(config, "image_size") or (known.image_size if known else None)
     if heads is None or image_size is None:
         missing = "--vision-heads" if heads is None else "--image-size"
         raise ConfigError(f"{file} does not say it, nor does a row of the model tables: give {missing}")
-    if width % heads:
+    if heads < 1 or width % heads:
         raise ConfigError(f"--vision-heads {heads} does not divide the width {width} of {file}")
-    if image_size % patch or (image_size // patch) ** 2 % TOKENS_PER_GROUP:
+    if image_size < 1 or image_size % patch or (image_size // patch) ** 2 % TOKENS_PER_GROUP:
         raise ConfigError(f"--image-size {image_size}: want a multiple of {patch} px, its patches one of 4")
     depth = told.vision_depth or (known.depth if known else blocks)
     row = VisionEncoderRow(image_size, patch, width, depth, heads, mlp_width)
     return row, _row_name(VISION_ENCODERS, row)
+
+
+def _number(config: dict[str, Any], key: str) -> int | None:
+    """A whole number of the checkpoint's config, None if it is not there."""
+    value = config.get(key)
+    return int(value) if isinstance(value, int | float | str) and str(value).isdigit() else None
 
 
 def _row_name(table: dict[str, Any], row: Any) -> str | None:
@@ -202,8 +204,8 @@ def _map_vision(vit: dict[str, Tensor], row: VisionEncoderRow, file: Path, repor
     joint: dict[str, dict[str, str]] = {}
     for key, value in vit.items():
         bias, name = names.VIT_BIAS.fullmatch(key), names.vision_name(key)
-        number = int(key.split(".")[1]) if key.startswith("blocks.") else -1
-        if number >= row.depth:
+        block = _BLOCK.match(key)
+        if block and int(block[1]) >= row.depth:
             report.drop(source, key, f"the model uses the first {row.depth} blocks")
         elif bias:
             joint.setdefault(bias[1], {})[bias[2]] = key
@@ -218,11 +220,11 @@ def _map_vision(vit: dict[str, Tensor], row: VisionEncoderRow, file: Path, repor
             report.drop(source, key, "not used by MiniGPT-v2, which has no head and no norm of its own after the ViT")
         else:
             raise CheckpointError(f"{file}: {key} has no place in this model")
-    for block, keys in joint.items():
+    for number, keys in joint.items():
         if set(keys) != {"q", "v"}:
-            raise CheckpointError(f"{file}: block {block} has {' '.join(keys.values())} alone; want q_bias and v_bias")
+            raise CheckpointError(f"{file}: {' '.join(keys.values())} alone; want q_bias and v_bias")
         q, v = vit[keys["q"]], vit[keys["v"]]
-        mapped[names.qkv_bias_name(block)] = torch.cat([q, torch.zeros_like(q), v])
+        mapped[names.qkv_bias_name(number)] = torch.cat([q, torch.zeros_like(q), v])
     dtype = vit["pos_embed"].dtype
     for name, value in zip(names.FINAL_NORM.values(), (torch.ones(row.width), torch.zeros(row.width)), strict=True):
         mapped.setdefault(name, value.to(dtype))
@@ -239,14 +241,18 @@ def _resize_positions(positions: Tensor, row: VisionEncoderRow) -> Tensor:
     patches = positions[:, 1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     patches = interpolate(patches, size=(new, new), mode="bicubic", align_corners=False)
     patches = patches.permute(0, 2, 3, 1).flatten(1, 2)
-    return torch.cat([positions[:, :1], patches.to(positions.dtype)], dim=1)
+    # As the published code does, the result stays in fp32 whatever the file's type.
+    return torch.cat([positions[:, :1].float(), patches], dim=1)
 
 
-def _map_checkpoint(state: dict[str, Tensor], file: Path, report: KeyReport) -> tuple[int, dict[str, Tensor]]:
-    """LoRA's rank, and projector and LoRA under our names."""
+def _map_checkpoint(state: dict[str, Tensor], config: dict[str, Any], file: Path,
+                    report: KeyReport) -> tuple[int, dict[str, Tensor]]:  # fmt: skip
+    """LoRA's rank, and projector and LoRA under our names, with the norm after the encoder where a file holds it."""
     source, mapped = str(file), {}
     for key, value in state.items():
         name = names.PROJECTOR.get(key) or names.lora_name(key) or names.FINAL_NORM.get(key)
+        if name in mapped:
+            raise CheckpointError(f"{file}: {key}: there already, in the other spelling")
         if name:
             mapped[name] = value
             report.take(source, key, name)
@@ -262,7 +268,14 @@ def _map_checkpoint(state: dict[str, Tensor], file: Path, report: KeyReport) -> 
         raise CheckpointError(f"{file}: no LoRA in it: without it the language model is plain LLaMA-2")
     if len(ranks) > 1:
         raise CheckpointError(f"{file}: LoRA of several ranks: {sorted(ranks)}")
-    return ranks.pop(), mapped
+    rank, told = ranks.pop(), _number(config, "lora_r")
+    if told not in (None, rank):
+        raise CheckpointError(f"{file}: its LoRA has rank {rank}, its config says {told}")
+    wanted, found = config.get("lora_target_modules") or LoraConfig().target_modules, _targets(mapped)
+    missing = sorted(set(map(str, wanted)) - set(found))
+    if missing:
+        raise CheckpointError(f"{file}: half a LoRA: on {', '.join(found)}, none on {', '.join(missing)}")
+    return rank, mapped
 
 
 def _targets(trained: dict[str, Tensor]) -> list[str]:
@@ -272,10 +285,9 @@ def _targets(trained: dict[str, Tensor]) -> list[str]:
 
 
 def _alpha(told: Told, config: dict[str, Any], vision: str | None, language: LanguageModelRow, file: str) -> int:
-    if told.lora_alpha:
-        return told.lora_alpha
-    if "lora_alpha" in config:
-        return int(config["lora_alpha"])
+    alpha = told.lora_alpha or _number(config, "lora_alpha")
+    if alpha:
+        return alpha
     if vision == PUBLISHED_ROWS[0] and _row_name(LANGUAGE_MODELS, language) in PUBLISHED_ROWS[1]:
         return LoraConfig().alpha
     raise ConfigError(f"{file} does not say by how much its LoRA is scaled: give --lora-alpha (16 as published)")
@@ -313,7 +325,7 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
     `newer_spelling`: LoRA keys as PEFT >= 0.3 writes them. Raises `CheckpointError` for an export that the published
     format cannot hold (other weights trained, no LoRA).
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, export)
     info = load_info(export)
     check_weights_file(info)
     report = KeyReport()
@@ -348,6 +360,7 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
         "epoch": 0,
     }
     save_torch(document, output)
+    report.write_file(output.with_name(f"{output.name}.{REPORT_FILE}"))
     return report
 
 

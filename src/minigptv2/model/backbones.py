@@ -131,7 +131,7 @@ def vision_row(name: str) -> VisionEncoderRow:
         raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a model folder of ours")
     try:
         return Sizes.from_json(json.loads(file.read_bytes())["sizes"]).vision_encoder
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: states no vision encoder: {type(error).__name__}: {error}") from error
 
 
@@ -144,7 +144,7 @@ def language_row(name: str) -> LanguageModelRow:
         raise _unknown("model.language_model", name, list(LANGUAGE_MODELS), "a Hugging Face folder")
     try:
         return _llama_row(json.loads(file.read_bytes()), file)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
 
 
@@ -157,7 +157,7 @@ def _llama_row(config: dict[str, Any], file: Path) -> LanguageModelRow:
     """A Hugging Face LLaMA config as a row; what our LLaMA is not is refused by name."""
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     scaling = config.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
-    heads = config["num_attention_heads"]
+    heads, key_value_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     wrong = {
         "model_type": config["model_type"] != "llama",
         "rope_scaling": bool(scaling),
@@ -175,7 +175,7 @@ def _llama_row(config: dict[str, Any], file: Path) -> LanguageModelRow:
         heads=heads,
         mlp_width=config["intermediate_size"],
         vocab_size=config["vocab_size"],
-        key_value_heads=config.get("num_key_value_heads"),
+        key_value_heads=None if key_value_heads == heads else key_value_heads,
         max_positions=config.get("max_position_embeddings", 4096),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta", 10000.0)),

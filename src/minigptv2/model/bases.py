@@ -62,10 +62,14 @@ def open_llama(folder: Path) -> Tensors:
         for name, tensor in read_safetensors(files).items()
         if not name.endswith("rotary_emb.inv_freq")  # a buffer that old files hold
     }
+    return untie(tensors, folder)
+
+
+def untie(tensors: Tensors, folder: Path) -> Tensors:
+    """The tensors with a head of its own, where the folder's config says that it is the embeddings."""
     config = folder / FOLDER_CONFIG
-    if HEAD not in tensors and config.is_file() and json.loads(config.read_bytes()).get("tie_word_embeddings"):
-        tensors[HEAD] = tensors[EMBEDDINGS]
-    return tensors
+    tied = config.is_file() and json.loads(config.read_bytes()).get("tie_word_embeddings")
+    return tensors | {HEAD: tensors[EMBEDDINGS]} if tied and HEAD not in tensors and EMBEDDINGS in tensors else tensors
 
 
 def hash_bases(bases: list[Base]) -> dict[str, str]:

@@ -76,12 +76,12 @@ def load_info(folder: str | Path) -> ExportInfo:
         if document["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
-        model |= {key: _resolve(model[key], folder) for key in _PATHS}
+        model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
         config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
         info = ExportInfo(
             config, sizes, document["weights_sha256"], document["base_sha256"], tuple(document["lineage"]), folder
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
     for name, table, stated in (
         (config.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),
@@ -92,9 +92,14 @@ def load_info(folder: str | Path) -> ExportInfo:
     return info
 
 
-def _resolve(value: str | None, folder: Path) -> str | None:
+def _is_row(key: str, value: str) -> bool:
+    rows: dict[str, Any] = {"vision_encoder": VISION_ENCODERS, "language_model": LANGUAGE_MODELS}
+    return value in rows.get(key, ())
+
+
+def _resolve(key: str, value: str | None, folder: Path) -> str | None:
     """A path of an export's config: as it is, or inside the folder. Names of rows stay names."""
-    if value is None or value in VISION_ENCODERS or value in LANGUAGE_MODELS:
+    if value is None or _is_row(key, value):
         return value
     return str(folder / value)  # an absolute path stays what it is
 
@@ -102,12 +107,12 @@ def _resolve(value: str | None, folder: Path) -> str | None:
 def save_export(
     folder: Path, tensors: dict[str, Tensor] | None, config: ModelConfig, tokenizer: Tokenizer,
     lineage: list[dict[str, Any]], *, base_sha256: dict[str, str], sizes: Sizes | None = None,
-    more: Callable[[Path], None] | None = None,
+    more: Callable[[Path], None] | None = None, inside: bool = False,
 ) -> ExportInfo:  # fmt: skip
     """Write an export whole or not at all: into a temporary folder that is renamed into place.
 
-    `sizes`: of the model, where they are not those of the config's rows. `more` writes further files into the folder;
-    the config then names them by paths inside it.
+    `sizes`: of the model, where they are not those of the config's rows. `more` writes further files into the folder.
+    `inside`: the config's `INSIDE` paths mean the new folder.
     """
     from safetensors.torch import save_file
 
@@ -122,7 +127,9 @@ def save_export(
             more(temporary)
         document = {
             "format": FORMAT,
-            "model": asdict(config) | {"tokenizer": None} | {key: _portable(getattr(config, key)) for key in _PATHS},
+            "model": asdict(config)
+            | {"tokenizer": None}
+            | {key: _portable(key, getattr(config, key), inside) for key in _PATHS},
             "sizes": (sizes or sizes_of(config)).as_json(),
             "weights_sha256": sha256,
             "base_sha256": base_sha256,
@@ -132,10 +139,11 @@ def save_export(
     return load_info(folder)
 
 
-def _portable(value: str | None) -> str | None:
-    """A base's path as it is written: absolute if it is a folder now, else (a row, a path inside) as it is."""
-    is_name = value is None or value in VISION_ENCODERS or value in LANGUAGE_MODELS
-    return value if is_name or value in INSIDE else str(Path(str(value)).resolve())
+def _portable(key: str, value: str | None, inside: bool) -> str | None:
+    """A base's path as it is written: absolute, but for rows and for what lies inside the new folder."""
+    if value is None or _is_row(key, value) or (inside and value in INSIDE):
+        return value
+    return str(Path(value).resolve())
 
 
 INSIDE = (".", "language_model")
@@ -146,18 +154,21 @@ INSIDE = (".", "language_model")
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         sync_folder(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
     sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def load_export(

@@ -19,24 +19,29 @@ from PIL import Image
 from tqdm import tqdm
 
 from minigptv2.data.images import open_image
-from minigptv2.errors import DataError
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Reply, Request
 from minigptv2.tasks import parse_answer, task_of
 
-WINDOW = 8
-"""Batches that are read, sorted by length and written together."""
+CACHED_IMAGES = 128
+"""Images that are kept, prepared and encoded, for further questions about them."""
 
 Turn = dict[str, Any]
+Result = dict[str, Any] | DataError
 
 
 @dataclass(frozen=True)
 class Line:
-    """A good line: its number, the beginning of its SHA-256, its fields as given, and its images."""
+    """A good line: its number, its fields as given, its images as the model sees them, the first one's size in pixels.
+
+    `digest` tells it, and what it is answered with, from others.
+    """
 
     number: int
     digest: str
     fields: dict[str, Any]
     images: tuple[Image.Image, ...]
+    size: tuple[int, int]
 
     @property
     def turns(self) -> list[Turn]:
@@ -63,16 +68,25 @@ def predict_file(
     `context_length`; with `top`, also `next_top`: the likeliest first tokens as [id, logit].
     """
 
-    def work(lines: list[Line]) -> list[dict[str, Any]]:
-        seen: ImageTokens = {}
-        longest = max((len(line.turns) for line in lines), default=0)
-        for number in range(longest):
+    def work(lines: list[Line], seen: ImageTokens) -> list[Result]:
+        failed: dict[int, DataError] = {}
+        for number in range(max(len(line.turns) for line in lines)):
             asked = [line for line in lines if number < len(line.turns) and "answer" not in line.turns[number]]
-            requests = [_request(line, number) for line in asked]
-            replies = predictor.reply(requests, decoding, batch_size=batch_size, top=top, seen=seen)
-            for line, reply in zip(asked, replies, strict=True):
+            requests = []
+            for line in asked:
+                try:
+                    predictor.check(_request(line, number), decoding)
+                    requests.append((line, _request(line, number)))
+                except DataError as error:  # its own earlier answers made it too long
+                    failed.setdefault(line.number, error)
+            seed = hash((decoding.seed, lines[0].number, number)) & 0x7FFFFFFF  # no two batches draw alike
+            replies = predictor.reply(
+                [request for _, request in requests], replace(decoding, seed=seed), batch_size=batch_size, top=top,
+                seen=seen,
+            )  # fmt: skip
+            for (line, _), reply in zip(requests, replies, strict=True):
                 line.turns[number] |= _spoken(line, number, reply)
-        return [line.fields for line in lines]
+        return [failed.get(line.number, line.fields) for line in lines]
 
     def check(line: Line) -> None:
         if all("answer" in turn for turn in line.turns):
@@ -84,7 +98,8 @@ def predict_file(
                 room = replace(decoding, max_new_tokens=decoding.max_new_tokens * pending)
                 predictor.check(_request(line, number), room)
 
-    return _through(source, output, work, check, batch_size, warn)
+    context = f"predict {predictor.identity} {predictor.style} {decoding} {top}"
+    return _Run(predictor, source, output, context, warn).run(work, check, batch_size)
 
 
 def score_file(
@@ -93,8 +108,9 @@ def score_file(
 ) -> Outcome:  # fmt: skip
     """Score the answers of every case: `length`, `target_ids`, `nll` and `loss`, one output line a case."""
 
-    def work(lines: list[Line]) -> list[dict[str, Any]]:
-        scores = predictor.score([_case(line) for line in lines], batch_size=batch_size, layout=layout)
+    def work(lines: list[Line], seen: ImageTokens) -> list[Result]:
+        cases = [_case(line) for line in lines]
+        scores = predictor.score(cases, batch_size=batch_size, layout=layout, seen=seen)
         return [
             {"length": s.length, "target_ids": s.target_ids, "nll": s.nll, "loss": s.loss}
             for s in scores
@@ -105,7 +121,7 @@ def score_file(
             raise DataError('a turn has no "answer" to score')
         predictor.check_case(_case(line))
 
-    return _through(source, output, work, check, batch_size, warn)
+    return _Run(predictor, source, output, f"score {predictor.identity}", warn).run(work, check, batch_size)
 
 
 def mean_loss(output: Path) -> tuple[float, int]:
@@ -125,8 +141,7 @@ def _case(line: Line) -> Case:
 
 
 def _spoken(line: Line, number: int, reply: Reply) -> Turn:
-    size = line.images[0].size if line.images else (0, 0)
-    answer = parse_answer(reply.text, task_of(line.turns[number]["question"]), *size)
+    answer = parse_answer(reply.text, task_of(line.turns[number]["question"]), *line.size)
     boxes = [{"phrase": item.phrase, "box": [box.x1, box.y1, box.x2, box.y2]}
              for item in answer.grounded for box in item.boxes] if line.images else []  # fmt: skip
     spoken: Turn = {
@@ -138,86 +153,115 @@ def _spoken(line: Line, number: int, reply: Reply) -> Turn:
     return spoken | ({"next_top": reply.next_top} if reply.next_top else {})
 
 
-def _through(
-    source: Path, output: Path, work: Callable[[list[Line]], list[dict[str, Any]]], check: Callable[[Line], None],
-    batch_size: int, warn: Callable[[str], None],
-) -> Outcome:  # fmt: skip
-    """Run `work` over windows of good lines and append what it returns, one output line each with its `line`."""
-    if not source.is_file():
-        raise DataError(f"no file {source}")
-    done = _lines_done(output)
-    outcome = Outcome(before=len(done))
-    with open(source, "rb") as stream:
-        total = sum(1 for _ in stream)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "ab") as stream, tqdm(total=total, unit="line", desc=output.name) as bar:
-        for window in _windows(source, output, done, check, WINDOW * batch_size, outcome, bar, warn):
-            for line, result in zip(window, work(window), strict=True):
-                row = {"line": line.number, "of": line.digest, **result}
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-            outcome.done += len(window)
-            bar.update(len(window))
-    return outcome
+class _Run:
+    """One pass over a file: bad lines named, good ones worked on in batches, each batch written before the next."""
 
+    def __init__(self, predictor: Predictor, source: Path, output: Path, context: str,
+                 warn: Callable[[str], None]) -> None:  # fmt: skip
+        self._predictor = predictor
+        self._source = source
+        self._output = output
+        self._context = context
+        self._warn = warn
+        self._pictures: dict[str, tuple[Image.Image, tuple[int, int]]] = {}
+        self._seen: ImageTokens = {}
+        self._outcome = Outcome()
 
-def _windows(
-    source: Path, output: Path, done: dict[int, str], check: Callable[[Line], None], size: int, outcome: Outcome,
-    bar: Any, warn: Callable[[str], None],
-) -> Iterator[list[Line]]:  # fmt: skip
-    window: list[Line] = []
-    pictures: dict[str, Image.Image] = {}  # one object per file, so that it is encoded once per window
-    with open(source, "rb") as stream:
-        for number, text in enumerate(stream, 1):
-            digest = hashlib.sha256(text.strip()).hexdigest()[:12]
-            if number in done and done[number] != digest:
-                raise DataError(
-                    f"{output}: its line {number} answers another file than {source}; give another --output"
-                )
-            if number in done or not text.strip():
-                bar.update(1)
-                continue
+    def run(self, work: Callable[[list[Line], ImageTokens], list[Result]], check: Callable[[Line], None],
+            batch_size: int) -> Outcome:  # fmt: skip
+        """Append one output line per good line, beginning with its `line` and, as `of`, its digest."""
+        if batch_size < 1:
+            raise ConfigError(f"batch size {batch_size}: want at least 1")
+        if not self._source.is_file():
+            raise DataError(f"no file {self._source}")
+        done = _lines_done(self._output)
+        self._outcome.before = len(done)
+        with open(self._source, "rb") as stream:
+            total = sum(1 for _ in stream)
+        self._output.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._output, "ab") as stream, tqdm(total=total, unit="line", desc=self._output.name) as bar:
+            for batch in self._batches(done, check, batch_size, bar):
+                for line, result in zip(batch, work(batch, self._seen), strict=True):
+                    if isinstance(result, DataError):
+                        self._skip(line.number, result)
+                        continue
+                    kept = {key: value for key, value in result.items() if key not in ("line", "of")}
+                    row = {"line": line.number, "of": line.digest, **kept}
+                    stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    self._outcome.done += 1
+                stream.flush()
+                os.fsync(stream.fileno())
+                bar.update(len(batch))
+        return self._outcome
+
+    def _skip(self, number: int, error: Exception) -> None:
+        self._outcome.bad.append(f"{self._source}:{number}: {error}")
+        self._warn(f"skipped {self._outcome.bad[-1]}")
+
+    def _batches(
+        self, done: dict[int, str], check: Callable[[Line], None], size: int, bar: Any
+    ) -> Iterator[list[Line]]:
+        batch: list[Line] = []
+        with open(self._source, "rb") as stream:
+            for number, text in enumerate(stream, 1):
+                digest = hashlib.sha256(text.strip() + self._context.encode()).hexdigest()[:12]
+                if done.get(number, digest) != digest:
+                    raise DataError(
+                        f"{self._output}: its line {number} was made of another line, model or setting than now asked "
+                        "for; give another --output"
+                    )
+                if number in done or not text.strip():
+                    bar.update(1)
+                    continue
+                try:
+                    line = self._parse(text, number, digest)
+                    check(line)
+                except (DataError, ValueError, RecursionError) as error:
+                    self._skip(number, error)
+                    bar.update(1)
+                    continue
+                batch.append(line)
+                if len(batch) == size:
+                    yield batch
+                    batch = []
+                    if len(self._pictures) > CACHED_IMAGES:
+                        self._pictures.clear()
+                        self._seen.clear()
+        if batch:
+            yield batch
+
+    def _parse(self, text: bytes, number: int, digest: str) -> Line:
+        try:
+            fields = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"not JSON: {error}") from error
+        if not isinstance(fields, dict) or not isinstance(fields.get("turns"), list) or not fields["turns"]:
+            raise DataError('want {"image": ..., "turns": [{"question": ...}, ...]}')
+        for turn in fields["turns"]:
+            if not isinstance(turn, dict) or not isinstance(turn.get("question"), str):
+                raise DataError(f'a turn is {{"question": text}}, not {turn!r}')
+            if "answer" in turn and not isinstance(turn["answer"], str):
+                raise DataError(f"an answer is text, not {turn['answer']!r}")
+            turn |= {key: turn[key].strip() for key in ("question", "answer") if key in turn}
+        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair could not be written: ValueError
+        named = fields.get("image")
+        names = [] if named is None else [named] if isinstance(named, str) else named
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"image is a path, a list of paths or null, not {named!r}")
+        pictures = [self._picture(name) for name in names]
+        size = pictures[0][1] if pictures else (0, 0)
+        return Line(number, digest, fields, tuple(image for image, _ in pictures), size)
+
+    def _picture(self, name: str) -> tuple[Image.Image, tuple[int, int]]:
+        """The image as the model sees it, one object per file so that it is encoded once, and its size in pixels."""
+        if name not in self._pictures:
+            file = self._source.parent / name
             try:
-                line = _parse(text, number, digest, source.parent, pictures)
-                check(line)
-            except DataError as error:
-                outcome.bad.append(f"{source}:{number}: {error}")
-                warn(f"skipped {outcome.bad[-1]}")
-                bar.update(1)
-                continue
-            window.append(line)
-            if len(window) == size:
-                yield window
-                window, pictures = [], {}
-    if window:
-        yield window
-
-
-def _parse(text: bytes, number: int, digest: str, folder: Path, pictures: dict[str, Image.Image]) -> Line:
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}") from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("turns"), list) or not fields["turns"]:
-        raise DataError('want {"image": ..., "turns": [{"question": ...}, ...]}')
-    for turn in fields["turns"]:
-        if not isinstance(turn, dict) or not isinstance(turn.get("question"), str):
-            raise DataError(f'a turn is {{"question": text}}, not {turn!r}')
-        if "answer" in turn and not isinstance(turn["answer"], str):
-            raise DataError(f"an answer is text, not {turn['answer']!r}")
-        turn |= {key: turn[key].strip() for key in ("question", "answer") if key in turn}
-    named = fields.get("image")
-    names = [] if named is None else [named] if isinstance(named, str) else named
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"image is a path, a list of paths or null, not {named!r}")
-    for name in names:
-        if name not in pictures:
-            try:
-                pictures[name] = open_image((folder / name).read_bytes(), name)
+                image = open_image(file.read_bytes(), name)
             except OSError as error:
-                raise DataError(f"{folder / name}: {error.strerror}") from error
-    return Line(number, digest, fields, tuple(pictures[name] for name in names))
+                raise DataError(f"{file}: {error.strerror}") from error
+            self._pictures[name] = (self._predictor.prepare(image), image.size)
+        return self._pictures[name]
 
 
 def _lines_done(output: Path) -> dict[int, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, RLock, Thread
 from typing import Any
 
 import numpy as np
@@ -108,10 +108,16 @@ ImageTokens = dict[int, tuple[Image.Image, Tensor]]
 
 
 class Predictor:
-    """Answers requests and scores answers with one model and tokenizer."""
+    """Answers requests and scores answers with one model and tokenizer.
 
-    def __init__(self, model: MiniGPTv2, tokenizer: Tokenizer, *, style: PromptStyle = PromptStyle.TRAINED) -> None:
+    `style`: how questions are written. `identity`: what tells this model's outputs from another's.
+    """
+
+    def __init__(self, model: MiniGPTv2, tokenizer: Tokenizer, *, style: PromptStyle = PromptStyle.TRAINED,
+                 identity: str = "") -> None:  # fmt: skip
         self.model = model
+        self.identity = identity
+        self._turn = RLock()  # generating changes the model's mode and the random state: one at a time
         self.tokenizer = tokenizer
         self.style = style
         self.encoder = PromptEncoder(
@@ -137,13 +143,15 @@ class Predictor:
         order = sorted(range(len(requests)), key=lambda i: -len(prompts[i]))
         replies: dict[int, Reply] = {}
         seen = {} if seen is None else seen
-        torch.manual_seed(decoding.seed)
-        with self.model.generating(), torch.no_grad():
+        if top and decoding.beams > 1:
+            raise ConfigError("beam search weighs sequences: it has no likeliest first tokens to show")
+        with self._turn, self.model.generating(), torch.no_grad():
+            torch.manual_seed(decoding.seed)
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 images = [image for i in chosen for image in requests[i].images]
                 embeddings, mask = self._padded([prompts[i] for i in chosen], self.image_tokens(images, seen))
-                first = _FirstStep(top, decoding.beams)
+                first = _FirstStep(top)
                 generated = self._generate(embeddings, mask, decoding, logits_processor=[first])
                 for row, i in enumerate(chosen):
                     text = self.tokenizer.decode(generated[row].tolist())
@@ -163,8 +171,8 @@ class Predictor:
 
         def work() -> None:
             try:
-                torch.manual_seed(decoding.seed)
-                with self.model.generating(), torch.no_grad():
+                with self._turn, self.model.generating(), torch.no_grad():
+                    torch.manual_seed(decoding.seed)
                     embeddings, mask = self._padded([prompt], self.image_tokens(list(request.images), {}))
                     self._generate(
                         embeddings, mask, decoding, streamer=streamer, stopping_criteria=[_StopWhenAsked(stop)]
@@ -205,8 +213,8 @@ class Predictor:
         order = sorted(range(len(cases)), key=lambda i: -len(examples[i]))
         seen = {} if seen is None else seen
         scores: dict[int, Score] = {}
-        self.model.eval()
-        with torch.no_grad():
+        with self._turn, torch.no_grad():
+            self.model.eval()
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 tokens = self.image_tokens([image for i in chosen for image in cases[i].images], seen)
@@ -230,6 +238,10 @@ class Predictor:
                 tokens = self.model.encode_images(pixels.to(self._device))
                 seen.update({id(image): (image, row) for image, row in zip(chosen, tokens, strict=True)})
         return torch.stack([seen[id(image)][1] for image in images]) if images else None
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The image as small as the model sees it. Answers are the same; many fit into memory."""
+        return Image.fromarray(square(image.convert("RGB"), self.model.image_size).transpose(1, 2, 0))
 
     def check(self, request: Request, decoding: Decoding) -> None:
         """Raise `DataError` for a request too long for the model."""
@@ -318,14 +330,13 @@ class Predictor:
 class _FirstStep(LogitsProcessor):
     """Changes nothing; remembers the likeliest first tokens of each row."""
 
-    def __init__(self, count: int, beams: int) -> None:
+    def __init__(self, count: int) -> None:
         self.top: list[tuple[tuple[int, float], ...]] = []
         self._count = count
-        self._beams = beams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self._count and not self.top:
-            best = scores[:: self._beams].float().topk(self._count)
+            best = scores.float().topk(self._count)
             pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             self.top = [tuple(zip(ids, logits, strict=True)) for ids, logits in pairs]
         return scores
@@ -369,8 +380,13 @@ def load_predictor(
         raise ConfigError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
     if style not in list(PromptStyle):
         raise ConfigError(f"prompt style {style} is not one of {', '.join(PromptStyle)}")
-    model, tokenizer, _ = load_export(
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    model, tokenizer, info = load_export(
         folder, vision_weights=vision_weights, language_weights=language_weights,
         dtype=getattr(torch, dtype), device=device,
     )  # fmt: skip
-    return Predictor(model, tokenizer, style=PromptStyle(style))
+    identity = f"{info.weights_sha256} {sorted(info.base_sha256.items())}"
+    return Predictor(model, tokenizer, style=PromptStyle(style), identity=identity)
