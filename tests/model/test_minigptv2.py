@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.errors import CheckpointError
-from minigptv2.model.attention import choose_attention
+from minigptv2.model.attention import PackLayout, choose_attention
 from minigptv2.model.backbones import (
     LANGUAGE_MODELS,
     LanguageModelRow,
@@ -116,6 +116,24 @@ def test_a_neighbour_moves_a_sample_by_exactly_nothing() -> None:
         handle.remove()
         hidden.append((seen[0][0, : len(a)], seen[0][0, -len(c) :]))
     assert torch.equal(hidden[0][0], hidden[1][0]) and torch.equal(hidden[0][1], hidden[1][1])
+
+
+def test_samples_of_unlike_length_share_no_padded_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import minigptv2.model.attention as attention
+
+    lengths = [50, 9, 30, 11, 12, 9, 40, 1]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (6, 2, 2))
+    together = PackLayout.of(positions)
+    monkeypatch.setattr(attention, "WORTH_SPLITTING", 0)
+    apart = PackLayout.of(positions)
+    assert together.batches == ((8, 50),) and apart.batches == ((2, 50), (1, 30), (4, 12), (1, 1))
+    module = torch.nn.Module()
+    outputs = [attention.packed_sdpa(module, q, k, v, None, pack_layout=layout)[0] for layout in (together, apart)]
+    torch.testing.assert_close(*outputs)
+    alone = attention.packed_sdpa(module, q[:, :, 59:89], k[:, :, 59:89], v[:, :, 59:89], None,
+                                  pack_layout=PackLayout.of(positions[:, 59:89]))[0]  # fmt: skip
+    torch.testing.assert_close(outputs[1][:, 59:89], alone)
 
 
 def test_packed_attention_equals_transformers_own_sdpa() -> None:
