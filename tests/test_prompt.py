@@ -8,6 +8,7 @@ import pytest
 
 from minigptv2.data.sources import toy
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder, PromptStyle
+from minigptv2.record import Record, Turn
 from minigptv2.tasks import TASK_IDS, SpokenTurn
 from minigptv2.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REFERENCE
@@ -81,6 +82,19 @@ def test_turns_that_do_not_fit_are_left_out_whole() -> None:
     cut = encoder(max_tokens=len(whole) + 20).encode_spoken(turns, num_images=1)
     assert cut is not None and cut.input_ids.tolist() == whole.input_ids.tolist()
     assert encoder(max_tokens=len(whole) - 1).encode_spoken(turns, num_images=1) is None
+
+
+def test_of_separate_turns_each_visit_trains_one() -> None:
+    turns = tuple(Turn("conversation", f"q{n}", (f"a{n}",)) for n in range(3))
+    record = Record(turns, 64, 48, separate=True)
+    spoken = set()
+    for seed in range(40):
+        example = encoder().encode(record, Random(seed))
+        assert example is not None and example.num_turns == 1
+        spoken.add(text_of(example.labels[example.labels != IGNORE]))
+    assert spoken == {"_a0</s>", "_a1</s>", "_a2</s>"}
+    first = encoder().encode(record)
+    assert first is not None and "q0" in text_of(first.input_ids) and "q1" not in text_of(first.input_ids)
 
 
 @pytest.mark.parametrize("corpus", toy.CORPORA)

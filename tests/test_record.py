@@ -54,8 +54,17 @@ def test_a_turn_about_an_image_needs_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"{}", b'{"turns": 3}', b'{"turns": [{"task": "refer", "regions": [{}]}]}', b"\xff\xfe"]
+    "data", [b"", b"[]", b'{"turns": [{"task": "language", "question": "hi", "answers": "red"}]}',
+     b'{"turns": [{"task": "language", "question": 3, "answers": ["red"]}]}',
+     b'{"turns": [{"task": "refer", "regions": [{"boxes": [[1,2,3,4]], "phrases": ["x"], "span": []}]}]}',
+     b"{}", b'{"turns": 3}', b'{"turns": [{"task": "refer", "regions": [{}]}]}', b"\xff\xfe"]
 )
 def test_what_is_not_a_record_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="somewhere"):
         from_json(data, "somewhere")
+
+
+def test_separate_turns_keep_their_ids_and_choices() -> None:
+    turns = tuple(Turn("vqa", f"q{n}?", ("a", "b"), choices=("a", "b"), source={"id": str(n)}) for n in range(3))
+    record = Record(turns, 64, 48, {"corpus": "test"}, separate=True)
+    assert from_json(to_json(record), "here") == record

@@ -89,9 +89,13 @@ class PromptEncoder:
     def encode(self, record: Record, draw: Random | None = None) -> Example | None:
         """The record as a training example, or None if not even its first turn fits `max_tokens`.
 
-        Trailing turns that do not fit are left out whole: an answer, a box or an image is never cut.
+        Of a record of separate turns one is drawn, the first without `draw`. Trailing turns that do not fit are left
+        out whole: an answer, a box or an image is never cut.
         """
-        spoken = [speak(turn, record.width or 0, record.height or 0, draw) for turn in record.turns]
+        turns = record.turns
+        if record.separate and len(turns) > 1:
+            turns = (turns[draw.randrange(len(turns)) if draw else 0],)
+        spoken = [speak(turn, record.width or 0, record.height or 0, draw) for turn in turns]
         return self.encode_spoken(spoken, num_images=int(record.has_image))
 
     def encode_spoken(self, turns: list[SpokenTurn], *, num_images: int) -> Example | None:

@@ -48,22 +48,32 @@ class Turn:
     | refer | None | none | one, with one box |
     | identify | None | none | one, with one box |
     | detection | None | none | one or more |
+
+    `choices` are the options of a multiple-choice question, if it has any. `source` is the turn's own provenance where
+    a record joins several: its `id` in the corpus, the kind of answer.
     """
 
     task: str
     question: str | None = None
     answers: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
+    choices: tuple[str, ...] = ()
+    source: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A sample: image size in pixels (None for text only), turns, and provenance."""
+    """A sample: image size in pixels (None for text only), turns, and provenance.
+
+    `separate` says that the turns are questions of their own about one image, which is so stored once, and not one
+    conversation: each visit trains one of them, drawn.
+    """
 
     turns: tuple[Turn, ...]
     width: int | None = None
     height: int | None = None
     source: dict[str, str] = field(default_factory=dict)
+    separate: bool = False
 
     @property
     def has_image(self) -> bool:
@@ -145,6 +155,8 @@ def to_json(record: Record) -> bytes:
         document["image"] = {"width": record.width, "height": record.height}
     if record.source:
         document["source"] = record.source
+    if record.separate:
+        document["separate"] = True
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -157,7 +169,8 @@ def from_json(data: bytes, where: str) -> Record:
             turns=tuple(_turn_from_dict(turn) for turn in document["turns"]),
             width=image.get("width"),
             height=image.get("height"),
-            source=document.get("source", {}),
+            source=_sources(document),
+            separate=bool(document.get("separate", False)),
         )
         validate(record, where)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -173,6 +186,10 @@ def _turn_to_dict(turn: Turn) -> dict[str, Any]:
         document["answers"] = list(turn.answers)
     if turn.regions:
         document["regions"] = [_region_to_dict(region) for region in turn.regions]
+    if turn.choices:
+        document["choices"] = list(turn.choices)
+    if turn.source:
+        document["source"] = turn.source
     return document
 
 
@@ -187,18 +204,40 @@ def _region_to_dict(region: Region) -> dict[str, Any]:
 
 
 def _turn_from_dict(document: dict[str, Any]) -> Turn:
+    question = document.get("question")
+    if not isinstance(question, str | None):
+        raise TypeError(f"question {question!r} is not a text")
     return Turn(
         task=document["task"],
-        question=document.get("question"),
-        answers=tuple(document.get("answers", ())),
+        question=question,
+        answers=_texts(document.get("answers", [])),
         regions=tuple(_region_from_dict(region) for region in document.get("regions", ())),
+        choices=_texts(document.get("choices", [])),
+        source=_sources(document),
     )
 
 
 def _region_from_dict(document: dict[str, Any]) -> Region:
     span = document.get("span")
+    if span is not None:
+        start, end = span  # a ValueError where they are not two
+        span = (int(start), int(end))
     return Region(
         boxes=tuple(Box(*(float(c) for c in box)) for box in document["boxes"]),
-        phrases=tuple(document["phrases"]),
-        span=(int(span[0]), int(span[1])) if span is not None else None,
+        phrases=_texts(document["phrases"]),
+        span=span,
     )
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    """A list of texts. A lone text is not taken for the list of its letters."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{values!r} is not a list of texts")
+    return tuple(values)
+
+
+def _sources(document: dict[str, Any]) -> dict[str, str]:
+    source = document.get("source", {})
+    if not isinstance(source, dict) or not all(isinstance(value, str) for value in source.values()):
+        raise TypeError(f"source {source!r} is not a table of texts")
+    return source
