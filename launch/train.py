@@ -2,7 +2,10 @@
 
 import sys
 
-from minigptv2.train import main
+from minigptv2.engine.signals import listen
 
 if __name__ == "__main__":
+    listen()  # before the seconds of imports: a signal that comes while loading is kept for the first step's edge
+    from minigptv2.train import main
+
     sys.exit(main())

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
 from minigptv2.engine.log import read_metrics
+from minigptv2.errors import RequeueExit
 from minigptv2.model.export import load_export, load_info
 from tests.conftest import REPOSITORY, World
 from tests.ranks import free_port
@@ -73,6 +74,29 @@ def start(config: Path, ranks: int, *words: str) -> list[subprocess.Popen[bytes]
         command = [sys.executable, "launch/train.py", "--config", str(config), *words]
         processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
     return processes
+
+
+def wait_for(log: Path, words: str, process: subprocess.Popen[bytes]) -> None:
+    """Until the log says `words`."""
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and words in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, (log, words)
+        time.sleep(0.01)
+
+
+def equal_weights(one: Path, other: Path) -> bool:
+    """Whether two runs' exports are equal bit for bit."""
+    a, b = (load_file(folder / "export" / "weights.safetensors") for folder in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def scalar_steps(folder: Path) -> list[int]:
+    """The steps at which TensorBoard shows a loss, after all interruptions."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return [event.step for event in board.Scalars("loss")]
 
 
 def run(config: Path, ranks: int, *words: str, expect: int = 0) -> str:
@@ -242,3 +266,26 @@ def test_evaluate_writes_figures_and_predictions(unbroken: Path, world: World, t
     figures = json.loads((tmp_path / "results.json").read_text())
     assert set(figures) == {"refer", "vqa", "identify", "detection", "grounding"}
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 15
+
+
+def test_a_signal_to_one_rank_saves_on_all_and_leaves_with_the_requeue_code(config: Path, unbroken: Path) -> None:
+    folder, name = config.parent / "signalled", "SIGUSR1"
+    processes = start(config, 2, f"run_dir={folder}", "train.checkpoint_every=100")
+    wait_for(folder / "log.txt", "step 2 ", processes[0])
+    processes[1].send_signal(getattr(signal, name))
+    assert [process.wait(60) for process in processes] == [RequeueExit.exit_code] * 2
+    said = (config.parent / "rank0.log").read_text()
+    assert "RequeueExit: stopped at step" in said and f"({name})" in said and "Traceback" not in said
+    assert "Traceback" not in (config.parent / "rank1.log").read_text()
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert f"saved at step {int(saved.name[-8:])} of 6" in said
+    run(config, 2, f"run_dir={folder}", "--resume")
+    assert equal_weights(folder, unbroken)
+    assert [row["loss"] for row in read_metrics(folder)] == [row["loss"] for row in read_metrics(unbroken)]
+    assert scalar_steps(folder) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_time_limit_saves_and_requeues(config: Path, unbroken: Path) -> None:
+    folder = config.parent / "limited"
+    run(config, 1, f"run_dir={folder}", "train.time_limit_minutes=1e-4", expect=RequeueExit.exit_code)
+    assert "time limit" in (config.parent / "rank0.log").read_text()

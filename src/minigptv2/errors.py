@@ -25,6 +25,12 @@ class CheckpointError(MiniGPTv2Error):
     exit_code = 4
 
 
+class RequeueExit(MiniGPTv2Error):
+    """Not a failure: the run was asked to stop, has saved, and the same command goes on. Schedulers requeue on it."""
+
+    exit_code = 85
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` for the known name closest to `name`, or an empty string if none is close."""
     from difflib import get_close_matches

@@ -30,8 +30,9 @@ from minigptv2.engine.checkpoint import (
 from minigptv2.engine.config import resolve_deepspeed_config
 from minigptv2.engine.log import RunLog
 from minigptv2.engine.sharding import assign, construction, full_value, shape_of
+from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import StepReport, Trainer
-from minigptv2.errors import CheckpointError
+from minigptv2.errors import CheckpointError, RequeueExit
 from minigptv2.evaluate.pictures import TrainingPictures
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
@@ -59,6 +60,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     """
     config = loaded.value
     check_run_config(config, distributed.world_size_from_environment())
+    stop = StopRequests(config.train.time_limit_minutes)
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
     run = Path(config.run_dir)
@@ -94,10 +96,15 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
         pictures = TrainingPictures(config.evaluate, predictor)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
-        position = _loop(config, trainer, steps, plan, log, pictures, run, identity, position)
+        position = _loop(config, trainer, steps, plan, log, pictures, run, identity, position, stop)
         _log_mixture(log, plan, "mixture realised", position)
         export = _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
+    except RequeueExit:
+        distributed.barrier()  # a launcher ends the others when the first one leaves
+        distributed.stop_process_group()
+        raise
     finally:
+        stop_listening()
         log.close()
     distributed.barrier()
     distributed.stop_process_group()
@@ -105,10 +112,16 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
 
 
 def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
-          pictures: TrainingPictures, run: Path, identity: dict[str, Any], position: int) -> int:  # fmt: skip
-    """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan."""
+          pictures: TrainingPictures, run: Path, identity: dict[str, Any], position: int,
+          stop: StopRequests) -> int:  # fmt: skip
+    """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan.
+
+    Raises `RequeueExit` on all ranks, after a save, if any of them was asked to stop.
+    """
     meter = _Meter()
     last = config.train.steps
+    if asked := stop.agreed():
+        raise RequeueExit(f"asked to stop ({asked}) while loading, at step {trainer.step} of {last}; nothing to save")
     waited = time.monotonic()
     for step_batches in steps:
         meter.data_wait_s += time.monotonic() - waited
@@ -127,10 +140,16 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
             meter = _Meter()
         if every(done, config.evaluate.every) or done == last:
             log.pictures(done, pictures.draw())
-        if every(done, config.train.checkpoint_every) or done == last:
+        asked = stop.agreed()
+        if every(done, config.train.checkpoint_every) or done == last or asked:
+            began = time.monotonic()
             state = CheckpointState(done, position, identity)
             folder = save_checkpoint(run, trainer, state, keep=config.train.keep_checkpoints)
+            stop.saved(time.monotonic() - began)
             log.line(f"checkpoint {folder}")
+        if asked and done < last:
+            log.line(f"asked to stop ({asked}): saved at step {done} of {last}; the same command goes on from there")
+            raise RequeueExit(f"stopped at step {done} of {last} ({asked}); start the same command again to go on")
         waited = time.monotonic()
     return position
 

@@ -6,6 +6,7 @@ only. Damaged samples are dropped by name, counted, and fatal when there are too
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -120,6 +121,12 @@ class _Positions(Sampler[int]):
         return len(self._positions)
 
 
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """A scheduler's SIGTERM reaches workers too; torch's would die of it and fail the step that is to be saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
     """Yield `num_steps` steps from `position` on, read ahead by worker processes.
 
@@ -133,6 +140,7 @@ def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Ite
         num_workers=config.num_workers,
         prefetch_factor=2 if config.num_workers else None,
         persistent_workers=False,
+        worker_init_fn=_leave_signals_to_the_rank,
     )
     bad_in_a_row = 0
     for step in loader:

@@ -57,6 +57,10 @@ class TrainConfig:
     timeout_minutes: float = 60.0
     """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
 
+    time_limit_minutes: float = 0.0
+    """Save and leave with the requeue code in time for this limit, counted from the start; 0: none. Slurm's own limit
+    is read from its environment as well."""
+
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""

@@ -77,6 +77,16 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def any_over_ranks(flags: list[bool]) -> list[bool]:
+    """Per place, whether any rank's flag is set: the same answer on all ranks. A collective."""
+    if world_size() == 1:
+        return list(flags)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:

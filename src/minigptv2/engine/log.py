@@ -29,7 +29,7 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         self._file = run / METRICS_FILE
         _cut_after(self._file, step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._stream = open(run / "log.txt", "a")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if terminal else None
