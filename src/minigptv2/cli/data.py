@@ -43,7 +43,8 @@ def _shards_build(args: argparse.Namespace) -> int:
     corpus = CORPORA[args.corpus]
     if args.split not in corpus.expected:
         raise ConfigError(f"{args.corpus} has no split '{args.split}'; it has {', '.join(corpus.expected)}")
-    expected = min(corpus.expected[args.split], args.limit or sys.maxsize)
+    complete = corpus.expected[args.split]
+    expected = min(complete, args.limit or sys.maxsize) if complete is not None else None
     samples = islice(corpus.samples(Path(args.root), args.split), args.limit)
     bar = tqdm(samples, total=expected, desc=args.corpus, unit="sample", disable=not sys.stderr.isatty())
     manifest = write_corpus(
@@ -51,7 +52,7 @@ def _shards_build(args: argparse.Namespace) -> int:
     )
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
     print(f"{args.corpus} {args.split}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
-    if manifest.samples != expected:
+    if expected is not None and manifest.samples != expected:
         print(f"warning: expected {expected} samples", file=sys.stderr)
     return 0
 

@@ -1,48 +1,55 @@
-"""The corpora that can be built into shards, one row each. A corpus is a file beside this one and a line here."""
+"""The corpora that can be built into shards, one row each. A corpus is a file beside this one and a row of it here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from minigptv2.data.shards import Sample
-from minigptv2.data.sources import photographs, toy
+from minigptv2.data.sources import coco, photographs, refcoco, toy, vqa
+from minigptv2.data.sources.corpus import Corpus
+from minigptv2.data.sources.draft import Draft, Rejected
+from minigptv2.data.sources.raw import Raw
 
-
-@dataclass(frozen=True)
-class Corpus:
-    """How to build a corpus: `samples(root, split)` yields what is stored; `expected` counts samples by split."""
-
-    samples: Callable[[Path, str], Iterator[Sample]]
-    tasks: tuple[str, ...]
-    expected: dict[str, int]
-    license: str
-    samples_per_shard: int = 1000
+__all__ = ["CORPORA", "Corpus", "Draft", "Raw", "Rejected"]
 
 
 def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
     sizes = {"train": train, "val": 300}
     return Corpus(
-        samples=lambda root, split: toy.samples(corpus, sizes[split], root, split),
+        name=f"toy_{corpus}",
+        title="the toy world",
+        drafts=partial(toy.drafts, corpus=corpus, sizes=sizes),
         tasks=(task or corpus,),
-        expected=sizes,
+        expected=dict(sizes),
         license="Apache-2.0",
+        download="nothing to download: it is drawn",
         samples_per_shard=500,
     )
 
 
-CORPORA: dict[str, Corpus] = {
-    "toy_weak": _toy("weak", 8000, "caption"),
-    "toy_caption": _toy("caption", 16000),
-    "toy_grounding": _toy("grounding", 12000),
-    "toy_refer": _toy("refer", 28000),
-    "toy_identify": _toy("identify", 40000),
-    "toy_vqa": _toy("vqa", 52000),
-    "toy_detection": _toy("detection", 8000),
-    "toy_conversation": _toy("conversation", 6000, "mixed"),
-    "toy_language": _toy("language", 2000),
-    "photographs": Corpus(photographs.samples, ("mixed",), {"train": 105}, "see each photograph's record", 50),
-}
+_ROWS = (
+    *coco.CORPORA,
+    *refcoco.CORPORA,
+    *vqa.CORPORA,
+    _toy("weak", 8000, "caption"),
+    _toy("caption", 16000),
+    _toy("grounding", 12000),
+    _toy("refer", 28000),
+    _toy("identify", 40000),
+    _toy("vqa", 52000),
+    _toy("detection", 8000),
+    _toy("conversation", 6000, "mixed"),
+    _toy("language", 2000),
+    Corpus(
+        name="photographs",
+        title="fifteen photographs from pip packages",
+        drafts=photographs.drafts,
+        tasks=("mixed",),
+        expected={"train": 105},
+        license="see each photograph's record",
+        download="nothing to download: pip install of scikit-image, scikit-learn, gradio, matplotlib",
+        samples_per_shard=50,
+    ),
+)
 
-__all__ = ["CORPORA", "Corpus"]
+CORPORA: dict[str, Corpus] = {row.name: row for row in _ROWS}
+"""Every corpus by name."""

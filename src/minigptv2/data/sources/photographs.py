@@ -16,6 +16,8 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.data.shards import Sample
+from minigptv2.data.sources.draft import Draft, drafted
+from minigptv2.data.sources.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import CHAT, Record, Region, Turn
 
@@ -35,6 +37,11 @@ def samples(root: Path, split: str) -> Iterator[Sample]:
             source = {"corpus": "photographs", "id": entry["name"], "license": entry["license"]}
             record = Record(tuple(turns), entry["width"], entry["height"], source)
             yield Sample(f"{entry['name']}-{task}", record, image, Path(entry["path"]).suffix.removeprefix("."))
+
+
+def drafts(raw: Raw, split: str) -> Iterator[Draft]:
+    """`samples` for building."""
+    return drafted(samples(raw.root, split))
 
 
 def _image_bytes(entry: dict[str, Any]) -> bytes:

@@ -20,6 +20,8 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.data.shards import Sample
+from minigptv2.data.sources.draft import Draft, drafted
+from minigptv2.data.sources.raw import Raw
 from minigptv2.record import CHAT, LANGUAGE, Record, Region, Turn
 
 SIDE = 64
@@ -181,6 +183,11 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
             continue
         scene = draw_scene(rng)
         yield Sample(key, Record(tuple(_WRITERS[corpus](scene, rng)), SIDE, SIDE, source), scene.image, "jpg")
+
+
+def drafts(raw: Raw, split: str, *, corpus: str, sizes: dict[str, int]) -> Iterator[Draft]:
+    """`samples` for building; `sizes` says how many a split has."""
+    return drafted(samples(corpus, sizes[split], raw.root, split))
 
 
 def _one_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> Shape:

@@ -1,0 +1,42 @@
+"""What a corpus is to the rest: a row with its source, licence, counts, and the function that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigptv2.data.shards import Sample
+from minigptv2.data.sources.draft import Draft, Rejected, finished
+from minigptv2.data.sources.raw import Raw
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """How to build a corpus. `drafts` yields, in a fixed order, what is to be stored and what is left out at once.
+
+    `expected` is, by split, how many annotations (questions, objects, captioned pictures, conversations) a complete
+    download holds; None where nobody printed it or links have died. `stages` is empty for evaluation only.
+    """
+
+    name: str
+    drafts: Callable[[Raw, str], Iterator[Draft | Rejected]]
+    tasks: tuple[str, ...]
+    expected: dict[str, int | None]
+    license: str
+    title: str = ""
+    stages: tuple[int, ...] = ()
+    download: str = ""
+    size: str = ""
+    """What the original files take on disk."""
+    samples_per_shard: int = 1000
+    counted: str = field(default="samples")
+    """What `expected` counts."""
+
+    def raw(self, root: Path) -> Raw:
+        """The original files under `root`."""
+        return Raw(root, self.name, self.download)
+
+    def samples(self, root: Path, split: str) -> Iterator[Sample]:
+        """The samples of a split, read in this process; what is left out is not told."""
+        return finished(self.drafts(self.raw(root), split))

@@ -1,0 +1,199 @@
+"""Drafts: what a source reads out of annotations, and how a draft and its picture become a sample.
+
+A source yields drafts in a fixed order without opening a picture. `finish` opens it, in whichever process: it learns
+the size, scales and clips boxes, cleans texts, and says of everything it leaves out why. So annotations are read once
+and pictures in parallel.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from minigptv2.boxes import Box
+from minigptv2.data.images import MAX_PIXELS
+from minigptv2.data.shards import Sample
+from minigptv2.errors import DataError
+from minigptv2.record import LANGUAGE, Record, Region, Turn, validate
+
+MIN_SIDE_PX = 1.0
+"""A box thinner than this after clipping says nothing."""
+_KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
+"""Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
+_READ_FORMATS = ("JPEG", "PNG", "WEBP", *_REWRITTEN_FORMATS)
+_NO_KEY = re.compile(r"[^0-9A-Za-z_+=-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A picture inside a tar: the file, and where its bytes lie."""
+
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One sample to be: turns with raw texts and boxes, and where its picture is.
+
+    `image`: paths to try in order, a tar member, the bytes, or None for text. `frame`: width and height of what the
+    boxes are given in, (1, 1) for normalised ones, None for the picture's own pixels. `separate`: the turns are
+    questions of their own (`Record.separate`). `key` may hold any characters; `finish` makes them fit a tar.
+    """
+
+    key: str
+    turns: tuple[Turn, ...]
+    image: tuple[str, ...] | TarMember | bytes | None = None
+    source: dict[str, str] = field(default_factory=dict)
+    separate: bool = False
+    frame: tuple[float, float] | None = None
+
+    @property
+    def annotations(self) -> int:
+        """What the corpus counts: questions where the turns are separate, else one."""
+        return len(self.turns) if self.separate else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something of a corpus that is left out: which, why (few different reasons, they are counted), how many."""
+
+    where: str
+    reason: str
+    annotations: int = 1
+
+
+def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
+    """The draft as a valid sample, and what of it was left out. None if nothing is left."""
+    try:
+        image, extension, size = _read(draft.image)
+    except DataError as error:
+        return None, [Rejected(draft.key, str(error), draft.annotations)]
+    kept, dropped = [], []
+    for turn in draft.turns:
+        try:
+            kept.append(_fit(turn, size, draft.frame))
+        except DataError as error:
+            dropped.append(Rejected(turn.source.get("id", draft.key), str(error)))
+            if not draft.separate:  # a conversation with a hole in it is not one
+                return None, dropped
+    if not kept:
+        return None, dropped or [Rejected(draft.key, "no turns", 0)]
+    width, height = size or (None, None)
+    record = Record(tuple(kept), width, height, draft.source, draft.separate and len(kept) > 1)
+    validate(record, draft.key)
+    return Sample(safe_key(draft.key), record, image, extension), dropped
+
+
+def finished(drafts: Iterator[Draft | Rejected]) -> Iterator[Sample]:
+    """The samples of drafts, one after the other, in this process; what is left out is not told."""
+    for draft in drafts:
+        sample = finish(draft)[0] if isinstance(draft, Draft) else None
+        if sample is not None:
+            yield sample
+
+
+def drafted(samples: Iterator[Sample]) -> Iterator[Draft]:
+    """Drafts of samples that are made already, with their pictures in memory."""
+    for sample in samples:
+        record = sample.record
+        yield Draft(sample.key, record.turns, sample.image, record.source, record.separate)
+
+
+def safe_key(key: str) -> str:
+    """A key that any tar and any webdataset tool takes: no dot, no slash, no spaces."""
+    return _NO_KEY.sub("_", key) or "_"
+
+
+def clean(text: str) -> str:
+    """The text without surrounding space, NULs and halves of surrogate pairs, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "ignore").decode().replace("\x00", "").strip()
+
+
+def one_line(text: str) -> str:
+    """`clean`, with every run of white space one space: for phrases and captions."""
+    return " ".join(clean(text).split())
+
+
+def _read(image: tuple[str, ...] | TarMember | bytes | None) -> tuple[bytes | None, str, tuple[int, int] | None]:
+    """Bytes, extension and size in pixels. Raises `DataError` with a countable reason."""
+    if image is None:
+        return None, "jpg", None
+    data = image if isinstance(image, bytes) else _read_member(image) if isinstance(image, TarMember) else _load(image)
+    try:
+        with Image.open(io.BytesIO(data), formats=_READ_FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise DataError(f"image over {MAX_PIXELS:,} pixels")
+            extension = _KEPT_FORMATS.get(opened.format or "")
+            if extension:
+                return data, extension, opened.size
+            buffer = io.BytesIO()
+            opened.convert("RGB").save(buffer, "PNG")
+            return buffer.getvalue(), "png", opened.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError("image cannot be read") from error
+
+
+def _load(paths: tuple[str, ...]) -> bytes:
+    for path in paths:
+        try:
+            with open(path, "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError("image cannot be read") from error
+    raise DataError("image file missing")
+
+
+def _read_member(member: TarMember) -> bytes:
+    descriptor = os.open(member.file, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, member.size, member.offset)
+    finally:
+        os.close(descriptor)
+
+
+def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Turn:
+    """The turn with clean texts and boxes inside the picture. Raises `DataError` with a countable reason."""
+    regions = tuple(_fit_region(region, size, frame) for region in turn.regions)
+    tidy = str if turn.task == "grounding" else clean  # spans count characters: a source cleans before it counts
+    answers = tuple(answer for answer in (tidy(text) for text in turn.answers) if answer.strip())
+    question = None if turn.question is None else clean(turn.question)
+    if turn.answers and not answers or not turn.answers and not turn.regions:
+        raise DataError("empty answer")
+    if question == "" or question is None and turn.task in ("vqa", LANGUAGE, "conversation"):
+        raise DataError("empty question")
+    return replace(turn, question=question, answers=answers, regions=regions)
+
+
+def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Region:
+    if size is None:
+        raise DataError("a box without an image")
+    phrases = tuple(phrase for phrase in (one_line(text) for text in region.phrases) if phrase)
+    if not phrases:
+        raise DataError("empty phrase")
+    return replace(region, boxes=tuple(_fit_box(box, size, frame) for box in region.boxes), phrases=phrases)
+
+
+def _fit_box(box: Box, size: tuple[int, int], frame: tuple[float, float] | None) -> Box:
+    width, height = size
+    across, down = (width / frame[0], height / frame[1]) if frame else (1.0, 1.0)
+    values = (box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
+    if not all(math.isfinite(value) for value in values):
+        raise DataError("box is not finite")
+    if values[0] >= values[2] or values[1] >= values[3]:
+        raise DataError("empty or inverted box")
+    clipped = Box(max(0.0, values[0]), max(0.0, values[1]), min(float(width), values[2]), min(float(height), values[3]))
+    if clipped.x2 - clipped.x1 < MIN_SIDE_PX or clipped.y2 - clipped.y1 < MIN_SIDE_PX:
+        inside = clipped.x1 < clipped.x2 and clipped.y1 < clipped.y2
+        raise DataError("box thinner than a pixel" if inside else "box outside the image")
+    return clipped
