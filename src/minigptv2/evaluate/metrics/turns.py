@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from minigptv2.boxes import Box, iou
+from minigptv2.boxes import iou
 from minigptv2.evaluate.heldout import HeldOut
+from minigptv2.evaluate.metrics.boxes import IOU_THRESHOLD, match_boxes
 from minigptv2.tasks import TASKS, Answer, parse_answer
-
-IOU_THRESHOLD = 0.5
 
 
 def score(item: HeldOut, answer: str) -> dict[str, float]:
@@ -55,20 +54,6 @@ def token_f1(answer: str, reference: str) -> float:
         return 0.0
     precision, recall = common / sum(said.values()), common / sum(meant.values())
     return 2 * precision * recall / (precision + recall)
-
-
-def match_boxes(said: tuple[Box, ...], meant: tuple[Box, ...]) -> list[float]:
-    """IoU of each true box with the said box it is matched to, best pairs first, each said box used once; 0 if none."""
-    pairs = sorted(((iou(s, m), i, j) for i, s in enumerate(said) for j, m in enumerate(meant)), reverse=True)
-    best = [0.0] * len(meant)
-    used_said: set[int] = set()
-    used_meant: set[int] = set()
-    for value, i, j in pairs:
-        if i not in used_said and j not in used_meant:
-            best[j] = value
-            used_said.add(i)
-            used_meant.add(j)
-    return best
 
 
 def _refer(item: HeldOut, parsed: Answer) -> dict[str, float]:

@@ -1,0 +1,84 @@
+"""VQA accuracy with the official normalisation of answers (Antol et al. 2015, the VQA challenge's evaluation).
+
+Ten people answered each question. An answer is right to the degree that others gave it: 1 if three of the other nine
+did, averaged over leaving each of the ten out. The odd conventions of the official script are kept, and named here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+AGREEING = 3
+"""So many people who gave the answer make it wholly right."""
+_NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = {word: str(max(0, number - 1)) for number, word in enumerate(_NUMBERS)}
+ARTICLES = frozenset(("a", "an", "the"))
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # any but one before a digit: the look-behind is written amiss there
+_MOST_PERIODS = 32  # the script hands a flag of this value on as the number of replacements
+
+_WORDS = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm I've
+isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
+somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
+they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
+who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
+"""
+"""Words that are mended when all their apostrophes are missing."""
+_DOUBLE_WORDS = """
+couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've someone'd've something'd've there'd've
+they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've somebody'd've
+"""
+"""Words that are mended when either of their apostrophes is missing."""
+
+
+def _contractions() -> dict[str, str]:
+    table = {word.replace("'", ""): word for word in _WORDS.split()}
+    for word in _DOUBLE_WORDS.split():
+        for number, character in enumerate(word):
+            if character == "'":
+                table[word[:number] + word[number + 1 :]] = word
+    at = "'ow's'at"
+    return table | {"somebody'd": "somebodyd", "ow's'at": at, "'ows'at": at, "'ow'sat": at}
+
+
+CONTRACTIONS = _contractions()
+"""Word without its apostrophes to the word. Two entries begin with a capital and so never match, as in the script."""
+
+
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """0..1: how right `answer` is, given the answers of (ten) people as they were written.
+
+    The people's answers lose punctuation, and only where they differ; they keep articles and number words. Answers
+    of people are told apart by who gave them, so equal ones each count.
+    """
+    said = normalize_vqa(answer.replace("\n", " ").replace("\t", " ").strip())
+    given = [strip_punctuation(one) for one in people] if len(set(people)) > 1 else list(people)
+    matches = sum(one == said for one in given)
+    left_out = [min(1.0, (matches - (one == said)) / AGREEING) for one in given]
+    return sum(left_out) / len(left_out)
+
+
+def exact_match(answer: str, accepted: Sequence[str]) -> float:
+    """1 if the normalised answer is one of the normalised accepted ones, else 0 (GQA, VSR)."""
+    said = normalize_vqa(answer)
+    return float(any(said == normalize_vqa(one) for one in accepted))
+
+
+def normalize_vqa(text: str) -> str:
+    """Punctuation stripped, lower case, number words as digits, no articles, contractions with their apostrophes."""
+    words = [NUMBER_WORDS.get(word, word) for word in strip_punctuation(text).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def strip_punctuation(text: str) -> str:
+    """Each mark is removed where it stands beside a space anywhere in `text`, or where a number has a comma; else it
+    becomes a space. Periods go, but for those before a digit, up to the 32nd."""
+    stripped = text
+    in_number = _COMMA_IN_NUMBER.search(text) is not None
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        stripped = stripped.replace(mark, "" if beside_space or in_number else " ")
+    return _PERIOD.sub("", stripped, count=_MOST_PERIODS)

