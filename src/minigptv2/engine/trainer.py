@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minigptv2.engine import distributed
 from minigptv2.engine.config import TrainConfig
+from minigptv2.engine.frozen import keep_no_inputs
 from minigptv2.engine.schedule import learning_rate
 from minigptv2.engine.sharding import assign, elements_held, shape_of, zero_stage
 from minigptv2.errors import MiniGPTv2Error
@@ -63,6 +64,8 @@ class Trainer:
         self.stage = zero_stage(deepspeed_config)
         self.parameters = parameters
         self.trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+        if self.stage == 3:
+            keep_no_inputs(model)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=_adamw(self.trainable, config),

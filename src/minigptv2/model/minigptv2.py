@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     Blip2VisionConfig,
     Blip2VisionModel,
@@ -27,6 +28,7 @@ from minigptv2.model.backbones import (
     LanguageModelRow,
     VisionEncoderRow,
 )
+from minigptv2.model.head import chunk_head
 from minigptv2.prompt import IGNORE
 
 
@@ -61,6 +63,7 @@ class MiniGPTv2(nn.Module):
         self.vision_encoder = _build_vision_encoder(vision)
         self.projector = Projector(vision.width, language.width)
         self.language_model = _build_language_model(language, vocab_size, attention)
+        chunk_head(self.language_model.lm_head)
         head_width = language.width // language.heads
         exponents = [i / head_width for i in range(0, head_width, 2)]
         self._rotary_frequencies = [language.rope_theta**-exponent for exponent in exponents]
@@ -99,8 +102,7 @@ class MiniGPTv2(nn.Module):
         targets = torch.roll(labels[0], -1)
         targets[-1] = IGNORE
         supervised = torch.nonzero(targets != IGNORE).flatten()
-        logits = self.language_model.lm_head(hidden[0, supervised]).float()
-        return cross_entropy(logits, targets[supervised], reduction="none"), supervised
+        return self.language_model.lm_head(hidden[0, supervised], targets[supervised]), supervised
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].
@@ -153,6 +155,15 @@ class MiniGPTv2(nn.Module):
         """
         rotary = self.language_model.model.rotary_emb
         rotary.inv_freq = torch.tensor(self._rotary_frequencies, dtype=torch.float32, device=rotary.inv_freq.device)
+
+    def recompute(self, num_layers: int) -> None:
+        """Recompute the first `num_layers` layers of the language model in the backward pass: less memory, more time.
+
+        A recomputed layer keeps its input alone. Costs one more forward pass of those layers.
+        """
+        for number, layer in enumerate(self.language_model.model.layers):
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = number < num_layers
 
     @contextmanager
     def generating(self) -> Iterator[None]:

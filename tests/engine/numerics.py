@@ -1,0 +1,244 @@
+"""What the numerics tests run in real processes, and their reference, which shares no code with `minigptv2.engine`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+from tests.model.tiny import ALL_PARTS, random_examples, tiny_config, tiny_model
+
+PACKS = 4
+WARMUP, RATE, CLIP = 5, 1e-2, 0.5
+MODES = {"lora": (["projector", "lora"], 4), "all": (ALL_PARTS, 0)}
+ZERO = {
+    0: {"stage": 0},
+    1: {"stage": 1},
+    2: {"stage": 2},
+    3: {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False},
+}
+PRECISION = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}
+
+
+def packs_of_step(step: int) -> list[dict[str, torch.Tensor]]:
+    """Four packs a step; one of them without any image, so that on two ranks one has none in its first micro-batch."""
+    from minigptv2.data.collate import collate
+
+    made = []
+    for pack in range(PACKS):
+        examples, images = random_examples(2 + pack % 2, seed=10 * (step % 2) + pack, with_images=pack != 1)
+        made.append(collate(examples, images, 32))
+    return made
+
+
+def make_trainer(mode: str, zero: dict[str, Any], folder: str, *, steps: int, precision: str = "fp32",
+                 dropout: float = 0.0, recompute: int = 0) -> Any:  # fmt: skip
+    from minigptv2.engine import distributed
+    from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
+    from minigptv2.engine.sharding import assign, construction, shape_of
+    from minigptv2.engine.trainer import Trainer
+    from minigptv2.model.bases import fill_weights
+    from minigptv2.model.build import build_model
+    from minigptv2.model.weights import named_canonical
+
+    torch.set_num_threads(1)
+    device = distributed.choose_device()
+    distributed.start_process_group(device, 10)
+    file = Path(folder) / f"ds-{distributed.rank()}.json"
+    file.write_text(json.dumps({"zero_optimization": zero, **PRECISION[precision]}))
+    config = TrainConfig(
+        deepspeed=str(file), steps=steps, global_batch_size=PACKS, micro_batch_size=1, learning_rate=RATE,
+        warmup_steps=WARMUP, gradient_clipping=CLIP,
+    )  # fmt: skip
+    resolved = resolve_deepspeed_config(config, distributed.world_size())
+    parts, r = MODES[mode]
+    model_config = tiny_config(parts, r)
+    model_config.lora.dropout = dropout
+    model = build_model(model_config, 100, construction(resolved))
+    model.recompute(recompute)
+    fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
+    trainer = Trainer(model, named_canonical(model), config, resolved, device=device, seed=0)
+    model.restore_float32_buffers()
+    return trainer
+
+
+def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
+    """A list that every later step appends to: the whole, unclipped gradients by name, as the optimizer gets them."""
+    from deepspeed.utils import safe_get_full_grad
+
+    seen: list[dict[str, list[float]]] = []
+    step = trainer.engine.step
+
+    def and_look() -> None:
+        found = {}
+        for name, parameter in trainer.trainable.items():
+            gradient = parameter.grad if trainer.stage == 0 else safe_get_full_grad(parameter)
+            found[name] = gradient.double().flatten().tolist()
+        seen.append(found)
+        step()
+
+    trainer.engine.step = and_look
+    return seen
+
+
+def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
+    """Losses and norms of `steps` steps, held elements, weights' sums and counts of module calls, on this rank."""
+    from minigptv2.engine import distributed
+
+    calls = {"vision": 0, "language": 0}
+    trainer.model.vision_encoder.register_forward_hook(lambda *a: calls.__setitem__("vision", calls["vision"] + 1))
+    trainer.model.language_model.model.register_forward_hook(
+        lambda *a: calls.__setitem__("language", calls["language"] + 1)
+    )
+    reports = []
+    for step in range(steps):
+        mine = packs_of_step(step)[distributed.rank() :: distributed.world_size()]
+        reports.append(trainer.train_step(mine))
+    weights = trainer.trained_weights()
+    return {
+        "losses": [report.loss for report in reports],
+        "norms": [report.gradient_norm for report in reports],
+        "held": trainer.held_by_part(),
+        "calls": calls,
+        "sums": {name: float(value.double().sum()) for name, value in weights.items()},
+        "rotary_dtype": str(trainer.model.language_model.model.rotary_emb.inv_freq.dtype),
+        "masters_are_finer_than_bf16": any(not torch.equal(v, v.bfloat16().float()) for v in weights.values()),
+    }
+
+
+def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dict[str, Any]]:
+    """`run_steps` of each case (keyword arguments of `make_trainer`, the ZeRO stage by number), one after the other."""
+    results = []
+    for case in cases:
+        trainer = make_trainer(case["mode"], ZERO[case["zero"]], folder, steps=steps, **case.get("more", {}))
+        gradients = gradients_at_steps(trainer) if case.get("gradients", True) else []
+        result = run_steps(trainer, steps)
+        results.append(result | {"gradients": gradients[:2]})
+    return results
+
+
+def plain_pytorch(mode: str, steps: int) -> dict[str, Any]:
+    """The reference: no DeepSpeed and nothing of `minigptv2.engine`."""
+    from minigptv2.model.weights import canonical_name
+
+    parts, r = MODES[mode]
+    model = tiny_model(parts, r)
+    trained = {canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained.values() if p.ndim > 1], "weight_decay": 0.05},
+            {"params": [p for p in trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.999),
+    )
+    losses, norms, gradients = [], [], []
+    for step in range(steps):
+        if step < WARMUP:
+            rate = 1e-6 + step / WARMUP * (RATE - 1e-6)
+        else:
+            rate = RATE / 10 + 0.9 * RATE * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+        outputs = [model(**pack) for pack in packs_of_step(step)]
+        loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients.append({name: p.grad.double().flatten().tolist() for name, p in trained.items()})
+        norms.append(float(torch.nn.utils.clip_grad_norm_(list(trained.values()), CLIP)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return {
+        "losses": losses,
+        "norms": norms,
+        "gradients": gradients[:2],
+        "sums": {name: float(p.detach().double().sum()) for name, p in trained.items()},
+    }
+
+
+def largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
+    """Between two gradients by name, in units of the largest element of the second."""
+    assert ours.keys() == theirs.keys()
+    scale = max(max(map(abs, values)) for values in theirs.values())
+    differences = (np.abs(np.subtract(ours[name], theirs[name])).max() for name in theirs)
+    return float(max(differences)) / scale
+
+
+def examples_of_split(split: int, count: int = 12) -> list[tuple[Example, list[np.ndarray]]]:
+    """Examples of unlike lengths and label counts, each with or without an image by the dice of `split`."""
+    rng = np.random.default_rng([7, split])
+    made = []
+    for _ in range(count):
+        length, with_image = int(rng.integers(8, 40)), bool(rng.random() < 0.5)
+        ids = rng.integers(3, 100, length)
+        if with_image:
+            ids[1:5] = IMAGE_PLACEHOLDER
+        labels = np.full(length, IGNORE)
+        supervised = int(rng.integers(1, length - 6))
+        labels[-supervised:] = ids[-supervised:]
+        images = [rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)] if with_image else []
+        made.append((Example(ids, labels, np.zeros(length, dtype=np.int64), len(images)), images))
+    return made
+
+
+def random_packs(split: int, world_size: int) -> list[list[list[int]]]:
+    """Per rank, its packs of example numbers: any partition, equally many packs a rank; packs may be empty.
+
+    In every third split ranks other than the last get the text-only examples, as many as there are.
+    """
+    examples = examples_of_split(split)
+    rng = np.random.default_rng([11, split])
+    accumulation = int(rng.integers(1, 5))
+    order = [int(number) for number in rng.permutation(len(examples))]
+    if split % 3 == 0:
+        order.sort(key=lambda number: examples[number][0].num_images)
+        cuts = np.linspace(0, len(order), world_size * accumulation + 1).astype(int)
+    else:
+        cuts = np.sort(rng.integers(0, len(order) + 1, world_size * accumulation - 1))
+        cuts = np.concatenate([[0], cuts, [len(order)]])
+    packs = [order[start:end] for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [packs[rank * accumulation : (rank + 1) * accumulation] for rank in range(world_size)]
+
+
+def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[str, Any]:
+    """Gradient of each split on this world size, and how often each module ran, on this rank. No weight moves."""
+    from minigptv2.data.collate import collate
+    from minigptv2.engine import distributed
+
+    trainer = make_trainer("lora", ZERO[zero], folder, steps=10**6)
+    gradients = gradients_at_steps(trainer)
+    calls = dict.fromkeys(("vision_encoder", "projector", "language_model.model", "language_model.lm_head"), 0)
+    for name in calls:
+        module = trainer.model.get_submodule(name)
+        module.register_forward_hook(lambda *a, name=name: calls.__setitem__(name, calls[name] + 1))
+    trainer.config.weight_decay = 0.0
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    trainer.config.learning_rate = trainer.config.warmup_learning_rate = 0.0
+    for split in splits:
+        examples = examples_of_split(split)
+        packs = random_packs(split, distributed.world_size())[distributed.rank()]
+        batches = []
+        for pack in packs:
+            chosen = [examples[number] for number in sorted(pack)]
+            batches.append(collate([e for e, _ in chosen], [image for _, images in chosen for image in images], 32))
+        trainer.train_step(batches)
+    return {"gradients": gradients if distributed.is_main() else [], "calls": calls}
+
+
+def reference_of_split(split: int) -> dict[str, list[float]]:
+    """The gradient of a split's mean loss, each example alone, in one process, without DeepSpeed."""
+    from minigptv2.data.collate import collate
+    from minigptv2.model.weights import canonical_name
+
+    parts, r = MODES["lora"]
+    model = tiny_model(parts, r)
+    trained = {canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+    outputs = [model(**collate([example], images, 32)) for example, images in examples_of_split(split)]
+    loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
+    loss.backward()
+    return {name: p.grad.double().flatten().tolist() for name, p in trained.items()}
