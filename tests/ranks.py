@@ -6,13 +6,11 @@ import importlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPOSITORY
+from tests import preloaded
 
 
 def free_port() -> int:
@@ -21,22 +19,41 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What a launcher sets for a rank, on top of this process's environment."""
+    return {
+        **os.environ,
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def start_ranks(config: Path, world_size: int, *words: str, logs: Path) -> list[preloaded.PreloadedProcess]:
+    """`launch/train.py --config config words` in each rank; output in `logs`/rank0.log and so on."""
+    port = free_port()
+    return [
+        preloaded.start_training(
+            "--config", str(config), *words,
+            log=logs / f"rank{rank}.log", environment=rank_environment(rank, world_size, port), rank=rank,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+
+
 def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
     """`module:name` called with keyword `arguments` in each rank; returns what each rank's call returned (JSON)."""
     port = free_port()
     processes = []
     for rank in range(world_size):
-        environment = {
-            **os.environ,
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY),
-        }  # fmt: skip
         output = tmp_path / f"rank{rank}.json"
         output.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "tests.ranks", function, str(output), json.dumps(arguments)]
-        log = open(tmp_path / f"rank{rank}.log", "w")  # noqa: SIM115
-        processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=REPOSITORY))
+        processes.append(
+            preloaded.start(
+                "tests.ranks:call", log=tmp_path / f"rank{rank}.log", number=rank, function=function,
+                environment=rank_environment(rank, world_size, port), output=str(output), arguments=arguments,
+            )
+        )  # fmt: skip
     deadline = time.monotonic() + timeout_s
     try:
         while any(process.poll() is None for process in processes):
@@ -54,11 +71,12 @@ def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float =
     return [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(world_size)]
 
 
-if __name__ == "__main__":
-    module, name = sys.argv[1].split(":")
-    result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[3]))
-    Path(sys.argv[2]).write_text(json.dumps(result))
+def call(function: str, output: str, arguments: dict[str, Any]) -> None:
+    """In a rank: call `module:name` and write what it returns to `output`."""
     from minigptv2.engine import distributed
 
+    module, name = function.split(":")
+    result = getattr(importlib.import_module(module), name)(**arguments)
+    Path(output).write_text(json.dumps(result))
     distributed.barrier()  # a rank that leaves while another still talks to it ends both
     distributed.stop_process_group()

@@ -21,7 +21,8 @@ from minigptv2.engine.log import read_metrics
 from minigptv2.errors import RequeueExit
 from minigptv2.model.export import load_export, load_info
 from tests.conftest import REPOSITORY, World
-from tests.ranks import free_port
+from tests.preloaded import PreloadedProcess
+from tests.ranks import start_ranks
 
 RECIPE = """
 corpora:
@@ -61,22 +62,12 @@ evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max
     return file
 
 
-def start(config: Path, ranks: int, *words: str) -> list[subprocess.Popen[bytes]]:
+def start(config: Path, ranks: int, *words: str) -> list[PreloadedProcess]:
     """The processes a launcher would start; their output goes to files beside the config."""
-    port = free_port()
-    processes = []
-    for rank in range(ranks):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-        }  # fmt: skip
-        log = open(config.parent / f"rank{rank}.log", "w")  # noqa: SIM115
-        command = [sys.executable, "launch/train.py", "--config", str(config), *words]
-        processes.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=log, stderr=log))
-    return processes
+    return start_ranks(config, ranks, *words, logs=config.parent)
 
 
-def wait_for(log: Path, words: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(log: Path, words: str, process: PreloadedProcess) -> None:
     """Until the log says `words`."""
     deadline = time.monotonic() + 120
     while not (log.is_file() and words in log.read_text()):
