@@ -42,6 +42,17 @@ def test_drawing_is_a_function_of_the_seed() -> None:
     assert drawn.count("two") / len(drawn) == pytest.approx(2 / 3, abs=0.07)
 
 
+def test_a_text_to_parse_is_asked_in_its_own_wordings() -> None:
+    assert len(set(TASKS["detection"].text_instructions)) >= 8
+    regions = (Region((Box(8, 16, 24, 32),), ("a dog",)), Region((Box(0, 0, 64, 64), Box(1, 1, 9, 9)), ("the field",)))
+    turn = Turn("detection", "a dog runs over the field", regions=regions)
+    questions = {speak(turn, 64, 64, Random(seed)).question for seed in range(200)}
+    assert questions == {TASKS["detection"].ask(turn.question or "", n, of_text=True) for n in range(8)}
+    assert all("a dog runs over the field" in question for question in questions)
+    answer = "<p>a dog</p> {<12><25><37><50>} <p>the field</p> {<0><0><100><100>}<delim>{<1><1><14><14>}"
+    assert speak(turn, 64, 64).answer == answer
+
+
 def test_refer_and_identify_of_one_object_agree() -> None:
     region = Region((Box(8, 16, 24, 32),), ("the red circle",))
     refer = speak(Turn("refer", regions=(region,)), 64, 64)

@@ -47,7 +47,7 @@ class Turn:
     | grounding | None | one caption | its phrases, each with span and boxes |
     | refer | None | none | one, with one box |
     | identify | None | none | one, with one box |
-    | detection | None | none | one or more |
+    | detection | the text to parse, or None: the phrases themselves | none | one or more |
 
     `choices` are the options of a multiple-choice question, if it has any. `source` is the turn's own provenance where
     a record joins several: its `id` in the corpus, the kind of answer.

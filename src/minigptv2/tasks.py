@@ -22,8 +22,9 @@ class Task:
     """One row of the table.
 
     `instructions` are wordings with the slot `{query}` where the task has a query (a question, an expression, a box,
-    phrases); the first is the one used in evaluation, the others are drawn in training. `grounded` says that the
-    answer speaks boxes; `metric` names the headline figure of evaluation.
+    phrases); the first is the one used in evaluation, the others are drawn in training. `text_instructions` stand in
+    for them where the query is a whole text to parse. `grounded` says that the answer speaks boxes; `metric` names the
+    headline figure of evaluation.
     """
 
     name: str
@@ -31,10 +32,12 @@ class Task:
     instructions: tuple[str, ...]
     metric: str
     grounded: bool = False
+    text_instructions: tuple[str, ...] = ()
 
-    def ask(self, query: str = "", instruction: int = 0) -> str:
+    def ask(self, query: str = "", instruction: int = 0, *, of_text: bool = False) -> str:
         """The spoken question: identifier and the chosen instruction with the query in its slot."""
-        return f"{self.identifier} {self.instructions[instruction].replace('{query}', query)}"
+        wordings = self.text_instructions if of_text else self.instructions
+        return f"{self.identifier} {wordings[instruction].replace('{query}', query)}"
 
 
 TASKS: dict[str, Task] = {
@@ -130,6 +133,16 @@ TASKS: dict[str, Task] = {
             "show all boxes of {query}",
             "list the places of {query}",
         ),
+        text_instructions=(
+            "{query}",
+            "find the things that this speaks of: {query}",
+            "locate what is mentioned: {query}",
+            "pick out the phrases and box them: {query}",
+            "which parts of the picture does this tell of? {query}",
+            "mark everything named here: {query}",
+            "parse and point: {query}",
+            "where are the things in this sentence? {query}",
+        ),
     ),
 }
 
@@ -183,10 +196,12 @@ def speak(turn: Turn, width: int, height: int, draw: Random | None = None) -> Sp
         answer = pick(turn.regions[0].phrases)
     elif turn.task == "detection":
         chosen = [(pick(region.phrases), region.boxes) for region in turn.regions]
-        query = ", ".join(phrase for phrase, _ in chosen)
+        query = turn.question or ", ".join(phrase for phrase, _ in chosen)
         answer = " ".join(_grounded_phrase(phrase, boxes, width, height) for phrase, boxes in chosen)
-    instruction = draw.randrange(len(task.instructions)) if draw else 0
-    return SpokenTurn(turn.task, task.ask(query, instruction), answer)
+    of_text = turn.task == "detection" and turn.question is not None
+    wordings = task.text_instructions if of_text else task.instructions
+    instruction = draw.randrange(len(wordings)) if draw else 0
+    return SpokenTurn(turn.task, task.ask(query, instruction, of_text=of_text), answer)
 
 
 def _grounded_phrase(phrase: str, boxes: tuple[Box, ...], width: int, height: int) -> str:

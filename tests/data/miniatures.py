@@ -231,6 +231,286 @@ def vizwiz(root: Path) -> None:
     put(root / "vizwiz/val.json", rows)
 
 
+def textcaps(root: Path) -> None:
+    put(root / "textcaps/train_images/a1.jpg", jpeg(1))
+    rows = [
+        {"image_id": "a1", "caption_str": "A sign says STOP.", "id": 1},
+        {"image_id": "a1", "caption_str": "“STOP” on red", "id": 2},
+        {"image_id": "b2", "caption_str": "Nobody has it.", "id": 3},
+    ]
+    put(root / "textcaps/TextCaps_0.1_train.json", {"dataset_name": "textcaps", "data": rows})
+
+
+def textcaps_val(root: Path) -> None:
+    put(root / "textcaps/train_images/a1.jpg", jpeg(1))
+    rows = [
+        {"image_id": "a1", "reference_strs": ["A sign.", "A red sign.", ""]},
+        {"image_id": "b2", "reference_strs": ["x"]},
+    ]
+    put(root / "textcaps/TextCaps_0.1_val.json", {"data": rows})
+
+
+def gqa(listed: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        for name in ("n1", "2"):
+            put(root / f"gqa/images/{name}.jpg", jpeg(2))
+        asked = [
+            ("07", "n1", "Is it red?", "yes"), ("08", "n1", "What is it?", "Käse"), ("09", "2", "Who?", "man"),
+            ("10", "2", "Who?", ""), ("11", "gone", "Where?", "left"),
+        ]  # fmt: skip
+        if listed:
+            rows: object = [{"question_id": i, "image": f"{p}.jpg", "question": q, "answer": a} for i, p, q, a in asked]
+        else:
+            rows = {
+                i: {"imageId": p, "question": q, "answer": a, "types": {"structural": "query"}} for i, p, q, a in asked
+            }
+        put(root / "gqa/train_balanced_questions.json", rows)
+
+    return make
+
+
+def ocr_vqa(root: Path) -> None:
+    put(root / "ocrvqa/images/0001.jpg", jpeg(1))
+    put(root / "ocrvqa/images/0002.gif", jpeg(2, "GIF"))
+    put(root / "ocrvqa/images/0006.jpg", b"GIF89a, or so it says")
+
+    def entry(url: str, split: int, answers: list[str]) -> dict[str, Any]:
+        return {
+            "imageURL": f"http://x/{url}",
+            "questions": ["Who wrote this?", "Is it fiction?"],
+            "answers": answers,
+            "split": split,
+        }
+
+    rows = {
+        "0001": entry("a.jpg", 1, ["Gabriel García", "No"]),
+        "0002": entry("b.gif?x=1", 1, ["", "Yes"]),
+        "0003": entry("c.jpg", 1, ["Nobody", "No"]),
+        "0004": entry("d.jpg", 3, ["Another split", "No"]),
+        "0005": entry("e.jpg", 1, ["One answer"]),
+        "0006": entry("f.jpg", 1, ["Damaged", "No"]),
+    }
+    put(root / "ocrvqa/dataset.json", rows)
+
+
+def visual_genome(one_folder: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        for name, folder in (("1", "VG_100K"), ("2", "VG_100K_2")):
+            put(root / "visual_genome" / ("images" if one_folder else folder) / f"{name}.jpg", jpeg(3))
+
+        def region(number: int, picture: int, phrase: str, x: int, y: int, w: int, h: int) -> dict[str, Any]:
+            return {"region_id": number, "image_id": picture, "phrase": phrase, "x": x, "y": y, "width": w, "height": h}
+
+        regions = [
+            [
+                region(1, 1, "the clock", 4, 4, 10, 10),
+                region(2, 1, "grüne Tür", -3, 30, 20, 40),
+                region(1, 1, "twice", 1, 1, 5, 5),
+            ],
+            [
+                region(3, 2, "a wall", 0, 0, 200, 200),
+                region(4, 2, "a line", 5, 5, 0, 9),
+                region(5, 2, "a shoe", 50, 40, 8, 8),
+            ],
+            [region(6, 3, "nowhere", 0, 0, 5, 5)],
+        ]
+        put(
+            root / "visual_genome/region_descriptions.json",
+            [{"id": n + 1, "regions": r} for n, r in enumerate(regions)],
+        )
+
+    return make
+
+
+REGIONS_DROPPED = {
+    "region of 16,384 square pixels or more": 1, "duplicate id": 1, "empty or inverted box": 1, "image file missing": 1,
+}  # fmt: skip
+
+
+def flickr(nested: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        below = root / "flickr30k" / ("Flickr30kEntities" if nested else "")
+        for name in ("36", "37", "39"):
+            put(root / f"flickr30k/flickr30k-images/{name}.jpg", jpeg(4))
+        put(below / "train.txt", "36\n37\n38\n39\n36\n40\n")
+        sentences = [
+            "[/EN#1/people Two  dogs] and [/EN#2/animals a tan cat] play in [/EN#0/other the sun] .",
+            "A [/EN#3/scene meadow] near [/EN#1/people the Hündchen] .",
+            "Nothing marked here .",
+        ]
+        for name in ("36", "38", "39"):
+            put(below / f"Sentences/{name}.txt", "\n".join(sentences) + "\n")
+        put(below / "Sentences/37.txt", "[/EN#9/other A thing] without boxes .\n")
+
+        def thing(names: list[str], box: tuple[int, int, int, int] | None) -> str:
+            tags = "".join(f"<name>{name}</name>" for name in names)
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), box or (), strict=False)
+            place = (
+                f"<bndbox>{''.join(f'<{k}>{v}</{k}>' for k, v in corners)}</bndbox>"
+                if box
+                else "<nobndbox>1</nobndbox>"
+            )
+            return f"<object>{tags}{place}</object>"
+
+        things = [thing(["1"], (1, 1, 20, 20)), thing(["1", "2"], (10, 10, 66, 40)), thing(["3"], None)]
+        xml = "<annotation><size><width>64</width></size>{}</annotation>"
+        for name in ("36", "38", "39"):
+            put(below / f"Annotations/{name}.xml", xml.format("".join(things)))
+        put(below / "Annotations/37.xml", xml.format(thing(["8"], (1, 1, 2, 2))))
+
+    return make
+
+
+FLICKR_DROPPED = {"no phrase with a box": 1, "sentences or annotations missing": 1}
+
+
+def flickr_karpathy(root: Path) -> None:
+    put(root / "flickr30k/images/100.jpg", jpeg(1))
+    rows = [
+        {"filename": "100.jpg", "split": "test", "sentences": [{"raw": "Two men."}, {"raw": "Männer stehen."}]},
+        {"filename": "101.jpg", "split": "test", "sentences": [{"raw": "Not there."}]},
+        {"filename": "102.jpg", "split": "val", "sentences": [{"raw": "Another split."}]},
+    ]
+    put(root / "flickr30k/dataset_flickr30k.json", {"images": rows})
+
+
+def talk(*values: str, first: str = "human") -> list[dict[str, str]]:
+    speakers = [first, "gpt"] * len(values)
+    return [{"from": speaker, "value": value} for speaker, value in zip(speakers, values, strict=False)]
+
+
+def llava(file: str, with_folder: bool = False) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        coco(root, "train2017/9", "train2014/25")
+        place = "coco/train2017/" if with_folder else ""
+
+        def entry(number: int, conversation: list[dict[str, str]]) -> dict[str, Any]:
+            return {"id": f"{number:012d}", "image": f"{place}{number:012d}.jpg", "conversations": conversation}
+
+        rows = [
+            entry(9, talk("<image>\nWhat is it?", "A dog, of course.", "Sure?", "Yes! It's a “dog”.")),
+            entry(25, talk("Wo ist es?\n<image>", "Auf der Straße.")),
+            entry(25, talk("Another?\n<image>", "Same id, other talk.")),
+            entry(25, talk("Another?\n<image>", "Same id, other talk.")),
+            entry(77, talk("<image>\nGone?", "Yes.")),
+            entry(9, talk("<image>\nNo answer?")),
+            entry(9, talk("<image>\nEmpty answer?", " ")),
+            entry(9, talk("<image>\nWho speaks?", "I do.", first="gpt")),
+        ]
+        put(root / file, rows)
+
+    return make
+
+
+TALK_DROPPED = {
+    "image file missing": 1, "empty answer": 1, "duplicate conversation": 1,
+    "conversation without an answer to each question": 1,
+    "conversation that does not alternate between human and gpt": 1,
+}  # fmt: skip
+
+
+def multitask(root: Path) -> None:
+    coco(root, "train2014/9")
+    rows = [
+        {"id": "000000000009", "conversations": talk(
+            "<image>\n[grounding] describe this", "<p>A dog</p> {<10><20><30><40>} runs.", "[vqa] color?", "brown")},
+        {"id": "000000000077", "conversations": talk("<image>\n[refer] the cat", "{<1><2><3><4>}")},
+    ]  # fmt: skip
+    put(root / "multitask_conversation/multi_task_conversation.json", rows)
+
+
+def unnatural(file: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        def instance(text: str, constraints: str | None, output: str) -> dict[str, Any]:
+            return {"instruction_with_input": text, "input": "", "constraints": constraints, "output": output}
+
+        rows = [
+            {
+                "instruction": "x",
+                "instances": [instance("Say “Ja”.", "None.", "Ja"), instance("Count.", "In words.", "One.")],
+            },
+            {"instruction": "y", "instances": [instance("Say nothing.", None, "")]},
+            {"instruction": "z", "instances": []},
+        ]
+        put(root / "unnatural_instructions" / file, lines(rows) if file.endswith("l") else rows)
+
+    return make
+
+
+def vsr(file: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        coco(root, "train2017/9")
+        rows = [
+            {"image": "000000000009.jpg", "caption": "The cat is on the mat.", "label": 1, "relation": "on"},
+            {"image": "000000000009.jpg", "caption": "The mat is on the cat.", "label": 0, "relation": "on"},
+            {"image": "000000000077.jpg", "caption": "Nothing is there.", "label": 0, "relation": "at"},
+        ]
+        put(root / "vsr" / file, lines(rows) if file.endswith("l") else rows)
+
+    return make
+
+
+def iconqa(by_list: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        rows: dict[str, Any] = {}
+        for number, answer in enumerate((0, 1, 7, 1)):
+            rows[str(number)] = {
+                "question": "Which?",
+                "choices": ["star", "círculo"],
+                "answer": answer,
+                "ques_type": "choose_txt",
+            }
+            put(root / f"iconqa/test/choose_txt/{number}/data.json", rows[str(number)])
+            if number < 3:
+                put(root / f"iconqa/test/choose_txt/{number}/image.png", jpeg(number, "PNG"))
+        if by_list:
+            rows["9"] = {"question": "Which?", "choices": ["a.png"], "answer": 0, "ques_type": "choose_img"}
+            put(root / "iconqa/problems.json", rows)
+            put(root / "iconqa/pid_splits.json", {"test": [*rows], "train": []})
+
+    return make
+
+
+def hateful(file: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        put(root / "hateful_memes/img/01.png", jpeg(1, "PNG"))
+        put(root / "hateful_memes/img/02.png", jpeg(2, "PNG"))
+        rows = [
+            {"id": "01", "img": "img/01.png", "label": 1, "text": "some  words"},
+            {"id": "02", "img": "img/02.png", "label": 0, "text": "“andere” Wörter"},
+            {"id": "02", "img": "img/02.png", "label": 0, "text": "twice"},
+            {"id": "03", "img": "img/03.png", "label": 0, "text": "gone"},
+            {"id": "04", "img": "img/01.png", "text": "held back"},
+        ]
+        put(root / "hateful_memes" / file, lines(rows))
+
+    return make
+
+
+def pope(listed: bool) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        coco(root, "val2014/25")
+        rows = [
+            {"question_id": n, "image": f"COCO_val2014_{picture:012d}.jpg", "text": "Is there a cat?", "label": label}
+            for n, (picture, label) in enumerate(((25, "yes"), (25, "no"), (77, "no")), 1)
+        ]
+        put(root / "pope/coco_pope_random.json", rows if listed else lines(rows))
+
+    return make
+
+
+def nocaps(root: Path) -> None:
+    put(root / "nocaps/images/0013ea2087020901.jpg", jpeg(1))
+    put(root / "nocaps/images/abc.jpg", jpeg(2))
+    images = [
+        {"id": 0, "file_name": "0013ea2087020901.jpg", "open_images_id": "0013ea2087020901", "domain": "in-domain"},
+        {"id": 1, "file_name": "other-name.jpg", "open_images_id": "abc", "domain": "out-domain"},
+        {"id": 2, "file_name": "gone.jpg", "open_images_id": "gone", "domain": "near-domain"},
+    ]
+    annotations = [{"id": n, "image_id": n // 2, "caption": f"Caption {n}"} for n in range(6)]
+    put(root / "nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
+
+
 MINIATURES = [
     Miniature("coco_caption", "train", "list", coco_karpathy_list, 2, 2, MISSING),
     Miniature("coco_caption", "train", "karpathy", coco_karpathy_own, 2, 2, MISSING),
@@ -255,4 +535,68 @@ MINIATURES = [
     Miniature("aok_vqa", "train", "official", aokvqa(False), 2, 3, QUESTIONS_DROPPED),
     Miniature("aok_vqa", "train", "merged", aokvqa(True), 2, 3, QUESTIONS_DROPPED),
     Miniature("vizwiz", "val", "official", vizwiz, 1, 1, MISSING),
+    Miniature("text_caps", "train", "official", textcaps, 1, 1, MISSING),
+    Miniature("text_caps", "val", "references", textcaps_val, 1, 1, MISSING),
+    Miniature("gqa", "train", "official", gqa(False), 2, 3, MISSING | {"empty answer": 1}),
+    Miniature("gqa", "train", "list", gqa(True), 2, 3, MISSING | {"empty answer": 1}),
+    Miniature(
+        "ocr_vqa",
+        "train",
+        "official",
+        ocr_vqa,
+        2,
+        3,
+        {
+            "image file missing": 2,
+            "image cannot be read": 2,
+            "empty answer": 1,
+            "questions and answers of different number": 2,
+        },
+    ),
+    Miniature("visual_genome_refer", "train", "zips", visual_genome(False), 2, 3, REGIONS_DROPPED),
+    Miniature("visual_genome_refer", "train", "one-folder", visual_genome(True), 2, 3, REGIONS_DROPPED),
+    *(
+        Miniature(
+            "flickr_grounded_caption", "train", layout, flickr(nested), 2, 4, FLICKR_DROPPED | {"image file missing": 2}
+        )
+        for layout, nested in (("flat", False), ("nested", True))
+    ),
+    Miniature(
+        "flickr_caption_to_phrase", "train", "flat", flickr(False), 2, 4, FLICKR_DROPPED | {"image file missing": 2}
+    ),
+    Miniature("flickr_phrase_to_box", "train", "flat", flickr(False), 2, 6, FLICKR_DROPPED | {"image file missing": 3}),
+    Miniature("flickr30k_caption", "test", "karpathy", flickr_karpathy, 1, 1, MISSING),
+    Miniature("llava_conversation", "train", "bare", llava("llava/conversation_58k.json"), 3, 3, TALK_DROPPED),
+    Miniature("llava_detail", "train", "bare", llava("llava/detail_23k.json"), 3, 3, TALK_DROPPED),
+    Miniature(
+        "llava_reasoning", "train", "folders", llava("llava/complex_reasoning_77k.json", True), 3, 3, TALK_DROPPED
+    ),
+    Miniature("multitask_conversation", "train", "published", multitask, 1, 1, MISSING),
+    *(
+        Miniature(
+            "unnatural_instructions", "train", layout, unnatural(file), 1, 2, {"empty answer": 1, "no instances": 1}
+        )
+        for layout, file in (("list", "filtered_unnatural_instruction.json"), ("lines", "core_data.jsonl"))
+    ),
+    Miniature("vsr", "test", "lines", vsr("zeroshot/test.jsonl"), 1, 2, MISSING),
+    Miniature("vsr", "random_test", "list", vsr("random/test.json"), 1, 2, MISSING),
+    *(
+        Miniature("iconqa", "test", layout, iconqa(listed), 2, 2, MISSING | {"answer is not the number of a choice": 1})
+        for layout, listed in (("folders", False), ("problems", True))
+    ),
+    *(
+        Miniature(
+            "hateful_memes",
+            "dev_seen",
+            file,
+            hateful(f"{file}.jsonl"),
+            2,
+            2,
+            MISSING | {"duplicate id": 1, "no label": 1},
+        )
+        for file in ("dev_seen", "dev")
+    ),
+    Miniature("pope", "random", "lines", pope(False), 1, 2, MISSING),
+    Miniature("pope", "random", "list", pope(True), 1, 2, MISSING),
+    Miniature("nocaps", "val", "official", nocaps, 2, 2, MISSING),
 ]

@@ -4,7 +4,25 @@ from __future__ import annotations
 
 from functools import partial
 
-from minigptv2.data.sources import coco, photographs, refcoco, toy, vqa
+from minigptv2.data.sources import (
+    coco,
+    flickr30k,
+    gqa,
+    hateful_memes,
+    iconqa,
+    llava,
+    nocaps,
+    ocr_vqa,
+    photographs,
+    pope,
+    refcoco,
+    textcaps,
+    toy,
+    unnatural_instructions,
+    visual_genome,
+    vqa,
+    vsr,
+)
 from minigptv2.data.sources.corpus import Corpus
 from minigptv2.data.sources.draft import Draft, Rejected
 from minigptv2.data.sources.raw import Raw
@@ -28,8 +46,20 @@ def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
 
 _ROWS = (
     *coco.CORPORA,
+    *textcaps.CORPORA,
     *refcoco.CORPORA,
+    *visual_genome.CORPORA,
+    *gqa.CORPORA,
     *vqa.CORPORA,
+    *ocr_vqa.CORPORA,
+    *flickr30k.CORPORA,
+    *llava.CORPORA,
+    *unnatural_instructions.CORPORA,
+    *vsr.CORPORA,
+    *iconqa.CORPORA,
+    *hateful_memes.CORPORA,
+    *pope.CORPORA,
+    *nocaps.CORPORA,
     _toy("weak", 8000, "caption"),
     _toy("caption", 16000),
     _toy("grounding", 12000),

@@ -19,9 +19,7 @@ from minigptv2.data.sources.raw import Raw, read_json, stream_json
 from minigptv2.record import Turn
 
 LICENSE = "CC BY 4.0 (annotations), Flickr terms (pictures)"
-PICTURES = (
-    "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
-)
+PICTURES = "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
 DOWNLOAD = (
     f"{PICTURES}; coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
     "sfr-vision-language-research/datasets/ or dataset_coco.json from https://cs.stanford.edu/people/karpathy/"

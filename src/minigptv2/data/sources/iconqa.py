@@ -1,0 +1,60 @@
+"""IconQA: questions about diagrams with choices in words. Evaluation only.
+
+Source: Lu et al. 2021 (iconqa.github.io). Licence: CC BY-NC-SA 4.0. Layouts: a folder a question,
+`iconqa/test/choose_txt/<id>/data.json` and `image.png`; or `problems.json` with `pid_splits.json` beside those folders.
+Expected questions with choices in words: 18,946 / 6,316 / 6,316.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigptv2.data.sources.corpus import Corpus
+from minigptv2.data.sources.draft import Draft, Rejected
+from minigptv2.data.sources.raw import Raw, read_json
+from minigptv2.record import Turn
+
+_KIND = "choose_txt"
+
+
+def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """A question a sample; the answer is one of its choices."""
+    problems = next((f for f in ("iconqa/problems.json", "iconqa/iconqa_data/problems.json") if raw.has(f)), None)
+    places = ("iconqa", "iconqa/iconqa", "iconqa/iconqa_data/iconqa")
+    folder = raw.find(*(f"{place}/{split}/{_KIND}" for place in places))
+    for key, entry in _listed(raw, problems, split) if problems else _in_folders(folder):
+        choices, chosen = tuple(map(str, entry["choices"])), entry["answer"]
+        if not isinstance(chosen, int) or not 0 <= chosen < len(choices):
+            yield Rejected(key, "answer is not the number of a choice")
+            continue
+        turn = Turn("vqa", entry["question"], (choices[chosen],), choices=choices, source={"id": key})
+        yield Draft(key, (turn,), (str(folder / key / "image.png"),), {"corpus": raw.corpus, "id": key})
+
+
+def _in_folders(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(folder.glob("*/data.json"), key=lambda file: (len(file.parent.name), file.parent.name)):
+        yield file.parent.name, read_json(file)
+
+
+def _listed(raw: Raw, problems: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    document = read_json(raw.root / problems)
+    for key in read_json(raw.find(f"{Path(problems).parent}/pid_splits.json"))[split]:
+        if document[str(key)].get("ques_type") == _KIND:
+            yield str(key), document[str(key)]
+
+
+CORPORA = (
+    Corpus(
+        name="iconqa",
+        title="IconQA, choices in words",
+        drafts=drafts,
+        tasks=("vqa",),
+        expected={"test": 6_316, "val": 6_316, "train": 18_946},
+        counted="questions",
+        license="CC BY-NC-SA 4.0",
+        download="iconqa_data.zip from https://iconqa.github.io unpacked in iconqa/",
+        size="0.4 GB",
+    ),
+)
