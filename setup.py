@@ -16,7 +16,9 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"minigptv2": ["data/sources/*.json", "evaluate/metrics/*.txt", "README.md"]},
+    package_data={
+        "minigptv2": ["data/sources/*.json", "evaluate/metrics/*.txt", "serve/page.js", "serve/page.css", "README.md"]
+    },
     install_requires=[
         "torch>=2.11",
         "deepspeed>=0.19.8",
@@ -35,12 +37,13 @@ setup(
     ],
     extras_require={
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8"],
-        "serve": ["gradio>=6.20"],
+        "serve": ["gradio>=6.20", "fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         "metrics": ["pycocoevalcap>=1.2"],
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
-        "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18"],
+        "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "openai>=2.0", "httpx>=0.28"],
+        "browser": ["selenium>=4.30"],
     },
     entry_points={"console_scripts": ["minigptv2=minigptv2.cli:main"]},
 )

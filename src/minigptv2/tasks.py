@@ -267,3 +267,37 @@ def parse_answer(text: str, task: str, width: int, height: int) -> Answer:
         spoken_well = all(item.boxes and all(box.area > 0 for box in item.boxes) for item in grounded)
         well_formed = bool(grounded) and spoken_well and not re.search(r"[<>{}]", plain)
     return Answer(plain, tuple(grounded), well_formed)
+
+
+_BARE_BOXES = re.compile(r"\{[^{}]*\}(?:" + re.escape(BOX_DELIMITER) + r"\{[^{}]*\})*")
+_UNFINISHED = re.compile(r"(?:" + re.escape(PHRASE_OPEN) + r"[^<]*(?:<[^>]*)?|\{[^}]*|<[^>]*)$")
+
+
+def segments(text: str, width: int, height: int, *, partial: bool = False) -> list[str | GroundedPhrase]:
+    """`text` cut into what to show: plain words, and phrases with the boxes they are given, in order.
+
+    A box without a phrase is a `GroundedPhrase` with an empty one. Never raises. `partial`: the text is still being
+    said, so markup that is not closed yet is left out.
+    """
+    if partial:
+        text = _UNFINISHED.sub("", text)
+    found: list[str | GroundedPhrase] = []
+    position = 0
+    for match in _PHRASE.finditer(text):
+        found += _bare(text[position : match.start()], width, height)
+        boxes = tuple(parse_boxes(match["boxes"] or "", width, height))
+        found.append(GroundedPhrase(match["phrase"].strip(), boxes) if boxes else match["phrase"])
+        position = match.end()
+    return found + _bare(text[position:], width, height)
+
+
+def _bare(text: str, width: int, height: int) -> list[str | GroundedPhrase]:
+    """Words and boxes of a text without phrases."""
+    found: list[str | GroundedPhrase] = []
+    position = 0
+    for match in _BARE_BOXES.finditer(text):
+        if boxes := parse_boxes(match[0], width, height):
+            found += [text[position : match.start()]] * (match.start() > position)
+            found.append(GroundedPhrase("", tuple(boxes)))
+            position = match.end()
+    return found + [text[position:]] * (position < len(text))

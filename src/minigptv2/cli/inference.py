@@ -19,11 +19,11 @@ def add_commands(commands: Any) -> None:
         help="one answer about an image",
         epilog='example: minigptv2 ask --model runs/demo/stage3/export photo.jpg "[refer] the dog" --draw out.png',
     )
-    _add_model(ask)
+    add_model(ask)
     ask.add_argument("image", help="a JPEG, PNG or WebP file")
     ask.add_argument("question", help='e.g. "[refer] the dog on the left"')
     ask.add_argument("--draw", metavar="FILE", help="write the picture with the answer's boxes drawn")
-    _add_decoding(ask)
+    add_decoding(ask)
     ask.set_defaults(run=_ask)
 
     predict = commands.add_parser(
@@ -33,9 +33,9 @@ def add_commands(commands: Any) -> None:
         "An interrupted output is continued. Exit code 3 if a line was bad.",
         epilog="example: minigptv2 predict --model DIR --input requests.jsonl --output answers.jsonl",
     )
-    _add_model(predict)
+    add_model(predict)
     _add_files(predict)
-    _add_decoding(predict)
+    add_decoding(predict)
     predict.add_argument("--top-tokens", type=int, default=0, metavar="K",
                          help="also write the K likeliest first tokens of each answer, with their logits")  # fmt: skip
     predict.set_defaults(run=_predict)
@@ -47,13 +47,13 @@ def add_commands(commands: Any) -> None:
         "(length), target_ids, nll (nats, one per supervised token) and loss. An interrupted output is continued.",
         epilog="example: minigptv2 score --model DIR --input cases.jsonl --output scores.jsonl",
     )
-    _add_model(score, style=False)
+    add_model(score, style=False)
     _add_files(score)
     score.add_argument("--layout", default="packed", choices=("packed", "padded"), help="how a batch is laid out")
     score.set_defaults(run=_score)
 
     evaluate = commands.add_parser("evaluate", help="held-out figures of an export, per task")
-    _add_model(evaluate)
+    add_model(evaluate)
     evaluate.add_argument("--shards", required=True, help="folder of held-out shards, one folder per corpus")
     evaluate.add_argument("--corpus", action="append", required=True, help="repeat for several")
     evaluate.add_argument("--limit", type=int, help="samples per corpus")
@@ -61,7 +61,8 @@ def add_commands(commands: Any) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
-def _add_model(parser: argparse.ArgumentParser, *, style: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser, *, style: bool = True) -> None:
+    """Options that name a model and how it is loaded."""
     parser.add_argument("--model", required=True, help="a model folder or an export")
     parser.add_argument("--vision-weights", metavar="DIR", help="where an export's vision base lies, if it was moved")
     parser.add_argument("--language-weights", metavar="DIR", help="where its language model lies, if it was moved")
@@ -84,7 +85,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
 
 
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """Options of how answers are chosen."""
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy; else sampling")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this mass")
@@ -92,7 +94,8 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
 
 
-def _load(args: argparse.Namespace) -> Predictor:
+def load_model(args: argparse.Namespace) -> Predictor:
+    """The predictor that the options name."""
     from minigptv2.predict.predictor import load_predictor
 
     return load_predictor(
@@ -101,7 +104,8 @@ def _load(args: argparse.Namespace) -> Predictor:
     )  # fmt: skip
 
 
-def _decoding(args: argparse.Namespace) -> Decoding:
+def decoding_of(args: argparse.Namespace) -> Decoding:
+    """The decoding that the options ask for."""
     from minigptv2.predict.predictor import Decoding
 
     return Decoding(args.max_new_tokens, args.temperature, args.top_p, args.beams, args.seed)
@@ -119,8 +123,8 @@ def _ask(args: argparse.Namespace) -> int:
         raise DataError(f"no image {file}")
     image = open_image(file.read_bytes(), str(file))
     if args.draw:
-        _check_drawing(Path(args.draw))
-    answer = _load(args).answer([Request(args.question.strip(), (image,))], _decoding(args))[0]
+        check_drawing(Path(args.draw))
+    answer = load_model(args).answer([Request(args.question.strip(), (image,))], decoding_of(args))[0]
     print(answer)
     parsed = parse_answer(answer, task_of(args.question), *image.size)
     for item in parsed.grounded:
@@ -133,7 +137,7 @@ def _ask(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_drawing(file: Path) -> None:
+def check_drawing(file: Path) -> None:
     """Raise `ConfigError`, before a model is loaded, if the picture could not be written."""
     from PIL import Image
 
@@ -149,7 +153,7 @@ def _predict(args: argparse.Namespace) -> int:
     from minigptv2.predict.jsonl import predict_file
 
     outcome = predict_file(
-        _load(args), Path(args.input), Path(args.output), _decoding(args),
+        load_model(args), Path(args.input), Path(args.output), decoding_of(args),
         batch_size=args.batch_size, top=args.top_tokens, warn=_warn,
     )  # fmt: skip
     return _told("answered", outcome, args.output)
@@ -159,8 +163,9 @@ def _score(args: argparse.Namespace) -> int:
     from minigptv2.predict.jsonl import mean_loss, score_file
 
     outcome = score_file(
-        _load(args), Path(args.input), Path(args.output), batch_size=args.batch_size, layout=args.layout, warn=_warn
-    )
+        load_model(args), Path(args.input), Path(args.output), batch_size=args.batch_size, layout=args.layout,
+        warn=_warn,
+    )  # fmt: skip
     if outcome.done or outcome.before:
         loss, tokens = mean_loss(Path(args.output))
         print(f"mean loss {loss:.6f} over {tokens} supervised tokens")
@@ -183,6 +188,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from minigptv2.evaluate.run import evaluate_predictor
 
     evaluate_predictor(
-        _load(args), Path(args.shards), args.corpus, limit=args.limit, output=Path(args.output) if args.output else None
-    )
+        load_model(args), Path(args.shards), args.corpus, limit=args.limit,
+        output=Path(args.output) if args.output else None,
+    )  # fmt: skip
     return 0

@@ -5,7 +5,7 @@ Under ZeRO-3 all ranks must ask the same questions together: generating is a col
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
@@ -117,7 +117,8 @@ class Predictor:
                  identity: str = "") -> None:  # fmt: skip
         self.model = model
         self.identity = identity
-        self._turn = RLock()  # generating changes the model's mode and the random state: one at a time
+        self.turn = RLock()
+        """Held while the model runs: generating changes its mode and the random state, one at a time."""
         self.tokenizer = tokenizer
         self.style = style
         self.encoder = PromptEncoder(
@@ -139,18 +140,18 @@ class Predictor:
         and the batch size alone. Raises `DataError` for a prompt too long for the model.
         """
         decoding = decoding or Decoding()
-        prompts = [self._prompt(request, decoding) for request in requests]
+        prompts = [self.prompt_ids(request, decoding) for request in requests]
         order = sorted(range(len(requests)), key=lambda i: -len(prompts[i]))
         replies: dict[int, Reply] = {}
         seen = {} if seen is None else seen
         if top and decoding.beams > 1:
             raise ConfigError("beam search weighs sequences: it has no likeliest first tokens to show")
-        with self._turn, self.model.generating(), torch.no_grad():
+        with self.turn, self.model.generating(), torch.no_grad():
             torch.manual_seed(decoding.seed)
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 images = [image for i in chosen for image in requests[i].images]
-                embeddings, mask = self._padded([prompts[i] for i in chosen], self.image_tokens(images, seen))
+                embeddings, mask = self.padded([prompts[i] for i in chosen], self.image_tokens(images, seen))
                 first = _FirstStep(top)
                 generated = self._generate(embeddings, mask, decoding, logits_processor=[first])
                 for row, i in enumerate(chosen):
@@ -158,7 +159,7 @@ class Predictor:
                     replies[i] = Reply(text, len(prompts[i]), first.top[row] if top else ())
         return [replies[i] for i in range(len(requests))]
 
-    def stream(self, request: Request, decoding: Decoding | None = None) -> Iterator[str]:
+    def stream(self, request: Request, decoding: Decoding | None = None) -> Generator[str, None, None]:
         """The answer to one request, piece by piece as it is generated. Closing the iterator stops the model.
 
         The pieces make up what `answer` says, but for bytes that are no characters, which only the end can tell.
@@ -166,14 +167,14 @@ class Predictor:
         decoding = decoding or Decoding()
         if decoding.beams > 1:
             raise ConfigError("beam search has no first token before its last: it cannot be streamed")
-        prompt = self._prompt(request, decoding)
+        prompt = self.prompt_ids(request, decoding)
         streamer, stop = _Streamer(), Event()
 
         def work() -> None:
             try:
-                with self._turn, self.model.generating(), torch.no_grad():
+                with self.turn, self.model.generating(), torch.no_grad():
                     torch.manual_seed(decoding.seed)
-                    embeddings, mask = self._padded([prompt], self.image_tokens(list(request.images), {}))
+                    embeddings, mask = self.padded([prompt], self.image_tokens(list(request.images), {}))
                     self._generate(
                         embeddings, mask, decoding, streamer=streamer, stopping_criteria=[_StopWhenAsked(stop)]
                     )
@@ -213,7 +214,7 @@ class Predictor:
         order = sorted(range(len(cases)), key=lambda i: -len(examples[i]))
         seen = {} if seen is None else seen
         scores: dict[int, Score] = {}
-        with self._turn, torch.no_grad():
+        with self.turn, torch.no_grad():
             self.model.eval()
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
@@ -245,7 +246,7 @@ class Predictor:
 
     def check(self, request: Request, decoding: Decoding) -> None:
         """Raise `DataError` for a request too long for the model."""
-        self._prompt(request, decoding)
+        self.prompt_ids(request, decoding)
 
     def check_case(self, case: Case) -> None:
         """Raise `DataError` for a case too long for the model."""
@@ -255,7 +256,8 @@ class Predictor:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _prompt(self, request: Request, decoding: Decoding) -> np.ndarray:
+    def prompt_ids(self, request: Request, decoding: Decoding) -> np.ndarray:
+        """Token ids int64 [L] that prompt the answer. Raises `DataError` if no room is left for it."""
         prompt = self.encoder.encode_question(
             request.question, num_images=len(request.images), history=request.history, style=self.style
         )
@@ -273,7 +275,7 @@ class Predictor:
             raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} tokens the model holds")
         return example
 
-    def _padded(self, prompts: list[np.ndarray], image_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def padded(self, prompts: list[np.ndarray], image_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embeddings [B, L, D] and mask [B, L], padded on the left, so that all answers begin in one column."""
         longest = max(len(prompt) for prompt in prompts)
         input_ids = torch.full((len(prompts), longest), self.tokenizer.eos_id, dtype=torch.long)

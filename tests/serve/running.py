@@ -1,0 +1,61 @@
+"""A server on a free port of this machine, in a thread, for tests that speak to it over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+
+from minigptv2.predict.predictor import Predictor, Request
+from minigptv2.serve import app as app_module
+from minigptv2.serve.batcher import Batcher, _Row
+from minigptv2.serve.config import Access, Limits
+
+NAME = "tiny"
+Script = Callable[[Request], str]
+
+
+def scripted(script: Script, slow_s: float = 0.0) -> type[Batcher]:
+    """A batcher that computes every step with the model and then says what `script` says, a token a step."""
+
+    class Scripted(Batcher):
+        def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
+            tokenizer = self.predictor.tokenizer
+            for number, row in enumerate(rows):
+                ids = (*tokenizer.encode(script(row.ticket.request)), tokenizer.eos_id)
+                logits[number, ids[min(len(row.ids), len(ids) - 1)]] = logits.max() + 100
+            time.sleep(slow_s)
+            super()._choose(rows, logits)
+
+    return Scripted
+
+
+@contextmanager
+def running(predictor: Predictor, *, limits: Limits | None = None, access: Access | None = None, page: bool = False,
+            script: Script | None = None, slow_s: float = 0.0, **options: Any) -> Iterator[str]:  # fmt: skip
+    """The address of a server of `predictor`; with `script`, one that says what it says."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        if script:
+            patch.setattr(app_module, "Batcher", scripted(script, slow_s))
+        app = app_module.build_app(predictor, name=NAME, limits=limits, access=access, page=page, **options)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
