@@ -1,7 +1,7 @@
 """Processes for tests that start at once: forks of servers that have torch, DeepSpeed and the package loaded.
 
 A fresh interpreter spends seconds on imports; a fork spends none. Two servers differ in their hash seed and even ranks
-come from one, odd ranks from the other, so that whatever depends on the order of a set differs between ranks, and fails.
+come from one, odd ranks from the other, so that what depends on the order of a set differs between ranks, and fails.
 """
 
 from __future__ import annotations
@@ -126,13 +126,13 @@ def start_training(*words: str, log: Path, environment: dict[str, str], rank: in
 
 def _load() -> None:
     """Everything a rank imports, and nothing that starts a thread."""
-    import deepspeed  # noqa: F401
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  (deepspeed.initialize does; 1.5 s)
     import peft  # noqa: F401
     import torch
     from torch.utils import tensorboard  # noqa: F401
     from transformers import Blip2VisionModel, Dinov2Model, LlamaForCausalLM  # noqa: F401
 
-    import minigptv2.cli  # noqa: F401
+    import minigptv2.cli
     import minigptv2.train  # noqa: F401
 
     torch.set_num_threads(1)

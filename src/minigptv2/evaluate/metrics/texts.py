@@ -16,7 +16,8 @@ _SPELLED = {
     "(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-",
     "…": "...", "–": "--", "—": "--", "“": "``", "”": "''", "€": "$", "£": "#",
 }  # fmt: skip
-_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "prof", "vs", "etc", "no", "inc", "co", "corp", "ltd",
+_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "prof", "vs", "etc", "no", "inc", "co", "corp",
+                  "ltd",
                   "ave", "blvd", "rd", "ft", "gen", "rev", "sgt", "capt", "jan", "feb", "aug", "sept", "oct", "nov",
                   "dec")  # fmt: skip
 _WORD = r"[^\W\d_][\w]*"
