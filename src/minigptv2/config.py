@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.errors import ConfigError, nearest
 
-__all__ = ["MISSING", "Loaded", "load_config", "render_value", "render_yaml", "save_yaml"]
+__all__ = ["MISSING", "Loaded", "load_config", "flat_values", "render_value", "render_yaml", "save_yaml"]
 
 T = TypeVar("T")
 EXTENDS = "extends"
@@ -54,6 +54,11 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
         raise ConfigError(f"{file or 'config'}: {_first_line(error)}") from error
     flat = _flatten(OmegaConf.create(OmegaConf.to_container(merged, resolve=True)))
     return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat)  # type: ignore[arg-type]
+
+
+def flat_values(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key to leaf value of a plain container, as in `Loaded.flat`."""
+    return _flatten(OmegaConf.create(value), prefix)
 
 
 def save_yaml(value: Any, path: Path) -> None:

@@ -40,3 +40,40 @@ def write_atomically(file: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     sync_file(temporary)
     os.replace(temporary, file)
+
+
+class HashedFile:
+    """A new file whose size and SHA-256 are known when its last byte is written. Raises `OSError`: a full disk.
+
+    Bytes go out through `os.write`, which lets other threads run meanwhile, in pieces of `PIECE`.
+    """
+
+    PIECE = 1 << 22
+
+    def __init__(self, file: Path) -> None:
+        self.bytes = 0
+        self._hash = hashlib.sha256()
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self.PIECE):
+            piece = view[start : start + self.PIECE]
+            self._hash.update(piece)
+            while piece:
+                written = os.write(self._descriptor, piece)
+                self.bytes += written
+                piece = piece[written:]
+
+    def finish(self) -> dict[str, int | str]:
+        """Sync and close; returns `bytes` and `sha256`."""
+        os.fsync(self._descriptor)
+        self.close()
+        return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
+
+    def close(self) -> None:
+        """Close without a word on what is in it. Closing twice is allowed."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)

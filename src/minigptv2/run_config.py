@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from minigptv2.config import MISSING, Loaded, load_config
 from minigptv2.data.config import DataConfig
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config
-from minigptv2.errors import ConfigError
+from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.evaluate.config import EvaluateConfig
 from minigptv2.model.backbones import tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
@@ -56,3 +58,61 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
         )
     if not Path(config.data.recipe).is_file():
         raise ConfigError(f"data.recipe={config.data.recipe}: no such file; the shipped ones are in data_recipes/")
+
+
+MUST_EQUAL = (
+    "stage", "seed", "model.vision_encoder", "model.language_model", "model.lora.r", "model.lora.alpha",
+    "model.lora.target_modules", "model.trainable", "data.max_tokens", "train.global_batch_size", "recipe.*",
+)  # fmt: skip
+"""Keys that make a run that run: another value on resume is refused, with both."""
+SAME_CONTENT = (
+    "init_from", "model.vision_weights", "model.language_weights", "model.tokenizer", "data.recipe", "data.shards",
+)  # fmt: skip
+"""Paths: free to move. What lies there is compared by its hash."""
+MAY_CHANGE = (
+    "run_dir", "model.lora.dropout", "model.attention", "data.max_pack_tokens", "data.image_cost_tokens",
+    "data.num_workers", "data.max_bad_in_a_row", "train.deepspeed", "train.steps", "train.micro_batch_size",
+    "train.learning_rate", "train.warmup_steps", "train.warmup_learning_rate", "train.final_learning_rate_ratio",
+    "train.betas", "train.weight_decay", "train.gradient_clipping", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.keep_every", "train.max_save_stall_s", "train.guard.*", "train.timeout_minutes",
+    "train.time_limit_minutes", "train.hang_minutes", "train.silence_s", "train.crash_loop_limit",
+    "evaluate.*", "deepspeed.*",
+)  # fmt: skip
+"""Keys that may change on resume; each change is logged. `recipe.*` and `deepspeed.*` are those files' contents."""
+
+
+def rule_for(key: str) -> tuple[str, ...]:
+    """Which of the three tables a dotted key belongs to. Raises `ConfigError` for one that nobody classified."""
+    for table in (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE):
+        if any(fnmatchcase(key, pattern) for pattern in table):
+            return table
+    raise ConfigError(f"{key} is in none of the tables of run_config.py that say what a resumed run may change")
+
+
+def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) -> list[str]:
+    """Compare resolved configs by dotted key; returns the changes that are allowed, as lines for the log.
+
+    Raises `CheckpointError` with both values for one that must be equal.
+    """
+    changes = []
+    for key in sorted(saved.keys() | current.keys()):
+        before, now = saved.get(key), current.get(key)
+        if before == now:
+            continue
+        if any(fnmatchcase(key, pattern) for pattern in MUST_EQUAL):
+            raise CheckpointError(
+                f"cannot resume from {where}: {key} was {before!r} and is now {now!r}. "
+                "Use the same as before, another run_dir, or --fresh to start over."
+            )
+        changes.append(f"changed on resume: {key} was {before!r}, is now {now!r}")
+    return changes
+
+
+def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:
+    """Raise `CheckpointError` for the first content hash that must be equal on resume and is not, with both."""
+    for key in sorted(saved.keys() | current.keys()):
+        if saved.get(key) != current.get(key):
+            raise CheckpointError(
+                f"cannot resume from {where}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}. "
+                "Use the same as before, another run_dir, or --fresh to start over."
+            )

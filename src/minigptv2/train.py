@@ -15,23 +15,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigptv2.config import Loaded, save_yaml
+import torch
+
+from minigptv2.config import Loaded, flat_values, save_yaml
 from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.engine import distributed
-from minigptv2.engine.checkpoint import (
-    CheckpointState,
-    check_identity,
-    load_state,
-    newest_good_checkpoint,
-    restore_checkpoint,
-    save_checkpoint,
-)
-from minigptv2.engine.config import resolve_deepspeed_config
+from minigptv2.engine.attempts import Attempts
+from minigptv2.engine.bundle import keep_bundle
+from minigptv2.engine.checkpoint import CheckpointState
+from minigptv2.engine.config import load_deepspeed_config, resolve_deepspeed_config
 from minigptv2.engine.log import RunLog
+from minigptv2.engine.movement import Movement
+from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint, restore_checkpoint
 from minigptv2.engine.sharding import assign, construction, full_value, shape_of
 from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import StepReport, Trainer
+from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import CheckpointError, RequeueExit
 from minigptv2.evaluate.pictures import TrainingPictures
 from minigptv2.model.backbones import vision_row
@@ -48,7 +48,7 @@ from minigptv2.model.weights import named_canonical
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
 from minigptv2.record import TASK_NAMES
-from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.run_config import RunConfig, check_identity, check_resume, check_run_config
 from minigptv2.tokenizer import Tokenizer
 
 
@@ -64,18 +64,42 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
     run = Path(config.run_dir)
-    deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
+    attempts = Attempts(run, config.train.crash_loop_limit, active=distributed.is_main())
+    watch = Watchdog(
+        run,
+        hang_s=60 * config.train.hang_minutes,
+        slow_s=60 * config.train.timeout_minutes,
+        silence_s=config.train.silence_s,
+        before_leaving=attempts.ended,
+    )
+    try:
+        with watch, attempts:
+            export = _train(loaded, device, stop, watch, attempts, fresh=fresh, resume=resume)
+    finally:
+        stop_listening()
+        distributed.stop_process_group()
+    return export
 
+
+def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, watch: Watchdog, attempts: Attempts, *,
+           fresh: bool, resume: bool) -> Path:  # fmt: skip
+    """Build data, model and engine, join them, run the loop."""
+    config = loaded.value
+    run = Path(config.run_dir)
+    deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
     tokenizer = tokenizer_of(config.model)
     plan = DataPlan(load_recipe(config.data.recipe), Path(config.data.shards), config.seed)
     parent = _load_parent(config)
     bases = open_bases(config.model)
     identity = _identity(config, tokenizer, plan, bases, parent)
-    checkpoint = _prepare_run_folder(run, config, identity, fresh=fresh, resume=resume)
-    start = load_state(checkpoint).step if checkpoint else 0
+    known = _resume_record(loaded, plan)
+    checkpoint, changes = _prepare_run_folder(run, config, identity, known, fresh=fresh, resume=resume)
+    start = checkpoint[1].step if checkpoint else 0
+    distributed.on_main(lambda: attempts.begin(start, known))
     log = RunLog(run, step=start, total_steps=config.train.steps, active=distributed.is_main())
     try:
         log.line(f"{config.stage}: " + (f"continues {parent.title}" if parent else "starts from the base weights"))
+        watch.at("loading the model")
         model = build_model(config.model, tokenizer.vocab_size, construction(deepspeed_config))
         began = time.monotonic()
         inherited = (str(parent.folder), parent.tensors) if parent else None
@@ -87,50 +111,82 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
         _log_model(log, trainer, sources, time.monotonic() - began)
         position = 0
         if checkpoint:
-            state = restore_checkpoint(checkpoint, trainer)
+            watch.at("loading the checkpoint")
+            folder, state = checkpoint
+            restore_checkpoint(folder, state, trainer)
             position = state.position
-            log.line(f"resumed from {checkpoint} at step {state.step} of {config.train.steps}")
+            log.line(f"resumed from {folder} at step {state.step} of {config.train.steps}")
+            for change in changes:
+                log.line(change)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, tokenizer, position=position, step=start)
         predictor = Predictor(model, tokenizer)
         pictures = TrainingPictures(config.evaluate, predictor)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
-        position = _loop(config, trainer, steps, plan, log, pictures, run, identity, position, stop)
+        edge = _Edge(_saver(run, config, log), stop, watch, attempts, identity, known)
+        position = _loop(config, trainer, steps, plan, log, pictures, run, edge, position)
         _log_mixture(log, plan, "mixture realised", position)
-        export = _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
-    except RequeueExit:
-        distributed.barrier()  # a launcher ends the others when the first one leaves
-        distributed.stop_process_group()
-        raise
+        watch.at("exporting")
+        return _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
     finally:
-        stop_listening()
         log.close()
-    distributed.barrier()
-    distributed.stop_process_group()
-    return export
+
+
+def _saver(run: Path, config: RunConfig, log: RunLog) -> CheckpointSaver:
+    return CheckpointSaver(
+        run,
+        keep=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every,
+        max_stall_s=config.train.max_save_stall_s,
+        say=log.line,
+    )
+
+
+@dataclass
+class _Edge:
+    """What the loop needs at a step's edge: who saves, who asks to stop, who watches, what a checkpoint says."""
+
+    saver: CheckpointSaver
+    stop: StopRequests
+    watch: Watchdog
+    attempts: Attempts
+    identity: dict[str, Any]
+    config: dict[str, Any]
+
+    def save(self, trainer: Trainer, position: int, *, wait: bool) -> None:
+        self.watch.at(f"saving after step {trainer.step}")
+        state = CheckpointState(trainer.step, position, self.identity, self.config, **trainer.extra_state())
+        self.stop.saved(self.saver.save(trainer, state, wait=wait))
+        self.attempts.saved_step = trainer.step
 
 
 def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
-          pictures: TrainingPictures, run: Path, identity: dict[str, Any], position: int,
-          stop: StopRequests) -> int:  # fmt: skip
+          pictures: TrainingPictures, run: Path, edge: _Edge, position: int) -> int:  # fmt: skip
     """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan.
 
     Raises `RequeueExit` on all ranks, after a save, if any of them was asked to stop.
     """
     meter = _Meter()
     last = config.train.steps
-    if asked := stop.agreed():
+    movement = Movement(trainer, config.train.guard.movement_steps)
+    if asked := edge.stop.agreed():
         raise RequeueExit(f"asked to stop ({asked}) while loading, at step {trainer.step} of {last}; nothing to save")
+    first = trainer.step
     waited = time.monotonic()
+    edge.watch.at(f"data of step {trainer.step}")
     for step_batches in steps:
         meter.data_wait_s += time.monotonic() - waited
+        edge.watch.at(f"step {trainer.step}", steady=trainer.step > first)
         report = trainer.train_step(step_batches.batches)
         position = step_batches.position + step_batches.num_samples
         meter.add(report, step_batches)
         for bad in step_batches.dropped:
             log.line(f"dropped {bad}")
+        if report.skipped:
+            _explain_skip(config, trainer, report, step_batches, plan, log, run)
         done = trainer.step
+        movement.check_when_due(trainer, last=done == last)
         log.progress(1, f"loss {report.loss:.3f}")
         if every(done, config.train.log_every) or done == last:
             text, values = meter.summary(report, last - done)
@@ -139,19 +195,31 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
             log.metrics(done, {**values, "mixture": {name: n / position for name, n in mixture.items()}})
             meter = _Meter()
         if every(done, config.evaluate.every) or done == last:
+            edge.watch.at(f"evaluation after step {done}")
             log.pictures(done, pictures.draw())
-        asked = stop.agreed()
+        asked = edge.stop.agreed()
         if every(done, config.train.checkpoint_every) or done == last or asked:
-            began = time.monotonic()
-            state = CheckpointState(done, position, identity)
-            folder = save_checkpoint(run, trainer, state, keep=config.train.keep_checkpoints)
-            stop.saved(time.monotonic() - began)
-            log.line(f"checkpoint {folder}")
+            edge.save(trainer, position, wait=done == last or bool(asked))
         if asked and done < last:
             log.line(f"asked to stop ({asked}): saved at step {done} of {last}; the same command goes on from there")
             raise RequeueExit(f"stopped at step {done} of {last} ({asked}); start the same command again to go on")
         waited = time.monotonic()
+        edge.watch.at(f"data of step {done}", steady=done > first)
     return position
+
+
+def _explain_skip(config: RunConfig, trainer: Trainer, report: StepReport, step: StepBatches, plan: DataPlan,
+                  log: RunLog, run: Path) -> None:  # fmt: skip
+    """Name the samples of a discarded step, keep it for `minigptv2 replay`, and stop if it is one too many."""
+    names = [[plan.name_of(sample) for sample in ids] for ids in step.sample_ids]
+    suspects = [name for number in report.suspects for name in names[number]]
+    everywhere = distributed.gather_on_main((suspects, [name for ids in names for name in ids]))
+    blamed = [name for mine, _ in everywhere for name in mine] or [name for _, ids in everywhere for name in ids]
+    log.line(f"STEP {report.step} DISCARDED: {report.skipped}; {len(blamed)} samples: {', '.join(sorted(blamed))}")
+    folder = keep_bundle(run, trainer, report, step.batches, names, config.train.guard.keep_bundles)
+    if folder:
+        log.line(f"kept whole; run it again with: minigptv2 replay {folder}")
+    trainer.guard.stop_if_too_many(report.step, report.skipped or "")
 
 
 def every(step: int, interval: int) -> bool:
@@ -171,6 +239,7 @@ class _Meter:
     images: int = 0
     supervised: int = 0
     dropped: int = 0
+    skipped: int = 0
     data_wait_s: float = 0.0
     task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
     task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
@@ -180,11 +249,14 @@ class _Meter:
 
     def add(self, report: StepReport, batches: StepBatches) -> None:
         self.steps += 1
+        self.dropped += len(batches.dropped)
+        if report.skipped:  # its loss may be no number
+            self.skipped += 1
+            return
         self.samples += batches.num_samples
         self.tokens += report.tokens
         self.images += report.images
         self.supervised += report.supervised
-        self.dropped += len(batches.dropped)
         self.loss += report.loss * report.supervised
         pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
         self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
@@ -219,6 +291,7 @@ class _Meter:
                 "data_wait_share": self.data_wait_s / seconds,
             },
             "dropped": self.dropped,
+            "skipped_steps": self.skipped,
             "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         return text, values
@@ -282,32 +355,42 @@ def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: li
     }
 
 
-def _prepare_run_folder(run: Path, config: RunConfig, identity: dict[str, Any], *, fresh: bool,
-                        resume: bool) -> Path | None:  # fmt: skip
-    """Write the resolved config and choose the checkpoint to go on from, the same on all ranks. None: from step 0."""
+def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
+    """The resolved config by dotted key, with what its recipe and its DeepSpeed JSON say: compared on resume."""
+    return {
+        **loaded.flat,
+        **flat_values(asdict(plan.recipe), "recipe."),
+        **flat_values(load_deepspeed_config(loaded.value.train.deepspeed), "deepspeed."),
+    }
+
+
+def _prepare_run_folder(
+    run: Path, config: RunConfig, identity: dict[str, Any], known: dict[str, Any], *, fresh: bool, resume: bool,
+) -> tuple[tuple[Path, CheckpointState] | None, list[str]]:  # fmt: skip
+    """Write the resolved config and choose the checkpoint to go on from, the same on all ranks (None: from step 0).
+
+    Returns it with its state, and what may and did change since.
+    """
     if distributed.is_main():
         if fresh:
-            for part in ("checkpoints", "tensorboard", "export"):
+            for part in ("checkpoints", "tensorboard", "export", "bundles"):
                 shutil.rmtree(run / part, ignore_errors=True)
-            for part in ("metrics.jsonl", "log.txt"):
+            for part in ("metrics.jsonl", "log.txt", "attempts.jsonl"):
                 (run / part).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
-    warnings: list[str] = []
-    checkpoint = newest_good_checkpoint(run, warnings.append)
-    if distributed.is_main():
-        for warning in warnings:
-            print(f"warning: {warning}", flush=True)
+    checkpoint = choose_checkpoint(run, lambda text: print(f"warning: {text}", flush=True))
+    changes: list[str] = []
     if checkpoint is None:
         if resume:
             raise CheckpointError(f"--resume: there is no checkpoint in {run} to go on from")
     else:
-        check_identity(load_state(checkpoint).identity, identity, checkpoint)
-    distributed.barrier()
+        folder, state = checkpoint
+        changes = check_resume(state.config, known, folder)
+        check_identity(state.identity, identity, folder)
     if distributed.is_main():
         save_yaml(config, run / "config.yaml")
-    chosen = distributed.agree(str(checkpoint) if checkpoint else None)
-    return Path(str(chosen)) if chosen else None
+    return checkpoint, changes
 
 
 def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: float) -> None:
@@ -342,7 +425,8 @@ def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer
     """Gather what an export holds (a collective) and write it on the main rank."""
     trained = trainer.trained_weights()
     names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
-    tensors = {name: trained[name] if name in trained else full_value(trainer.parameters[name]) for name in names}
+    others = [name for name in names if name not in trainer.trainable]
+    tensors = trained | {name: full_value(trainer.parameters[name]) for name in others}
     folder = run / "export"
     if distributed.is_main():
         entry = {

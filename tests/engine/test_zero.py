@@ -61,7 +61,8 @@ def check_equal(results: list[dict[str, Any]], reference: dict[str, Any]) -> Non
     for result in results:
         assert result["losses"] == pytest.approx(losses, abs=1e-5)
         assert result["norms"] == pytest.approx(reference["norms"], rel=1e-4, abs=1e-6)
-        assert result["sums"] == pytest.approx(reference["sums"], abs=2e-3)
+        if result is results[0]:  # the main rank alone keeps what is gathered
+            assert result["sums"] == pytest.approx(reference["sums"], abs=2e-3)
         assert result["calls"] == results[0]["calls"]
         for ours, theirs in zip(result["gradients"], reference["gradients"], strict=True):
             assert largest_difference(ours, theirs) <= 1e-6

@@ -95,6 +95,10 @@ class DataPlan:
         """The samples at positions start .. start + count - 1."""
         return [self.sample_at(position) for position in range(start, start + count)]
 
+    def name_of(self, sample: SampleId) -> str:
+        """Where a sample lies, and its visit, for people: `corpus: shard / key (epoch 0)`."""
+        return f"{self.names[sample.corpus]}: {self.corpora[sample.corpus].where(sample.sample)} (epoch {sample.epoch})"
+
     def corpus_counts(self, start: int, count: int) -> Counter[str]:
         """How many of the `count` samples from `start` on come from each corpus, by name."""
         turns, rest = divmod(count, WHEEL)

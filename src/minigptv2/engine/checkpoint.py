@@ -1,8 +1,9 @@
-"""Checkpoints by parameter name: free of world size and ZeRO stage, atomic, hashed, never a pickle.
+"""Checkpoints on disk, by parameter name: free of world size and ZeRO stage, atomic, hashed, never a pickle.
 
 `<run>/checkpoints/step-00000100/` holds `weights`, `exp_avg`, `exp_avg_sq` (fp32 safetensors of what is trained) and
-`state.json`; `checksums.json` covers them all. A folder is written under a temporary name, synced and renamed, so a
-folder with its final name is whole; the newest whole one is the one to resume from.
+`state.json`; `checksums.json` covers them all. A folder is written under a temporary name, synced and renamed, so one
+with its final name is whole. There is no pointer to tear: the newest whole folder is the one to resume from. Knows no
+ranks; `engine/saver.py` does.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from minigptv2.engine import distributed
-from minigptv2.engine.trainer import MOMENTS, Trainer
 from minigptv2.errors import CheckpointError
-from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
+from minigptv2.files import HashedFile, sha256_of, sync_folder
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "weights"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state per parameter, as torch names it."""
 STATE_FILE, CHECKSUM_FILE = "state.json", "checksums.json"
 _PREFIX = "step-"
 
@@ -32,12 +35,17 @@ _PREFIX = "step-"
 class CheckpointState:
     """What a checkpoint says beside its tensors.
 
-    `position`: place in the data plan of the next step's first sample. `identity`: what must be equal on resume.
+    `position`: place in the data plan of the next step's first sample. `identity`: hashes of what must be equal on
+    resume. `config`: the resolved config by dotted key. `skipped`: steps that changed no weight. `guard`: what the step
+    guard remembers.
     """
 
     step: int
     position: int
     identity: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
+    guard: dict[str, Any] = field(default_factory=dict)
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -45,38 +53,65 @@ def checkpoint_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"{_PREFIX}{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix(_PREFIX))
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """All checkpoint folders of a run with their final name, newest first."""
     root = run / "checkpoints"
     found = [entry for entry in root.iterdir() if entry.name.startswith(_PREFIX)] if root.is_dir() else []
-    return sorted(found, key=lambda entry: int(entry.name.removeprefix(_PREFIX)), reverse=True)
+    return sorted((entry for entry in found if entry.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
 
 
-def save_checkpoint(run: Path, trainer: Trainer, state: CheckpointState, *, keep: int) -> Path:
-    """Write a checkpoint (a collective: call it on all ranks) and remove all but the newest `keep`."""
+def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> Path:
+    """Write `tensors` (file stem to name to fp32 CPU tensor) and `state` as one folder, whole or not at all.
+
+    Raises `CheckpointError` naming the file if the disk refuses; what was there before stays as it was.
+    """
     folder = checkpoint_folder(run, state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    if distributed.is_main():
+    document = json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode()
+    try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    for name, read in _tensor_files(trainer):
-        tensors = read()
-        if distributed.is_main():
-            _save_tensors(tensors, temporary / f"{name}.safetensors")
-    if distributed.is_main():
-        document = {"format": FORMAT, **state.__dict__}
-        write_atomically(temporary / STATE_FILE, json.dumps(document, indent=1).encode())
-        files = sorted(path for path in temporary.iterdir())
-        checksums = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
-        write_atomically(temporary / CHECKSUM_FILE, json.dumps(checksums, indent=1).encode())
+        sums = {f"{stem}.safetensors": _write_tensors(temporary / f"{stem}.safetensors", named)
+                for stem, named in tensors.items()}  # fmt: skip
+        sums[STATE_FILE] = _write_bytes(temporary / STATE_FILE, document)
+        _write_bytes(temporary / CHECKSUM_FILE, json.dumps(sums, indent=1).encode())
         sync_folder(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)  # a damaged one of the same step, which this run did not resume from
         os.rename(temporary, folder)
         sync_folder(folder.parent)
-        for old in list_checkpoints(run)[keep:]:
-            shutil.rmtree(old)
-    distributed.barrier()
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{folder}: not saved: {error.strerror or error} ({error.filename or temporary})") from (
+            error
+        )
     return folder
+
+
+def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0) -> None:
+    """Remove all but the newest `keep` and those of each `keep_every` steps (0: none), and what a kill left half done.
+
+    Call it only after a newer one is whole.
+    """
+    root = run / "checkpoints"
+    for leftover in [*root.glob(f".{_PREFIX}*.tmp"), *root.glob(f".{_PREFIX}*.old")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    for old in list_checkpoints(run)[keep:]:
+        if not (keep_every and step_of(old) % keep_every == 0):
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Take the name away first, so that no half-removed folder is ever taken for a checkpoint."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -84,14 +119,21 @@ def verify_checkpoint(folder: Path) -> None:
     checksum_file = folder / CHECKSUM_FILE
     try:
         checksums = json.loads(checksum_file.read_bytes())
-    except (OSError, ValueError) as error:
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{checksum_file}: cannot be read: {error}") from error
-    for name, expected in checksums.items():
+    needed = {STATE_FILE, *(f"{stem}.safetensors" for stem in (WEIGHTS, *MOMENTS))}
+    if expected.keys() != needed:
+        raise CheckpointError(f"{checksum_file}: speaks of {sorted(expected)}, expected {sorted(needed)}")
+    for name, (size, sha256) in expected.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing")
-        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
-            raise CheckpointError(f"{file}: {file.stat().st_size} bytes do not match the checksum written with it")
+        found = file.stat().st_size
+        if found != size:
+            raise CheckpointError(f"{file}: {found} bytes, {size} were written")
+        if sha256_of(file) != sha256:
+            raise CheckpointError(f"{file}: its bytes do not match the checksum written with it")
 
 
 def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:
@@ -113,31 +155,13 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
 
 def load_state(folder: Path) -> CheckpointState:
     """The JSON part of a checkpoint."""
-    document = json.loads((folder / STATE_FILE).read_bytes())
-    if document.pop("format") != FORMAT:
-        raise CheckpointError(f"{folder}: written in another format than {FORMAT}, which this version reads")
-    return CheckpointState(**document)
-
-
-def check_identity(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    """Raise `CheckpointError` for the first key that must be equal on resume and is not, with both values."""
-    for key in sorted(saved.keys() | current.keys()):
-        if saved.get(key) != current.get(key):
-            raise CheckpointError(
-                f"cannot resume from {folder}: {key} was {saved.get(key)!r} and is now {current.get(key)!r}. "
-                "Use the same as before, another run_dir, or --fresh to start over."
-            )
-
-
-def restore_checkpoint(folder: Path, trainer: Trainer) -> CheckpointState:
-    """Put weights, moments and step of a checkpoint into the trainer; returns its state."""
-    state = load_state(folder)
-    weights = read_tensors(folder / f"{WEIGHTS}.safetensors")
-    if weights.keys() != trainer.trainable.keys():
-        odd = sorted(weights.keys() ^ trainer.trainable.keys())
-        raise CheckpointError(f"{folder}: trained weights differ from this model's, first {odd[0]}")
-    trainer.restore(state.step, weights, {key: read_tensors(folder / f"{key}.safetensors") for key in MOMENTS})
-    return state
+    try:
+        document = json.loads((folder / STATE_FILE).read_bytes())
+        if document.pop("format") != FORMAT:
+            raise CheckpointError(f"{folder}: written in another format than {FORMAT}, which this version reads")
+        return CheckpointState(**document)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / STATE_FILE}: cannot be read: {error}") from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -151,13 +175,33 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
 
 
-def _tensor_files(trainer: Trainer) -> list[tuple[str, Callable[[], dict[str, Tensor]]]]:
-    moments = [(key, lambda key=key: trainer.moments(key)) for key in MOMENTS]
-    return [(WEIGHTS, trainer.trained_weights), *moments]
+def _write_bytes(file: Path, data: bytes) -> dict[str, int | str]:
+    stream = HashedFile(file)
+    try:
+        stream.write(data)
+        return stream.finish()
+    finally:
+        stream.close()
 
 
-def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, str(file))
-    finish_file(file)
+def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, int | str]:
+    """A safetensors file of fp32 tensors, hashed as it is written. The library's own writer holds the interpreter for
+    as long as the disk takes, which would stop training and heartbeats; and it would be read again for the hash."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise CheckpointError(f"{file.name}: {name} is {tensor.dtype} on {tensor.device}, not float32 on the CPU")
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream = HashedFile(file)
+    try:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            if tensor.numel():
+                stream.write(tensor.contiguous().reshape(-1).numpy().data)
+        return stream.finish()
+    finally:
+        stream.close()

@@ -23,6 +23,23 @@ RUN_OWNED = (
 
 
 @dataclass
+class GuardConfig:
+    """What must not reach the weights, and what stops a run."""
+
+    max_skipped_in_a_row: int = 10
+    """Discarded steps (a loss or gradient that is not finite, a spike, no labels) in a row that stop the run."""
+    spike_sigma: float = 12.0
+    """A loss or gradient norm so many standard deviations above the mean of the last `spike_window` steps is discarded;
+    0: never. Clipping deals with less."""
+    spike_window: int = 128
+    """Steps that a spike is measured against; nothing is a spike before there were so many."""
+    keep_bundles: int = 3
+    """Discarded steps of a run that are kept whole under `<run_dir>/bundles` for `minigptv2 replay`."""
+    movement_steps: int = 10
+    """After so many steps of a start, every trainable tensor must have moved and no frozen one; 0: not looked at."""
+
+
+@dataclass
 class TrainConfig:
     """Steps, batch sizes, optimizer and the rhythm of logs and checkpoints. ZeRO and precision are in the JSON."""
 
@@ -54,9 +71,21 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the last step."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept; at least two, so that an older good one remains."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps are never removed; 0: only the newest are kept."""
+    max_save_stall_s: float = 60.0
+    """Longest that a step waits for the writing of the checkpoint before; then the new one is left out, with a word."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """The step guard."""
     timeout_minutes: float = 60.0
     """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
 
+    hang_minutes: float = 10.0
+    """A step without an end for so long is a hang: every thread's stack is written down and the job ends."""
+    silence_s: float = 8.0
+    """A rank without a heartbeat for so long in a step (six times as long elsewhere) is gone, and the job ends."""
+    crash_loop_limit: int = 5
+    """So many starts in a row that left no newer checkpoint, and the next one is refused; 0: none is."""
     time_limit_minutes: float = 0.0
     """Save and leave with the requeue code in time for this limit, counted from the start; 0: none. Slurm's own limit
     is read from its environment as well."""
@@ -105,5 +134,7 @@ def check_train_config(config: TrainConfig, world_size: int) -> None:
             raise ConfigError(f"train.{name}={getattr(config, name)} must be at least 1")
     if config.keep_checkpoints < 2:
         raise ConfigError(f"train.keep_checkpoints={config.keep_checkpoints} must be at least 2: one may be damaged")
+    if config.guard.max_skipped_in_a_row < 1 or config.guard.spike_window < 2:
+        raise ConfigError("train.guard.max_skipped_in_a_row must be at least 1, train.guard.spike_window at least 2")
     if len(config.betas) != 2:
         raise ConfigError(f"train.betas={config.betas} must be two numbers")

@@ -87,6 +87,13 @@ def any_over_ranks(flags: list[bool]) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
+def broadcast(value: torch.Tensor) -> torch.Tensor:
+    """The main rank's tensor on all ranks; on the others, the argument's shape and type must be the same."""
+    if world_size() > 1:
+        dist.broadcast(value, src=0)
+    return value
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
@@ -99,6 +106,15 @@ def agree(value: object) -> object:
     if world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather_on_main(value: T) -> list[T]:
+    """Every rank's value on the main rank, by rank; an empty list on the others. Small plain data only."""
+    if world_size() == 1:
+        return [value]
+    box: list[T] | None = [value] * world_size() if is_main() else None
+    dist.gather_object(value, box, dst=0)
+    return box or []
 
 
 def on_main(work: Callable[[], T]) -> T:

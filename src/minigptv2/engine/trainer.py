@@ -14,26 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from minigptv2.engine import distributed
+from minigptv2.engine.checkpoint import MOMENTS
 from minigptv2.engine.config import TrainConfig
 from minigptv2.engine.frozen import keep_no_inputs
+from minigptv2.engine.guard import NO_LABELS, StepGuard, discarding, local_gradients, squared_norm
 from minigptv2.engine.schedule import learning_rate
 from minigptv2.engine.sharding import assign, elements_held, shape_of, zero_stage
-from minigptv2.errors import MiniGPTv2Error
 from minigptv2.prompt import IGNORE
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, as torch names it."""
-
-
-class StepError(MiniGPTv2Error):
-    """A step that must not reach the weights."""
-
-    exit_code = 5
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did, over all ranks. Losses are means per supervised token."""
+    """What one step did, over all ranks. Losses are means per supervised token.
+
+    `skipped`: why the step was discarded; None: it reached the weights. `suspects`: numbers of this rank's
+    micro-batches whose own loss is not finite.
+    """
 
     step: int
     loss: float
@@ -44,6 +40,8 @@ class StepReport:
     tokens: int
     supervised: int
     images: int
+    skipped: str | None = None
+    suspects: tuple[int, ...] = ()
 
 
 class Trainer:
@@ -61,6 +59,7 @@ class Trainer:
         self.device = device
         self.seed = seed
         self.step = 0
+        self.guard = StepGuard(config.guard)
         self.stage = zero_stage(deepspeed_config)
         self.parameters = parameters
         self.trainable = {name: p for name, p in parameters.items() if p.requires_grad}
@@ -72,6 +71,10 @@ class Trainer:
             config=deepspeed_config,
             dist_init_required=False,
         )
+        if self.stage in (1, 2):
+            # 0.19.8 links the moments of all parameter groups after the first group's update, before the others' exist:
+            # its getters then never find them. Made now, they are there to be linked.
+            self._make_optimizer_state(0)
 
     @property
     def model(self) -> nn.Module:
@@ -79,57 +82,87 @@ class Trainer:
         return self.engine.module
 
     def train_step(self, batches: list[dict[str, Tensor]]) -> StepReport:
-        """Forward and backward over this rank's micro-batches, then one update agreed by all ranks.
+        """Forward and backward over this rank's micro-batches, then one update agreed by all ranks, or none.
 
-        Every rank must bring the same number of micro-batches. Raises `StepError` on all ranks, before any weight
-        changes, if no token carries a label or the loss is not finite.
+        Every rank must bring the same number of micro-batches. A step that the guard discards changes no weight and no
+        moment and does not advance the learning rate; it counts, and the report says why.
         """
         self.engine.train()
-        torch.manual_seed(hash((self.seed, self.step, distributed.rank())) & 0x7FFFFFFF)
+        torch.manual_seed(dropout_seed(self.seed, self.step, distributed.rank()))
         supervised = sum(int((batch["labels"] != IGNORE).sum()) for batch in batches)
         total = int(distributed.sum_over_ranks(torch.tensor(supervised, dtype=torch.float64, device=self.device)))
         if total == 0:
-            raise StepError(f"step {self.step}: no token of {self.config.global_batch_size} samples carries a label")
+            return self._discard(self._report(None, 0), NO_LABELS, [])
         # DeepSpeed averages gradients over ranks; times world_size that is the sum, and the sum over `total` the mean.
         scale = distributed.world_size() / total
-        sums: Tensor | None = None
+        sums: list[Tensor] = []
         for number, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             output = self.engine(**{key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
             self.engine.backward(output["loss_sum"] * scale, scale_wrt_gas=False)
-            measured = _sums(output, batch)
-            sums = measured if sums is None else sums + measured
-        assert sums is not None, "the data plan gives every rank at least one micro-batch"
-        report = self._report(distributed.sum_over_ranks(sums), total)
-        if not math.isfinite(report.loss):
-            raise StepError(f"step {self.step}: the loss is {report.loss}; the weights are those of the step before")
+            sums.append(_sums(output, batch))
+        assert sums, "the data plan gives every rank at least one micro-batch"
+        measured = distributed.sum_over_ranks(torch.cat([torch.stack(sums).sum(0), self._squared_norm()]))
+        report = self._report(measured[:-1], total)
+        norm = math.sqrt(measured[-1]) if measured[-1] >= 0 else math.nan
+        if reason := self.guard.verdict(report.loss, norm):
+            return self._discard(replace(report, gradient_norm=norm), reason, sums)
         for group in self.optimizer.param_groups:
             group["lr"] = report.learning_rate
-        norm = self._plain_gradient_norm() if self.stage == 0 else None
+        plain_norm = self._plain_gradient_norm() if self.stage == 0 else None
         self.engine.step()
         self.step += 1
-        return replace(report, gradient_norm=float(self.engine.get_global_grad_norm() if norm is None else norm))
+        self.guard.passed(report.loss, norm)
+        return replace(
+            report, gradient_norm=float(self.engine.get_global_grad_norm() if plain_norm is None else plain_norm)
+        )
+
+    def _squared_norm(self) -> Tensor:
+        """float64 [1]: this rank's part of the squared gradient norm over all ranks."""
+        gradients = local_gradients(self.optimizer, self.stage, list(self.trainable.values()))
+        shared = distributed.world_size() if self.stage == 0 else 1  # without ZeRO every rank holds them all
+        scale = float(getattr(self.optimizer, "loss_scale", 1.0))
+        return squared_norm(gradients, self.device).reshape(1) / (shared * scale**2)
+
+    def _discard(self, report: StepReport, reason: str, sums: list[Tensor]) -> StepReport:
+        """Leave weights and moments as they are, clear the gradients and count the step. The same on all ranks."""
+        if sums and self.stage == 0:
+            self.engine.zero_grad()
+        elif sums and self.engine.fp16_enabled() and math.isfinite(report.loss):
+            self.engine.step()  # its loss scaler finds the same overflow, and lowers the scale
+            self.guard.in_a_row -= 1
+        elif sums:
+            with discarding(self.optimizer):
+                self.engine.step()
+        self.step += 1
+        self.guard.discarded()
+        suspects = tuple(number for number, values in enumerate(sums) if not math.isfinite(values[0]))
+        return replace(report, skipped=reason, suspects=suspects)
 
     def _plain_gradient_norm(self) -> Tensor:
         """The norm before clipping, which DeepSpeed does not report without ZeRO."""
         return torch.nn.utils.get_total_norm([p.grad for p in self.trainable.values() if p.grad is not None])
 
-    def _report(self, sums: Tensor, total: int) -> StepReport:
-        """Sums over all ranks as a report. Layout of `sums`: see `_sums`."""
-        values = sums.tolist()
+    def _report(self, sums: Tensor | None, total: int) -> StepReport:
+        """Sums over all ranks as a report; None: nothing was run. Layout of `sums`: see `_sums`."""
+        values = [0.0] * 3 if sums is None else sums.tolist()
         num_tasks = (len(values) - 3) // 2
         task_loss, task_tokens = values[3 : 3 + num_tasks], values[3 + num_tasks :]
         return StepReport(
             step=self.step,
-            loss=values[0] / total,
+            loss=values[0] / max(1, total),
             task_loss=[loss / count if count else 0.0 for loss, count in zip(task_loss, task_tokens, strict=True)],
             task_tokens=task_tokens,
-            learning_rate=learning_rate(self.step, self.config),
+            learning_rate=learning_rate(self.step - self.guard.skipped, self.config),
             gradient_norm=0.0,
             tokens=int(values[1]),
             supervised=total,
             images=int(values[2]),
         )
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors, step and position: fields of `CheckpointState`."""
+        return {"skipped": self.guard.skipped, "guard": self.guard.state()}
 
     def held_by_part(self) -> dict[str, tuple[int, int]]:
         """Per first component of the parameters' names: elements this rank holds, and elements in all."""
@@ -141,40 +174,51 @@ class Trainer:
         return held
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """fp32 CPU copies of all trained weights by name. A collective: call it on all ranks."""
-        return {name: self._read(parameter, None) for name, parameter in self.trainable.items()}
+        """fp32 CPU copies of all trained weights by name, on the main rank; nothing on the others. A collective."""
+        return self._read_all(None)
 
     def moments(self, key: str) -> dict[str, Tensor]:
         """One of `MOMENTS` by parameter name, as `trained_weights`."""
-        return {name: self._read(parameter, key) for name, parameter in self.trainable.items()}
+        if self.step == self.guard.skipped:  # no update yet: the optimizer has no state
+            self._make_optimizer_state(0)
+        return self._read_all(key)
 
-    def restore(self, step: int, weights: dict[str, Tensor], moments: dict[str, dict[str, Tensor]]) -> None:
-        """Set step, fp32 weights and moments, each tensor whole on every rank. The model's own weights are set too."""
-        self.step = step
-        self._make_optimizer_state(step)
+    def set_state(self, key: str | None, values: dict[str, Tensor], *, updates: int) -> None:
+        """Set fp32 weights (`key` None) or one of `MOMENTS` (a collective); `updates`: how many were made so far.
+
+        `values` holds each tensor whole on the main rank, and the others receive it. The model's own weights follow.
+        """
+        self._make_optimizer_state(updates)
         for name, parameter in self.trainable.items():
-            self._write(parameter, None, weights[name])
-            for key in MOMENTS:
-                self._write(parameter, key, moments[key][name])
+            value = values.get(name, torch.empty(shape_of(parameter)))
+            self._write(parameter, key, distributed.broadcast(value.to(self.device)))
+
+    def _read_all(self, key: str | None) -> dict[str, Tensor]:
+        """Only the main rank keeps what is gathered, one tensor at a time on the others."""
+        kept = {}
+        for name, parameter in self.trainable.items():
+            value = self._read(parameter, key)
+            if distributed.is_main():
+                kept[name] = value.detach().float().cpu().reshape(shape_of(parameter)).clone()
+        return kept
 
     def _read(self, parameter: nn.Parameter, key: str | None) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
             state = parameter if key is None else self.optimizer.state[parameter][key]
-            return state.detach().float().cpu().clone()
+            return state
         value = (
             safe_get_full_fp32_param(parameter)
             if key is None
             else safe_get_full_optimizer_state(parameter, key)
         )  # fmt: skip
         assert value is not None and value.numel() == math.prod(shape_of(parameter)), "an empty tensor from DeepSpeed"
-        return value.detach().float().cpu().reshape(shape_of(parameter)).clone()
+        return value
 
     def _write(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         import deepspeed.utils as utils
 
-        value = value.to(self.device)
         if key is None:  # what the forward pass reads; below, the fp32 master that the optimizer updates
             assign(parameter, lambda: value)
         if self.stage == 0:
@@ -213,6 +257,13 @@ class Trainer:
             state["step"] = torch.tensor(float(step))
             for key in MOMENTS:
                 state.setdefault(key, torch.zeros_like(tensor))
+        if self.stage in (1, 2):
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # else its getters and setters find no moments
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a rank's dropout in a step, so that a resumed or replayed step draws the same."""
+    return hash((seed, step, rank)) & 0x7FFFFFFF
 
 
 def _adamw(trainable: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

@@ -1,0 +1,94 @@
+"""A discarded step, kept whole: every rank's batches, the names of its samples, and the weights before it.
+
+`<run>/bundles/step-00000012/` holds `bundle.json`, `weights.safetensors`, `config.yaml`, and per rank `rank0.json` and
+`rank0.safetensors`. `minigptv2 replay` runs it again on one machine, without the data and without the other ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minigptv2.engine import distributed
+from minigptv2.engine.checkpoint import read_tensors
+from minigptv2.engine.trainer import StepReport, Trainer
+from minigptv2.errors import CheckpointError
+
+BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch of a kept step: its rank and number there, its tensors, the names of its samples."""
+
+    rank: int
+    number: int
+    batch: dict[str, Tensor]
+    samples: list[str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A kept step. `about`: step, reason, seed, world_size, loss, gradient_norm."""
+
+    about: dict[str, Any]
+    micro_batches: list[MicroBatch]
+    weights: dict[str, Tensor]
+    folder: Path
+
+
+def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[dict[str, Tensor]],
+                samples: list[list[str]], keep: int) -> Path | None:  # fmt: skip
+    """Keep the step just discarded (a collective), the first `keep` of a run only; returns its folder, or None."""
+    from safetensors.torch import save_file
+
+    root = run / "bundles"
+    room = distributed.on_main(lambda: len(list(root.glob("step-*"))) < keep)
+    if not room:
+        return None
+    folder = root / f"step-{report.step:08d}"
+    weights = trainer.trained_weights()
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = distributed.rank()
+    tensors = {f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches)
+               for key, value in batch.items()}  # fmt: skip
+    save_file(tensors, str(folder / f"rank{rank}.safetensors"))
+    (folder / f"rank{rank}.json").write_text(json.dumps({"samples": samples, "suspects": report.suspects}))
+    if distributed.is_main():
+        save_file(weights, str(folder / WEIGHTS_FILE))
+        if (run / CONFIG_FILE).is_file():
+            shutil.copyfile(run / CONFIG_FILE, folder / CONFIG_FILE)
+        about = {"step": report.step, "reason": report.skipped, "seed": trainer.seed, "loss": report.loss,
+                 "gradient_norm": report.gradient_norm, "world_size": distributed.world_size(),
+                 "supervised": report.supervised}  # fmt: skip
+        (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
+    distributed.barrier()
+    return folder
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """A kept step. Raises `CheckpointError` naming what is missing or damaged."""
+    try:
+        about = json.loads((folder / BUNDLE_FILE).read_bytes())
+        micro_batches = [
+            MicroBatch(rank, number, batch, samples)
+            for rank in range(about["world_size"])
+            for number, (batch, samples) in enumerate(_rank_batches(folder, rank))
+        ]
+        return Bundle(about, micro_batches, read_tensors(folder / WEIGHTS_FILE), folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not a kept step: {type(error).__name__}: {error}") from error
+
+
+def _rank_batches(folder: Path, rank: int) -> list[tuple[dict[str, Tensor], list[str]]]:
+    samples = json.loads((folder / f"rank{rank}.json").read_bytes())["samples"]
+    batches: list[dict[str, Tensor]] = [{} for _ in samples]
+    for name, tensor in read_tensors(folder / f"rank{rank}.safetensors").items():
+        number, key = name.split("/", 1)
+        batches[int(number)][key] = tensor
+    return list(zip(batches, samples, strict=True))

@@ -1,0 +1,146 @@
+"""Saving and restoring a trainer over all ranks: gathered at once, written behind training's back, agreed by all.
+
+The main rank alone touches the disk: it writes, it reads, and the others get what they need from it, so nothing
+depends on when a shared file system shows a file to another node.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from minigptv2.engine import distributed
+from minigptv2.engine.checkpoint import (
+    MOMENTS,
+    WEIGHTS,
+    CheckpointState,
+    load_state,
+    newest_good_checkpoint,
+    prune_checkpoints,
+    read_tensors,
+    write_checkpoint,
+)
+from minigptv2.engine.sharding import shape_of
+from minigptv2.engine.trainer import Trainer
+from minigptv2.errors import CheckpointError
+
+
+@dataclass
+class _Write:
+    """A write in the background, on the main rank."""
+
+    thread: threading.Thread
+    step: int
+    began: float
+    error: Exception | None = None
+
+
+class CheckpointSaver:
+    """Writes checkpoints in a thread of the main rank. Training waits for the gathering of tensors only.
+
+    A save while the last one is still being written waits up to `max_stall_s`, then is left out with a word. One failed
+    save (a full disk) is a warning; a second in a row, or one that was waited for, raises `CheckpointError` on all
+    ranks. `say` gets lines for the log.
+    """
+
+    def __init__(self, run: Path, *, keep: int, keep_every: int, max_stall_s: float,
+                 say: Callable[[str], None]) -> None:  # fmt: skip
+        self._run, self._keep, self._keep_every = run, keep, keep_every
+        self._max_stall_s = max_stall_s
+        self._say = say
+        self._write: _Write | None = None
+        self._failures = 0
+
+    def save(self, trainer: Trainer, state: CheckpointState, *, wait: bool) -> float:
+        """Save (a collective). `wait`: until it is on the disk. Returns the seconds that training was held up."""
+        began = time.monotonic()
+        if not self.settle(None if wait else self._max_stall_s):
+            self._say(f"checkpoint of step {state.step} left out: the last one is still being written")
+            return time.monotonic() - began
+        tensors = {WEIGHTS: trainer.trained_weights(), **{key: trainer.moments(key) for key in MOMENTS}}
+        stall = time.monotonic() - began
+        if distributed.is_main():
+            work = threading.Thread(target=self._work, args=(state, tensors, stall), name="checkpoint", daemon=True)
+            self._write = _Write(work, state.step, time.monotonic())
+            work.start()
+        if wait:
+            self.settle(None, final=True)
+        return time.monotonic() - began
+
+    def settle(self, timeout_s: float | None = None, *, final: bool = False) -> bool:
+        """Wait for the write in progress (a collective); whether it has ended. None: for as long as it takes.
+
+        Raises `CheckpointError` on all ranks if it failed and nothing later can make that good (`final`, or the second
+        time in a row).
+        """
+        ended, error = distributed.on_main(lambda: self._join(timeout_s))
+        if not ended:
+            return False
+        self._failures = self._failures + 1 if error else 0
+        if error and (final or self._failures > 1):
+            raise CheckpointError(error)
+        return True
+
+    def _join(self, timeout_s: float | None) -> tuple[bool, str | None]:
+        write = self._write
+        if write is None:
+            return True, None
+        write.thread.join(timeout_s)
+        if write.thread.is_alive():
+            return False, None
+        self._write = None
+        return True, str(write.error) if write.error else None
+
+    def _work(self, state: CheckpointState, tensors: dict[str, dict[str, Tensor]], stall: float) -> None:
+        write = self._write
+        assert write is not None
+        try:
+            folder = write_checkpoint(self._run, state, tensors)
+            prune_checkpoints(self._run, keep=self._keep, keep_every=self._keep_every)
+            seconds = time.monotonic() - write.began
+            self._say(f"checkpoint {folder} (training held up {stall:.2f} s, written in {seconds:.2f} s)")
+        except Exception as error:  # noqa: BLE001  # told to all ranks when the write is settled
+            write.error = error
+            self._say(f"CHECKPOINT NOT SAVED: {type(error).__name__}: {error}")
+
+
+def choose_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointState] | None:
+    """The newest whole checkpoint and its state, read by the main rank and told to all; None where there is none."""
+
+    def look() -> tuple[Path, CheckpointState] | None:
+        folder = newest_good_checkpoint(run, say)
+        return None if folder is None else (folder, load_state(folder))
+
+    return distributed.on_main(look)
+
+
+def restore_checkpoint(folder: Path, state: CheckpointState, trainer: Trainer) -> None:
+    """Put weights, moments and step of a checkpoint into the trainer (a collective). The main rank alone reads."""
+    expected = {name: shape_of(parameter) for name, parameter in trainer.trainable.items()}
+
+    def check() -> None:
+        for stem in (WEIGHTS, *MOMENTS):
+            _check_shapes(folder / f"{stem}.safetensors", expected)
+
+    distributed.on_main(check)
+    for stem in (WEIGHTS, *MOMENTS):
+        read = read_tensors(folder / f"{stem}.safetensors") if distributed.is_main() else {}
+        trainer.set_state(None if stem == WEIGHTS else stem, read, updates=state.step - state.skipped)
+    trainer.step, trainer.guard.skipped = state.step, state.skipped
+    trainer.guard.load_state(state.guard)
+
+
+def _check_shapes(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as opened:
+        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if odd:
+        shapes = f"there {found.get(odd[0])}, in this model {expected.get(odd[0])}"
+        raise CheckpointError(f"{file}: {len(odd)} trained weights differ from this model's, first {odd[0]}: {shapes}")

@@ -1,0 +1,84 @@
+"""Keeping secrets out of what a run writes: logs, configs, checkpoints, tracebacks. Floor 0, knows no formats.
+
+A secret is the value of an environment variable whose name says so, the user part or a signed query of a URL, or a
+string with the known shape of a token. `redact` replaces them in text; `guard_output` does so on all that a process
+prints, tracebacks and libraries' log lines included.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+HIDDEN = "[secret]"
+_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|COOKIE)", re.I)
+_MIN_LENGTH = 8
+"""Shorter values are words that would black out half a log: `true`, a port."""
+_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.I)
+_QUERY = re.compile(
+    r"(?P<key>[?&;](?:[a-z0-9_-]*(?:token|secret|signature|credential|password|key)|sig|auth)=)[^&\s'\"#]+", re.I
+)
+_SHAPES = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[A-Za-z0-9_-]{20,}"
+    r"|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"
+)
+_HEADER = re.compile(r"(?P<key>\b(?:Bearer|Basic)\s+)[A-Za-z0-9+/._~=-]{8,}")
+
+
+def secret_values(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables whose names say that they are secret, longest first. A path to a secret is none."""
+    values = {value for name, value in environment.items() if _NAME.search(name) and len(value) >= _MIN_LENGTH}
+    return sorted((value for value in values if not os.path.exists(value)), key=len, reverse=True)
+
+
+def redact(text: str) -> str:
+    """The text with secrets replaced by `HIDDEN`."""
+    for value in secret_values(os.environ):
+        text = text.replace(value, HIDDEN)
+    text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _QUERY.sub(rf"\g<key>{HIDDEN}", text)
+    text = _HEADER.sub(rf"\g<key>{HIDDEN}", text)
+    return _SHAPES.sub(HIDDEN, text)
+
+
+def redact_all(value: Any) -> Any:
+    """Plain data (dictionaries, lists, leaves) with every string redacted."""
+    if isinstance(value, dict):
+        return {redact(key) if isinstance(key, str) else key: redact_all(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact_all(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+class _Redacting(io.TextIOBase):
+    """A text stream in front of another that lets no secret through."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+def guard_output() -> None:
+    """Redact all that this process prints from now on. Call it before libraries take hold of the streams."""
+    if not isinstance(sys.stdout, _Redacting):
+        sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)  # type: ignore[assignment]
