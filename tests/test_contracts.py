@@ -27,6 +27,7 @@ FLOORS = [
     {"predict", "convert"},
     {"evaluate", "serve"},
     {"run_config"},
+    {"sizing"},
     {"train"},
     {"cli", "demo"},
 ]

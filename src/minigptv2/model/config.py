@@ -43,6 +43,9 @@ class ModelConfig:
     """Adapters on the language model."""
     trainable: list[str] = field(default_factory=lambda: ["projector", "lora"])
     """Parts that are trained; everything else is frozen. Published: projector and lora in all three stages."""
+    recompute_layers: int | None = None
+    """Layers of the language model that the backward pass computes again instead of keeping what they made: less
+    memory, up to 1.4 x the time. null: as few as let the fullest pack fit the GPU; none on a CPU."""
     attention: str = "auto"
     """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA), `packed_sdpa` (torch, anywhere), or
     `auto`: the first where it can run, else the second."""

@@ -1,0 +1,53 @@
+"""`plan`: memory, traffic and step time of a run on given machines, without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add this file's sub-commands."""
+    plan = commands.add_parser("plan", help="memory, traffic and step time of a run for each ZeRO plan; no GPU needed")
+    plan.add_argument("--config", required=True, help="a YAML in launch/configs")
+    plan.add_argument("overrides", nargs="*", metavar="key=value")
+    plan.add_argument("--gpus", type=int, default=8, help="GPUs in all")
+    plan.add_argument("--gpus-per-node", type=int, default=8)
+    plan.add_argument("--gpu", default="h100", help="a row of GPUS in sizing/hardware.py")
+    plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="default: the card's own")
+    plan.add_argument("--network", type=float, default=45.0, metavar="GB/S", help="of a node, all its cards together")
+    plan.add_argument("--cores-per-gpu", type=float, default=8.0, help="for decoding images")
+    plan.add_argument("--tokens", type=float, default=300.0, help="of a mean sample, image tokens included")
+    plan.add_argument("--images", type=float, default=1.0, help="of a mean sample")
+    plan.add_argument("--supervised", type=float, default=30.0, help="tokens of a mean sample that carry a label")
+    plan.add_argument("--deepspeed-configs", default="deepspeed_configs", help="folder of the plans to compare")
+    plan.add_argument("--json", action="store_true", help="for scripts")
+    plan.set_defaults(run=_plan)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from minigptv2.run_config import load_run_config
+    from minigptv2.sizing.hardware import describe
+    from minigptv2.sizing.predict import Samples
+    from minigptv2.sizing.report import plan_run, render_json, shipped_plans
+
+    config = load_run_config(args.config, args.overrides).value
+    hardware = describe(
+        gpu=args.gpu,
+        gpus=args.gpus,
+        gpus_per_node=args.gpus_per_node,
+        memory_gib=args.gpu_memory,
+        network_gbytes=args.network,
+        cores_per_gpu=args.cores_per_gpu,
+    )
+    samples = Samples(
+        tokens=args.tokens,
+        images=args.images,
+        supervised=args.supervised,
+        max_pack_tokens=config.data.max_pack_tokens,
+        max_tokens=config.data.max_tokens,
+    )
+    report = plan_run(config, hardware, samples, shipped_plans(config, Path(args.deepspeed_configs)))
+    print(render_json(report) if args.json else report["text"])
+    return 0

@@ -1,0 +1,135 @@
+"""A DeepSpeed config as a plan: what each rank holds of the model's state, and the bytes a step moves. No torch.
+
+Read from the JSON that training will use, so that a user's own file is judged like the shipped ones. Traffic counts
+what a rank receives in gathers and gives in reductions, before the factor (n - 1) / n; `benchmarks/engine/wire.py`
+counts the same around torch.distributed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minigptv2.model.costs import Part
+
+MASTER_AND_MOMENTS = 12
+"""Bytes of the optimizer per trained parameter: fp32 weight and two fp32 moments."""
+PERSISTENCE_DEFAULT, LIVE_DEFAULT, BUCKET_DEFAULT = 1e5, 1e9, 5e7
+"""DeepSpeed 0.19.8's values where a JSON says nothing."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes per optimizer step and rank. `frozen` and `trained` cross the slowest link, `inside_node` none of them."""
+
+    frozen: float
+    trained: float
+    inside_node: float
+    from_host: float
+
+    @property
+    def total(self) -> float:
+        """All that crosses the slowest link."""
+        return self.frozen + self.trained
+
+
+@dataclass(frozen=True)
+class ZeroPlan:
+    """What a DeepSpeed JSON says, as far as memory and traffic depend on it."""
+
+    name: str
+    stage: int
+    element: int
+    """Bytes of a weight in the forward pass: 2 in bf16 and fp16, 4 in fp32."""
+    persistence: float
+    max_live: float
+    max_reuse: float
+    bucket: float
+    hpz: int
+    quantized: bool
+    offload_frozen: bool
+    offload_optimizer: bool
+
+    @classmethod
+    def of(cls, name: str, document: dict[str, Any]) -> ZeroPlan:
+        """The plan in a DeepSpeed config."""
+        zero = document.get("zero_optimization", {})
+        half = any(document.get(key, {}).get("enabled") for key in ("bf16", "fp16"))
+        return cls(
+            name=name,
+            stage=int(zero.get("stage", 0)),
+            element=2 if half else 4,
+            persistence=float(zero.get("stage3_param_persistence_threshold", PERSISTENCE_DEFAULT)),
+            max_live=float(zero.get("stage3_max_live_parameters", LIVE_DEFAULT)),
+            max_reuse=float(zero.get("stage3_max_reuse_distance", LIVE_DEFAULT)),
+            bucket=float(zero.get("stage3_prefetch_bucket_size", BUCKET_DEFAULT)),
+            hpz=int(zero.get("zero_hpz_partition_size", 1)),
+            quantized=bool(zero.get("zero_quantized_nontrainable_weights", False)),
+            offload_frozen=zero.get("offload_param", {}).get("device") == "cpu",
+            offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
+        )
+
+    def held_elements(self, part: Part, ranks: int) -> float:
+        """Elements of a part whose weights a rank holds between steps."""
+        if self.stage < 3:
+            return float(part.elements)
+        return float(part.elements) if self._persists(part) else part.elements / ranks
+
+    def _persists(self, part: Part) -> bool:
+        """Whether the matrices of a part are small enough to stay whole on every rank (LoRA's, usually)."""
+        return self.stage == 3 and 0 < part.largest_layer <= self.persistence
+
+    def state_bytes(self, parts: list[Part], ranks: int) -> dict[str, float]:
+        """Bytes of GPU memory per rank by what holds them: each part's weights, gradients, optimizer, live layers.
+
+        What offload keeps in host memory is not counted.
+        """
+        held: dict[str, float] = {}
+        for part in parts:
+            width = 1.0 if self.quantized and not part.trained else float(self.element)
+            on_host = self.offload_frozen and self.stage == 3 and not self._persists(part)
+            held[part.name] = 0.0 if on_host else width * self.held_elements(part, ranks)
+            if self.hpz > 1 and not on_host:  # a second shard, of the node's own
+                held[part.name] += width * part.elements / self.hpz
+        trained = float(sum(part.elements for part in parts if part.trained))
+        share = trained / ranks
+        gradients = {0: trained, 1: trained, 2: share, 3: share}[self.stage]
+        held["gradients"] = self.element * gradients
+        optimizer = 0.0 if self.offload_optimizer else MASTER_AND_MOMENTS * (trained if self.stage == 0 else share)
+        held["optimizer"] = optimizer - (4 * trained if self.stage == 0 and self.element == 4 else 0.0)
+        if self.stage == 3:
+            sharded = sum(part.elements for part in parts if not self._persists(part))
+            largest = max((part.largest_layer for part in parts), default=0)
+            held["gathered layers"] = self.element * min(sharded, max(self.max_live, largest) + self.bucket)
+        return held
+
+    def traffic(self, parts: list[Part], *, ranks: int, gpus_per_node: int, micro_batches: int) -> Traffic:
+        """Bytes per optimizer step of `micro_batches` micro-batches."""
+        frozen = trained = inside = from_host = 0.0
+        if ranks == 1 and not self.offload_frozen:
+            return Traffic(0.0, 0.0, 0.0, 0.0)
+        for part in parts:
+            if part.trained:
+                trained += self._trained_traffic(part, micro_batches)
+            elif self.stage == 3 and not self._persists(part):
+                width = 1.0 if self.quantized else float(self.element)
+                again = max(0.0, part.elements - self.max_reuse / 2) if part.uses_backward else 0.0
+                moved = width * (part.elements + again) * micro_batches
+                if self.offload_frozen:
+                    from_host += moved / ranks
+                if self.hpz > 1 and self.hpz <= gpus_per_node:
+                    inside += moved
+                else:
+                    frozen += moved
+        return Traffic(frozen, trained, inside, from_host) if ranks > 1 else Traffic(0.0, 0.0, 0.0, from_host)
+
+    def _trained_traffic(self, part: Part, micro_batches: int) -> float:
+        weights = float(self.element * part.elements)
+        if self.stage == 0:  # one all-reduce: a reduce-scatter and a gather
+            return 2 * weights
+        if self.stage == 1:
+            return 2 * weights
+        if self.stage == 2:
+            return weights * micro_batches + weights
+        gathers = 1 if self._persists(part) else 2 * micro_batches
+        return weights * (micro_batches + gathers)
