@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from minigptv2.data.images import open_image, square
+from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE, load_manifest
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import INDEX_DTYPE, INDEX_FILE, Sample, load_manifest, scan_shard, write_corpus
+from minigptv2.data.shards import Sample, write_corpus
 from minigptv2.data.sources import photographs, toy
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn
@@ -55,7 +56,7 @@ def test_building_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write_corpus(toy.samples("vqa", 10, tmp_path, "val"), tmp_path / "c", "c", samples_per_shard=4)
     (tmp_path / "c" / "c-000001.tar").unlink()
-    with pytest.raises(DataError, match="1 of 3 shards are missing, first c-000001.tar"):
+    with pytest.raises(DataError, match="1 are missing, first c-000001.tar"):
         load_manifest(tmp_path / "c")
 
 
@@ -78,9 +79,9 @@ def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
     write_corpus(toy.samples("vqa", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
     file = tmp_path / "c" / INDEX_FILE
     index = np.load(file)
-    index["offset"][4] += 512
+    index["block"][4] += 1
     np.save(file, index)
-    with pytest.raises(DataError, match="not the index that its manifest was written with"):
+    with pytest.raises(DataError, match="not the file that its manifest was written with"):
         CorpusReader(tmp_path / "c")
 
 
@@ -90,7 +91,7 @@ def test_damaged_bytes_inside_a_record_are_named(tmp_path: Path) -> None:
     data = file.read_bytes()
     file.write_bytes(data.replace(b'{"turns":[{"task"', b'{"turns":[#"task"', 1))
     reader = CorpusReader(tmp_path / "c")
-    with pytest.raises(DataError, match="c-000000.tar / sample 0: not a record"):
+    with pytest.raises(DataError, match="c-000000.tar / sample 0: the record's checksum is wrong"):
         reader.record(0)
     reader.record(1)
 
@@ -106,28 +107,8 @@ def test_an_image_renamed_to_another_key_is_never_paired(tmp_path: Path) -> None
     data[header : header + 512] = info.tobuf()[:512]
     file.write_bytes(bytes(data))
     reader = CorpusReader(tmp_path / "c")
-    with pytest.raises(DataError, match="no image beside record 'val-000001'"):
+    with pytest.raises(DataError, match="has no image|checksum"):
         reader.image(1)
-
-
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        (["a.json", "b.json", "a.jpg"], "not side by side"),
-        (["a.jpg", "b.json"], "no json member"),
-        (["a.json", "a.pyd"], "is not <key>.json or an image"),
-        (["a.json", "a.pickle"], "is not <key>.json or an image"),
-    ],
-)
-def test_tars_whose_members_do_not_pair_are_refused(tmp_path: Path, members: list[str], words: str) -> None:
-    file = tmp_path / "x.tar"
-    with tarfile.open(file, "w") as tar:
-        for name in members:
-            info = tarfile.TarInfo(name)
-            info.size = 2
-            tar.addfile(info, io.BytesIO(b"{}"))
-    with pytest.raises(DataError, match=words):
-        scan_shard(file)
 
 
 def test_the_writer_refuses_what_readers_would_refuse(tmp_path: Path) -> None:

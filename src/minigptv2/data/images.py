@@ -20,16 +20,42 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 
 def open_image(data: bytes, where: str) -> Image.Image:
     """The decoded RGB image. Raises `DataError`, beginning with `where`, for anything but a whole JPEG, PNG or WebP."""
+    image = _open(data, where)
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
+    return _on_white(image).convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
+
+
+def image_size(data: bytes, where: str) -> tuple[str, int, int]:
+    """Format (JPEG, PNG or WEBP), width and height in pixels, from the header alone: nothing is decoded.
+
+    Raises `DataError`, beginning with `where`, for another format and for more than `MAX_PIXELS`.
+    """
+    image = _open(data, where)
+    return str(image.format), image.width, image.height
+
+
+def bake(data: bytes, side: int, quality: int, where: str) -> bytes:
+    """The image squashed to `side` x `side` as the model sees it, as a JPEG without chroma subsampling."""
+    squashed = Image.fromarray(square(open_image(data, where), side).transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    squashed.save(buffer, "JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    """The image, its header read and its pixels not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{where}: {image.width} x {image.height} px is over the {MAX_PIXELS} pixel limit")
-            image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
-    return _on_white(image).convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
+        raise DataError(f"{where}: not a JPEG, PNG or WebP image: {error}") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{where}: {image.width} x {image.height} px is over the {MAX_PIXELS} pixel limit")
+    return image
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:

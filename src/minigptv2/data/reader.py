@@ -1,103 +1,148 @@
 """Random access to the samples of one corpus: number in, record or image out.
 
-Members are read as raw bytes and interpreted by our own short allow-list; nothing is unpickled or executed. Every
-`DataError` names corpus, shard and sample.
+Members are read as raw bytes, held against the checksums of the index, and interpreted by our own short allow-list;
+nothing is unpickled, executed or extracted. What comes out is what was written, or a `DataError` that names corpus,
+shard and key.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
-from collections import OrderedDict
+import zlib
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from minigptv2.data.shards import IMAGE_EXTENSIONS, INDEX_DTYPE, INDEX_FILE, Manifest, load_manifest
+from minigptv2.data import tar
+from minigptv2.data.captions import record_of_caption
+from minigptv2.data.dropped import Dropped
+from minigptv2.data.images import image_size
+from minigptv2.data.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
+from minigptv2.data.shards import IMAGE_EXTENSIONS
+from minigptv2.data.storage import ShardFiles, local_copy
 from minigptv2.errors import DataError
-from minigptv2.files import sha256_of
 from minigptv2.record import Record, from_json
-
-_MAX_OPEN_SHARDS = 64
 
 
 class CorpusReader:
-    """Reads samples 0 .. len - 1 of a corpus folder, in the order of its manifest."""
+    """Reads samples 0 .. len - 1 of a corpus, in the order of its manifest.
 
-    def __init__(self, folder: Path) -> None:
+    `folder` is a path or an `https://` or `s3://` URL; of a remote corpus, manifest, table and index are copied to a
+    cache on this machine and samples are read by byte ranges.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
         self.folder = folder
-        self.manifest: Manifest = load_manifest(folder)
-        self._index = np.load(folder / INDEX_FILE, mmap_mode="r")
-        if self._index.dtype != INDEX_DTYPE or len(self._index) != self.manifest.samples:
-            raise DataError(f"{folder / INDEX_FILE}: {len(self._index)} entries, manifest says {self.manifest.samples}")
-        if sha256_of(folder / INDEX_FILE) != self.manifest.index_sha256:
-            raise DataError(f"{folder / INDEX_FILE}: not the index that its manifest was written with")
-        self.shard_starts = np.concatenate([[0], np.cumsum([shard.samples for shard in self.manifest.shards])])
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._beside = local_copy(folder)
+        self.manifest: Manifest = load_manifest(self._beside, look=self._beside == folder)
+        self._index = open_index(self._beside, self.manifest)
+        self._files = ShardFiles(folder)
+
+    def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
+        return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors do not travel
 
     def __len__(self) -> int:
         return self.manifest.samples
 
-    def where(self, sample: int) -> str:
-        """Provenance of a sample, for messages: corpus, shard and number."""
+    @property
+    def shard_starts(self) -> np.ndarray:
+        """int64 [shards + 1]: number of each shard's first sample, and the total."""
+        return self.manifest.shards.starts
+
+    def key(self, sample: int) -> str:
+        """The sample's key in its shard; `#n` for the n-th sample of a shard that cannot be read there."""
         shard = self._shard_of(sample)
-        return f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
+        try:
+            name, _ = self._text(sample)
+        except DataError:
+            return f"#{sample - self.shard_starts[shard]}"
+        return split_name(name)[0]
+
+    def where(self, sample: int) -> str:
+        """Provenance of a sample, for messages: shard, number in it, key."""
+        shard = self._shard_of(sample)
+        place = f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
+        key = self.key(sample)
+        return place if key.startswith("#") else f"{place} ({key})"
+
+    def dropped(self, sample: int, error: DataError) -> Dropped:
+        """The loss of a sample for a reason that one of the methods below, or a later stage, gave."""
+        shard = self.manifest.shards[self._shard_of(sample)].file
+        reason = str(error).removeprefix(f"{self.where(sample)}: ")
+        return Dropped(self.manifest.corpus, shard, self.key(sample), reason)
 
     def record(self, sample: int) -> Record:
-        """The validated record. Raises `DataError` if it is not one."""
-        entry = self._index[sample]
-        data = self._pread(sample, int(entry["offset"]) + int(entry["record_offset"]), int(entry["record_bytes"]))
-        return from_json(data, self.where(sample))
+        """The validated record. Raises `DataError` if it is not the one that was written, or none."""
+        name, data = self._text(sample)
+        where = self.where(sample) if self.manifest.layout == CAPTIONS else ""
+        if self.manifest.layout == CAPTIONS:
+            return record_of_caption(split_name(name)[1], data, lambda: image_size(self.image(sample), where), where)
+        try:
+            return from_json(data, "")
+        except DataError as error:  # the message's place costs reads, so it is made where it is needed
+            raise DataError(f"{self.where(sample)}{error}") from error
 
     def image(self, sample: int) -> bytes:
-        """The image file's bytes, undecoded. Raises `DataError` if the sample's members are not what was indexed."""
+        """The image file's bytes, undecoded. Raises `DataError` if they are not those that were written."""
+        start, text_at, text_bytes, text_crc, rest_crc = self._entry(sample)
         shard = self._shard_of(sample)
-        start = int(self._index[sample]["offset"])
         last = sample + 1 == self.shard_starts[shard + 1]
-        end = self.manifest.shards[shard].bytes if last else int(self._index[sample + 1]["offset"])
-        span = self._pread(sample, start, end - start)
-        record_key = None
-        found: tuple[str, bytes] | None = None
+        end = self.manifest.shards[shard].bytes if last else self._entry(sample + 1)[0]
+        span = self._read(sample, start, min(end - start, 2 * MAX_MEMBER_BYTES))
+        image: tuple[str, bytes] | None = None
+        key, checksum, read = None, 0, 0
         try:
-            with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as members:
-                for member in members:
-                    key, _, extension = member.name.partition(".")
-                    stream = members.extractfile(member)
-                    if extension in IMAGE_EXTENSIONS and stream is not None:
-                        found = (key, stream.read())
-                    else:
-                        record_key = key
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            raise DataError(f"{self.where(sample)}: damaged tar member: {error}") from error
-        if found is None or found[0] != record_key:
-            raise DataError(f"{self.where(sample)}: no image beside record '{record_key}'")
-        return found[1]
+            for member in tar.find_members(span, whole=False):
+                member_key, extension = split_name(member.name)
+                if key not in (None, member_key):
+                    break
+                key, read = member_key, member.end
+                if member.offset == text_at:
+                    continue
+                checksum = zlib.crc32(memoryview(span)[member.offset : member.end], checksum)
+                if extension in IMAGE_EXTENSIONS:
+                    image = extension, span[member.data_offset : member.data_offset + member.size]
+        except tar.TarError as error:
+            self._fail(sample, f"damaged shard: {error}")
+        if image is None:
+            self._fail(sample, "has no image")
+        text = memoryview(span)[text_at : text_at + text_bytes]
+        if checksum != rest_crc or zlib.crc32(text) != text_crc or read < text_at + text_bytes:
+            self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+        return image[1]
+
+    def _text(self, sample: int) -> tuple[str, bytes]:
+        """Name and data of the member that holds the sample's record or caption."""
+        start, text_at, text_bytes, text_crc, _ = self._entry(sample)
+        data = self._read(sample, start + text_at, text_bytes)
+        if zlib.crc32(data) != text_crc:
+            self._fail(sample, "the record's checksum is wrong: its bytes changed since they were indexed", named=False)
+        try:
+            member = next(tar.find_members(data, whole=False))
+        except (tar.TarError, StopIteration) as error:
+            self._fail(sample, f"damaged shard: {error}", named=False)
+        return member.name, data[member.data_offset : member.data_offset + member.size]
+
+    def _entry(self, sample: int) -> tuple[int, int, int, int, int]:
+        """Byte of the sample in its shard; from there, byte and size of its text; the two checksums."""
+        block, text_block, text_blocks, text_crc, rest_crc = self._index[sample].item()
+        return block * tar.BLOCK, text_block * tar.BLOCK, text_blocks * tar.BLOCK, text_crc, rest_crc
 
     def _shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
 
-    def _pread(self, sample: int, offset: int, count: int) -> bytes:
-        shard = self._shard_of(sample)
-        try:
-            data = os.pread(self._open(shard), count, offset)
-        except OSError as error:
-            raise DataError(f"{self.folder / self.manifest.shards[shard].file}: cannot be read: {error}") from error
-        if len(data) < count:
-            raise DataError(f"{self.where(sample)}: the shard ends {count - len(data)} bytes early")
-        return data
+    def _read(self, sample: int, offset: int, count: int) -> bytes:
+        info = self.manifest.shards[self._shard_of(sample)]
+        return self._files.read(info.file, info.bytes, offset, count)
 
-    def _open(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        info = self.manifest.shards[shard]
-        descriptor = os.open(self.folder / info.file, os.O_RDONLY)
-        size = os.fstat(descriptor).st_size
-        if size != info.bytes:
-            os.close(descriptor)
-            raise DataError(f"{self.folder / info.file}: {size} bytes, the manifest says {info.bytes}; rebuild it")
-        self._files[shard] = descriptor
-        if len(self._files) > _MAX_OPEN_SHARDS:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+    def _fail(self, sample: int, reason: str, *, named: bool = True) -> NoReturn:
+        shard = self._shard_of(sample)
+        place = f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
+        raise DataError(f"{self.where(sample) if named else place}: {reason}")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member's name, as webdataset splits it: at the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()

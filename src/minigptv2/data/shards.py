@@ -1,204 +1,381 @@
-"""Shards on disk: webdataset tars, with a manifest and an offset index beside them.
+"""Writing a corpus: samples in, webdataset tars with manifest, shard table and index out.
 
-A corpus is a folder: `<corpus>-000000.tar`, ..., `manifest.json` (bytes, SHA-256 and sample count of every shard) and
-`index.npy` (16 bytes a sample). A sample is `<key>.json`, a record, and `<key>.jpg|png|webp` if it has an image, so
-any webdataset tool reads it. Writing is atomic per shard: a shard with its final name is whole.
+A sample is `<key>.json`, a record, and `<key>.jpg|png|webp` if it has an image, so any webdataset tool reads the tars.
+Shards are written by several processes, each atomically: a shard with its final name is whole. A build that was killed
+goes on where it was when the same samples come again; the bytes do not depend on workers or interruptions.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import io
 import json
 import os
-import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import shutil
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from minigptv2.data import tar
+from minigptv2.data.dropped import DROPPED_FILE, Dropped
+from minigptv2.data.images import bake, image_size
+from minigptv2.data.manifest import (
+    INDEX_DTYPE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    MAX_MEMBER_BYTES,
+    TABLE_FILE,
+    Manifest,
+    ShardInfo,
+    load_manifest,
+    save_manifest,
+)
 from minigptv2.errors import DataError
-from minigptv2.files import sha256_of, sync_file, write_atomically
+from minigptv2.files import sync_file, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
-IMAGE_EXTENSIONS = ("jpg", "png", "webp")
-RECORD_EXTENSION = "json"
-MANIFEST_FILE, INDEX_FILE = "manifest.json", "index.npy"
-FORMAT = 1
+__all__ = ["INDEX_FILE", "MANIFEST_FILE", "Piece", "Rejected", "Sample", "load_manifest", "write_corpus"]
 
-INDEX_DTYPE = np.dtype([("offset", "<u8"), ("record_offset", "<u4"), ("record_bytes", "<u4")])
-"""Per sample: byte of its first tar header in the shard; byte of its record's data from there; the record's size."""
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Of members that are read as images. We write all but `jpeg`."""
+RECORD_EXTENSION = "json"
+BUILD_FOLDER = ".building"
+"""Beside the shards while they are written: one small file per finished shard, so that a build can go on."""
+BAKED_QUALITY = 95
+_EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_FORMAT_OF_BUILD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An image inside a larger file, another tar say: read by the worker that stores it."""
+
+    file: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a source yields and the writer stores: `image` is the file's bytes as they come, `extension` its kind."""
+    """What a source yields and the writer stores.
+
+    `image`: the file's bytes as they come, or where they lie (a path, or a piece of a file), which is cheaper to hand
+    to a worker and read only there. Its kind (jpg, png, webp) is told from its bytes; `extension` is what the source
+    thinks and decides nothing.
+    """
 
     key: str
     record: Record
-    image: bytes | None = None
+    image: bytes | Path | Piece | None = None
     extension: str = "jpg"
 
 
 @dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """One shard in the manifest."""
+class Rejected:
+    """What a source yields in place of a sample it cannot make; counted and named like one the writer refuses."""
 
-    file: str
-    bytes: int
-    sha256: str
-    samples: int
+    key: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a corpus folder holds. `turns` counts turns by task."""
+class _Job:
+    """One shard to write. Crosses to a worker process."""
 
     corpus: str
-    samples: int
-    images: int
-    turns: dict[str, int]
-    shards: tuple[ShardInfo, ...]
-    index_sha256: str
-    format: int = FORMAT
-    license: str = ""
-    fingerprint: str = field(default="", compare=False)
-    """SHA-256 of the manifest file, for the data plan's identity."""
+    file: Path
+    samples: list[Sample]
+    bake_side: int | None
+    tolerant: bool
 
 
-def write_corpus(samples: Iterable[Sample], output: Path, corpus: str, *, samples_per_shard: int,
-                 license: str = "") -> Manifest:  # fmt: skip
-    """Write `samples` as shards of `samples_per_shard` under `output`, then index and manifest. Returns the manifest.
+@dataclass
+class _Done:
+    """One written shard, as it stands in the build folder. No file: every sample of its group was dropped."""
 
-    Raises `DataError` for a record that does not validate; what was written before stays without a manifest, which
-    no reader accepts.
+    digest: str
+    file: str
+    bytes: int = 0
+    sha256: str = ""
+    images: int = 0
+    turns: dict[str, int] = field(default_factory=dict)
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    index: str = ""
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(self.index), dtype=INDEX_DTYPE)
+
+
+def write_corpus(samples: Iterable[Sample | Rejected], output: Path, corpus: str, *, samples_per_shard: int = 1000,
+                 license: str = "", workers: int = 0, bake_side: int | None = None,
+                 on_dropped: Callable[[Dropped], None] | None = None,
+                 progress: Callable[[int], None] | None = None) -> Manifest:  # fmt: skip
+    """Write `samples` as shards of `samples_per_shard` under `output`, then index, table and manifest.
+
+    `workers` processes read, check, bake and write (0: this one); memory holds at most `workers + 1` shards' samples.
+    `bake_side` squashes images to squares of that side, JPEG; boxes stay in pixels of the original. `on_dropped` is
+    told of each sample that cannot be stored, and the build goes on; without it the first one raises `DataError`.
+    `progress` is told of every finished shard's samples. All losses also stand in `dropped.jsonl`.
+
+    What was written before an error or a kill stays without a manifest, which no reader accepts; the same call again
+    writes only the shards that are missing. Raises `DataError` also where nothing is left to write, or where a key
+    comes twice in a shard.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for stale in (MANIFEST_FILE, INDEX_FILE):
+    journal = output / BUILD_FOLDER
+    if (output / MANIFEST_FILE).exists():  # a finished corpus: write it anew
+        shutil.rmtree(journal, ignore_errors=True)
+    for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
         (output / stale).unlink(missing_ok=True)
-    shards, indices = [], []
+    journal.mkdir(exist_ok=True)
+    early: list[Dropped] = []
+    jobs = _jobs(samples, output, corpus, samples_per_shard, bake_side, on_dropped, early)
+    done, names, num_dropped = [], [], 0
+    with open(output / f"{DROPPED_FILE}.tmp", "w") as report:
+        for shard in _written(jobs, workers):
+            lost = [Dropped(**entry) for entry in shard.dropped]
+            for one in [*early, *lost]:
+                report.write(one.to_json() + "\n")
+            for one in lost:
+                if on_dropped is not None:
+                    on_dropped(one)
+            num_dropped += len(early) + len(lost)
+            early.clear()
+            if shard.file:
+                done.append(shard)
+                names.append(shard.file)
+            if progress is not None:
+                progress(len(shard.rows) + len(lost))
+        for one in early:
+            report.write(one.to_json() + "\n")
+        num_dropped += len(early)
+    if not done:
+        raise DataError(f"{corpus}: nothing to write, the source yielded no sample that could be stored")
+    _finish_report(output, num_dropped)
+    for left_over in set(output.glob(f"{corpus}-*.tar")) - {output / name for name in names}:
+        left_over.unlink()
     turns: Counter[str] = Counter()
-    images = 0
-    for number, group in enumerate(_chunks(samples, samples_per_shard)):
-        file = output / f"{corpus}-{number:06d}.tar"
-        _write_shard(group, file)
-        index = scan_shard(file)
-        shards.append(ShardInfo(file.name, file.stat().st_size, sha256_of(file), len(index)))
-        indices.append(index)
-        turns.update(task for sample in group for task in sample.record.tasks)
-        images += sum(sample.image is not None for sample in group)
-    if not shards:
-        raise DataError(f"{corpus}: nothing to write, the source yielded no sample")
-    index_bytes = _npy_bytes(np.concatenate(indices))
-    write_atomically(output / INDEX_FILE, index_bytes)
-    manifest = Manifest(
+    for shard in done:
+        turns.update(shard.turns)
+    manifest = save_manifest(
+        output,
+        [ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)) for shard in done],
+        np.concatenate([shard.rows for shard in done]),
         corpus=corpus,
-        samples=sum(shard.samples for shard in shards),
-        images=images,
+        images=sum(shard.images for shard in done),
         turns=dict(turns),
-        shards=tuple(shards),
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
+        baked_side=bake_side,
+        dropped=num_dropped,
         license=license,
     )
-    document = {key: value for key, value in asdict(manifest).items() if key != "fingerprint"}
-    write_atomically(output / MANIFEST_FILE, json.dumps(document, indent=1).encode())
-    return load_manifest(output)
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a corpus folder, after checking that every shard it names is there.
-
-    Raises `DataError` naming what is missing and how to make it.
-    """
-    file = folder / MANIFEST_FILE
-    if not file.is_file():
-        raise DataError(
-            f"no {MANIFEST_FILE} in {folder}: build the corpus with `minigptv2 shards build {folder.name} "
-            f"--output {folder}` or set data.shards"
-        )
-    data = file.read_bytes()
-    try:
-        document = json.loads(data)
-        document["shards"] = tuple(ShardInfo(**shard) for shard in document["shards"])
-        manifest = Manifest(**document, fingerprint=hashlib.sha256(data).hexdigest())
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{file}: not a manifest: {error}") from error
-    if manifest.format != FORMAT:
-        raise DataError(f"{file}: format {manifest.format}, this version reads {FORMAT}")
-    present = {entry.name for entry in os.scandir(folder)}
-    missing = [shard.file for shard in manifest.shards if shard.file not in present]
-    if missing:
-        raise DataError(f"{folder}: {len(missing)} of {len(manifest.shards)} shards are missing, first {missing[0]}")
+    shutil.rmtree(journal)
     return manifest
 
 
-def scan_shard(file: Path) -> np.ndarray:
-    """The index (`INDEX_DTYPE`) of one tar. Raises `DataError` where members do not pair up into samples."""
-    rows: list[tuple[int, int, int]] = []
-    seen: set[str] = set()
-    key, start, record = None, 0, (0, 0)
-
-    def close() -> None:
-        if key is not None:
-            if record == (0, 0):
-                raise DataError(f"{file.name} / {key}: no {RECORD_EXTENSION} member beside the image")
-            rows.append((start, *record))
-
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                member_key, _, extension = member.name.partition(".")
-                if not member.isfile() or extension not in (*IMAGE_EXTENSIONS, RECORD_EXTENSION):
-                    raise DataError(f"{file.name}: member '{member.name}' is not <key>.{RECORD_EXTENSION} or an image")
-                if member_key != key:
-                    close()
-                    if member_key in seen:
-                        raise DataError(f"{file.name} / {member_key}: the members of this key are not side by side")
-                    seen.add(member_key)
-                    key, start, record = member_key, member.offset, (0, 0)
-                if extension == RECORD_EXTENSION:
-                    record = (member.offset_data - start, member.size)
-        close()
-    except tarfile.TarError as error:
-        raise DataError(f"{file}: not a readable tar: {error}") from error
-    return np.array(rows, dtype=INDEX_DTYPE)
+def _finish_report(output: Path, num_dropped: int) -> None:
+    temporary = output / f"{DROPPED_FILE}.tmp"
+    if num_dropped:
+        sync_file(temporary)
+        os.replace(temporary, output / DROPPED_FILE)
+    else:
+        temporary.unlink()
 
 
-def _write_shard(samples: list[Sample], file: Path) -> None:
-    from webdataset import TarWriter
-
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        writer = TarWriter(stream, encoder=False, mtime=0, user="minigptv2", group="minigptv2")
-        for sample in samples:
-            if "." in sample.key or "/" in sample.key or not sample.key:
-                raise DataError(f"key '{sample.key}' must be non-empty and hold neither '.' nor '/'")
-            validate(sample.record, f"{file.name} / {sample.key}")
-            if (sample.image is not None) != sample.record.has_image:
-                raise DataError(f"{file.name} / {sample.key}: record and image disagree on whether there is an image")
-            members: dict[str, object] = {"__key__": sample.key, RECORD_EXTENSION: to_json(sample.record)}
-            if sample.image is not None:
-                members[sample.extension] = sample.image
-            writer.write(members)
-        writer.close()
-    sync_file(temporary)
-    os.replace(temporary, file)
-
-
-def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
+def _jobs(samples: Iterable[Sample | Rejected], output: Path, corpus: str, size: int, bake_side: int | None,
+          on_dropped: Callable[[Dropped], None] | None, early: list[Dropped]) -> Iterator[_Job]:  # fmt: skip
+    """Groups of `size` samples as jobs. What the source rejected goes to `early` and to `on_dropped`, or raises."""
+    group: list[Sample] = []
+    number = 0
     for sample in samples:
-        chunk.append(sample)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+        if isinstance(sample, Rejected):
+            lost = Dropped(corpus, "", sample.key, sample.reason)
+            if on_dropped is None:
+                raise DataError(str(lost))
+            early.append(lost)
+            on_dropped(lost)
+            continue
+        group.append(sample)
+        if len(group) == size:
+            yield _Job(corpus, output / f"{corpus}-{number:06d}.tar", group, bake_side, on_dropped is not None)
+            group, number = [], number + 1
+    if group:
+        yield _Job(corpus, output / f"{corpus}-{number:06d}.tar", group, bake_side, on_dropped is not None)
 
 
-def _npy_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+def _written(jobs: Iterator[_Job], workers: int) -> Iterator[_Done]:
+    """The shards in order, `workers` of them written at a time."""
+    if workers == 0:
+        yield from map(_write_or_reuse, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending: deque[Future[_Done]] = deque()
+        try:
+            for job in jobs:
+                pending.append(pool.submit(_write_or_reuse, job))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError("a writer process was killed (out of memory?); the same command goes on") from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _write_or_reuse(job: _Job) -> _Done:
+    """The shard of a job: as the build folder has it, if it was written from the same samples; written otherwise."""
+    entry = job.file.parent / BUILD_FOLDER / f"{job.file.name}.json"
+    digest = _digest(job)
+    if entry.is_file():
+        done = _Done(**json.loads(entry.read_bytes()))
+        whole = not done.file or job.file.is_file() and job.file.stat().st_size == done.bytes
+        if done.digest == digest and whole and (job.tolerant or not done.dropped):
+            return done
+    done = _write_shard(job, digest)
+    write_atomically(entry, json.dumps(asdict(done)).encode())
+    sync_folder(entry.parent)
+    return done
+
+
+def _digest(job: _Job) -> str:
+    """What the shard is made of; files by path, size and time of change."""
+    digest = hashlib.sha256(f"{_FORMAT_OF_BUILD}/{job.corpus}/{job.bake_side}".encode())
+    for sample in job.samples:
+        image: Any = sample.image
+        if isinstance(image, bytes):
+            image = (len(image), zlib.crc32(image))
+        elif image is not None:
+            file = image.file if isinstance(image, Piece) else image
+            stat = file.stat() if file.exists() else None
+            image = (str(image), (stat.st_size, stat.st_mtime_ns) if stat else None)
+        digest.update(repr((sample.key, sample.record, image)).encode())
+    return digest.hexdigest()
+
+
+class _ShardWriter:
+    """Appends samples to a tar, keeping its hash and index."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        self.stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `close` or `abandon`
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+        self.rows: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, key: str, record: bytes, image: bytes | None, extension: str) -> None:
+        text = _member(f"{key}.{RECORD_EXTENSION}", record)
+        rest = _member(f"{key}.{extension}", image) if image is not None else b""
+        crcs = zlib.crc32(text), zlib.crc32(rest)
+        self.rows.append((self.bytes // tar.BLOCK, 0, len(text) // tar.BLOCK, *crcs))
+        self._write(text)
+        self._write(rest)
+
+    def close(self) -> None:
+        """End the archive and give it its name."""
+        self._write(tar.END_OF_ARCHIVE)
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        self.stream.close()
+        os.replace(self.temporary, self.file)
+        sync_folder(self.file.parent)
+
+    def abandon(self) -> None:
+        self.stream.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _write(self, data: bytes) -> None:
+        self.stream.write(data)
+        self.sha256.update(data)
+        self.bytes += len(data)
+
+
+def _member(name: str, data: bytes) -> bytes:
+    return b"".join((tar.header_of(name, len(data)), data, bytes(-len(data) % tar.BLOCK)))
+
+
+def _write_shard(job: _Job, digest: str) -> _Done:
+    writer = _ShardWriter(job.file)
+    turns: Counter[str] = Counter()
+    dropped: list[Dropped] = []
+    keys: set[str] = set()
+    images = 0
+    try:
+        for sample in job.samples:
+            where = f"{job.file.name} / {sample.key}"
+            try:
+                record, image, extension = _checked(sample, where, job.bake_side)
+                if sample.key in keys:
+                    raise DataError(f"{where}: the key came before in this shard")
+                writer.add(sample.key, record, image, extension)
+            except (DataError, tar.TarError) as error:
+                reason = str(error).removeprefix(f"{where}: ")
+                if not job.tolerant:
+                    raise DataError(f"{where}: {reason}") from error
+                dropped.append(Dropped(job.corpus, job.file.name, sample.key, reason))
+                continue
+            keys.add(sample.key)
+            turns.update(sample.record.tasks)
+            images += image is not None
+    except BaseException:
+        writer.abandon()
+        raise
+    losses = [asdict(one) for one in dropped]
+    if not writer.rows:
+        writer.abandon()
+        return _Done(digest, "", dropped=losses)
+    writer.close()
+    rows = np.array(writer.rows, dtype=INDEX_DTYPE)
+    index = base64.b64encode(rows.tobytes()).decode()
+    return _Done(
+        digest, job.file.name, writer.bytes, writer.sha256.hexdigest(), images, dict(turns), losses, index
+    )  # fmt: skip
+
+
+def _checked(sample: Sample, where: str, bake_side: int | None) -> tuple[bytes, bytes | None, str]:
+    """Record and image as they are stored, and the image's extension. Raises `DataError` for what readers refuse."""
+    if not sample.key or "." in sample.key or "/" in sample.key:
+        raise DataError(f"{where}: key '{sample.key}' must be non-empty and hold neither '.' nor '/'")
+    validate(sample.record, where)
+    if (sample.image is not None) != sample.record.has_image:
+        raise DataError(f"{where}: record and image disagree on whether there is an image")
+    record = to_json(sample.record)
+    if sample.image is None:
+        return record, None, ""
+    image = _image_bytes(sample.image, where)
+    kind, width, height = image_size(image, where)
+    if (width, height) != (sample.record.width, sample.record.height):
+        stated = f"{sample.record.width} x {sample.record.height}"
+        raise DataError(f"{where}: the image is {width} x {height} px, its record says {stated}")
+    if bake_side is not None:
+        return record, bake(image, bake_side, BAKED_QUALITY, where), "jpg"
+    for what, data in (("record", record), ("image", image)):
+        if len(data) + 2 * tar.BLOCK > MAX_MEMBER_BYTES:
+            raise DataError(f"{where}: {what} of {len(data)} bytes is over the {MAX_MEMBER_BYTES} a sample may hold")
+    return record, image, _EXTENSION_OF[kind]
+
+
+def _image_bytes(image: bytes | Path | Piece, where: str) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        if isinstance(image, Path):
+            return image.read_bytes()
+        with open(image.file, "rb") as stream:
+            stream.seek(image.offset)
+            data = stream.read(image.size)
+    except OSError as error:
+        raise DataError(f"{where}: the image cannot be read: {error}") from error
+    if len(data) < image.size:
+        raise DataError(f"{where}: {image.file} ends inside the image at byte {image.offset}")
+    return data

@@ -41,6 +41,8 @@ def load_heldout(folder: Path, limit: int | None = None, *, all_turns: bool = Fa
         record = reader.record(sample)
         image = open_image(reader.image(sample), reader.where(sample)) if record.has_image else None
         width, height = record.width or 0, record.height or 0
+        if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         if image is not None and image.size != (width, height):
             raise DataError(f"{reader.where(sample)}: image is {image.size}, its record says {(width, height)}")
         for turn in record.turns if all_turns else record.turns[:1]:

@@ -1,0 +1,52 @@
+"""Where shards lie: byte ranges of files in a folder, on this machine or behind `http(s)://` and `s3://`.
+
+Local files stay open, a bounded number of them. Remote reads go through `fsspec` with retries and growing pauses, and
+are checked for length; a store that stays away raises `StorageError`, which stops a run instead of losing its samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+from minigptv2.errors import DataError
+
+_MAX_OPEN_SHARDS = 64
+
+
+class ShardFiles:
+    """Byte ranges of the files below one folder."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._open_files: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, file: str, size: int, offset: int, count: int) -> bytes:
+        """`count` bytes of `file` from `offset`. Raises `DataError` if it is not there or not `size` bytes long."""
+        try:
+            data = os.pread(self._descriptor(file, size), count, offset)
+        except OSError as error:
+            raise DataError(f"{self.folder / file}: cannot be read: {error}") from error
+        if len(data) < count:
+            raise DataError(f"{self.folder / file}: ends {count - len(data)} bytes early")
+        return data
+
+    def _descriptor(self, file: str, size: int) -> int:
+        if file in self._open_files:
+            self._open_files.move_to_end(file)
+            return self._open_files[file]
+        descriptor = os.open(self.folder / file, os.O_RDONLY)
+        found = os.fstat(descriptor).st_size
+        if found != size:
+            os.close(descriptor)
+            raise DataError(f"{self.folder / file}: {found} bytes, the manifest says {size}; copy or build it again")
+        self._open_files[file] = descriptor
+        if len(self._open_files) > _MAX_OPEN_SHARDS:
+            os.close(self._open_files.popitem(last=False)[1])
+        return descriptor
+
+
+def local_copy(folder: Path | str) -> Path:
+    """The folder on this machine with the corpus's manifest, table and index."""
+    return Path(folder)

@@ -1,0 +1,167 @@
+"""Writing corpora: the same bytes by any number of workers, over interruptions; losses named; images baked or not."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigptv2.data.dropped import Dropped, read_report, summarize
+from minigptv2.data.images import open_image, square
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.shards import BUILD_FOLDER, Piece, Rejected, Sample, write_corpus
+from minigptv2.data.sources import toy
+from minigptv2.errors import DataError
+from minigptv2.files import sha256_of
+from minigptv2.record import Record, Turn
+from tests.conftest import REPOSITORY
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_a_byte(tmp_path: Path, workers: int) -> None:
+    for name, count in (("alone", 0), ("several", workers)):
+        write_corpus(toy.samples("refer", 25, Path(), "val"), tmp_path / name, "c", samples_per_shard=4, workers=count)
+    assert contents(tmp_path / "several") == contents(tmp_path / "alone")
+    assert len(contents(tmp_path / "alone")) == 7 + 3
+
+
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    write_corpus(toy.samples("refer", 40, Path(), "val"), tmp_path / "whole", "c", samples_per_shard=4)
+    code = textwrap.dedent("""
+        import sys, os, signal
+        from pathlib import Path
+        from minigptv2.data.shards import write_corpus
+        from minigptv2.data.sources import toy
+        def samples():
+            for number, sample in enumerate(toy.samples("refer", 40, Path(), "val")):
+                if number == 22:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield sample
+        write_corpus(samples(), Path(sys.argv[1]), "c", samples_per_shard=4)
+    """)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
+    with pytest.raises(DataError, match="no manifest"):
+        CorpusReader(tmp_path / "c")
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "c").glob("*.tar")}
+    assert len(before) == 5
+    write_corpus(toy.samples("refer", 40, Path(), "val"), tmp_path / "c", "c", samples_per_shard=4)
+    assert contents(tmp_path / "c") == contents(tmp_path / "whole")
+    after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "c").glob("*.tar")}
+    assert all(after[name] == mtime for name, mtime in before.items()), "a whole shard was written again"
+    assert not (tmp_path / "c" / BUILD_FOLDER).exists()
+
+
+def test_a_resumed_build_of_other_samples_reuses_nothing_stale(tmp_path: Path) -> None:
+    def broken() -> Iterator[Sample]:
+        yield from list(toy.samples("refer", 8, Path(), "val"))
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError):
+        write_corpus(broken(), tmp_path / "c", "c", samples_per_shard=4)
+    samples = list(toy.samples("refer", 12, Path(), "train"))
+    write_corpus(samples, tmp_path / "c", "c", samples_per_shard=4)
+    reader = CorpusReader(tmp_path / "c")
+    assert [reader.record(n) for n in range(12)] == [sample.record for sample in samples]
+
+
+def test_a_smaller_build_leaves_no_shards_of_a_larger_one(tmp_path: Path) -> None:
+    for count in (12, 4):
+        write_corpus(toy.samples("vqa", count, Path(), "val"), tmp_path, "c", samples_per_shard=4)
+    assert sorted(file.name for file in tmp_path.glob("*.tar")) == ["c-000000.tar"]
+
+
+def test_images_are_read_where_they_lie(tmp_path: Path) -> None:
+    samples = list(toy.samples("refer", 3, Path(), "val"))
+    (tmp_path / "one.jpg").write_bytes(samples[0].image or b"")
+    (tmp_path / "big.bin").write_bytes(b"xx" + (samples[1].image or b"") + b"yy")
+    lazy = [
+        Sample("a", samples[0].record, tmp_path / "one.jpg"),
+        Sample("b", samples[1].record, Piece(tmp_path / "big.bin", 2, len(samples[1].image or b""))),
+    ]
+    write_corpus(lazy, tmp_path / "c", "c")
+    reader = CorpusReader(tmp_path / "c")
+    assert [reader.image(n) for n in range(2)] == [samples[0].image, samples[1].image]
+    assert [reader.key(n) for n in range(2)] == ["a", "b"]
+
+
+def bad_samples(folder: Path) -> list[Sample | Rejected]:
+    good = list(toy.samples("refer", 3, Path(), "val"))
+    turn = Turn("caption", answers=("x",))
+    return [
+        good[0],
+        Rejected("listed-twice", "the annotation file has it twice"),
+        Sample("no-file", good[1].record, folder / "gone.jpg"),
+        Sample("not-an-image", good[1].record, b"GIF89a"),
+        Sample("other-size", Record((turn,), 640, 480), good[1].image),
+        Sample("empty", Record((Turn("caption"),), 64, 64), good[1].image),
+        Sample("a.b", Record((turn,), 64, 64), good[1].image),
+        Sample("x" * 99, Record((turn,), 64, 64), good[1].image),
+        good[2],
+        good[2],
+    ]
+
+
+def test_what_cannot_be_stored_is_counted_and_named(tmp_path: Path) -> None:
+    told: list[Dropped] = []
+    manifest = write_corpus(bad_samples(tmp_path), tmp_path / "c", "c", samples_per_shard=3, on_dropped=told.append)
+    assert (manifest.samples, manifest.dropped) == (2, 8)
+    assert len(CorpusReader(tmp_path / "c")) == 2
+    reasons = {row["key"]: row["reason"] for row in read_report(tmp_path / "c" / "dropped.jsonl")}
+    assert reasons == {one.key: one.reason for one in told} and len(told) == 8
+    for key, words in {
+        "listed-twice": "twice", "no-file": "gone.jpg", "not-an-image": "not a JPEG", "other-size": "640 x 480",
+        "empty": "empty answer", "a.b": "neither", "x" * 99: "does not fit", "val-000002": "came before",
+    }.items():  # fmt: skip
+        assert words in reasons[key], (key, reasons[key])
+    assert sum(summarize(told).values()) == 8
+
+
+@pytest.mark.parametrize("number", range(1, 10))
+def test_without_a_listener_the_first_loss_stops_the_build(tmp_path: Path, number: int) -> None:
+    samples = bad_samples(tmp_path)
+    if number == 8:
+        return  # the good one between
+    with pytest.raises(DataError):
+        write_corpus([samples[8], samples[number]], tmp_path / "c", "c")
+    assert not (tmp_path / "c" / "manifest.json").exists()
+
+
+def test_baked_images_are_what_the_model_would_see(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (6, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((150, 90), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    record = Record((Turn("caption", answers=("noise",)),), 150, 90)
+    write_corpus([Sample("a", record, buffer.getvalue())], tmp_path / "c", "c", bake_side=56)
+    reader = CorpusReader(tmp_path / "c")
+    stored = open_image(reader.image(0), "x")
+    assert stored.size == (56, 56) and reader.manifest.baked_side == 56 and reader.record(0) == record
+    seen = square(open_image(buffer.getvalue(), "x"), 56).astype(int)
+    differences = np.abs(square(stored, 56) - seen)
+    assert differences.mean() < 2 and differences.max() <= 12
+
+
+def test_progress_counts_every_sample_once(tmp_path: Path) -> None:
+    counted: list[int] = []
+    write_corpus(toy.samples("vqa", 10, Path(), "val"), tmp_path, "c", samples_per_shard=4, progress=counted.append)
+    assert counted == [4, 4, 2]
+
+
+def test_the_manifest_is_small_and_says_what_is_there(tmp_path: Path) -> None:
+    write_corpus(toy.samples("refer", 9, Path(), "val"), tmp_path, "c", samples_per_shard=4, license="mine")
+    document = json.loads((tmp_path / "manifest.json").read_text())
+    assert document["samples"] == document["images"] == 9 and document["num_shards"] == 3
+    assert document["turns"] == {"refer": 9} and document["license"] == "mine"
+    assert document["bytes"] == sum(os.path.getsize(file) for file in tmp_path.glob("*.tar"))
