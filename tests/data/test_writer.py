@@ -17,7 +17,7 @@ from PIL import Image
 from minigptv2.data.dropped import Dropped, read_report, summarize
 from minigptv2.data.images import open_image, square
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import BUILD_FOLDER, Piece, Rejected, Sample, write_corpus
+from minigptv2.data.shards import BUILD_FOLDER, Rejected, Sample, write_corpus
 from minigptv2.data.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
@@ -83,27 +83,40 @@ def test_a_smaller_build_leaves_no_shards_of_a_larger_one(tmp_path: Path) -> Non
     assert sorted(file.name for file in tmp_path.glob("*.tar")) == ["c-000000.tar"]
 
 
-def test_images_are_read_where_they_lie(tmp_path: Path) -> None:
-    samples = list(toy.samples("refer", 3, Path(), "val"))
-    (tmp_path / "one.jpg").write_bytes(samples[0].image or b"")
-    (tmp_path / "big.bin").write_bytes(b"xx" + (samples[1].image or b"") + b"yy")
-    lazy = [
-        Sample("a", samples[0].record, tmp_path / "one.jpg"),
-        Sample("b", samples[1].record, Piece(tmp_path / "big.bin", 2, len(samples[1].image or b""))),
-    ]
-    write_corpus(lazy, tmp_path / "c", "c")
+def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Rejected]]:
+    """What a source's `finish` does: read the picture in the worker, say what is missing."""
+    key, record, file = item
+    if not Path(file).exists():
+        return None, [Rejected(key, "image file missing", 3)]
+    return Sample(key, record, Path(file).read_bytes()), []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_finished_by_the_workers(tmp_path: Path, workers: int) -> None:
+    samples = list(toy.samples("refer", 9, Path(), "val"))
+    items = []
+    for sample in samples:
+        items.append((sample.key, sample.record, str(tmp_path / f"{sample.key}.jpg")))
+        (tmp_path / f"{sample.key}.jpg").write_bytes(sample.image or b"")
+    (tmp_path / f"{samples[4].key}.jpg").unlink()
+    told: list[Dropped] = []
+    manifest = write_corpus(
+        items, tmp_path / "c", "c", samples_per_shard=2, workers=workers, finish=open_file, on_dropped=told.append
+    )
     reader = CorpusReader(tmp_path / "c")
-    assert [reader.image(n) for n in range(2)] == [samples[0].image, samples[1].image]
-    assert [reader.key(n) for n in range(2)] == ["a", "b"]
+    kept = [sample for number, sample in enumerate(samples) if number != 4]
+    assert [reader.image(n) for n in range(8)] == [sample.image for sample in kept]
+    assert [reader.key(n) for n in range(8)] == [sample.key for sample in kept]
+    assert told == [Dropped("c", "c-000002.tar", samples[4].key, "image file missing", 3)] and manifest.dropped == 3
 
 
-def bad_samples(folder: Path) -> list[Sample | Rejected]:
+def bad_samples() -> list[Sample | Rejected]:
     good = list(toy.samples("refer", 3, Path(), "val"))
     turn = Turn("caption", answers=("x",))
     return [
         good[0],
         Rejected("listed-twice", "the annotation file has it twice"),
-        Sample("no-file", good[1].record, folder / "gone.jpg"),
+        Sample("no-image", good[1].record, None),
         Sample("not-an-image", good[1].record, b"GIF89a"),
         Sample("other-size", Record((turn,), 640, 480), good[1].image),
         Sample("empty", Record((Turn("caption"),), 64, 64), good[1].image),
@@ -116,13 +129,13 @@ def bad_samples(folder: Path) -> list[Sample | Rejected]:
 
 def test_what_cannot_be_stored_is_counted_and_named(tmp_path: Path) -> None:
     told: list[Dropped] = []
-    manifest = write_corpus(bad_samples(tmp_path), tmp_path / "c", "c", samples_per_shard=3, on_dropped=told.append)
+    manifest = write_corpus(bad_samples(), tmp_path / "c", "c", samples_per_shard=3, on_dropped=told.append)
     assert (manifest.samples, manifest.dropped) == (2, 8)
     assert len(CorpusReader(tmp_path / "c")) == 2
     reasons = {row["key"]: row["reason"] for row in read_report(tmp_path / "c" / "dropped.jsonl")}
     assert reasons == {one.key: one.reason for one in told} and len(told) == 8
     for key, words in {
-        "listed-twice": "twice", "no-file": "gone.jpg", "not-an-image": "not a JPEG", "other-size": "640 x 480",
+        "listed-twice": "twice", "no-image": "disagree", "not-an-image": "not a JPEG", "other-size": "640 x 480",
         "empty": "empty answer", "a.b": "neither", "x" * 99: "does not fit", "val-000002": "came before",
     }.items():  # fmt: skip
         assert words in reasons[key], (key, reasons[key])
@@ -131,7 +144,7 @@ def test_what_cannot_be_stored_is_counted_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", range(1, 10))
 def test_without_a_listener_the_first_loss_stops_the_build(tmp_path: Path, number: int) -> None:
-    samples = bad_samples(tmp_path)
+    samples = bad_samples()
     if number == 8:
         return  # the good one between
     with pytest.raises(DataError):

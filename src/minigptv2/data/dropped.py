@@ -13,12 +13,13 @@ DROPPED_FILE = "dropped.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One lost sample. `shard` and `key` are empty where the loss came before there was one."""
+    """One lost sample, or `count` annotations of one. `shard` is empty where the loss came before there was one."""
 
     corpus: str
     shard: str
     key: str
     reason: str
+    count: int = 1
 
     def __str__(self) -> str:
         place = " / ".join(part for part in (self.shard or self.corpus, self.key) if part)
@@ -33,8 +34,10 @@ def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
     """How many by reason, most first; digits and quoted words are masked, so that alike reasons count together."""
     import re
 
-    masked = (re.sub(r"'[^']*'|\d+(\.\d+)?", "…", one.reason) for one in dropped)
-    return dict(Counter(masked).most_common())
+    counts: Counter[str] = Counter()
+    for one in dropped:
+        counts[re.sub(r"'[^']*'|\d+(\.\d+)?", "…", one.reason)] += one.count
+    return dict(counts.most_common())
 
 
 def read_report(file: Path) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import zlib
 from collections import Counter, deque
@@ -20,7 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ from minigptv2.errors import DataError
 from minigptv2.files import sync_file, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
-__all__ = ["INDEX_FILE", "MANIFEST_FILE", "Piece", "Rejected", "Sample", "load_manifest", "write_corpus"]
+__all__ = ["INDEX_FILE", "MANIFEST_FILE", "Rejected", "Sample", "load_manifest", "write_corpus"]
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Of members that are read as images. We write all but `jpeg`."""
@@ -55,35 +56,30 @@ _FORMAT_OF_BUILD = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """An image inside a larger file, another tar say: read by the worker that stores it."""
-
-    file: Path
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class Sample:
-    """What a source yields and the writer stores.
-
-    `image`: the file's bytes as they come, or where they lie (a path, or a piece of a file), which is cheaper to hand
-    to a worker and read only there. Its kind (jpg, png, webp) is told from its bytes; `extension` is what the source
-    thinks and decides nothing.
-    """
+    """What the writer stores: `image` is the file's bytes as they come; they, not `extension`, tell its kind."""
 
     key: str
     record: Record
-    image: bytes | Path | Piece | None = None
+    image: bytes | None = None
     extension: str = "jpg"
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """What a source yields in place of a sample it cannot make; counted and named like one the writer refuses."""
+    """Something of a corpus that is left out: which, why (few different reasons, they are counted), how many."""
 
-    key: str
+    where: str
     reason: str
+    annotations: int = 1
+
+
+Finish = Callable[[Any], tuple[Sample | None, list[Rejected]]]
+"""Makes a sample of what a source yields, in a worker, and says what of it was left out. A function of a module."""
+
+
+def _as_it_is(sample: Sample) -> tuple[Sample, list[Rejected]]:
+    return sample, []
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,8 @@ class _Job:
 
     corpus: str
     file: Path
-    samples: list[Sample]
+    items: list[Any]
+    finish: Finish
     bake_side: int | None
     tolerant: bool
 
@@ -103,11 +100,12 @@ class _Done:
 
     digest: str
     file: str
+    items: int
     bytes: int = 0
     sha256: str = ""
     images: int = 0
     turns: dict[str, int] = field(default_factory=dict)
-    dropped: list[dict[str, str]] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
     index: str = ""
 
     @property
@@ -115,16 +113,17 @@ class _Done:
         return np.frombuffer(base64.b64decode(self.index), dtype=INDEX_DTYPE)
 
 
-def write_corpus(samples: Iterable[Sample | Rejected], output: Path, corpus: str, *, samples_per_shard: int = 1000,
-                 license: str = "", workers: int = 0, bake_side: int | None = None,
+def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_per_shard: int = 1000,
+                 license: str = "", workers: int = 0, finish: Finish = _as_it_is, bake_side: int | None = None,
                  on_dropped: Callable[[Dropped], None] | None = None,
                  progress: Callable[[int], None] | None = None) -> Manifest:  # fmt: skip
     """Write `samples` as shards of `samples_per_shard` under `output`, then index, table and manifest.
 
-    `workers` processes read, check, bake and write (0: this one); memory holds at most `workers + 1` shards' samples.
+    `samples` yields `Sample`s, or whatever `finish` makes samples of, and `Rejected` for what the source leaves out.
+    `workers` processes finish, check, bake and write (0: this one); memory holds at most `workers + 1` shards' items.
     `bake_side` squashes images to squares of that side, JPEG; boxes stay in pixels of the original. `on_dropped` is
-    told of each sample that cannot be stored, and the build goes on; without it the first one raises `DataError`.
-    `progress` is told of every finished shard's samples. All losses also stand in `dropped.jsonl`.
+    told of everything that is left out, and the build goes on; without it the first loss raises `DataError`.
+    `progress` is told how many items each finished shard was made of. All losses also stand in `dropped.jsonl`.
 
     What was written before an error or a kill stays without a manifest, which no reader accepts; the same call again
     writes only the shards that are missing. Raises `DataError` also where nothing is left to write, or where a key
@@ -138,30 +137,26 @@ def write_corpus(samples: Iterable[Sample | Rejected], output: Path, corpus: str
         (output / stale).unlink(missing_ok=True)
     journal.mkdir(exist_ok=True)
     early: list[Dropped] = []
-    jobs = _jobs(samples, output, corpus, samples_per_shard, bake_side, on_dropped, early)
-    done, names, num_dropped = [], [], 0
+    jobs = _jobs(samples, output, corpus, samples_per_shard, finish, bake_side, on_dropped, early)
+    done: list[_Done] = []
+    num_dropped = 0
     with open(output / f"{DROPPED_FILE}.tmp", "w") as report:
         for shard in _written(jobs, workers):
             lost = [Dropped(**entry) for entry in shard.dropped]
-            for one in [*early, *lost]:
-                report.write(one.to_json() + "\n")
-            for one in lost:
-                if on_dropped is not None:
+            if on_dropped is not None:
+                for one in lost:
                     on_dropped(one)
-            num_dropped += len(early) + len(lost)
+            num_dropped += _report(report, [*early, *lost])
             early.clear()
             if shard.file:
                 done.append(shard)
-                names.append(shard.file)
             if progress is not None:
-                progress(len(shard.rows) + len(lost))
-        for one in early:
-            report.write(one.to_json() + "\n")
-        num_dropped += len(early)
+                progress(shard.items)
+        num_dropped += _report(report, early)
     if not done:
         raise DataError(f"{corpus}: nothing to write, the source yielded no sample that could be stored")
     _finish_report(output, num_dropped)
-    for left_over in set(output.glob(f"{corpus}-*.tar")) - {output / name for name in names}:
+    for left_over in set(output.glob(f"{corpus}-*.tar")) - {output / shard.file for shard in done}:
         left_over.unlink()
     turns: Counter[str] = Counter()
     for shard in done:
@@ -181,6 +176,12 @@ def write_corpus(samples: Iterable[Sample | Rejected], output: Path, corpus: str
     return manifest
 
 
+def _report(stream: IO[str], dropped: list[Dropped]) -> int:
+    """Write the losses; returns how many annotations they are."""
+    stream.writelines(f"{one.to_json()}\n" for one in dropped)
+    return sum(one.count for one in dropped)
+
+
 def _finish_report(output: Path, num_dropped: int) -> None:
     temporary = output / f"{DROPPED_FILE}.tmp"
     if num_dropped:
@@ -190,14 +191,19 @@ def _finish_report(output: Path, num_dropped: int) -> None:
         temporary.unlink()
 
 
-def _jobs(samples: Iterable[Sample | Rejected], output: Path, corpus: str, size: int, bake_side: int | None,
+def _jobs(samples: Iterable[Any], output: Path, corpus: str, size: int, finish: Finish, bake_side: int | None,
           on_dropped: Callable[[Dropped], None] | None, early: list[Dropped]) -> Iterator[_Job]:  # fmt: skip
-    """Groups of `size` samples as jobs. What the source rejected goes to `early` and to `on_dropped`, or raises."""
-    group: list[Sample] = []
+    """Groups of `size` items as jobs. What the source rejected goes to `early` and to `on_dropped`, or raises."""
+    group: list[Any] = []
     number = 0
+
+    def job() -> _Job:
+        file = output / f"{corpus}-{number:06d}.tar"
+        return _Job(corpus, file, group, finish, bake_side, tolerant=on_dropped is not None)
+
     for sample in samples:
         if isinstance(sample, Rejected):
-            lost = Dropped(corpus, "", sample.key, sample.reason)
+            lost = Dropped(corpus, "", sample.where, sample.reason, sample.annotations)
             if on_dropped is None:
                 raise DataError(str(lost))
             early.append(lost)
@@ -205,10 +211,10 @@ def _jobs(samples: Iterable[Sample | Rejected], output: Path, corpus: str, size:
             continue
         group.append(sample)
         if len(group) == size:
-            yield _Job(corpus, output / f"{corpus}-{number:06d}.tar", group, bake_side, on_dropped is not None)
+            yield job()
             group, number = [], number + 1
     if group:
-        yield _Job(corpus, output / f"{corpus}-{number:06d}.tar", group, bake_side, on_dropped is not None)
+        yield job()
 
 
 def _written(jobs: Iterator[_Job], workers: int) -> Iterator[_Done]:
@@ -248,18 +254,9 @@ def _write_or_reuse(job: _Job) -> _Done:
 
 
 def _digest(job: _Job) -> str:
-    """What the shard is made of; files by path, size and time of change."""
-    digest = hashlib.sha256(f"{_FORMAT_OF_BUILD}/{job.corpus}/{job.bake_side}".encode())
-    for sample in job.samples:
-        image: Any = sample.image
-        if isinstance(image, bytes):
-            image = (len(image), zlib.crc32(image))
-        elif image is not None:
-            file = image.file if isinstance(image, Piece) else image
-            stat = file.stat() if file.exists() else None
-            image = (str(image), (stat.st_size, stat.st_mtime_ns) if stat else None)
-        digest.update(repr((sample.key, sample.record, image)).encode())
-    return digest.hexdigest()
+    """What the shard is made of. Files that items only point to are taken to stay as they are during a build."""
+    made_by = f"{_FORMAT_OF_BUILD}/{job.corpus}/{job.finish.__module__}.{job.finish.__qualname__}/{job.bake_side}"
+    return hashlib.sha256(made_by.encode() + pickle.dumps(job.items)).hexdigest()
 
 
 class _ShardWriter:
@@ -310,8 +307,20 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     dropped: list[Dropped] = []
     keys: set[str] = set()
     images = 0
+
+    def lose(key: str, reason: str, count: int = 1) -> None:
+        lost = Dropped(job.corpus, job.file.name, key, reason, count)
+        if not job.tolerant:
+            raise DataError(str(lost))
+        dropped.append(lost)
+
     try:
-        for sample in job.samples:
+        for item in job.items:
+            sample, rejected = job.finish(item)
+            for one in rejected:
+                lose(one.where, one.reason, one.annotations)
+            if sample is None:
+                continue
             where = f"{job.file.name} / {sample.key}"
             try:
                 record, image, extension = _checked(sample, where, job.bake_side)
@@ -319,10 +328,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
                     raise DataError(f"{where}: the key came before in this shard")
                 writer.add(sample.key, record, image, extension)
             except (DataError, tar.TarError) as error:
-                reason = str(error).removeprefix(f"{where}: ")
-                if not job.tolerant:
-                    raise DataError(f"{where}: {reason}") from error
-                dropped.append(Dropped(job.corpus, job.file.name, sample.key, reason))
+                lose(sample.key, str(error).removeprefix(f"{where}: "))
                 continue
             keys.add(sample.key)
             turns.update(sample.record.tasks)
@@ -330,16 +336,15 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     except BaseException:
         writer.abandon()
         raise
-    losses = [asdict(one) for one in dropped]
+    done = _Done(digest, "", len(job.items), dropped=[asdict(one) for one in dropped])
     if not writer.rows:
         writer.abandon()
-        return _Done(digest, "", dropped=losses)
+        return done
     writer.close()
-    rows = np.array(writer.rows, dtype=INDEX_DTYPE)
-    index = base64.b64encode(rows.tobytes()).decode()
-    return _Done(
-        digest, job.file.name, writer.bytes, writer.sha256.hexdigest(), images, dict(turns), losses, index
-    )  # fmt: skip
+    done.index = base64.b64encode(np.array(writer.rows, dtype=INDEX_DTYPE).tobytes()).decode()
+    done.file, done.bytes, done.sha256 = job.file.name, writer.bytes, writer.sha256.hexdigest()
+    done.images, done.turns = images, dict(turns)
+    return done
 
 
 def _checked(sample: Sample, where: str, bake_side: int | None) -> tuple[bytes, bytes | None, str]:
@@ -352,7 +357,7 @@ def _checked(sample: Sample, where: str, bake_side: int | None) -> tuple[bytes, 
     record = to_json(sample.record)
     if sample.image is None:
         return record, None, ""
-    image = _image_bytes(sample.image, where)
+    image = sample.image
     kind, width, height = image_size(image, where)
     if (width, height) != (sample.record.width, sample.record.height):
         stated = f"{sample.record.width} x {sample.record.height}"
@@ -363,19 +368,3 @@ def _checked(sample: Sample, where: str, bake_side: int | None) -> tuple[bytes, 
         if len(data) + 2 * tar.BLOCK > MAX_MEMBER_BYTES:
             raise DataError(f"{where}: {what} of {len(data)} bytes is over the {MAX_MEMBER_BYTES} a sample may hold")
     return record, image, _EXTENSION_OF[kind]
-
-
-def _image_bytes(image: bytes | Path | Piece, where: str) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        if isinstance(image, Path):
-            return image.read_bytes()
-        with open(image.file, "rb") as stream:
-            stream.seek(image.offset)
-            data = stream.read(image.size)
-    except OSError as error:
-        raise DataError(f"{where}: the image cannot be read: {error}") from error
-    if len(data) < image.size:
-        raise DataError(f"{where}: {image.file} ends inside the image at byte {image.offset}")
-    return data

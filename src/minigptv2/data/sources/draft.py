@@ -18,7 +18,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.data.images import MAX_PIXELS
-from minigptv2.data.shards import Sample
+from minigptv2.data.shards import Rejected, Sample
 from minigptv2.errors import DataError
 from minigptv2.record import LANGUAGE, Record, Region, Turn, validate
 
@@ -60,15 +60,6 @@ class Draft:
     def annotations(self) -> int:
         """What the corpus counts: questions where the turns are separate, else one."""
         return len(self.turns) if self.separate else 1
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Something of a corpus that is left out: which, why (few different reasons, they are counted), how many."""
-
-    where: str
-    reason: str
-    annotations: int = 1
 
 
 def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
