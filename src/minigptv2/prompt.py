@@ -41,7 +41,8 @@ class PromptStyle(StrEnum):
 class Example:
     """One encoded sample. All arrays are int64 [L]; each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`.
 
-    `num_turns` counts the turns that fitted.
+    `num_turns` counts the turns that fitted. Where several question-answer pairs share an image (`share_image`), the
+    first `shared` tokens are common and `branches` are the lengths of the pairs' own parts, one after the other.
     """
 
     input_ids: np.ndarray
@@ -49,6 +50,8 @@ class Example:
     task_ids: np.ndarray
     num_images: int
     num_turns: int = 1
+    shared: int = 0
+    branches: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -57,6 +60,39 @@ class Example:
     def num_supervised(self) -> int:
         """Tokens that carry loss."""
         return int((self.labels != IGNORE).sum())
+
+
+    @property
+    def position_ids(self) -> np.ndarray:
+        """int64 [L]: 0, 1, ...; every pair that shares an image goes on from the end of the shared part."""
+        if not self.branches:
+            return np.arange(len(self), dtype=np.int64)
+        parts = [np.arange(self.shared), *(np.arange(self.shared, self.shared + n) for n in self.branches)]
+        return np.concatenate(parts).astype(np.int64)
+
+
+def share_image(examples: list[Example]) -> Example:
+    """Examples about one image as one: what stands up to the end of the image is there once, then each one's own part.
+
+    All begin with the same tokens, none of them supervised, because the parts of a prompt are tokenised separately.
+    """
+    first = examples[0]
+    shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1
+    for example in examples:
+        if not np.array_equal(example.input_ids[:shared], first.input_ids[:shared]):
+            raise ValueError("examples that share an image begin with the same prompt")
+        if (example.labels[: shared + 1] != IGNORE).any():
+            raise ValueError("a shared part, and the token after it, cannot be supervised")
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name)[:shared], *(getattr(e, name)[shared:] for e in examples)])
+
+    return Example(
+        joined("input_ids"), joined("labels"), joined("task_ids"), first.num_images,
+        num_turns=sum(example.num_turns for example in examples),
+        shared=shared,
+        branches=tuple(len(example) - shared for example in examples),
+    )  # fmt: skip
 
 
 class _Writer:

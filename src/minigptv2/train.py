@@ -32,7 +32,7 @@ from minigptv2.engine.sharding import assign, construction, full_value, shape_of
 from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.engine.watchdog import Watchdog
-from minigptv2.errors import CheckpointError, RequeueExit
+from minigptv2.errors import CheckpointError, ConfigError, RequeueExit
 from minigptv2.evaluate.pictures import TrainingPictures
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
@@ -88,7 +88,12 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
     run = Path(config.run_dir)
     deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
     tokenizer = tokenizer_of(config.model)
-    plan = DataPlan(load_recipe(config.data.recipe), Path(config.data.shards), config.seed)
+    encoder = _prompt_encoder(config, tokenizer)
+    plan = DataPlan(
+        load_recipe(config.data.recipe), Path(config.data.shards), config.seed,
+        global_batch_size=config.train.global_batch_size, encoder=encoder,
+    )  # fmt: skip
+    _check_plan_reaches(plan, config)
     parent = _load_parent(config)
     bases = open_bases(config.model)
     identity = _identity(config, tokenizer, plan, bases, parent)
@@ -119,7 +124,7 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
             for change in changes:
                 log.line(change)
         _log_mixture(log, plan, "mixture asked", 0)
-        steps = _steps(config, plan, tokenizer, position=position, step=start)
+        steps = _steps(config, plan, encoder, position=position, step=start)
         predictor = Predictor(model, tokenizer)
         pictures = TrainingPictures(config.evaluate, predictor)
         gc.collect()
@@ -297,14 +302,28 @@ class _Meter:
         return text, values
 
 
-def _steps(config: RunConfig, plan: DataPlan, tokenizer: Tokenizer, *, position: int,
-           step: int) -> Iterator[StepBatches]:  # fmt: skip
-    """This rank's batches of the steps that are left."""
-    encoder = PromptEncoder(
+def _prompt_encoder(config: RunConfig, tokenizer: Tokenizer) -> PromptEncoder:
+    return PromptEncoder(
         tokenizer,
         tokens_per_image=vision_row(config.model.vision_encoder).tokens_per_image,
         max_tokens=config.data.max_tokens,
     )
+
+
+def _check_plan_reaches(plan: DataPlan, config: RunConfig) -> None:
+    """Raise `ConfigError` if the recipe's corpora end before the run does."""
+    needed = config.train.steps * config.train.global_batch_size
+    if plan.length is not None and plan.length < needed:
+        raise ConfigError(
+            f"{config.data.recipe}: all corpora have `epochs` and end after {plan.length} samples, but train.steps="
+            f"{config.train.steps} x global_batch_size={config.train.global_batch_size} are {needed}. Set train.steps "
+            f"to {plan.length // config.train.global_batch_size} or leave `epochs` out of a line."
+        )
+
+
+def _steps(config: RunConfig, plan: DataPlan, encoder: PromptEncoder, *, position: int,
+           step: int) -> Iterator[StepBatches]:  # fmt: skip
+    """This rank's batches of the steps that are left."""
     dataset = StepDataset(
         plan,
         encoder,

@@ -3,33 +3,19 @@
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minigptv2.data.config import CorpusShare, Recipe
-from minigptv2.data.plan import WHEEL, DataPlan, _build_wheel, load_recipe
+from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.errors import ConfigError, DataError
+from minigptv2.prompt import PromptEncoder
+from minigptv2.tokenizer import Tokenizer
 from tests.conftest import World
 
 
 def recipe(**ratios: float) -> Recipe:
     shares = {name: CorpusShare(ratio=ratio, task="mixed") for name, ratio in ratios.items()}
     return Recipe(shuffle_window=2, corpora=shares)
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=22))
-@settings(max_examples=25, deadline=None)
-def test_every_prefix_keeps_the_ratios(ratios: list[float]) -> None:
-    shares = np.array(ratios) / sum(ratios)
-    wheel, rank, counts = _build_wheel(shares)
-    assert counts.sum() == WHEEL and (counts >= 1).all()
-    assert np.abs(counts / WHEEL - shares).max() <= len(ratios) / WHEEL
-    taken = np.cumsum(wheel[:, None] == np.arange(len(ratios)), axis=0)
-    expected = np.arange(1, WHEEL + 1)[:, None] * counts / WHEEL
-    assert np.abs(taken - expected).max() < 2.0
-    assert (rank == taken[np.arange(WHEEL), wheel] - 1).all()
 
 
 def test_an_epoch_holds_every_sample_once_and_epochs_differ(world: World) -> None:
@@ -90,3 +76,25 @@ def test_bad_recipes_are_config_errors(tmp_path: Path, text: str, words: str) ->
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         load_recipe(file)
+
+
+def test_ratios_by_token_measure_the_corpora_and_need_a_tokenizer(world: World, tokenizer: Tokenizer) -> None:
+    by_token = Recipe(unit="token", corpora={name: CorpusShare(ratio=1) for name in ("toy_vqa", "toy_conversation")})
+    with pytest.raises(ConfigError, match="a tokenizer to measure them with"):
+        DataPlan(by_token, world.train, seed=0)
+    encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
+    plan = DataPlan(by_token, world.train, seed=0, encoder=encoder)
+    tokens = Counter[int]()
+    for sample in plan.samples(0, 800):
+        tokens[sample.corpus] += len(plan.encode(sample, encoder))
+    assert tokens[0] / tokens.total() == pytest.approx(0.5, abs=0.03)
+    assert plan.shares[0] > 1.3 * plan.shares[1]  # its samples are shorter
+
+
+def test_schedules_need_the_global_batch_size_and_are_part_of_the_identity(world: World) -> None:
+    moving = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, schedule=[[0, 1], [9, 2]])})
+    with pytest.raises(ConfigError, match="needs the global batch size"):
+        DataPlan(moving, world.train, seed=0)
+    prints = {DataPlan(moving, world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}
+    still = {DataPlan(recipe(toy_vqa=1), world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}
+    assert len(prints) == 2 and len(still) == 1

@@ -33,12 +33,26 @@ class DataConfig:
 class CorpusShare:
     """One line of a recipe."""
 
-    ratio: float = MISSING
-    """Share of the mixture, relative to the other lines' ratios; in the recipe's unit."""
+    ratio: float | None = MISSING
+    """Share of the mixture (of its task, where the recipe has `tasks`), relative to the other lines' ratios, in the
+    recipe's unit. null: as many as the corpus has samples."""
     task: str = "mixed"
     """The task that every turn of the corpus has, or `mixed`. Checked against the manifest."""
     shards: str = ""
     """Folder of the corpus, relative to `data.shards`; empty: the corpus's name."""
+    schedule: list[list[float]] = field(default_factory=list)
+    """What the ratio is multiplied by at some steps of the run, as [step, factor] pairs; 0 leaves the corpus out.
+    Shares move in straight lines from one named step to the next, level before the first and after the last."""
+    epochs: float | None = None
+    """The corpus leaves the mixture after exactly this many passes, every sample once in each; the others take its
+    share. null: as often as the ratio asks."""
+    batch_size: int | None = None
+    """With `unit: batch`: samples in a batch of this corpus."""
+    tokens: float | None = None
+    """With `unit: token`: mean tokens of a sample, image tokens included. null: measured on samples of the corpus."""
+    share_images: int = 1
+    """Most question-answer pairs of one image that share its tokens, each with the loss it would have alone. Concerns
+    records of separate turns; a visit trains the next so many of them. A sample is then an image with its pairs."""
 
 
 @dataclass
@@ -46,7 +60,14 @@ class Recipe:
     """A mixture: part of the data plan, which is a pure function of seed, recipe and manifests."""
 
     unit: str = "sample"
-    """What a ratio counts. `sample`: of 100 samples drawn, ratio / sum of ratios x 100 come from the corpus."""
+    """What a ratio counts: `sample`, `token` (as the model sees them, image tokens included), or `batch` (each of the
+    line's `batch_size` samples, which are then spread, not drawn in a clump)."""
+    temperature: float = 1.0
+    """Ratios are taken to the power 1 / temperature: 1 leaves them, larger ones bring them nearer to equal. Tasks' own
+    ratios are left alone."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Task to its share of the mixture; the corpora's ratios then divide each task's share among its corpora. Empty:
+    the corpora's ratios divide the whole."""
     shuffle_window: int = 4
     """Shards whose samples are shuffled together; larger mixes better and opens more files."""
     corpora: dict[str, CorpusShare] = field(default_factory=dict)

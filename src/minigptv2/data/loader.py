@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from random import Random
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -60,7 +59,7 @@ class StepDataset(Dataset[StepBatches]):
         examples: list[Example] = []
         for sample in self.plan.samples(position, self.global_batch_size):
             try:
-                examples.append(self.encode(sample))
+                examples.append(self.plan.encode(sample, self.encoder))
                 kept.append(sample)
             except DataError as error:
                 dropped.append(str(error))
@@ -79,18 +78,6 @@ class StepDataset(Dataset[StepBatches]):
             batches.append(batch)
             sample_ids.append(ids)
         return StepBatches(position, batches, sample_ids, dropped, self.global_batch_size)
-
-    def encode(self, sample: SampleId) -> Example:
-        """The sample's example, wording drawn from (seed, sample, epoch) alone. Raises `DataError` if it is bad."""
-        reader = self.plan.corpora[sample.corpus]
-        draw = Random(f"{self.plan.seed}/{self.plan.names[sample.corpus]}/{sample.sample}/{sample.epoch}")
-        example = self.encoder.encode(reader.record(sample.sample), draw)
-        if example is None:
-            raise DataError(
-                f"{reader.where(sample.sample)}: the first turn alone is longer than "
-                f"max_tokens={self.encoder.max_tokens}"
-            )
-        return example
 
     def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[str]) -> tuple[Batch, list[SampleId]]:
         examples, images, ids = [], [], []

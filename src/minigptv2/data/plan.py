@@ -1,8 +1,8 @@
-"""The data plan: one global, infinite sequence of sample ids, a pure function of (seed, recipe, manifests).
+"""The data plan: one global sequence of sample ids, a pure function of (seed, recipe, manifests).
 
-Per corpus a block shuffle (shards permuted per epoch, samples shuffled inside a window of shards); corpora
-interleaved on a wheel so that every prefix keeps the ratios. Any position is reached by arithmetic, so the state of
-the data is one integer. World size and workers do not appear: they only decide who reads what.
+`mixture` says which corpus a position belongs to; here its samples get their order: per corpus a block shuffle (shards
+permuted per epoch, samples shuffled inside a window of shards). Any position is reached by arithmetic, so the state
+of the data is one integer. World size and workers do not appear: they only decide who reads what.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from minigptv2.config import load_config
-from minigptv2.data.config import Recipe
+from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.encoding import encode_sample
+from minigptv2.data.mixture import MIXED, Mixture, check_recipe
 from minigptv2.data.reader import CorpusReader
-from minigptv2.errors import ConfigError, DataError, nearest
-from minigptv2.record import TASK_NAMES
+from minigptv2.errors import ConfigError, DataError
+from minigptv2.prompt import Example, PromptEncoder
 
-UNITS = ("sample",)
-MIXED = "mixed"
-WHEEL = 10_000
-"""Samples per turn of the interleaving wheel: ratios hold to 1 / WHEEL of the mixture."""
+MEASURED_SAMPLES = 256
+"""Samples of a corpus, evenly spread, whose lengths stand for all of them where ratios count tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +40,7 @@ class SampleId:
 def load_recipe(file: str | Path) -> Recipe:
     """The recipe in a YAML file. Raises `ConfigError` for unknown keys, tasks or units and impossible ratios."""
     recipe = load_config(Recipe, file).value
-    if not recipe.corpora:
-        raise ConfigError(f"{file}: the recipe names no corpora")
-    if recipe.unit not in UNITS:
-        raise ConfigError(f"{file}: unit '{recipe.unit}' is not one of {', '.join(UNITS)}")
-    if recipe.shuffle_window < 1:
-        raise ConfigError(f"{file}: shuffle_window={recipe.shuffle_window} must be at least 1")
-    for name, share in recipe.corpora.items():
-        if share.task not in (*TASK_NAMES, MIXED):
-            hint = nearest(share.task, (*TASK_NAMES, MIXED))
-            raise ConfigError(
-                f"{file}: corpus '{name}' has unknown task '{share.task}'{hint} "
-                f"Known: {', '.join(TASK_NAMES)}, {MIXED}."
-            )
-        if not share.ratio > 0:
-            raise ConfigError(f"{file}: corpus '{name}' has ratio {share.ratio}; a ratio is positive")
+    check_recipe(recipe, str(file))
     return recipe
 
 
@@ -62,10 +48,12 @@ class DataPlan:
     """The sequence of samples of one stage.
 
     `corpora` are readers in the recipe's order. Building it checks that every corpus is there and has the task that
-    the recipe says.
+    the recipe says. `global_batch_size` gives the steps of schedules their meaning; `encoder` measures lengths where
+    ratios count tokens. Raises `ConfigError` where a recipe needs one that is not given.
     """
 
-    def __init__(self, recipe: Recipe, shards: Path, seed: int) -> None:
+    def __init__(self, recipe: Recipe, shards: Path, seed: int, *, global_batch_size: int | None = None,
+                 encoder: PromptEncoder | None = None) -> None:  # fmt: skip
         self.recipe = recipe
         self.seed = seed
         self.names = list(recipe.corpora)
@@ -77,23 +65,40 @@ class DataPlan:
                     f"corpus '{name}' is task '{share.task}' in the recipe, but its shards also hold "
                     f"{', '.join(sorted(others))}; say task: {MIXED}"
                 )
-        self.shares = np.array([share.ratio for share in recipe.corpora.values()], dtype=np.float64)
-        self.shares /= self.shares.sum()
-        self._wheel, self._rank_in_wheel, self._per_wheel = _build_wheel(self.shares)
-        self._window_order = lru_cache(maxsize=256)(self._shuffle_window)
-        self._shard_order = lru_cache(maxsize=64)(self._shuffle_shards)
+        scheduled = any(share.schedule for share in recipe.corpora.values())
+        if scheduled and global_batch_size is None:
+            raise ConfigError("the recipe has schedules over steps: the plan needs the global batch size")
+        self._steps_of = global_batch_size if scheduled else None
+        self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
+        self.mixture = Mixture(
+            recipe, [len(reader) for reader in self.corpora], tokens=self._tokens,
+            global_batch_size=global_batch_size or 1,
+        )  # fmt: skip
+        self.shares = self.mixture.shares
+        self._window_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_window)
+        self._shard_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_shards)
+
+    @property
+    def length(self) -> int | None:
+        """Samples until every corpus has had its epochs; None: without end."""
+        return self.mixture.length
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether question-answer pairs of an image share its tokens in some corpus."""
+        return any(share.share_images > 1 for share in self.recipe.corpora.values())
 
     def sample_at(self, position: int) -> SampleId:
         """The sample at `position` (0-based) of the global sequence."""
-        turn, spoke = divmod(position, WHEEL)
-        corpus = int(self._wheel[spoke])
-        nth = turn * int(self._per_wheel[corpus]) + int(self._rank_in_wheel[spoke])
-        epoch, within = divmod(nth, len(self.corpora[corpus]))
-        return SampleId(corpus, self._sample_in_epoch(corpus, epoch, within), epoch)
+        return self.samples(position, 1)[0]
 
     def samples(self, start: int, count: int) -> list[SampleId]:
         """The samples at positions start .. start + count - 1."""
-        return [self.sample_at(position) for position in range(start, start + count)]
+        ids = []
+        for corpus, nth in zip(*(part.tolist() for part in self.mixture.draw(start, count)), strict=True):
+            epoch, within = divmod(nth, len(self.corpora[corpus]))
+            ids.append(SampleId(corpus, self._sample_in_epoch(corpus, epoch, within), epoch))
+        return ids
 
     def name_of(self, sample: SampleId) -> str:
         """Where a sample lies, and its visit, for people: `corpus: shard / key (epoch 0)`."""
@@ -101,11 +106,16 @@ class DataPlan:
 
     def corpus_counts(self, start: int, count: int) -> Counter[str]:
         """How many of the `count` samples from `start` on come from each corpus, by name."""
-        turns, rest = divmod(count, WHEEL)
-        counts = self._per_wheel * turns
-        spokes = (start + np.arange(rest)) % WHEEL
-        counts = counts + np.bincount(self._wheel[spokes], minlength=len(self.names))
+        counts = self.mixture.counts(start + count) - self.mixture.counts(start)
         return Counter({name: int(n) for name, n in zip(self.names, counts, strict=True)})
+
+    def encode(self, sample: SampleId, encoder: PromptEncoder) -> Example:
+        """The sample's example, its wording drawn by (seed, corpus, sample, epoch) alone. Raises `DataError` if bad."""
+        name = self.names[sample.corpus]
+        return encode_sample(
+            self.corpora[sample.corpus], sample.sample, sample.epoch, encoder,
+            share_images=self.recipe.corpora[name].share_images, dice=f"{self.seed}/{name}",
+        )  # fmt: skip
 
     def fingerprint(self) -> str:
         """SHA-256 over seed, recipe and manifests: equal fingerprints mean the same global sequence."""
@@ -113,8 +123,21 @@ class DataPlan:
             "seed": self.seed,
             "recipe": asdict(self.recipe),
             "manifests": [reader.manifest.fingerprint for reader in self.corpora],
+            "tokens": self._tokens,
+            "global_batch_size": self._steps_of,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def _mean_tokens(self, encoder: PromptEncoder | None) -> list[float]:
+        return [
+            share.tokens or self._measure(name, reader, encoder)
+            for (name, share), reader in zip(self.recipe.corpora.items(), self.corpora, strict=True)
+        ]
+
+    def _measure(self, name: str, reader: CorpusReader, encoder: PromptEncoder | None) -> float:
+        if encoder is None:
+            raise ConfigError(f"unit is token: give corpus '{name}' its `tokens`, or a tokenizer to measure them with")
+        return mean_tokens(reader, self.recipe.corpora[name], encoder, f"{self.seed}/{name}")
 
     def _sample_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
         order, ends = self._shard_order(corpus, epoch)
@@ -139,29 +162,20 @@ class DataPlan:
         return _generator(self.seed, corpus, epoch, window).permutation(samples)
 
 
+def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, dice: str) -> float:
+    """Mean tokens of a sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
+    lengths = []
+    for sample in np.linspace(0, len(reader) - 1, min(len(reader), MEASURED_SAMPLES)).astype(int).tolist():
+        try:
+            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, dice=dice)
+        except DataError:
+            continue  # the loader drops and names it; here it only has no length
+        lengths.append(len(example))
+    if not lengths:
+        raise DataError(f"{reader.folder}: none of {min(len(reader), MEASURED_SAMPLES)} samples can be encoded")
+    return sum(lengths) / len(lengths)
+
+
 def _generator(seed: int, *path: int) -> np.random.Generator:
     """A random stream of its own for each (seed, corpus, epoch[, window])."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=path)))
-
-
-def _build_wheel(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Corpus of each spoke, how many earlier spokes that corpus has, spokes per corpus.
-
-    Counts by largest remainder, at least one each; then each spoke goes to the corpus furthest behind its share, so
-    every prefix of the wheel keeps the ratios to within one sample per corpus.
-    """
-    exact = shares * WHEEL
-    counts = np.maximum(1, np.floor(exact)).astype(np.int64)
-    while counts.sum() != WHEEL:
-        step = 1 if counts.sum() < WHEEL else -1
-        eligible = np.where((counts + step) >= 1, (exact - counts) * step, -np.inf)
-        counts[int(np.argmax(eligible))] += step
-    wheel = np.empty(WHEEL, dtype=np.int64)
-    rank = np.empty(WHEEL, dtype=np.int64)
-    taken = np.zeros(len(shares), dtype=np.int64)
-    for spoke in range(WHEEL):
-        behind = np.where(taken < counts, counts * (spoke + 1) / WHEEL - taken, -np.inf)
-        corpus = int(np.argmax(behind))
-        wheel[spoke], rank[spoke] = corpus, taken[corpus]
-        taken[corpus] += 1
-    return wheel, rank, counts
