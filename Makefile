@@ -59,13 +59,16 @@ $(VENV)/.browser: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve,browser]'
 	touch $@
 
-bench-.PHONY: serve test-browser bench-serve
-serve: $(STAMP)  ## answers a second: shared batches against one by one
+bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
 	$(BIN)/python -m benchmarks.serve.throughput
 
-lint: $(STAMP)  ## ruff and mypy
+lint: $(STAMP)  ## ruff, mypy, and shellcheck where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck -x $(SCRIPTS); \
+	else echo "shellcheck is not installed (apt-get install shellcheck): the shell scripts are not checked"; fi
+
+SCRIPTS := launch/slurm/*.sh launch/slurm/*.sbatch launch/slurm/srun_as_ssh/ssh tests/slurm/cluster.sh .ci/run
 
 check: lint  ## lint, and the contract tests
 	$(BIN)/python -m pytest tests/test_contracts.py
@@ -76,6 +79,13 @@ stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's G
 STAGE_stage1 := stage1_pretrain
 STAGE_stage2 := stage2_multitask
 STAGE_stage3 := stage3_instruct
+
+.PHONY: slurm-stages test-slurm
+slurm-stages: $(STAMP)  ## submit the three stages to Slurm, each after the other (NODES, GPUS, DRY_RUN=1; TOY=1: on CPUs)
+	launch/slurm/submit_stages.sh $(OVERRIDES)
+
+test-slurm: $(STAMP)  ## training on a real Slurm made on this machine (root; Debian's slurm packages)
+	$(BIN)/python -m pytest tests/slurm -m slurm $(PYTEST)
 
 tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
 	$(BIN)/tensorboard --logdir runs

@@ -477,6 +477,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the YAML")
     args = parser.parse_args(argv)
     try:
+        distributed.adopt_launcher()
         train(load_run_config(args.config, args.overrides), fresh=args.fresh, resume=args.resume)
     except MiniGPTv2Error as error:
         # Config and checkpoint errors are the same on all ranks and said once; a data error may be one rank's own.

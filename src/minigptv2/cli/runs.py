@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.errors import ConfigError
+
 
 def add_commands(commands: Any) -> None:
     """Add this file's sub-commands."""
@@ -24,6 +26,7 @@ def add_commands(commands: Any) -> None:
     )
     demo.add_argument("--quick", action="store_true", help="a few minutes; learning shows in the loss alone")
     demo.add_argument("--processes", type=int, default=2)
+    demo.add_argument("--data-only", action="store_true", help="make the toy world's shards and tokenizer, then stop")
     demo.set_defaults(run=_demo)
 
 
@@ -42,10 +45,13 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.pretrained and args.data_only:
+        raise ConfigError("--data-only makes the toy world's data; --pretrained has none of it")
     if args.pretrained:
         from minigptv2.demo.pretrained import run_pretrained
 
         return run_pretrained(Path(args.output or "runs/demo-pretrained"), processes=args.processes)
     from minigptv2.demo.toy import run_toy
 
-    return run_toy(Path(args.output or "runs/demo"), quick=args.quick, processes=args.processes)
+    output = Path(args.output or "runs/demo")
+    return run_toy(output, quick=args.quick, processes=args.processes, data_only=args.data_only)

@@ -23,13 +23,18 @@ _QUICK_STEPS = {"stage1": 200, "stage2": 100, "stage3": 60}
 _QUICK_HELDOUT = 40
 
 
-def run_toy(output: Path, *, quick: bool, processes: int) -> int:
-    """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed."""
+def run_toy(output: Path, *, quick: bool, processes: int, data_only: bool = False) -> int:
+    """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed.
+
+    `data_only` ends once shards and tokenizer are there, for those who train elsewhere.
+    """
     began = time.monotonic()
     environment = environment_of(output)
     seconds: dict[str, float] = {}
     timed(seconds, "shards", lambda: _build_shards(output / "shards", quick, environment))
     run(["tokenizer", "--shards", str(output / "shards/train"), "--output", str(output / "tokenizer")], environment)
+    if data_only:
+        return 0
     for stage in STAGES:
         timed(seconds, stage, partial(_train, stage, quick, processes, environment))
     timed(seconds, "evaluation", lambda: _report(output, quick, seconds))

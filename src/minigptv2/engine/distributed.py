@@ -12,29 +12,52 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.engine import compiled_op
+from minigptv2.engine.slurm import rank_environment
+from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 T = TypeVar("T")
 _SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
 
+def adopt_launcher() -> None:
+    """Make a task that plain `srun` started look like one of any other launcher: RANK and its like are set."""
+    os.environ.update(rank_environment(os.environ))
+
+
 def world_size_from_environment() -> int:
     """How many processes the launcher started; 1 without a launcher. Needs no process group."""
+    adopt_launcher()
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def choose_device() -> torch.device:
-    """This rank's device: its GPU, or the CPU when there is none or `DS_ACCELERATOR=cpu` asks for it."""
+    """This rank's device: its GPU, or the CPU when there is none or `DS_ACCELERATOR=cpu` asks for it.
+
+    Raises `ConfigError` where a node runs more ranks than it shows GPUs to them.
+    """
+    adopt_launcher()
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", gpu_of(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
         torch.cuda.set_device(device)
         return device
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when it is imported
     return torch.device("cpu")
 
 
+def gpu_of(local_rank: int, visible: int) -> int:
+    """The GPU of a node's `local_rank`-th rank, of the `visible` ones. A launcher that shows each rank its own GPU
+    alone (`srun --gpus-per-task=1`) shows one: number 0."""
+    if local_rank < visible:
+        return local_rank
+    if visible == 1 and "SLURM_LOCALID" in os.environ:
+        return 0
+    raise ConfigError(f"this is rank {local_rank} of its node, which shows it {visible} GPU(s): start fewer per node")
+
+
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     """Join the process group that the launcher described, or make one of a single process."""
+    adopt_launcher()
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
@@ -42,6 +65,8 @@ def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
+    if device.type == "cpu":
+        compiled_op.load("ShareMemCommBuilder")
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), auto_mpi_discovery=False, verbose=False
