@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -511,6 +512,77 @@ def nocaps(root: Path) -> None:
     put(root / "nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
 
 
+def tar(file: Path, *members: tuple[str, bytes]) -> None:
+    """A tar as webdataset writes it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def pairs(corpus: str, below: str, with_json: bool) -> Callable[[Path], None]:
+    """img2dataset's tars: a caption in json and txt, or in txt alone."""
+
+    def make(root: Path) -> None:
+        def pair(key: str, caption: str, image: bytes | None) -> list[tuple[str, bytes]]:
+            facts = {"caption": caption, "url": f"http://x/{key}", "key": key, "status": "success", "width": 64}
+            found = [(f"{key}.jpg", image)] if image is not None else []
+            found += [(f"{key}.json", json.dumps(facts).encode())] if with_json else []
+            return [*found, (f"{key}.txt", caption.encode())]
+
+        for number in range(2):
+            tar(
+                root / corpus / below / f"0000{number}.tar",
+                *pair("000000000", "A cup of  tea", jpeg(1)),
+                *pair("000000001", "eine Tasse ☕ – grün", jpeg(2, "PNG")),
+                *pair("000000002", " ", jpeg(3)),
+                *pair("000000003", "no picture", None),
+                *pair("000000004", "cut off", jpeg(4)[:60]),
+            )
+        whole = (root / corpus / below / "00001.tar").read_bytes()
+        (root / corpus / below / "00002.tar").write_bytes(whole[: 512 * 5 + 17])
+
+    return make
+
+
+PAIRS_DROPPED = {
+    "empty answer": 2, "no image in the tar": 2, "image cannot be read": 2, "tar damaged from some byte on": 1,
+}  # fmt: skip
+
+GRIT_ROWS = [
+    # caption, noun chunks, expressions
+    ("a dog and two cats on grass", [
+        [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 18, 0.5, 0.5, 0.8, 0.8, 0.8], [10, 18, 0.6, 0.1, 1.2, 0.4, 0.7],
+        [22, 27, 0.0, 0.0, 1.0, 1.0, 0.3],
+    ], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7]]),
+    ("ein Käfer 🐞 auf Blatt", [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]]),
+    ("nothing trusted", [[0, 7, 0.1, 0.1, 0.9, 0.9, 0.5]], [[0, 99, 0.1, 0.1, 0.9, 0.9, 0.9], "junk", [0, 7]]),
+]  # fmt: skip
+
+
+def grit_tars(root: Path) -> None:
+    members = []
+    for number, (caption, chunks, expressions) in enumerate(GRIT_ROWS):
+        facts = {"caption": caption, "width": 640, "height": 480, "noun_chunks": chunks, "ref_exps": expressions}
+        members += [(f"{number:09d}.jpg", jpeg(number)), (f"{number:09d}.json", json.dumps(facts).encode())]
+    tar(root / "grit/00000.tar", *members)
+
+
+def grit_parquet(root: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"key": f"{n}", "caption": c, "jpg": jpeg(n), "noun_chunks": json.dumps(k), "ref_exps": json.dumps(e)}
+        for n, (c, k, e) in enumerate(GRIT_ROWS)
+    ]
+    (root / "grit").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), root / "grit/00000.parquet")
+
+
+
 MINIATURES = [
     Miniature("coco_caption", "train", "list", coco_karpathy_list, 2, 2, MISSING),
     Miniature("coco_caption", "train", "karpathy", coco_karpathy_own, 2, 2, MISSING),
@@ -599,4 +671,17 @@ MINIATURES = [
     Miniature("pope", "random", "lines", pope(False), 1, 2, MISSING),
     Miniature("pope", "random", "list", pope(True), 1, 2, MISSING),
     Miniature("nocaps", "val", "official", nocaps, 2, 2, MISSING),
+    *(
+        Miniature(corpus, "train", layout, pairs(corpus, below, with_json), 5, 5, PAIRS_DROPPED)
+        for corpus, below, layout, with_json in (
+            ("laion", "", "json", True),
+            ("cc3m", "", "txt", False),
+            ("sbu", "sbu", "folder", True),
+        )
+    ),
+    *(
+        Miniature(corpus, "train", layout, make, 2, turns, {"no trusted box": 1})
+        for corpus, turns in (("grit_caption", 2), ("grit_refer", 3), ("grit_identify", 3))
+        for layout, make in (("tars", grit_tars), ("parquet", grit_parquet))
+    ),
 ]

@@ -8,11 +8,13 @@ from minigptv2.data.sources import (
     coco,
     flickr30k,
     gqa,
+    grit,
     hateful_memes,
     iconqa,
     llava,
     nocaps,
     ocr_vqa,
+    pairs,
     photographs,
     pope,
     refcoco,
@@ -45,6 +47,8 @@ def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
 
 
 _ROWS = (
+    *pairs.CORPORA,
+    *grit.CORPORA,
     *coco.CORPORA,
     *textcaps.CORPORA,
     *refcoco.CORPORA,

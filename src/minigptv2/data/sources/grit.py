@@ -1,0 +1,160 @@
+"""GRIT-20M: captions of the web whose phrases and expressions have boxes, as grounded captions, refer and identify.
+
+Source: Peng et al. 2023 (huggingface.co/datasets/zzliang/GRIT). Licence: MS-PL (list), pictures under their own.
+Layouts: the tars that img2dataset writes with all columns kept (`--save_additional_columns`), or its parquet files
+with the pictures inside. `noun_chunks` and `ref_exps` are lists of `[start, end, x1, y1, x2, y2, score]`: characters
+of the caption, corners as shares of the picture. Links die, so no count is held against a download; the list has 20.5
+million rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.data.sources import tars
+from minigptv2.data.sources.corpus import Corpus
+from minigptv2.data.sources.draft import Draft, Rejected
+from minigptv2.data.sources.raw import Raw
+from minigptv2.errors import DataError
+from minigptv2.record import Region, Turn
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What of the boxes is trusted. They come from a detector."""
+
+    min_score: float = 0.65
+    """Least confidence of a box; Kosmos-2's own filter."""
+    min_area: float = 0.0025
+    """Least share of the picture: 22 px of 448 a side. Smaller ones cannot be told on a grid of 100."""
+    max_boxes: int = 8
+    """A phrase with more boxes is a crowd."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stretch of the caption and its boxes, as shares of the picture."""
+
+    start: int
+    end: int
+    boxes: tuple[Box, ...]
+
+
+def found_in(caption: str, entries: Any, thresholds: Thresholds) -> list[Found]:
+    """The trusted stretches in order, boxes of the same one together; of two that overlap the earlier, longer one."""
+    together: dict[tuple[int, int], list[Box]] = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, list) or len(entry) != 7 or not all(_is_number(value) for value in entry):
+            continue
+        start, end, box = int(entry[0]), int(entry[1]), Box(*(min(1.0, max(0.0, float(c))) for c in entry[2:6]))
+        trusted = entry[6] >= thresholds.min_score and box.area >= thresholds.min_area
+        if trusted and 0 <= start < end <= len(caption) and caption[start:end].strip():
+            together.setdefault((start, end), []).append(box)
+    kept: list[Found] = []
+    for (start, end), boxes in sorted(together.items(), key=lambda item: (item[0][0], -item[0][1])):
+        unique = tuple(dict.fromkeys(boxes))
+        if len(unique) <= thresholds.max_boxes and (not kept or kept[-1].end <= start):
+            kept.append(Found(start, end, unique))
+    return kept
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def grounded_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds) -> tuple[Turn, ...]:
+    """One turn: the caption, its noun phrases tied to boxes."""
+    regions = [
+        Region(one.boxes, (caption[one.start : one.end],), (one.start, one.end))
+        for one in found_in(caption, facts.get("noun_chunks"), thresholds)
+    ]
+    return (Turn("grounding", answers=(caption,), regions=tuple(regions)),) if regions else ()
+
+
+def expression_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds, task: str) -> tuple[Turn, ...]:
+    """A turn per referring expression that has exactly one box."""
+    found = found_in(caption, facts.get("ref_exps"), replace(thresholds, max_boxes=1))
+    return tuple(Turn(task, regions=(Region(one.boxes, (caption[one.start : one.end],)),)) for one in found)
+
+
+def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterator[Draft | Rejected]:
+    """A picture a sample: its grounded caption, or its expressions as separate turns."""
+    for entry in _entries(raw):
+        if isinstance(entry, Rejected):
+            yield entry
+            continue
+        caption = entry.caption
+        try:
+            caption.encode()
+        except UnicodeEncodeError:  # its characters cannot be counted as the boxes count them
+            yield Rejected(entry.key, "caption is not UTF-8")
+            continue
+        grounded = task == "grounding"
+        write = grounded_turns if grounded else partial(expression_turns, task=task)
+        turns = write(caption, entry.facts, thresholds)
+        if turns:
+            source = {"corpus": raw.corpus, "id": entry.key}
+            yield Draft(entry.key, turns, entry.image, source, separate=not grounded, frame=(1.0, 1.0))
+        else:
+            yield Rejected(entry.key, "no trusted box")
+
+
+def _entries(raw: Raw) -> Iterator[tars.Entry | Rejected]:
+    for file in raw.glob("grit/*.tar", "grit/*/*.tar", "grit/*.parquet", "grit/*/*.parquet"):
+        yield from tars.entries(file) if file.suffix == ".tar" else _rows(file)
+
+
+def _rows(file: Path) -> Iterator[tars.Entry | Rejected]:
+    """The rows of a parquet file that img2dataset wrote, pictures in the column `jpg`."""
+    if find_spec("pyarrow") is None:
+        raise DataError(f"{file}: reading parquet takes pip install 'minigptv2[corpora]'")
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(file)
+    if "jpg" not in table.schema_arrow.names:
+        raise DataError(
+            f"{file}: has no column jpg: it is the list of links. Load the pictures with img2dataset "
+            "--save_additional_columns '[\"noun_chunks\",\"ref_exps\"]'"
+        )
+    for batch in table.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            image, facts = row.pop("jpg"), {name: _plain(value) for name, value in row.items()}
+            key = f"{file.stem}-{facts.get('key') or facts.get('id')}"
+            yield tars.Entry(key, facts, image=image) if image else Rejected(key, "no image in the file")
+
+
+def _plain(value: Any) -> Any:
+    """Columns of lists are kept as text by some versions of img2dataset."""
+    return json.loads(value) if isinstance(value, str) and value.startswith("[[") else value
+
+
+def _row(name: str, title: str, task: str) -> Corpus:
+    return Corpus(
+        name=name,
+        title=f"GRIT-20M, {title}",
+        drafts=partial(drafts, task=task, thresholds=Thresholds()),
+        tasks=(task,),
+        expected={"train": None},
+        counted="turns",
+        license="MS-PL (list), pictures their own",
+        stages=(1,),
+        download="the list from https://huggingface.co/datasets/zzliang/GRIT; then img2dataset --output_format "
+        "webdataset --save_additional_columns '[\"noun_chunks\",\"ref_exps\"]' --output_folder grit",
+        size="1.5 TB whole",
+        samples_per_shard=5000,
+    )
+
+
+CORPORA = (
+    _row("grit_caption", "grounded caption", "grounding"),
+    _row("grit_refer", "refer", "refer"),
+    _row("grit_identify", "identify", "identify"),
+)
