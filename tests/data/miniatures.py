@@ -324,7 +324,7 @@ def visual_genome(one_folder: bool) -> Callable[[Path], None]:
 
 
 REGIONS_DROPPED = {
-    "region of 16,384 square pixels or more": 1, "duplicate id": 1, "empty or inverted box": 1, "image file missing": 1,
+    "region too large": 1, "duplicate id": 1, "empty or inverted box": 1, "image file missing": 1,
 }  # fmt: skip
 
 

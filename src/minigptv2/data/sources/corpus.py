@@ -33,6 +33,11 @@ class Corpus:
     counted: str = field(default="samples")
     """What `expected` counts."""
 
+    @property
+    def has_files(self) -> bool:
+        """Whether it is read from files that somebody has to get, not drawn or brought by packages."""
+        return bool(self.size)
+
     def raw(self, root: Path) -> Raw:
         """The original files under `root`."""
         return Raw(root, self.name, self.download)

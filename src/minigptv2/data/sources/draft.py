@@ -17,17 +17,18 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.images import MAX_PIXELS
+from minigptv2.data.images import MAX_PIXELS, image_size
 from minigptv2.data.shards import Rejected, Sample
 from minigptv2.errors import DataError
 from minigptv2.record import LANGUAGE, Record, Region, Turn, validate
 
 MIN_SIDE_PX = 1.0
 """A box thinner than this after clipping says nothing."""
-_KEPT_FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
 """Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
-_READ_FORMATS = ("JPEG", "PNG", "WEBP", *_REWRITTEN_FORMATS)
+_REWRITTEN_MAGIC = (b"GIF8", b"II*\0", b"MM\0*")
+TOO_LARGE = "image over the limit of pixels"
 _NO_KEY = re.compile(r"[^0-9A-Za-z_+=-]+")
 
 
@@ -119,16 +120,23 @@ def _read(image: tuple[str, ...] | TarMember | bytes | None) -> tuple[bytes | No
     if image is None:
         return None, "jpg", None
     data = image if isinstance(image, bytes) else _read_member(image) if isinstance(image, TarMember) else _load(image)
+    if data[:4] in _REWRITTEN_MAGIC or data[:2] == b"BM":
+        data = _as_png(data)
     try:
-        with Image.open(io.BytesIO(data), formats=_READ_FORMATS) as opened:
+        kind, width, height = image_size(data, "image")
+    except DataError as error:
+        raise DataError(TOO_LARGE if "limit" in str(error) else "image cannot be read") from error
+    return data, _EXTENSIONS[kind], (width, height)
+
+
+def _as_png(data: bytes) -> bytes:
+    try:
+        with Image.open(io.BytesIO(data), formats=_REWRITTEN_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise DataError(f"image over {MAX_PIXELS:,} pixels")
-            extension = _KEPT_FORMATS.get(opened.format or "")
-            if extension:
-                return data, extension, opened.size
+                raise DataError(TOO_LARGE)
             buffer = io.BytesIO()
             opened.convert("RGB").save(buffer, "PNG")
-            return buffer.getvalue(), "png", opened.size
+            return buffer.getvalue()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError("image cannot be read") from error
 

@@ -122,7 +122,7 @@ def _rows(file: Path) -> Iterator[tars.Entry | Rejected]:
     if "jpg" not in table.schema_arrow.names:
         raise DataError(
             f"{file}: has no column jpg: it is the list of links. Load the pictures with img2dataset "
-            "--save_additional_columns '[\"noun_chunks\",\"ref_exps\"]'"
+            '--save_additional_columns \'["noun_chunks","ref_exps"]\''
         )
     for batch in table.iter_batches(batch_size=256):
         for row in batch.to_pylist():
@@ -147,7 +147,7 @@ def _row(name: str, title: str, task: str) -> Corpus:
         license="MS-PL (list), pictures their own",
         stages=(1,),
         download="the list from https://huggingface.co/datasets/zzliang/GRIT; then img2dataset --output_format "
-        "webdataset --save_additional_columns '[\"noun_chunks\",\"ref_exps\"]' --output_folder grit",
+        'webdataset --save_additional_columns \'["noun_chunks","ref_exps"]\' --output_folder grit',
         size="1.5 TB whole",
         samples_per_shard=5000,
     )

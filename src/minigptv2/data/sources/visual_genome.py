@@ -41,7 +41,7 @@ def drafts(raw: Raw, split: str, *, max_area: float) -> Iterator[Draft | Rejecte
                 said = Region((Box(x, y, x + w, y + h),), (region["phrase"],))
                 turns[identity] = Turn("refer", regions=(said,), source={"id": identity})
         if large:
-            yield Rejected(key, f"region of {max_area:,} square pixels or more", large)
+            yield Rejected(key, "region too large", large)
         if twice:
             yield Rejected(key, "duplicate id", twice)
         if turns:

@@ -1,0 +1,123 @@
+"""`shards build` and `shards list`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minigptv2.data.sources import Corpus
+
+EVERYTHING = "all"
+
+
+def add_commands(shard_commands: Any) -> None:
+    """Add this file's sub-commands to `shards`."""
+    build = shard_commands.add_parser(
+        "build",
+        help="write a corpus, or your own data, as webdataset shards",
+        description="CORPUS is a row of `minigptv2 shards list`, a file of your own (.jsonl, .csv, .json), or `all`: "
+        "every corpus of the stages whose files are below --root, each into its folder below --output. A build that "
+        "was interrupted goes on where it was.",
+        epilog="example: minigptv2 shards build refcoco --root raw --output data/shards/refcoco",
+    )
+    build.add_argument("corpus", metavar="CORPUS")
+    build.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
+    build.add_argument(
+        "--root", metavar="RAW", help="folder with the original files; default: here, or the file's folder"
+    )
+    build.add_argument("--split", default="train")
+    build.add_argument("--workers", type=int, metavar="N", help="processes that read pictures and write; default: CPUs")
+    build.add_argument("--size", type=int, metavar="N", help="samples in a shard")
+    build.add_argument("--limit", type=int, metavar="N", help="stop after this many pictures or conversations")
+    build.add_argument("--bake", type=int, metavar="SIDE", help="store pictures squashed to SIDE x SIDE")
+    build.add_argument("--per-question", action="store_true", help="a sample, and the picture again, for each question")
+    build.add_argument("--skip-bad", action="store_true", help="of your own data: leave out the lines with mistakes")
+    build.set_defaults(run=_build)
+    shard_commands.add_parser("list", help="all corpora").set_defaults(run=_list)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from minigptv2.data.sources import CORPORA
+    from minigptv2.data.sources.own import FORMATS, own_corpus
+    from minigptv2.errors import ConfigError, nearest
+
+    if args.corpus == EVERYTHING:
+        return _build_all(args)
+    file = Path(args.corpus)
+    if file.suffix.lower() in FORMATS or "/" in args.corpus:
+        corpus, root = own_corpus(file, skip_bad=args.skip_bad), Path(args.root or file.parent)
+    elif args.corpus in CORPORA:
+        corpus, root = CORPORA[args.corpus], Path(args.root or ".")
+    else:
+        hint = nearest(args.corpus, list(CORPORA))
+        raise ConfigError(
+            f"unknown corpus '{args.corpus}'{hint} `minigptv2 shards list` shows all; your own data is a file"
+        )
+    _build_one(corpus, root, Path(args.output), args)
+    return 0
+
+
+def _build_all(args: argparse.Namespace) -> int:
+    """Each corpus of the stages in turn; what is not there is told at the end."""
+    from minigptv2.data.manifest import MANIFEST_FILE
+    from minigptv2.data.sources import CORPORA
+    from minigptv2.errors import DataError
+
+    missing, root = [], Path(args.root or ".")
+    rows = [row for row in CORPORA.values() if row.stages and args.split in row.expected]
+    for number, corpus in enumerate(rows, 1):
+        output = Path(args.output) / corpus.name
+        print(f"[{number} of {len(rows)}] {corpus.name}: {corpus.title}", flush=True)
+        if (output / MANIFEST_FILE).is_file():
+            print(f"is built already; to build it anew remove {output}")
+            continue
+        try:
+            next(iter(corpus.drafts(corpus.raw(root), args.split)), None)
+        except DataError as error:
+            missing.append(str(error))
+            print("its files are not there")
+            continue
+        _build_one(corpus, root, output, args)
+    for reason in missing:
+        print(f"not built: {reason}")
+    print(f"{len(rows) - len(missing)} of {len(rows)} corpora are built below {args.output}")
+    return 0 if len(missing) < len(rows) else 3
+
+
+def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from minigptv2.data.build import build
+
+    total = corpus.expected.get(args.split) if args.limit is None else None
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = args.workers if args.workers is not None else cpus if corpus.has_files else 0
+    with tqdm(
+        total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
+    ) as bar:
+        report = build(
+            corpus, root, args.split, output, workers=workers, samples_per_shard=args.size, limit=args.limit,
+            per_question=args.per_question, bake_side=args.bake, progress=bar.update,
+        )  # fmt: skip
+    for line in report.lines():
+        print(line)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from minigptv2.data.sources import CORPORA
+
+    rows = [("corpus", "tasks", "stages", "split: count", "size", "licence")]
+    for name, corpus in CORPORA.items():
+        stages = ", ".join(map(str, corpus.stages)) or ("evaluation" if corpus.has_files else "demo")
+        sizes = ", ".join(
+            f"{split}: {'?' if n is None else f'{n:,}'}" for split, n in list(corpus.expected.items())[:4]
+        )
+        rows.append((name, ", ".join(corpus.tasks), stages, f"{sizes} {corpus.counted}", corpus.size, corpus.license))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0

@@ -1,0 +1,315 @@
+"""Your own data as a corpus: JSON lines, a CSV of pictures and captions, a COCO detection file, or LLaVA's list.
+
+`docs/your-own-data.md` shows each. Pictures are looked for beside the file (or below `--root`). Every mistake is
+named with its line and what to change; a build stops on the first thirty unless told to skip them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.data.sources.corpus import Corpus
+from minigptv2.data.sources.draft import Draft, Rejected, finish
+from minigptv2.data.sources.llava import turns_of
+from minigptv2.data.sources.raw import Raw, read_json
+from minigptv2.errors import DataError, nearest
+from minigptv2.record import CHAT, LANGUAGE, TASK_NAMES, Region, Turn
+
+MAX_SHOWN = 30
+KEYS = ("image", "task", "question", "answer", "phrase", "boxes", "objects", "boxes_in", "conversations", "id")
+PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
+FORMATS = {
+    ".jsonl": "JSON lines",
+    ".csv": "a CSV of image and caption",
+    ".tsv": "a CSV with tabs",
+    ".json": "a COCO detection file or LLaVA's list of conversations",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One entry of a file and what to call it in messages: `line 3`, `image 17`."""
+
+    name: str
+    draft: Draft | None
+    problem: str = ""
+
+
+def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
+    """The corpus that a file of one's own makes, named after the file. Raises `DataError` for an unknown format.
+
+    Its drafts raise `DataError` with every mistake, or with `skip_bad` leave the mistaken lines out and count them.
+    """
+    if file.suffix.lower() not in FORMATS:
+        known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
+        raise DataError(f"{file}: the ending says the format, and '{file.suffix}' is none of {known}")
+    if not file.is_file():
+        raise DataError(f"there is no {file}")
+    return Corpus(
+        name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
+        title=f"your own: {FORMATS[file.suffix.lower()]}",
+        drafts=partial(_drafts, file=file, skip_bad=skip_bad),
+        tasks=("mixed",),
+        expected={"train": None},
+        counted="entries",
+        license="yours",
+        download="it is yours",
+    )
+
+
+def _drafts(raw: Raw, split: str, *, file: Path, skip_bad: bool) -> Iterator[Draft | Rejected]:
+    if not skip_bad:
+        check(file, raw)
+    for line in read(file, raw):
+        if line.draft is not None:
+            yield line.draft
+        else:
+            yield Rejected(line.name, line.problem)
+
+
+def check(file: Path, raw: Raw) -> int:
+    """How many entries the file has, all of them good. Raises `DataError` with each mistake and what to change."""
+    problems, number = [], 0
+    for line in read(file, raw):
+        number += 1
+        lost = [line.problem] if line.draft is None else [one.reason for one in finish(line.draft)[1]]
+        problems += [f"  {line.name}: {_advice(reason, line.draft)}" for reason in lost]
+    if problems:
+        more = f"\n  and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise DataError(
+            f"{file}: {len(problems)} of {number} entries cannot be used; mend them, or leave them out with "
+            f"--skip-bad:\n"
+            + "\n".join(problems[:MAX_SHOWN])
+            + more
+        )
+    if number == 0:
+        raise DataError(f"{file}: is empty")
+    return number
+
+
+def _advice(reason: str, draft: Draft | None) -> str:
+    if draft is None:
+        return reason
+    if reason == "image file missing":
+        looked = draft.image if isinstance(draft.image, tuple) else ()
+        return f"image file missing; looked for {' and '.join(looked)}. Give its path from the file's folder, or --root"
+    if reason.startswith(("box", "empty or inverted box")):
+        boxes = [str(box) for turn in draft.turns for region in turn.regions for box in region.boxes]
+        return (
+            f"{reason}: {', '.join(boxes)}. Boxes are x1, y1, x2, y2 in pixels of the picture; say "
+            f'"boxes_in": "{XYWH}" for x, y, width, height or "{NORMALISED}" for shares of 0..1'
+        )
+    return reason
+
+
+def read(file: Path, raw: Raw) -> Iterator[Line]:
+    """The entries of a file, in order, each as a draft or with what is wrong."""
+    readers: dict[str, Callable[[Path, Raw], Iterator[Line]]] = {
+        ".jsonl": _from_jsonl,
+        ".csv": partial(_from_csv, delimiter=","),
+        ".tsv": partial(_from_csv, delimiter="\t"),
+        ".json": _from_json,
+    }
+    return readers[file.suffix.lower()](file, raw)
+
+
+def _from_jsonl(file: Path, raw: Raw) -> Iterator[Line]:
+    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+        for number, text in enumerate(stream, 1):
+            if text.strip():
+                try:
+                    entry = json.loads(text)
+                except ValueError as error:
+                    yield Line(f"line {number}", None, f"not JSON: {error}. Each line is one object in braces")
+                else:
+                    yield _line(f"line {number}", number, entry, file, raw)
+
+
+def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[Line]:
+    with open(file, encoding="utf-8-sig", newline="", errors="replace") as stream:
+        rows = csv.DictReader(stream, delimiter=delimiter)
+        columns = [name for name in rows.fieldnames or [] if name]
+        unknown = [name for name in columns if name not in ("image", "caption")]
+        if unknown or len(columns) != 2:
+            raise DataError(f"{file}, line 1: the columns are {columns}; they must be image and caption, named so")
+        for row in rows:
+            name = f"line {rows.line_num}"
+            if row.get("caption") is None or None in row:
+                yield Line(name, None, 'not two columns; put a caption that holds a comma in quotes: a.jpg,"one, two"')
+            else:
+                entry = {"image": row["image"], "task": "caption", "answer": row["caption"]}
+                yield _line(name, rows.line_num, entry, file, raw)
+
+
+def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
+    document = read_json(file)
+    if isinstance(document, list):
+        for number, entry in enumerate(document, 1):
+            yield _line(f"entry {number}", number, entry, file, raw)
+    elif isinstance(document, dict) and {"images", "annotations", "categories"} <= set(document):
+        yield from _from_coco(document, file, raw)
+    else:
+        raise DataError(f"{file}: want a list of conversations, or an object with images, annotations and categories")
+
+
+def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]:
+    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out."""
+    names = {category["id"]: str(category["name"]) for category in document["categories"]}
+    boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+    for annotation in document["annotations"]:
+        if annotation["category_id"] not in names:
+            category = annotation["category_id"]
+            raise DataError(f"{file}: annotation {annotation.get('id')} has category {category}, which is not listed")
+        if not annotation.get("iscrowd"):
+            x, y, w, h = annotation["bbox"]
+            boxes[annotation["image_id"]][names[annotation["category_id"]]].append(Box(x, y, x + w, y + h))
+    for number, image in enumerate(document["images"], 1):
+        found = boxes.get(image["id"])
+        if found:
+            turns = [Turn("detection", regions=(Region(tuple(at), (name,)),)) for name, at in found.items()]
+            paths = _paths(image["file_name"], file, raw)
+            source = {"corpus": raw.corpus, "id": str(image["id"])}
+            draft = Draft(f"{number:08d}", tuple(turns), paths, source, separate=True)
+            yield Line(f"image {image['id']} ({image['file_name']})", draft)
+
+
+def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> Line:
+    try:
+        return Line(name, _draft(number, entry, file, raw))
+    except DataError as error:
+        return Line(name, None, str(error))
+
+
+def _draft(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
+    """One entry. Raises `DataError` saying what to change."""
+    if not isinstance(entry, dict):
+        raise DataError(f'found {json.dumps(entry)[:40]}; want an object: {{"image": "a.jpg", "task": "caption", ...}}')
+    for key in entry:
+        if key not in KEYS and "conversations" not in entry:
+            raise DataError(f"unknown key '{key}'{nearest(key, KEYS)} The keys are {', '.join(KEYS)}")
+    image = entry.get("image")
+    if image is not None and not isinstance(image, str):
+        raise DataError(f"image is {json.dumps(image)[:40]}; want the path of a picture")
+    frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
+    talk = entry.get("conversations")
+    turns = (_turn(entry, image),) if talk is None else _talk(talk, image is not None)
+    source = {"corpus": raw.corpus, "id": str(entry.get("id", number))}
+    return Draft(f"{number:08d}", turns, None if image is None else _paths(image, file, raw), source, frame=frame)
+
+
+def _talk(conversation: Any, has_image: bool) -> tuple[Turn, ...]:
+    shaped = isinstance(conversation, list) and all(
+        isinstance(said, dict) and isinstance(said.get("from"), str) and isinstance(said.get("value"), str)
+        for said in conversation
+    )
+    if not shaped:
+        raise DataError('conversations is a list of {"from": "human", "value": ...}, {"from": "gpt", "value": ...}')
+    return turns_of(conversation, has_image=has_image)
+
+
+def _turn(entry: dict[str, Any], image: str | None) -> Turn:
+    task = entry.get("task")
+    if task not in TASK_NAMES:
+        said = f"task '{task}'{nearest(str(task), TASK_NAMES)}" if task is not None else "no task"
+        raise DataError(f"{said} The tasks are {', '.join(TASK_NAMES)}")
+    if (task == LANGUAGE) != (image is None):
+        change = (
+            f"say task '{CHAT}', or take image out" if image is not None else f"add image, or say task '{LANGUAGE}'"
+        )
+        raise DataError(f"task '{task}' {'has' if image is not None else 'needs'} an image: {change}")
+    answers = _texts(entry, "answer")
+    if task in ("vqa", CHAT, LANGUAGE):
+        return Turn(task, _need(entry, "question"), answers or _missing(task, "answer"))
+    if task == "caption":
+        return Turn(task, answers=answers or _missing(task, "answer"))
+    if task == "grounding":
+        return _grounding(entry, answers or _missing(task, "answer"))
+    if task == "detection":
+        return Turn(task, regions=tuple(_objects(entry)))
+    phrases = _texts(entry, "question" if task == "refer" else "answer") or _texts(entry, "phrase")
+    boxes = _boxes(entry)
+    if len(boxes) != 1:
+        raise DataError(f"task '{task}' takes one box, found {len(boxes)}")
+    return Turn(task, regions=(Region(boxes, phrases or _missing(task, "phrase")),))
+
+
+def _grounding(entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
+    """The caption's phrases where they stand in it, one after the other."""
+    caption, position, regions = answers[0].strip(), 0, []
+    for region in _objects(entry):
+        start = caption.find(region.phrases[0], position)
+        if start < 0:
+            raise DataError(
+                f"phrase '{region.phrases[0]}' does not stand in the caption after character {position}; spell it as "
+                "there, and list objects in the order in which it names them"
+            )
+        position = start + len(region.phrases[0])
+        regions.append(Region(region.boxes, region.phrases, (start, position)))
+    return Turn("grounding", answers=(caption,), regions=tuple(regions))
+
+
+def _objects(entry: dict[str, Any]) -> list[Region]:
+    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry itself."""
+    listed = entry.get("objects", [entry] if "boxes" in entry else None)
+    if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
+        raise DataError('want "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
+    return [
+        Region(_boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (_need(one, "phrase"),)) for one in listed
+    ]
+
+
+def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
+    kind, boxes = entry.get("boxes_in", PIXELS), entry.get("boxes")
+    if kind not in (PIXELS, XYWH, NORMALISED):
+        raise DataError(f"boxes_in '{kind}' is not one of {PIXELS}, {XYWH}, {NORMALISED}")
+    if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(value, list) for value in boxes):
+        boxes = [boxes]  # a single box
+    if not isinstance(boxes, list) or not boxes or not all(_is_box(box) for box in boxes):
+        raise DataError(f"boxes is {json.dumps(boxes)[:60]}; want [[x1, y1, x2, y2], ...], four numbers each")
+    corners = [(b[0], b[1], b[0] + b[2], b[1] + b[3]) if kind == XYWH else tuple(b) for b in boxes]
+    if kind == PIXELS and all(0 <= value <= 1 for box in corners for value in box):
+        raise DataError(f'boxes {corners} are all within 0..1: add "boxes_in": "{NORMALISED}"')
+    if kind == NORMALISED and any(not -0.001 <= value <= 1.001 for box in corners for value in box):
+        raise DataError(f'boxes {corners} are not within 0..1: take "boxes_in": "{NORMALISED}" out')
+    return tuple(Box(*map(float, box)) for box in corners)
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    return numbers and all(math.isfinite(v) for v in box)
+
+
+def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A text or a list of texts; empty ones are a mistake."""
+    given = entry.get(key)
+    if given is None:
+        return ()
+    texts = given if isinstance(given, list) else [given]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{key} is {json.dumps(given)[:40]}; want a text, or a list of texts, none of them empty")
+    return tuple(texts)
+
+
+def _need(entry: dict[str, Any], key: str) -> str:
+    texts = _texts(entry, key)
+    if len(texts) != 1:
+        raise DataError(f'want one "{key}", found {len(texts)}')
+    return texts[0]
+
+
+def _missing(task: str, key: str) -> Any:
+    raise DataError(f"task '{task}' needs \"{key}\"")
+
+
+def _paths(image: str, file: Path, raw: Raw) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((str(raw.root / image), str(file.parent / image))))

@@ -1,0 +1,100 @@
+"""`shards build`: every corpus from its files to a folder of shards, counted, the same in parallel."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minigptv2.cli import main as cli
+from minigptv2.data.build import build
+from minigptv2.data.images import image_size
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.sources import CORPORA
+from tests.data.miniatures import MINIATURES, Miniature, jpeg, vqa_official
+
+
+@pytest.mark.parametrize("miniature", MINIATURES, ids=lambda miniature: miniature.id)
+def test_a_build_counts_what_it_read_kept_and_lost(tmp_path: Path, miniature: Miniature) -> None:
+    miniature.make(tmp_path)
+    corpus = CORPORA[miniature.corpus]
+    report = build(corpus, tmp_path, miniature.split, tmp_path / "out", samples_per_shard=1)
+    assert report.dropped == {reason: count for reason, count in miniature.dropped.items() if count}
+    assert report.read == miniature.annotations + sum(miniature.dropped.values())
+    reader = CorpusReader(tmp_path / "out")
+    assert len(reader) == miniature.samples
+    for sample in range(len(reader)):
+        record = reader.record(sample)
+        if record.has_image:
+            assert Image.open(io.BytesIO(reader.image(sample))).size == (record.width, record.height)
+    if corpus.expected[miniature.split] is not None:
+        assert "a complete download has" in report.warnings()[0]
+
+
+def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vqa_official("okvqa", "")(tmp_path)
+    words = ["shards", "build", "ok_vqa", "--root", str(tmp_path), "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert cli(words) == 0
+    told = capsys.readouterr().out
+    assert "ok_vqa train: read 7 questions of 9,009 expected" in told
+    assert "kept 2 samples in 1 shards" in told and "turns: 3 vqa" in told
+    for reason in ("duplicate id", "image file missing", "empty answer", "empty question"):
+        assert f"dropped 1: {reason}" in told
+    assert "warning: a complete download has 9,009 questions, this one 7" in told
+
+
+def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    made = [
+        build(CORPORA["vqav2"], tmp_path, "train", tmp_path / f"out{workers}", workers=workers, samples_per_shard=1)
+        for workers in (0, 2)
+    ]
+    assert made[0].manifest.fingerprint == made[1].manifest.fingerprint
+    assert made[0].dropped == made[1].dropped
+
+
+def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", per_question=True)
+    reader = CorpusReader(tmp_path / "out")
+    records = [reader.record(number) for number in range(len(reader))]
+    assert [len(record.turns) for record in records] == [1, 1, 1] and not any(record.separate for record in records)
+
+
+def test_all_builds_what_it_finds_once_and_names_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    vqa_official("okvqa", "")(tmp_path)
+    words = ["shards", "build", "all", "--root", str(tmp_path), "--output", str(tmp_path / "shards"), "--workers", "0"]
+    assert cli(words) == 0
+    told = capsys.readouterr().out
+    assert f"2 of {sum(bool(row.stages) for row in CORPORA.values())} corpora are built" in told
+    assert "not built: gqa: there is no" in told
+    assert sorted(folder.name for folder in (tmp_path / "shards").iterdir()) == ["ok_vqa", "vqav2"]
+    assert cli(words) == 0
+    assert capsys.readouterr().out.count("is built already") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["vqav3"], "unknown corpus 'vqav3'; did you mean 'vqav2'?"),
+        (["vqav2", "--split", "test"], "vqav2 has no split 'test'; it has train, val"),
+        (["my.jsonl"], "there is no my.jsonl"),
+    ],
+)
+def test_wrong_words_are_answered(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+    assert cli(["shards", "build", *words, "--output", "nowhere"]) != 0
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "MPO"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "quality": 30}, {"exif": b"Exif\0\0" + b"x" * 900}])
+def test_sizes_read_from_headers_are_pillows(format: str, options: dict[str, object]) -> None:
+    for size in ((1, 1), (640, 37), (3, 2000)):
+        buffer = io.BytesIO()
+        Image.new("RGB", size).save(buffer, format, **options)
+        name = "JPEG" if format == "MPO" else format
+        assert image_size(buffer.getvalue(), "here") == (name, *size)
+    assert image_size(jpeg(), "here") == ("JPEG", 64, 48)

@@ -1,0 +1,152 @@
+"""Your own data: what is read of each format, and what each mistake is told to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigptv2.boxes import Box
+from minigptv2.cli import main as cli
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.sources import own
+from minigptv2.data.sources.own import own_corpus
+from minigptv2.errors import DataError
+from minigptv2.record import Record, Turn
+from tests.data.miniatures import HEIGHT, WIDTH, jpeg, lines, put
+
+REFER = {"image": "a.jpg", "task": "refer", "phrase": "x"}
+GOOD: list[dict[str, Any]] = [
+    {"image": "a.jpg", "task": "caption", "answer": "A größer dog."},
+    {"image": "a.jpg", "task": "vqa", "question": "What?", "answer": ["dog", "dog", "hound"]},
+    {"image": "a.jpg", "task": "refer", "phrase": "the dog", "boxes": [10, 12, 32, 24]},
+    {"image": "a.jpg", "task": "refer", "question": "dog", "boxes": [[0.25, 0.25, 0.5, 0.5]], "boxes_in": "normalised"},
+    {"image": "a.jpg", "task": "identify", "boxes": [[10, 12, 22, 12]], "boxes_in": "xywh", "answer": "the dog"},
+    {"image": "a.jpg", "task": "detection", "phrase": "dog", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+    {"image": "a.jpg", "task": "grounding", "answer": "A dog by a dog.", "objects": [
+        {"phrase": "dog", "boxes": [[1, 2, 3, 4]]}, {"phrase": "dog", "boxes": [[5, 6, 70, 8]]}]},
+    {"image": "a.jpg", "id": "x", "conversations": [
+        {"from": "human", "value": "<image>\nHi?"}, {"from": "gpt", "value": "Ho."}]},
+    {"task": "language", "question": "Say A.", "answer": "A"},
+]  # fmt: skip
+
+
+def built(folder: Path, file: str) -> list[Record]:
+    assert cli(["shards", "build", str(folder / file), "--output", str(folder / "out")]) == 0
+    reader = CorpusReader(folder / "out")
+    return [reader.record(number) for number in range(len(reader))]
+
+
+def test_json_lines_of_every_task(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / "my.jsonl", lines(GOOD))
+    records = built(tmp_path, "my.jsonl")
+    assert [record.tasks[0] for record in records] == [entry.get("task", "conversation") for entry in GOOD]
+    assert records[1].turns[0].answers == ("dog", "dog", "hound")
+    assert records[2].turns[0].regions[0].boxes == (Box(10, 12, 32, 24),)
+    assert records[3].turns[0].regions[0].boxes == (Box(WIDTH / 4, HEIGHT / 4, WIDTH / 2, HEIGHT / 2),)
+    assert records[4].turns[0].regions[0].boxes == (Box(10, 12, 32, 24),)
+    assert [region.span for region in records[6].turns[0].regions] == [(2, 5), (11, 14)]
+    assert records[6].turns[0].regions[1].boxes == (Box(5, 6, 64, 8),), "cut at the border"
+    assert records[7].turns == (Turn("conversation", "Hi?", ("Ho.",)),) and not records[8].has_image
+
+
+def test_a_csv_of_captions(tmp_path: Path) -> None:
+    put(tmp_path / "pictures/a.jpg", jpeg())
+    put(tmp_path / "my.csv", '\ufeffimage,caption\npictures/a.jpg,"One, two – drei"\npictures/a.jpg,Three\n')
+    assert [r.turns[0].answers for r in built(tmp_path, "my.csv")] == [("One, two – drei",), ("Three",)]
+
+
+def test_a_coco_detection_file(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / "b.jpg", jpeg())
+    document = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "tennis racket"}],
+        "annotations": [
+            {"id": n, "image_id": 7, "category_id": c, "bbox": [n, n, 5, 6], "iscrowd": int(n == 4)}
+            for n, c in ((1, 1), (2, 2), (3, 1), (4, 2))
+        ],
+    }
+    put(tmp_path / "my.json", document)
+    (record,) = built(tmp_path, "my.json")
+    assert record.separate and [turn.regions[0].phrases for turn in record.turns] == [("cat",), ("tennis racket",)]
+    assert record.turns[0].regions[0].boxes == (Box(1, 1, 6, 7), Box(3, 3, 8, 9))
+    assert record.turns[1].regions[0].boxes == (Box(2, 2, 7, 8),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "advice"),
+    [
+        ("{", "not JSON"),
+        ("[1, 2]", 'want an object: {"image"'),
+        ({"image": "a.jpg", "tsk": "vqa"}, "unknown key 'tsk'; did you mean 'task'?"),
+        ({"image": "a.jpg", "task": "vqaa"}, "task 'vqaa'; did you mean 'vqa'? The tasks are vqa, caption"),
+        ({"image": "a.jpg", "question": "x"}, "no task The tasks are"),
+        ({"image": "gone.jpg", "task": "caption", "answer": "x"}, "image file missing; looked for"),
+        ({"image": "bad.jpg", "task": "caption", "answer": "x"}, "image cannot be read"),
+        ({"image": 3, "task": "caption", "answer": "x"}, "image is 3; want the path"),
+        ({"task": "caption", "answer": "x"}, "task 'caption' needs an image: add image, or say task 'language'"),
+        ({"image": "a.jpg", "task": "language", "question": "q", "answer": "x"}, "say task 'conversation', or take"),
+        ({"image": "a.jpg", "task": "caption"}, "task 'caption' needs \"answer\""),
+        ({"image": "a.jpg", "task": "vqa", "question": "q", "answer": ["x", " "]}, "none of them empty"),
+        ({"image": "a.jpg", "task": "vqa", "answer": "x"}, 'want one "question", found 0'),
+        ({**REFER, "boxes": [1, 2, 3]}, "four numbers each"),
+        ({**REFER, "boxes": [1, 2, 3, float("nan")]}, "four numbers each"),
+        ({**REFER, "boxes": [[1, 2, 3, 4]] * 2}, "takes one box, found 2"),
+        ({"image": "a.jpg", "task": "refer", "boxes": [1, 2, 3, 4]}, "task 'refer' needs \"phrase\""),
+        ({**REFER, "boxes": [0.1, 0.2, 0.5, 1]}, 'add "boxes_in": "normalised"'),
+        ({**REFER, "boxes": [1, 2, 30, 40], "boxes_in": "normalised"},
+         'take "boxes_in": "normalised" out'),
+        ({**REFER, "boxes": [1, 2, 3, 4], "boxes_in": "yxyx"}, "is not one of"),
+        ({**REFER, "boxes": [30, 30, 10, 10]}, 'say "boxes_in": "xywh"'),
+        ({**REFER, "boxes": [300, 30, 400, 40]}, "box outside the image: (300"),
+        ({"image": "a.jpg", "task": "detection", "objects": "dog"}, 'want "objects": [{"phrase"'),
+        ({**REFER, "task": "grounding", "answer": "cat", "objects": [{"phrase": "dog", "boxes": [1, 2, 3, 4]}]},
+         "phrase 'dog' does not stand in the caption"),
+        ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, "without an answer"),
+        ({"image": "a.jpg", "conversations": ["x"]}, 'a list of {"from"'),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_told_by_line_with_what_to_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: Any, advice: str
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / "bad.jpg", b"\xff\xd8 not one")
+    bad = entry if isinstance(entry, str) else json.dumps(entry)
+    put(tmp_path / "my.jsonl", lines(GOOD[:1]) + "\n" + bad + "\n")
+    assert cli(["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out")]) == 3
+    told = capsys.readouterr().err
+    assert "1 of 2 entries cannot be used" in told and "  line 3: " in told and advice in told
+    assert not (tmp_path / "out/manifest.json").exists()
+    words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-bad"]
+    assert cli(words) == 0
+    assert len(CorpusReader(tmp_path / "out")) == 1 and "dropped 1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("my.csv", "file,text\na.jpg,x\n", "they must be image and caption"),
+        ("my.csv", "image,caption\na.jpg,one, two\n", "line 2: not two columns; put a caption that holds a comma"),
+        ("my.json", '{"images": []}', "want a list of conversations, or an object with images"),
+        ("my.xlsx", "x", "the ending says the format"),
+        ("my.jsonl", "", "is empty"),
+    ],
+)  # fmt: skip
+def test_files_of_another_shape_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: str, advice: str
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / name, content)
+    assert cli(["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 3
+    assert advice in capsys.readouterr().err
+
+
+def test_only_the_first_mistakes_are_shown(tmp_path: Path) -> None:
+    put(tmp_path / "my.jsonl", "{\n" * (own.MAX_SHOWN + 5))
+    corpus = own_corpus(tmp_path / "my.jsonl")
+    with pytest.raises(DataError, match="35 of 35 entries(.|\n)*line 30: (.|\n)*and 5 more"):
+        list(corpus.drafts(corpus.raw(tmp_path), "train"))
