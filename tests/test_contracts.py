@@ -28,7 +28,7 @@ FLOORS = [
     {"evaluate", "serve"},
     {"run_config"},
     {"sizing"},
-    {"train"},
+    {"train", "doctor"},
     {"cli", "demo"},
 ]
 """From the ground up. A module imports from floors below only; inside a floor, single files of floor 0 and of the top

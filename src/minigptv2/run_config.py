@@ -70,7 +70,8 @@ SAME_CONTENT = (
 )  # fmt: skip
 """Paths: free to move. What lies there is compared by its hash."""
 MAY_CHANGE = (
-    "run_dir", "model.lora.dropout", "model.attention", "data.max_pack_tokens", "data.image_cost_tokens",
+    "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
+    "data.max_pack_tokens", "data.image_cost_tokens",
     "data.num_workers", "data.max_bad_in_a_row", "train.deepspeed", "train.steps", "train.micro_batch_size",
     "train.learning_rate", "train.warmup_steps", "train.warmup_learning_rate", "train.final_learning_rate_ratio",
     "train.betas", "train.weight_decay", "train.gradient_clipping", "train.log_every", "train.checkpoint_every",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from minigptv2.config import Loaded, flat_values, save_yaml
+from minigptv2.data.fullest import fullest_pack
 from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.engine import distributed
@@ -28,7 +28,7 @@ from minigptv2.engine.config import load_deepspeed_config, resolve_deepspeed_con
 from minigptv2.engine.log import RunLog
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint, restore_checkpoint
-from minigptv2.engine.sharding import assign, construction, full_value, shape_of
+from minigptv2.engine.sharding import LoadProgress, construction, full_value, shape_of
 from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.engine.watchdog import Watchdog
@@ -44,11 +44,14 @@ from minigptv2.model.export import (
     save_export,
     tokenizer_of,
 )
+from minigptv2.model.proof import prove_packing
 from minigptv2.model.weights import named_canonical
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
-from minigptv2.record import TASK_NAMES
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_run_config
+from minigptv2.sizing.limit import LimitReport
+from minigptv2.sizing.meter import Meter, peak_memory_mib
+from minigptv2.sizing.start import limit_report, recomputed_layers
 from minigptv2.tokenizer import Tokenizer
 
 
@@ -108,12 +111,20 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
         model = build_model(config.model, tokenizer.vocab_size, construction(deepspeed_config))
         began = time.monotonic()
         inherited = (str(parent.folder), parent.tensors) if parent else None
-        sources = fill_weights(model, bases, inherited, assign, seed=config.seed, shape_of=shape_of)
+        fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)
+        sources = fill_weights(model, bases, inherited, fill, seed=config.seed, shape_of=shape_of)
+        layers = recomputed_layers(config, deepspeed_config, device)
+        model.recompute(layers)
         trainer = Trainer(
             model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed
         )
         model.restore_float32_buffers()
         _log_model(log, trainer, sources, time.monotonic() - began)
+        watch.at("before the first step")
+        log.line(prove_packing(model, device))
+        _rehearse(config, trainer, log, layers)
+        limit = limit_report(config, deepspeed_config, device, next(model.parameters()).dtype, layers)
+        log.line(f"this machine: {limit.rates}")
         position = 0
         if checkpoint:
             watch.at("loading the checkpoint")
@@ -130,7 +141,7 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
         edge = _Edge(_saver(run, config, log), stop, watch, attempts, identity, known)
-        position = _loop(config, trainer, steps, plan, log, pictures, run, edge, position)
+        position = _loop(config, trainer, steps, plan, log, pictures, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.at("exporting")
         return _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
@@ -167,12 +178,12 @@ class _Edge:
 
 
 def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
-          pictures: TrainingPictures, run: Path, edge: _Edge, position: int) -> int:  # fmt: skip
+          pictures: TrainingPictures, run: Path, edge: _Edge, limit: LimitReport, position: int) -> int:  # fmt: skip
     """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan.
 
     Raises `RequeueExit` on all ranks, after a save, if any of them was asked to stop.
     """
-    meter = _Meter()
+    meter = Meter(limit)
     last = config.train.steps
     movement = Movement(trainer, config.train.guard.movement_steps)
     if asked := edge.stop.agreed():
@@ -198,7 +209,7 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
             mixture = plan.corpus_counts(0, position)
             log.line(text)
             log.metrics(done, {**values, "mixture": {name: n / position for name, n in mixture.items()}})
-            meter = _Meter()
+            meter = Meter(limit)
         if every(done, config.evaluate.every) or done == last:
             edge.watch.at(f"evaluation after step {done}")
             log.pictures(done, pictures.draw())
@@ -230,76 +241,6 @@ def _explain_skip(config: RunConfig, trainer: Trainer, report: StepReport, step:
 def every(step: int, interval: int) -> bool:
     """Whether something done each `interval` steps is due after `step` steps; 0 means never."""
     return interval > 0 and step % interval == 0
-
-
-@dataclass
-class _Meter:
-    """Sums over the steps since the last log line."""
-
-    began: float = 0.0
-    steps: int = 0
-    loss: float = 0.0
-    samples: int = 0
-    tokens: int = 0
-    images: int = 0
-    supervised: int = 0
-    dropped: int = 0
-    skipped: int = 0
-    data_wait_s: float = 0.0
-    task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
-    task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
-
-    def __post_init__(self) -> None:
-        self.began = time.monotonic()
-
-    def add(self, report: StepReport, batches: StepBatches) -> None:
-        self.steps += 1
-        self.dropped += len(batches.dropped)
-        if report.skipped:  # its loss may be no number
-            self.skipped += 1
-            return
-        self.samples += batches.num_samples
-        self.tokens += report.tokens
-        self.images += report.images
-        self.supervised += report.supervised
-        self.loss += report.loss * report.supervised
-        pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
-        self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
-        self.task_tokens = tuple(a + b for a, b in zip(self.task_tokens, report.task_tokens, strict=True))
-
-    def summary(self, report: StepReport, steps_left: int) -> tuple[str, dict[str, Any]]:
-        """The log line and the figures of the interval."""
-        seconds = max(1e-9, time.monotonic() - self.began)
-        tasks = {
-            name: loss / count
-            for name, loss, count in zip(TASK_NAMES, self.task_loss, self.task_tokens, strict=True)
-            if count
-        }
-        loss = self.loss / max(1, self.supervised)
-        minutes_left = steps_left * seconds / self.steps / 60
-        text = (
-            f"step {report.step + 1}  loss {loss:.4f}  lr {report.learning_rate:.2e}  norm {report.gradient_norm:.2f}  "
-            f"{self.samples / seconds:.1f} samples/s  {self.tokens / seconds:.0f} tokens/s  "
-            f"data wait {100 * self.data_wait_s / seconds:.0f} %  {minutes_left:.1f} min left  | "
-            + "  ".join(f"{name} {value:.3f}" for name, value in tasks.items())
-        )
-        values = {
-            "loss": loss,
-            "task_loss": tasks,
-            "learning_rate": report.learning_rate,
-            "gradient_norm": report.gradient_norm,
-            "throughput": {
-                "samples_per_s": self.samples / seconds,
-                "tokens_per_s": self.tokens / seconds,
-                "images_per_s": self.images / seconds,
-                "step_s": seconds / self.steps,
-                "data_wait_share": self.data_wait_s / seconds,
-            },
-            "dropped": self.dropped,
-            "skipped_steps": self.skipped,
-            "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        }
-        return text, values
 
 
 def _prompt_encoder(config: RunConfig, tokenizer: Tokenizer) -> PromptEncoder:
@@ -412,6 +353,30 @@ def _prepare_run_folder(
     return checkpoint, changes
 
 
+def _rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> None:
+    """Run the fullest pack once, so that memory which does not suffice ends the run before its first step."""
+    asked = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
+    if not asked:
+        return
+    row = vision_row(config.model.vision_encoder)
+    pack = fullest_pack(
+        config.data,
+        image_size=row.image_size,
+        tokens_per_image=row.tokens_per_image,
+        global_batch_size=config.train.global_batch_size,
+    )
+    tokens, images = pack["input_ids"].shape[1], pack["pixel_values"].shape[0]
+    what = f"the fullest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"
+    try:
+        trainer.rehearse(pack)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{what}: does not fit this GPU. Lower data.max_pack_tokens={config.data.max_pack_tokens}, raise "
+            f"model.recompute_layers, or ask `minigptv2 plan`. ({str(error).splitlines()[0]})"
+        ) from error
+    log.line(f"rehearsed {what}: peak memory {peak_memory_mib() / 1024:.2f} GiB")
+
+
 def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: float) -> None:
     for part, (held, total) in trainer.held_by_part().items():
         share = 100 * held / total
@@ -419,7 +384,7 @@ def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: 
     trained = sum(_numel(p) for p in trainer.trainable.values())
     log.line(
         f"ZeRO stage {trainer.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
-        f"model ready in {seconds:.1f} s"
+        f"model ready in {seconds:.1f} s, peak memory {peak_memory_mib() / 1024:.2f} GiB"
     )
 
 

@@ -122,6 +122,56 @@ def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dic
     return results
 
 
+def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
+    """Losses and weights of two steps, with and without a rehearsal of the fullest pack before them."""
+    from minigptv2.data.config import DataConfig
+    from minigptv2.data.fullest import fullest_pack
+
+    results = []
+    for rehearsed in (False, True):
+        trainer = make_trainer("lora", ZERO[zero], folder, steps=10)
+        if rehearsed:
+            config = DataConfig(max_tokens=60, max_pack_tokens=200)
+            trainer.rehearse(fullest_pack(config, image_size=32, tokens_per_image=4, global_batch_size=64))
+        results.append(run_steps(trainer, 2))
+    return {"plain": results[0], "rehearsed": results[1]}
+
+
+def load_from_files(file: str, folder: str) -> dict[str, Any]:
+    """Rows that this rank read of a safetensors file while it filled the sharded model, and whether all is right."""
+    from minigptv2.engine import distributed
+    from minigptv2.engine.sharding import LoadProgress, construction, full_value, shape_of
+    from minigptv2.model.build import build_model
+    from minigptv2.model.weights import TensorInFile, load_weights, named_canonical, read_safetensors
+
+    device = distributed.choose_device()
+    distributed.start_process_group(device, 10)
+    read = {"elements": 0, "largest": 0, "whole": 0}
+    rows, whole = TensorInFile.rows, TensorInFile.__call__
+
+    def counted_rows(tensor: TensorInFile, start: int, stop: int) -> torch.Tensor:
+        part = rows(tensor, start, stop)
+        read["elements"] += part.numel()
+        read["largest"] = max(read["largest"], part.numel())
+        return part
+
+    def counted_whole(tensor: TensorInFile) -> torch.Tensor:
+        read["whole"] += 1
+        return whole(tensor)
+
+    TensorInFile.rows, TensorInFile.__call__ = counted_rows, counted_whole  # type: ignore[method-assign]
+    resolved = {"zero_optimization": ZERO[3], "train_batch_size": 2, "train_micro_batch_size_per_gpu": 1}
+    model = build_model(tiny_config(ALL_PARTS), 100, construction(resolved))
+    lines: list[str] = []
+    total = sum(int(np.prod(shape_of(p))) for p in model.parameters())
+    tensors = read_safetensors([Path(file)])
+    load_weights(model, tensors, LoadProgress(total, lines.append, quiet_s=0.0), source=file, shape_of=shape_of)
+    sharded = dict(read)
+    TensorInFile.rows, TensorInFile.__call__ = rows, whole  # type: ignore[method-assign]
+    equal = all(torch.equal(full_value(p), tensors[name].read()) for name, p in named_canonical(model).items())
+    return {**sharded, "equal": equal, "total": total, "lines": lines}
+
+
 def plain_pytorch(mode: str, steps: int) -> dict[str, Any]:
     """The reference: no DeepSpeed and nothing of `minigptv2.engine`."""
     from minigptv2.model.weights import canonical_name

@@ -1,4 +1,4 @@
-"""`plan`: memory, traffic and step time of a run on given machines, without a GPU."""
+"""`plan`: memory, traffic and step time of a run on given machines, without a GPU. `doctor`: this machine, examined."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--deepspeed-configs", default="deepspeed_configs", help="folder of the plans to compare")
     plan.add_argument("--json", action="store_true", help="for scripts")
     plan.set_defaults(run=_plan)
+
+    doctor = commands.add_parser("doctor", help="what a run would trip over here: versions, disk, shards, weights")
+    doctor.add_argument("--config", help="a YAML in launch/configs; without it the machine alone is examined")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value")
+    doctor.add_argument("--world-size", type=int, help="processes of the run; default: one for each GPU")
+    doctor.add_argument("--json", action="store_true", help="for scripts")
+    doctor.set_defaults(run=_doctor)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -51,3 +58,14 @@ def _plan(args: argparse.Namespace) -> int:
     report = plan_run(config, hardware, samples, shipped_plans(config, Path(args.deepspeed_configs)))
     print(render_json(report) if args.json else report["text"])
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from minigptv2.doctor.examine import examine
+    from minigptv2.doctor.finding import BAD, findings_as_json, render_findings
+    from minigptv2.run_config import load_run_config
+
+    config = load_run_config(args.config, args.overrides).value if args.config else None
+    findings = examine(config, world_size=args.world_size)
+    print(findings_as_json(findings) if args.json else render_findings(findings))
+    return 1 if any(one.level == BAD for one in findings) else 0

@@ -77,6 +77,9 @@ class TrainConfig:
     """Longest that a step waits for the writing of the checkpoint before; then the new one is left out, with a word."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """The step guard."""
+    rehearse: bool | None = None
+    """Run the fullest pack that the settings allow before the first step, and forget it: a GPU that is too small fails
+    at once, not after hours. null: on GPUs."""
     timeout_minutes: float = 60.0
     """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
 
@@ -103,6 +106,11 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     owned = [key for key in RUN_OWNED if key in document]
     if owned:
         raise ConfigError(f"{file} sets {', '.join(owned)}: such numbers belong to the run's YAML, under train:")
+    if document.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
+        raise ConfigError(
+            f"{file} sets zero_quantized_nontrainable_weights, which DeepSpeed reads while modules are made, before "
+            "anything is frozen here: it would do nothing. Set zero_quantized_weights: gathers in 8 bits."
+        )
     return document
 
 

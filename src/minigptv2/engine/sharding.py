@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -34,17 +36,60 @@ def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def assign(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
-    """Fill a parameter. If it is sharded, rank 0 computes the value and the others receive their part."""
+    """Fill a parameter. Call it on all ranks: of a sharded one, each takes its own part of the value.
+
+    A `value` with a method `rows(start, stop)` (a tensor in a file) is asked for the rows that hold this rank's part
+    only, so all ranks together read each byte once, but for rows that two of them share.
+    """
     if not hasattr(parameter, "ds_id"):
         with torch.no_grad():
             parameter.copy_(value().to(parameter.dtype))
         return
+    if parameter.ds_status.name == "NOT_AVAILABLE":  # type: ignore[attr-defined]
+        _fill_shard(parameter, value)
+        return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):  # kept whole on every rank
         if distributed.rank() == 0:
             with torch.no_grad():
                 parameter.copy_(value().to(parameter.dtype))
+
+
+def _fill_shard(parameter: Any, value: Callable[[], Tensor]) -> None:
+    """Copy this rank's part of the flattened value into its shard; the last rank's may end in padding."""
+    shard = parameter.ds_tensor
+    start = shard.numel() * distributed.rank()
+    stop = min(start + shard.numel(), parameter.ds_numel)
+    if start >= stop:
+        return
+    rows = getattr(value, "rows", None)
+    if rows is None:
+        part = value().flatten()[start:stop]
+    else:
+        width = parameter.ds_numel // parameter.ds_shape[0]
+        first = start // width
+        part = rows(first, -(-stop // width)).flatten()[start - first * width : stop - first * width]
+    with torch.no_grad():
+        shard[: stop - start].copy_(part.to(shard.dtype))
+
+
+class LoadProgress:
+    """`assign` that says how far it is: a line every tenth of the elements, once loading takes longer than moments."""
+
+    def __init__(self, elements: int, say: Callable[[str], None], *, quiet_s: float = 5.0) -> None:
+        self._total, self._say, self._quiet_s = max(1, elements), say, quiet_s
+        self._done, self._said = 0, 0
+        self._began = time.monotonic()
+
+    def __call__(self, parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
+        assign(parameter, value)
+        self._done += math.prod(shape_of(parameter))
+        tenth = 10 * self._done // self._total
+        seconds = time.monotonic() - self._began
+        if tenth > self._said and seconds > self._quiet_s:
+            self._said = tenth
+            self._say(f"weights: {10 * tenth} % in {seconds:.0f} s")
 
 
 def full_value(parameter: nn.Parameter) -> Tensor:

@@ -117,6 +117,18 @@ class Trainer:
             report, gradient_norm=float(self.engine.get_global_grad_norm() if plain_norm is None else plain_norm)
         )
 
+    def rehearse(self, batch: dict[str, Tensor]) -> None:
+        """Run forward and backward over `batch` and forget it: nothing changes but the memory that was asked for."""
+        self.engine.train()
+        self.engine.set_gradient_accumulation_boundary(True)
+        output = self.engine(**{key: value.to(self.device) for key, value in batch.items()})
+        self.engine.backward(output["loss_sum"] / max(1.0, float(output["num_tokens"])), scale_wrt_gas=False)
+        if self.stage == 0:
+            self.engine.zero_grad()
+        else:
+            with discarding(self.optimizer):
+                self.engine.step()
+
     def _squared_norm(self) -> Tensor:
         """float64 [1]: this rank's part of the squared gradient norm over all ranks."""
         gradients = local_gradients(self.optimizer, self.stage, list(self.trainable.values()))

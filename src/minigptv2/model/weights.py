@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.config import PARTS
 
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
-"""Fills a parameter with what the function returns. Under ZeRO-3 only one rank calls the function."""
+"""Fills a parameter with what the function returns. A sharded one takes only this rank's part of it."""
 ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
 """The whole shape of a parameter, which a sharded one does not say itself."""
 
@@ -145,8 +146,23 @@ def read_safetensors(files: Iterable[Path]) -> Tensors:
             raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
         for name in list(handle.keys()):  # not a dict
             shape = tuple(handle.get_slice(name).get_shape())
-            tensors[name] = LazyTensor(shape, partial(handle.get_tensor, name))
+            tensors[name] = LazyTensor(shape, TensorInFile(handle, name))
     return tensors
+
+
+@dataclass(frozen=True)
+class TensorInFile:
+    """Reads one tensor of an open safetensors file, whole or some of its rows: a rank needs only its own."""
+
+    handle: Any
+    name: str
+
+    def __call__(self) -> Tensor:
+        return self.handle.get_tensor(self.name)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` along the first axis; no other byte is read."""
+        return self.handle.get_slice(self.name)[start:stop]
 
 
 def plain_tensors(tensors: dict[str, Tensor]) -> Tensors:

@@ -47,6 +47,7 @@ class ZeroPlan:
     bucket: float
     hpz: int
     quantized: bool
+    """Gathers carry 8-bit weights (ZeRO++); what a rank holds stays as it is."""
     offload_frozen: bool
     offload_optimizer: bool
 
@@ -64,7 +65,7 @@ class ZeroPlan:
             max_reuse=float(zero.get("stage3_max_reuse_distance", LIVE_DEFAULT)),
             bucket=float(zero.get("stage3_prefetch_bucket_size", BUCKET_DEFAULT)),
             hpz=int(zero.get("zero_hpz_partition_size", 1)),
-            quantized=bool(zero.get("zero_quantized_nontrainable_weights", False)),
+            quantized=bool(zero.get("zero_quantized_weights", False)),
             offload_frozen=zero.get("offload_param", {}).get("device") == "cpu",
             offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
         )
@@ -86,7 +87,7 @@ class ZeroPlan:
         """
         held: dict[str, float] = {}
         for part in parts:
-            width = 1.0 if self.quantized and not part.trained else float(self.element)
+            width = float(self.element)
             on_host = self.offload_frozen and self.stage == 3 and not self._persists(part)
             held[part.name] = 0.0 if on_host else width * self.held_elements(part, ranks)
             if self.hpz > 1 and not on_host:  # a second shard, of the node's own

@@ -1,0 +1,34 @@
+"""All checks, in the order in which their failures would hit a run."""
+
+from __future__ import annotations
+
+import os
+
+from minigptv2.doctor import machine, run
+from minigptv2.doctor.finding import Finding
+from minigptv2.run_config import RunConfig
+
+
+def examine(config: RunConfig | None, *, world_size: int | None = None) -> list[Finding]:
+    """Findings on this machine and, with a config, on its run with `world_size` processes (default: one a GPU)."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    nodes = int(os.environ.get("SLURM_NNODES", "1") or 1)
+    workers = config.data.num_workers if config else 0
+    findings = [
+        *machine.check_versions(),
+        *machine.check_gpus(),
+        *machine.check_limits(),
+        *machine.check_network(os.environ, nodes=nodes),
+        *machine.check_slurm(os.environ, gpus=gpus, num_workers=workers),
+    ]
+    if config is None:
+        return findings
+    world_size = world_size or max(1, gpus * nodes)
+    memory = float(torch.cuda.get_device_properties(0).total_memory) if gpus else None
+    settings = run.check_config(config, world_size)
+    findings += settings
+    if settings[0].level == "ok":
+        findings += run.check_memory(config, world_size, memory)
+    return findings + run.check_disk(config) + run.check_recipe(config) + run.check_weights(config)

@@ -1,0 +1,40 @@
+"""One thing that was looked at: how bad it is, what was found, what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+GOOD, WARNING, BAD = "ok", "warning", "BAD"
+LEVELS = (GOOD, WARNING, BAD)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level` one of LEVELS; `do` is empty only where all is well."""
+
+    level: str
+    about: str
+    found: str
+    do: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.level in LEVELS and (self.do or self.level == GOOD), self
+
+
+def render_findings(findings: list[Finding]) -> str:
+    """A line a finding, what to do under it, a sum at the end."""
+    width = max((len(one.about) for one in findings), default=0)
+    lines = []
+    for one in findings:
+        lines.append(f"{one.level:<8} {one.about:<{width}}  {one.found}")
+        if one.do:
+            lines.append(f"{'':8} {'':{width}}  -> {one.do}")
+    counts = {level: sum(one.level == level for one in findings) for level in LEVELS}
+    lines.append(f"{counts[GOOD]} well, {counts[WARNING]} warning(s), {counts[BAD]} bad")
+    return "\n".join(lines)
+
+
+def findings_as_json(findings: list[Finding]) -> str:
+    """For scripts, and for comparing nodes."""
+    return json.dumps([asdict(one) for one in findings], indent=1)

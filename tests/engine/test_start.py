@@ -1,0 +1,79 @@
+"""Before the first step: loading into shards, the packing proof, the rehearsal of the fullest pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minigptv2.data.config import DataConfig
+from minigptv2.data.fullest import fullest_pack
+from minigptv2.model import minigptv2 as model_module
+from minigptv2.model.proof import LeakError, prove_packing
+from minigptv2.model.weights import named_canonical
+from tests.model.tiny import ALL_PARTS, tiny_model
+from tests.ranks import run_ranks
+
+
+def test_ranks_read_their_own_rows_only_and_each_byte_once(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    tensors = {name: p.detach().clone() for name, p in named_canonical(tiny_model(ALL_PARTS, seed=3)).items()}
+    save_file(tensors, file)
+    results = run_ranks("tests.engine.numerics:load_from_files", 2, tmp_path, file=str(file), folder=str(tmp_path))
+    shared_rows = sum(tensor[0].numel() for tensor in tensors.values())  # a row may hold the end of one shard
+    total = results[0]["total"]
+    biases = 2 * 96  # of the vision encoder's q, k and v: `transformers` makes them anew, so they are not sharded
+    assert total - biases <= sum(result["elements"] for result in results) <= total + shared_rows
+    for result in results:
+        assert result["equal"] and result["whole"] == 2
+        assert result["largest"] <= max(tensor.numel() for tensor in tensors.values()) * 0.6
+        assert len(result["lines"]) == 10 and result["lines"][-1].startswith("weights: 100 % in")
+
+
+@pytest.mark.parametrize(("zero", "ranks"), [(3, 2), (2, 1), (0, 1)])
+def test_a_rehearsal_changes_nothing(tmp_path: Path, zero: int, ranks: int) -> None:
+    results = run_ranks(
+        "tests.engine.numerics:rehearse_and_step", ranks, tmp_path, folder=str(tmp_path), zero=zero
+    )  # fmt: skip
+    for result in results:
+        for key in ("losses", "norms", "sums"):
+            assert result["plain"][key] == result["rehearsed"][key], key
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "tokens", "images"),
+    [
+        ({"max_tokens": 60, "max_pack_tokens": 200}, 64, 200, 10),
+        ({"max_tokens": 60, "max_pack_tokens": 4000}, 2, 120, 2),
+    ],
+)
+def test_the_fullest_pack_is_as_full_as_settings_allow(
+    settings: dict[str, int], batch: int, tokens: int, images: int
+) -> None:
+    pack = fullest_pack(DataConfig(**settings), image_size=32, tokens_per_image=4, global_batch_size=batch)
+    lengths = torch.bincount(pack["segment_ids"][0])[1:]
+    assert pack["input_ids"].shape[1] == tokens and pack["pixel_values"].shape[0] == images == len(lengths)
+    assert int(lengths.max()) <= settings["max_tokens"]
+    tiny_model(ALL_PARTS)(**pack)["loss_sum"].backward()
+
+
+def test_the_packing_proof_passes_here_and_says_what_it_found() -> None:
+    model = tiny_model(["projector", "lora"], lora_r=4)
+    assert model.training
+    assert "by exactly 0 (attention packed_sdpa, cpu" in prove_packing(model, torch.device("cpu"))
+    assert model.training
+
+
+def test_the_packing_proof_stops_a_run_whose_attention_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaky:
+        """Forgets the packs, as an attention that ignores its boundaries would."""
+
+        @staticmethod
+        def of(position_ids: torch.Tensor) -> object:
+            return type("Empty", (), {"kwargs": staticmethod(dict)})()
+
+    monkeypatch.setattr(model_module, "PackLayout", Leaky)
+    with pytest.raises(LeakError, match=r"moved by [1-9].* when its neighbours changed \(must be 0\)"):
+        prove_packing(tiny_model(ALL_PARTS), torch.device("cpu"))
