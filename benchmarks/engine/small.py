@@ -1,0 +1,97 @@
+"""A small model with the proportions of the real one, and batches for it; built under any DeepSpeed config."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minigptv2.data.collate import collate
+from minigptv2.engine import distributed
+from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
+from minigptv2.engine.sharding import assign, construction, shape_of
+from minigptv2.engine.trainer import Trainer
+from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
+from minigptv2.model.bases import fill_weights
+from minigptv2.model.build import build_model
+from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.costs import ModelCosts
+from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.model.weights import named_canonical
+from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+
+VISION = VisionEncoderRow(image_size=32, patch_size=8, width=64, depth=4, heads=4, mlp_width=256)
+LANGUAGE = LanguageModelRow(width=320, depth=8, heads=8, mlp_width=864, vocab_size=640)
+SIZES = Sizes(VISION, LANGUAGE)
+
+
+def model_config(
+    *, r: int = 2, dropout: float = 0.0, trainable: tuple[str, ...] = ("projector", "lora")
+) -> ModelConfig:
+    """Frozen vision encoder and language model, projector and LoRA trained: as the real stages."""
+    return ModelConfig(
+        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=r, dropout=dropout),
+        trainable=list(trainable), attention="packed_sdpa",
+    )  # fmt: skip
+
+
+def costs(config: ModelConfig, sizes: Sizes = SIZES) -> ModelCosts:
+    """Its arithmetic."""
+    return ModelCosts(config, sizes)
+
+
+def start() -> torch.device:
+    """Join the process group on the CPU."""
+    torch.set_num_threads(1)
+    device = distributed.choose_device()
+    distributed.start_process_group(device, 10)
+    return device
+
+
+def make_trainer(document: dict[str, Any], config: ModelConfig, device: torch.device, *, sizes: Sizes = SIZES,
+                 global_batch: int = 8, micro_batch: int = 1, recompute: int = 0) -> Trainer:  # fmt: skip
+    """Our trainer under a DeepSpeed config given as a document."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "ds.json"
+        file.write_text(json.dumps(document))
+        train = TrainConfig(
+            deepspeed=str(file), steps=1000, global_batch_size=global_batch, micro_batch_size=micro_batch,
+            learning_rate=1e-3, warmup_steps=2,
+        )  # fmt: skip
+        resolved = resolve_deepspeed_config(train, distributed.world_size())
+    model = build_model(config, 100, construction(resolved), sizes=sizes)
+    model.recompute(recompute)
+    fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
+    trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)
+    model.restore_float32_buffers()
+    return trainer
+
+
+def pack(samples: int, length: int, *, seed: int = 0, images: bool = True, supervised: int = 8,
+         sizes: Sizes = SIZES) -> dict[str, torch.Tensor]:  # fmt: skip
+    """A batch of one pack: `samples` of `length` tokens, an image each, the last `supervised` tokens with labels."""
+    rng = np.random.default_rng(seed)
+    vision, vocabulary = sizes.vision_encoder, sizes.language_model.vocab_size or 100
+    examples, pixels = [], []
+    for _ in range(samples):
+        ids = rng.integers(3, vocabulary, length)
+        if images:
+            ids[1 : 1 + vision.tokens_per_image] = IMAGE_PLACEHOLDER
+            pixels.append(rng.integers(0, 256, (3, vision.image_size, vision.image_size), dtype=np.uint8))
+        labels = np.full(length, IGNORE)
+        labels[-supervised:] = ids[-supervised:]
+        examples.append(Example(ids, labels, np.zeros(length, dtype=np.int64), int(images)))
+    return collate(examples, pixels, vision.image_size)
+
+
+def plain_model(config: ModelConfig, *, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> MiniGPTv2:
+    """The same model without DeepSpeed."""
+    model = build_model(config, 100, sizes=sizes)
+    fill_weights(model, [], None, assign, seed=0)
+    model.to(dtype)
+    model.restore_float32_buffers()
+    return model
