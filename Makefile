@@ -73,8 +73,15 @@ SCRIPTS := launch/slurm/*.sh launch/slurm/*.sbatch launch/slurm/srun_as_ssh/ssh 
 check: lint  ## lint, and the contract tests
 	$(BIN)/python -m pytest tests/test_contracts.py
 
-stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's GPUs (OVERRIDES="key=value ...")
-	$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py --config launch/configs/$(STAGE_$@).yaml $(OVERRIDES)
+.PHONY: shards
+RAW ?= raw
+SHARDS ?= $(or $(MINIGPTV2_SHARDS),data/shards)
+shards: $(STAMP)  ## every corpus of the stages whose files are below RAW=, as shards below SHARDS= (docs/corpora.md)
+	$(BIN)/minigptv2 shards build all --root $(RAW) --output $(SHARDS)
+
+stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's GPUs (LIGHT=1, OVERRIDES="key=value ...")
+	$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py --config launch/configs/$(STAGE_$@).yaml \
+		data.shards=$(SHARDS) $(if $(LIGHT),data.recipe=data_recipes/$@_light.yaml) $(OVERRIDES)
 
 STAGE_stage1 := stage1_pretrain
 STAGE_stage2 := stage2_multitask

@@ -63,6 +63,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     """
     config = loaded.value
     check_run_config(config, distributed.world_size_from_environment())
+    _check_stage_before(config)
     stop = StopRequests(config.train.time_limit_minutes)
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
@@ -276,6 +277,15 @@ def _steps(config: RunConfig, plan: DataPlan, encoder: PromptEncoder, *, positio
         world_size=distributed.world_size(),
     )
     return iterate_steps(dataset, position=position, num_steps=config.train.steps - step)
+
+
+def _check_stage_before(config: RunConfig) -> None:
+    """Raise `CheckpointError`, before anything is built, where the export this stage starts from is not there."""
+    if config.init_from is not None and not Path(config.init_from).is_dir():
+        raise CheckpointError(
+            f"{config.stage} starts from init_from={config.init_from}, and there is no such export: the stage before "
+            "is missing or not finished. Train it first, name another export, or say init_from=null to start without"
+        )
 
 
 def _load_parent(config: RunConfig) -> ExportInfo | None:

@@ -1,0 +1,106 @@
+"""The recipes of the three stages: which corpora, at which shares, as the paper's table and the published code say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from minigptv2.data.config import Recipe
+from minigptv2.data.plan import load_recipe
+from minigptv2.data.sources import CORPORA
+from minigptv2.run_config import load_run_config
+from tests.conftest import REPOSITORY
+
+STAGES = {1: "stage1_pretrain", 2: "stage2_multitask", 3: "stage3_instruct"}
+LIGHT = {1: "stage1_light", 2: "stage2_light", 3: "stage3_light"}
+WEAK = {"laion", "cc3m", "sbu", "grit_caption", "grit_refer", "grit_identify"}
+
+SPEC_STAGE_3 = {
+    "multitask_conversation": 3.75, "llava_conversation": 2.25, "llava_detail": 3.00, "llava_reasoning": 11.99,
+    "unnatural_instructions": 0.37, "visual_genome_refer": 8.99, "flickr_grounded_caption": 5.99,
+    "flickr_caption_to_phrase": 5.99, "flickr_phrase_to_box": 5.99, "coco_caption": 2.25, "text_caps": 6.74,
+    "refcoco": 5.62, "refcoco_plus": 5.62, "refcocog": 5.62, "refcoco_identify": 2.25, "refcoco_plus_identify": 2.25,
+    "refcocog_identify": 2.25, "vqav2": 3.37, "ok_vqa": 1.80, "aok_vqa": 2.70, "gqa": 11.24, "ocr_vqa": 6.74,
+}  # fmt: skip
+"""Shares of samples that the published ratios per batch give, in percent of all corpora but OCR-VQA."""
+
+
+def recipe(name: str) -> Recipe:
+    return load_recipe(REPOSITORY / "data_recipes" / f"{name}.yaml")
+
+
+def shares(found: Recipe) -> dict[str, float]:
+    """Percent of samples by corpus."""
+    ratios = {name: float(share.ratio or 0) for name, share in found.corpora.items()}
+    return {name: 100 * ratio / sum(ratios.values()) for name, ratio in ratios.items()}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_stage_has_the_corpora_of_the_papers_table_and_no_other(stage: int) -> None:
+    found = recipe(STAGES[stage])
+    assert found.unit == "sample"
+    assert set(found.corpora) == {name for name, row in CORPORA.items() if stage in row.stages}
+
+
+@pytest.mark.parametrize("name", [*STAGES.values(), *LIGHT.values()])
+def test_a_recipes_tasks_are_the_corpora_s(name: str) -> None:
+    for corpus, share in recipe(name).corpora.items():
+        assert (share.task,) == CORPORA[corpus].tasks
+
+
+def test_stage_3_has_the_shares_of_the_published_code() -> None:
+    total = sum(SPEC_STAGE_3.values())
+    found = shares(recipe(STAGES[3]))
+    assert found.keys() == SPEC_STAGE_3.keys()
+    for corpus, percent in SPEC_STAGE_3.items():
+        assert found[corpus] * total / 100 == pytest.approx(percent, abs=0.1)
+
+
+def test_stage_2_has_nothing_weakly_labelled_and_stage_1_mostly() -> None:
+    assert not WEAK & set(recipe(STAGES[2]).corpora) and not WEAK & set(recipe(LIGHT[2]).corpora)
+    for name in (STAGES[1], LIGHT[1]):
+        assert sum(percent for corpus, percent in shares(recipe(name)).items() if corpus in WEAK) > 50
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("names", [STAGES, LIGHT], ids=["full", "light"])
+def test_ratios_of_ours_are_percents_that_match_the_comments_above_them(stage: int, names: dict[int, str]) -> None:
+    """A comment `# 38 %: refer` heads the lines whose ratios add up to it."""
+    text = (REPOSITORY / "data_recipes" / f"{names[stage]}.yaml").read_text()
+    assert sum(float(share.ratio or 0) for share in recipe(names[stage]).corpora.values()) == pytest.approx(100)
+    blocks = re.split(r"^  # (?=\d+ %: )", text, flags=re.M)[1:]
+    for block in blocks:
+        stated = float(block.split(" %", 1)[0])
+        assert sum(map(float, re.findall(r"ratio: ([\d.]+)", block))) == pytest.approx(stated)
+    assert blocks or names is LIGHT
+
+
+@pytest.mark.parametrize("name", [STAGES[1], STAGES[2], LIGHT[1]])
+def test_every_ratio_of_ours_has_its_reason_beside_it(name: str) -> None:
+    lines = (REPOSITORY / "data_recipes" / f"{name}.yaml").read_text().splitlines()
+    ratios = [line for line in lines if "ratio:" in line]
+    questions = 5 if name == LIGHT[1] else 0  # said once above them
+    assert sum("#" in line for line in ratios) >= len(ratios) - questions + (1 if questions else 0)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_light_variants_do_without_laion_and_grit(stage: int) -> None:
+    light, full = set(recipe(LIGHT[stage]).corpora), set(recipe(STAGES[stage]).corpora)
+    assert light < full and not {"laion", "grit_caption", "grit_refer", "grit_identify"} & light
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_stage_says_when_the_one_before_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: int
+) -> None:
+    from minigptv2.train import main
+
+    monkeypatch.chdir(REPOSITORY)
+    config = load_run_config(f"launch/configs/{STAGES[stage]}.yaml").value
+    assert config.init_from == f"runs/{STAGES[stage - 1]}/export"
+    before = tmp_path / "runs/before/export"
+    assert main(["--config", f"launch/configs/{STAGES[stage]}.yaml", f"init_from={before}"]) == 4
+    told = capsys.readouterr().out
+    assert f"{STAGES[stage]} starts from init_from={before}, and there is no such export: the stage before" in told
