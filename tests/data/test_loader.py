@@ -3,16 +3,12 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset, iterate_steps
-from minigptv2.data.packing import Cost, pack_step
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder
@@ -38,27 +34,6 @@ def dataset(world: World, tokenizer: Tokenizer, *, rank: int = 0, world_size: in
         rank=rank,
         world_size=world_size,
     )
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2)), min_size=1, max_size=60),
-    st.integers(1, 6), st.integers(1, 3),
-)  # fmt: skip
-@settings(deadline=None)
-def test_packs_hold_every_example_once_within_budget(lengths: list[tuple[int, int]], ranks: int, packs: int) -> None:
-    costs = [Cost(tokens, tokens + 80 * images) for tokens, images in lengths]
-    made = pack_step(costs, num_ranks=ranks, min_packs_per_rank=packs, max_pack_tokens=120)
-    assert sorted(i for pack in made for i in pack) == list(range(len(costs)))
-    assert len(made) % ranks == 0 and len(made) >= ranks * packs
-    assert all(sum(costs[i].tokens for i in pack) <= 120 for pack in made)
-
-
-def test_packs_are_balanced() -> None:
-    rng = np.random.default_rng(0)
-    costs = [Cost(int(n), float(n)) for n in rng.integers(20, 200, 256)]
-    loads = [sum(costs[i].compute for i in pack) for pack in pack_step(
-        costs, num_ranks=8, min_packs_per_rank=2, max_pack_tokens=10_000)]  # fmt: skip
-    assert np.mean(loads) / max(loads) > 0.98
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

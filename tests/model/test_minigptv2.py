@@ -4,13 +4,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.errors import CheckpointError
-from minigptv2.model.attention import PackLayout, choose_attention
+from minigptv2.model.attention import PACKED, PackLayout, choose_attention
 from minigptv2.model.backbones import (
     LANGUAGE_MODELS,
     LanguageModelRow,
@@ -22,11 +23,11 @@ from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical, part_of
-from minigptv2.prompt import IGNORE, PromptEncoder
+from minigptv2.prompt import IGNORE, Example, PromptEncoder
 from minigptv2.record import TASK_NAMES
 from minigptv2.tokenizer import load_tokenizer
 from tests.conftest import REFERENCE
-from tests.model.tiny import ALL_PARTS, random_examples, tiny_model
+from tests.model.tiny import ALL_PARTS, VOCABULARY, random_examples, tiny_model
 
 
 def test_full_size_counts_are_the_papers() -> None:
@@ -84,8 +85,10 @@ def test_thirteen_billion_is_another_row() -> None:
     assert counts["lora"] == 40 * 2 * 2 * 64 * 5120
 
 
-def test_packed_loss_and_gradients_equal_single_ones() -> None:
+@pytest.mark.parametrize("attention", ["packed_sdpa", "packed_dense"])
+def test_packed_loss_and_gradients_equal_single_ones(attention: str) -> None:
     model = tiny_model(ALL_PARTS)
+    model.language_model.set_attn_implementation(attention)
     examples, images = random_examples(5, seed=1)
     packed = model(**collate(examples, images, 32))
     packed["loss_sum"].backward()
@@ -102,10 +105,16 @@ def test_packed_loss_and_gradients_equal_single_ones() -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-5)
 
 
-def test_a_neighbour_moves_a_sample_by_exactly_nothing() -> None:
+@pytest.mark.parametrize(("attention", "another_length"), [*((name, False) for name in PACKED), ("packed_sdpa", True)])
+def test_a_neighbour_moves_a_sample_by_exactly_nothing(attention: str, another_length: bool) -> None:
+    """A mask of the whole pack sums in another order when lengths change, so there only the tokens are exchanged."""
     model = tiny_model(ALL_PARTS).eval()
+    model.language_model.set_attn_implementation(attention)
     (a, b, c), images = random_examples(3, seed=2)
     other, _ = random_examples(1, seed=9)
+    if not another_length:
+        ids = np.where(b.input_ids < 0, b.input_ids, (b.input_ids + 5) % VOCABULARY)
+        other = [Example(ids, b.labels, b.task_ids, b.num_images)]
     hidden = []
     for middle, image in ((b, images[1]), (other[0], images[0])):
         seen = []

@@ -7,6 +7,12 @@
 | `position_ids`, `segment_ids` | int64 [1, L] | restart / number per packed sample; segment 0 is padding |
 | `pixel_values` | uint8 [N, 3, H, W] | the images, in order of their runs |
 | `task_ids` | int64 [1, L] | for the loss by task |
+
+**Position and attention.** A token attends to those before it in its own sample. Where question-answer pairs share an
+image, the sample is: what is common up to the end of the image, then each pair's own part, whose positions all go on
+from the end of the common part. So a position of 0 begins a sample, and any other position that does not follow the
+one before it begins a pair, common part = the sample's tokens before that position. A pair's tokens attend to the
+common part and to their own pair; no pair sees another. The first token of a pair carries no label.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ def collate(examples: list[Example], images: list[np.ndarray], image_size: int) 
     return {
         "input_ids": _row(np.concatenate([example.input_ids for example in examples])),
         "labels": _row(np.concatenate([example.labels for example in examples])),
-        "position_ids": _row(np.concatenate([np.arange(length) for length in lengths])),
+        "position_ids": _row(np.concatenate([example.position_ids for example in examples])),
         "segment_ids": _row(np.repeat(np.arange(1, len(lengths) + 1), lengths)),
         "pixel_values": _pixels(images, image_size),
         "task_ids": _row(np.concatenate([example.task_ids for example in examples])),

@@ -23,6 +23,9 @@ class DataConfig:
     image_cost_tokens: int = 87
     """What encoding one image costs, in language-model tokens, for balancing packs: 2.25 TFLOP of EVA ViT-g at 448 px
     against 25.9 GFLOP a token of a frozen 7B model."""
+    attention_cost_tokens: float = 3.0e-5
+    """What a token pays, in tokens, for each token of its sample that it may look at: 0.79 MFLOP of 32 layers of width
+    4096 against 25.9 GFLOP a token."""
     num_workers: int = 2
     """Loader processes per rank; 0 reads in the training process."""
     max_bad_in_a_row: int = 100

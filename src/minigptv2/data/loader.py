@@ -63,7 +63,7 @@ class StepDataset(Dataset[StepBatches]):
                 kept.append(sample)
             except DataError as error:
                 dropped.append(str(error))
-        costs = [Cost(len(e), len(e) + self.config.image_cost_tokens * e.num_images) for e in examples]
+        costs = [self._cost(example) for example in examples]
         packs = pack_step(
             costs,
             num_ranks=self.world_size,
@@ -78,6 +78,11 @@ class StepDataset(Dataset[StepBatches]):
             batches.append(batch)
             sample_ids.append(ids)
         return StepBatches(position, batches, sample_ids, dropped, self.global_batch_size)
+
+    def _cost(self, example: Example) -> Cost:
+        length, images = len(example), example.num_images
+        looks = self.config.attention_cost_tokens * length**2
+        return Cost(length, length + looks + self.config.image_cost_tokens * images, images)
 
     def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[str]) -> tuple[Batch, list[SampleId]]:
         examples, images, ids = [], [], []

@@ -1,4 +1,4 @@
-"""Examples of one global step into packs of nearly equal cost. Pure arithmetic on lengths.
+"""Examples of one global step into packs of equal image counts and nearly equal cost. Pure arithmetic on lengths.
 
 Planned for the whole step at once: every rank gets the same number of packs, nothing is held back between steps.
 """
@@ -7,47 +7,146 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+GOOD_BALANCE = 1.001
+"""Heaviest pack over the mean at which swapping ends."""
+_CHOICE = 8
+"""Lightest packs with which the heaviest one tries to swap, before it is left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an example weighs: its tokens (the budget counts these) and its compute in token equivalents."""
+    """What an example weighs: its tokens (the budget counts these), its compute in token equivalents, its images."""
 
     tokens: int
     compute: float
+    images: int = 0
 
 
 def pack_step(costs: list[Cost], *, num_ranks: int, min_packs_per_rank: int, max_pack_tokens: int) -> list[list[int]]:
     """Partition examples 0 .. n - 1 into `num_ranks * k` packs; rank r owns packs r, r + num_ranks, ...
 
-    k starts at `min_packs_per_rank` and grows until every pack holds at most `max_pack_tokens` tokens. Longest
-    first, each to the lightest pack with room (within 4/3 of the best balance; Graham 1969). Within a pack the
-    original order is kept. An example over the budget is a bug of the caller: examples are capped before.
+    k starts at `min_packs_per_rank` and grows until every pack holds at most `max_pack_tokens` tokens. Examples of one
+    image (or of none, or two) are dealt in rounds, the longest of a round to the lightest pack, so that images differ
+    by at most one between packs, and between ranks, wherever examples have at most one; then the heaviest pack swaps
+    with light ones. Packs of like cost run at the same time. Within a pack the original order is kept. An example over
+    the budget is a bug of the caller: they are capped before.
     """
     longest = max((cost.tokens for cost in costs), default=0)
     assert longest <= max_pack_tokens, f"an example of {longest} tokens in packs of {max_pack_tokens}"
     packs_per_rank = min_packs_per_rank
     while True:
-        packs = _longest_first(costs, num_ranks * packs_per_rank, max_pack_tokens)
-        if packs is not None:
-            return packs
+        packs = _Packs(costs, num_ranks * packs_per_rank, max_pack_tokens)
+        if packs.deal():
+            packs.swap()
+            return packs.in_rows(num_ranks)
         packs_per_rank += 1
 
 
-def _longest_first(costs: list[Cost], num_packs: int, max_pack_tokens: int) -> list[list[int]] | None:
-    packs: list[list[int]] = [[] for _ in range(num_packs)]
-    tokens = [0] * num_packs
-    lightest = [(0.0, pack) for pack in range(num_packs)]
-    for example in sorted(range(len(costs)), key=lambda i: (-costs[i].compute, i)):
-        cost, full = costs[example], []
-        while lightest and tokens[lightest[0][1]] + cost.tokens > max_pack_tokens:
-            full.append(heapq.heappop(lightest))
-        if not lightest:
-            return None
-        load, pack = heapq.heappop(lightest)
-        packs[pack].append(example)
-        tokens[pack] += cost.tokens
-        heapq.heappush(lightest, (load + cost.compute, pack))
-        for entry in full:
-            heapq.heappush(lightest, entry)
-    return [sorted(pack) for pack in packs]
+class _Packs:
+    def __init__(self, costs: list[Cost], num_packs: int, max_tokens: int) -> None:
+        self.costs = costs
+        self.max_tokens = max_tokens
+        self.members: list[list[int]] = [[] for _ in range(num_packs)]
+        self.tokens = [0] * num_packs
+        self.load = [0.0] * num_packs
+        self.images = [0] * num_packs
+
+    def deal(self) -> bool:
+        """Put every example into a pack; False if one finds no room."""
+        if sum(cost.tokens for cost in self.costs) > len(self.members) * self.max_tokens:
+            return False
+        costs = self.costs
+        order = sorted(range(len(costs)), key=lambda i: (-costs[i].images, -costs[i].compute, i))
+        groups = [list(group) for _, group in groupby(order, key=lambda i: costs[i].images)]
+        deals = (self._deal_images if costs[group[0]].images else self._deal_texts for group in groups)
+        return all(deal(group) for deal, group in zip(deals, groups, strict=True))
+
+    def _deal_images(self, examples: list[int]) -> bool:
+        """Rounds of one example for every pack; the packs with fewest images, then the lightest, come first."""
+        for start in range(0, len(examples), len(self.members)):
+            packs = sorted(range(len(self.members)), key=lambda p: (self.images[p], self.load[p], p))
+            taken = examples[start : start + len(packs)]
+            for example in taken:
+                number = next((n for n, p in enumerate(packs) if self._has_room(p, example)), None)
+                if number is None:
+                    return False
+                self._add(packs.pop(number), example)
+        return True
+
+    def _deal_texts(self, examples: list[int]) -> bool:
+        """Each to the lightest pack with room (within 4/3 of the best balance; Graham 1969)."""
+        lightest = [(load, pack) for pack, load in enumerate(self.load)]
+        heapq.heapify(lightest)
+        for example in examples:
+            full = []
+            while lightest and not self._has_room(lightest[0][1], example):
+                full.append(heapq.heappop(lightest))
+            if not lightest:
+                return False
+            _, pack = heapq.heappop(lightest)
+            self._add(pack, example)
+            for entry in (*full, (self.load[pack], pack)):
+                heapq.heappush(lightest, entry)
+        return True
+
+    def swap(self) -> None:
+        """Exchange examples of as many images between the heaviest pack and a light one while that helps."""
+        if len(self.members) < 2 or not self.costs:
+            return
+        good = GOOD_BALANCE * sum(self.load) / len(self.load)
+        for _ in range(4 * len(self.members)):
+            heavy = max(range(len(self.load)), key=lambda p: (self.load[p], p))
+            if self.load[heavy] <= good:
+                return
+            light = heapq.nsmallest(_CHOICE, range(len(self.load)), key=lambda p: (self.load[p], p))
+            if not any(self._swap_between(heavy, pack) for pack in light if pack != heavy):
+                return
+
+    def in_rows(self, num_ranks: int) -> list[list[int]]:
+        """The packs in rows of `num_ranks`, the heaviest row first, every second row from right to left."""
+        order = sorted(range(len(self.members)), key=lambda p: (-self.images[p], -self.load[p], p))
+        rows = [order[start : start + num_ranks] for start in range(0, len(order), num_ranks)]
+        return [sorted(self.members[pack]) for n, row in enumerate(rows) for pack in (row[::-1] if n % 2 else row)]
+
+    def _swap_between(self, heavy: int, light: int) -> bool:
+        """The exchange that brings the two packs nearest to each other; False if none does."""
+        ours, theirs = self.members[heavy], [*self.members[light], None]
+        gap = self.load[heavy] - self.load[light]
+        mine = np.array([self.costs[i].compute for i in ours])
+        other = np.array([self.costs[i].compute if i is not None else 0.0 for i in theirs])
+        images = np.array([self.costs[i].images for i in ours])
+        other_images = np.array([self.costs[i].images if i is not None else 0 for i in theirs])
+        moved = mine[:, None] - other[None, :]
+        left = np.where(images[:, None] == other_images[None, :], np.abs(gap - 2 * moved), np.inf)
+        a, b = divmod(int(np.argmin(left)), len(theirs))
+        if left[a, b] >= gap * (1 - 1e-9):
+            return False
+        out, back = ours[a], theirs[b]
+        change = self.costs[out].tokens - (self.costs[back].tokens if back is not None else 0)
+        if self.tokens[light] + change > self.max_tokens or self.tokens[heavy] - change > self.max_tokens:
+            return False
+        self._move(out, heavy, light)
+        if back is not None:
+            self._move(back, light, heavy)
+        return True
+
+    def _has_room(self, pack: int, example: int) -> bool:
+        return self.tokens[pack] + self.costs[example].tokens <= self.max_tokens
+
+    def _add(self, pack: int, example: int, sign: int = 1) -> None:
+        cost = self.costs[example]
+        self.tokens[pack] += sign * cost.tokens
+        self.load[pack] += sign * cost.compute
+        self.images[pack] += sign * cost.images
+        if sign > 0:
+            self.members[pack].append(example)
+        else:
+            self.members[pack].remove(example)
+
+    def _move(self, example: int, source: int, target: int) -> None:
+        self._add(source, example, -1)
+        self._add(target, example)

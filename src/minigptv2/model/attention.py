@@ -1,18 +1,23 @@
-"""Attention over a pack: each sample attends to itself alone, causally.
+"""Attention over a pack: each sample attends to itself alone, causally; no pair that shares an image sees another.
 
-Registered with `transformers`' attention interface as `packed_sdpa`. Samples are laid out as rows of padded batches,
-samples of like length together, and go through torch's causal SDPA, so one sample cannot reach another by construction,
-and the cost grows with the samples' lengths, not with the square of the pack's. Without pack boundaries it is
+Registered with `transformers`' attention interface. `packed_sdpa` lays samples out as rows of padded batches, samples
+of like length together, and goes through torch's causal SDPA, so one sample cannot reach another by construction, and
+the cost grows with the samples' lengths, not with the square of the pack's. A question-answer pair that shares an image
+is a row that begins with a copy of the shared part. `packed_flex` (a block mask, for CUDA) and `packed_dense` (a mask
+of the whole pack: slow, the plainest statement of the rule) do the same. Without pack boundaries all of them are
 `transformers`' own SDPA.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -21,7 +26,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from minigptv2.errors import ConfigError
 
-PACKED_SDPA = "packed_sdpa"
+PACKED_SDPA, PACKED_FLEX, PACKED_DENSE = "packed_sdpa", "packed_flex", "packed_dense"
+FLASH = "flash_attention_2"
 GENERATION = "sdpa"
 """What generation uses: a padded batch with a mask, no packs."""
 
@@ -34,11 +40,12 @@ LIKE_LENGTH = 0.7
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Where the samples of a pack lie. L tokens, S samples in padded batches of [rows, length] cells, C cells in all.
+    """Where the samples of a pack lie. L tokens, R rows in padded batches of [rows, length] cells, C cells in all.
 
-    `to_rows` int64 [C]: token of each cell, L for an empty one. `to_pack` int64 [L]: cell of each token.
-    `batches`: rows and length of each padded batch, in the order of the cells. `cu_seqlens` int32 [S + 1]: where
-    samples begin.
+    A row is a sample, or a pair that shares an image, the shared part in front. `to_rows` int64 [C]: token of each
+    cell, L for an empty one. `to_pack` int64 [L]: cell of each token. `batches`: rows and length of each padded batch,
+    in the order of the cells. `cu_seqlens` int32: where samples begin, and the end. `samples`, `branches` int64 [L]:
+    number of each token's sample; 0 for what is not shared or common to all, else the number of its pair.
     """
 
     to_rows: Tensor
@@ -46,21 +53,48 @@ class PackLayout:
     batches: tuple[tuple[int, int], ...]
     cu_seqlens: Tensor
     max_length: int
+    samples: Tensor
+    branches: Tensor
 
     @classmethod
     def of(cls, position_ids: Tensor) -> PackLayout:
-        """The layout of a pack whose samples' `position_ids` int64 [1, L] restart at 0."""
-        device, length = position_ids.device, position_ids.shape[1]
-        starts = torch.nonzero(position_ids[0] == 0).flatten()
-        ends = torch.cat([starts[1:], starts.new_tensor([length])])
-        lengths = (ends - starts).tolist()
+        """The layout of a pack with these `position_ids` int64 [1, L] (the rule: see `data.collate`).
+
+        A position of 0 begins a sample; any other that does not follow the one before begins a pair that shares the
+        sample's tokens up to that position.
+        """
+        device, positions = position_ids.device, position_ids[0].cpu().numpy()
+        length = len(positions)
+        starts = np.flatnonzero(positions == 0)
+        jumps = 1 + np.flatnonzero((np.diff(positions) != 1) & (positions[1:] != 0))
+        samples = np.searchsorted(starts, np.arange(length), side="right") - 1
+        branches = np.zeros(length, dtype=np.int64)
+        rows: list[np.ndarray] = []
+        for start, end in zip(starts, [*starts[1:], length], strict=True):
+            inner = jumps[(jumps > start) & (jumps < end)]
+            if not len(inner):
+                rows.append(np.arange(start, end))
+                continue
+            shared = int(positions[inner[0]])
+            bounds = [start + shared, *inner, end]
+            for number, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False), start=1):
+                rows.append(np.concatenate([np.arange(start, start + shared), np.arange(first, last)]))
+                branches[first:last] = number
+        lengths = [len(row) for row in rows]
         batches, first_cells, cells = _rows_of(lengths)
-        sample = torch.bucketize(torch.arange(length, device=device), starts, right=True) - 1
-        to_pack = torch.tensor(first_cells, device=device)[sample] + position_ids[0]
-        to_rows = torch.full((cells,), length, device=device)
-        to_rows[to_pack] = torch.arange(length, device=device)
-        cu_seqlens = torch.cat([starts, ends[-1:]]).to(torch.int32)
-        return cls(to_rows, to_pack, batches, cu_seqlens, max(lengths))
+        to_rows = np.full(cells, length)
+        to_pack = np.empty(length, dtype=np.int64)
+        for row, first in zip(reversed(rows), reversed(first_cells), strict=True):  # a shared part is read off row one
+            to_rows[first : first + len(row)] = row
+            to_pack[row] = np.arange(first, first + len(row))
+
+        def tensor(values: np.ndarray, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.from_numpy(values).to(device=device, dtype=dtype)
+
+        return cls(
+            tensor(to_rows), tensor(to_pack), batches, tensor(np.append(starts, length), torch.int32), max(lengths),
+            tensor(samples), tensor(branches),
+        )  # fmt: skip
 
     def kwargs(self) -> dict[str, Any]:
         """What the language model's forward hands on to any attention that knows packs."""
@@ -71,6 +105,29 @@ class PackLayout:
             "max_length_q": self.max_length,
             "max_length_k": self.max_length,
         }
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether some tokens are shared by several pairs."""
+        return len(self.to_rows) > 0 and bool((self.branches > 0).any())
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """bool [L, L]: whether the token of the row may look at the token of the column."""
+        index = torch.arange(len(self.samples), device=self.samples.device)
+        return self._sees(index[:, None], index[None, :])
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The same as blocks, for flex attention."""
+        length = len(self.samples)
+        return create_block_mask(
+            lambda batch, head, q, k: self._sees(q, k), None, None, length, length, device=self.samples.device
+        )
+
+    def _sees(self, q: Tensor, k: Tensor) -> Tensor:
+        common = (self.branches[k] == 0) | (self.branches[k] == self.branches[q])
+        return (self.samples[q] == self.samples[k]) & (k <= q) & common
 
 
 def _rows_of(lengths: list[int]) -> tuple[tuple[tuple[int, int], ...], list[int], int]:
@@ -89,6 +146,42 @@ def _rows_of(lengths: list[int]) -> tuple[tuple[tuple[int, int], ...], list[int]
         first_cells[number] = cells
         cells += length
     return tuple(batches), first_cells, cells
+
+
+def packed_dense(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    pack_layout: PackLayout | None = None, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As `packed_sdpa`, by a mask of the whole pack."""
+    if pack_layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    grouped = query.shape[1] != key.shape[1]
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=pack_layout.mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+    )
+    return output.transpose(1, 2), None
+
+
+def packed_flex(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    pack_layout: PackLayout | None = None, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """As `packed_sdpa`, by flex attention's block mask; compiled on CUDA. On a CPU torch has its forward pass only."""
+    if pack_layout is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    grouped = query.shape[1] != key.shape[1]
+    attend = _compiled_flex() if query.is_cuda else flex_attention
+    output = attend(query, key, value, block_mask=pack_layout.block_mask, scale=scaling, enable_gqa=grouped)
+    return output.transpose(1, 2), None
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
 
 
 def packed_sdpa(
@@ -128,17 +221,31 @@ def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any
     return None
 
 
-AttentionInterface.register(PACKED_SDPA, packed_sdpa)
-AttentionMaskInterface.register(PACKED_SDPA, _packed_mask)
+PACKED = {PACKED_SDPA: packed_sdpa, PACKED_FLEX: packed_flex, PACKED_DENSE: packed_dense}
+"""Attention over packs, by the name that `model.attention` gives it."""
+for _name, _function in PACKED.items():
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _packed_mask)
 
 
 def choose_attention(name: str) -> str:
     """The attention implementation for packs that `model.attention` asks for, checked against this machine."""
     flash = is_flash_attn_2_available() and torch.cuda.is_available()
     if name == "auto":
-        return "flash_attention_2" if flash else PACKED_SDPA
-    if name == "flash_attention_2" and not flash:
-        raise ConfigError("model.attention=flash_attention_2 needs CUDA and flash-attn: pip install 'minigptv2[gpu]'")
-    if name not in ("flash_attention_2", PACKED_SDPA):
-        raise ConfigError(f"model.attention={name} is not one of auto, flash_attention_2, {PACKED_SDPA}")
+        return FLASH if flash else PACKED_SDPA
+    if name == FLASH and not flash:
+        raise ConfigError(f"model.attention={FLASH} needs CUDA and flash-attn: pip install 'minigptv2[gpu]'")
+    if name == PACKED_FLEX and not torch.cuda.is_available():
+        raise ConfigError(f"model.attention={PACKED_FLEX} needs CUDA: torch has no backward pass of it on a CPU")
+    if name not in (FLASH, *PACKED):
+        raise ConfigError(f"model.attention={name} is not one of auto, {FLASH}, {', '.join(PACKED)}")
     return name
+
+
+def check_layout(attention: str, layout: PackLayout) -> None:
+    """Raise `ConfigError` if the attention cannot do what the pack asks for: flash-attn knows no shared images."""
+    if attention not in PACKED and layout.shares_images:
+        raise ConfigError(
+            f"the recipe shares images between questions (share_images), which model.attention={attention} cannot do. "
+            f"Set model.attention={PACKED_SDPA} or {PACKED_FLEX}."
+        )

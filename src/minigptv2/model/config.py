@@ -47,8 +47,9 @@ class ModelConfig:
     """Layers of the language model that the backward pass computes again instead of keeping what they made: less
     memory, up to 1.4 x the time. null: as few as let the fullest pack fit the GPU; none on a CPU."""
     attention: str = "auto"
-    """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA), `packed_sdpa` (torch, anywhere), or
-    `auto`: the first where it can run, else the second."""
+    """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA; no shared images), `packed_sdpa` (torch,
+    anywhere), `packed_flex` (a block mask; needs CUDA), `packed_dense` (slow, to compare with), or `auto`: the first
+    where it can run, else the second."""
 
 
 def check_model_config(config: ModelConfig) -> None:

@@ -22,7 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from minigptv2.model.attention import GENERATION, PackLayout
+from minigptv2.model.attention import GENERATION, PackLayout, check_layout
 from minigptv2.model.backbones import (
     TOKENS_PER_GROUP,
     LanguageModelRow,
@@ -92,11 +92,13 @@ class MiniGPTv2(nn.Module):
 
         `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does.
         """
+        layout = PackLayout.of(position_ids)
+        check_layout(self.attention, layout)
         hidden = self.language_model.model(
             inputs_embeds=embeddings,
             position_ids=position_ids,
             use_cache=False,
-            **PackLayout.of(position_ids).kwargs(),
+            **layout.kwargs(),
         ).last_hidden_state
         # A label belongs to the token before it; the last label of the roll wraps around and is never supervised.
         targets = torch.roll(labels[0], -1)
