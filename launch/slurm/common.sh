@@ -127,6 +127,17 @@ run_stage() {
     exit "$((code ? code : 1))"
 }
 
+# run_doctor ARGUMENT ...: can these nodes train together? Ends with an exit code other than 0 if not, and says why.
+run_doctor() {
+    local logs=${MINIGPTV2_LOGS:-runs/doctor}/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    mkdir -p "$logs"
+    prepare_environment
+    start_ranks "$logs" -m minigptv2.cli doctor --nodes "$@"
+    wait_for_ranks
+    cat "$logs/launcher.log" "$logs"/rank-*.log "$logs"/node-*.log 2>/dev/null
+    exit "$code"
+}
+
 # run_evaluation ARGUMENT ...: launch/evaluate.py in every rank. Its ranks share the work and rank 0 writes the report.
 run_evaluation() {
     local logs=${MINIGPTV2_LOGS:-runs/evaluate}/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}

@@ -137,7 +137,8 @@ start-node)
     fi
     mkdir -p "$DIR/spool/node$1"
     rm -f "$DIR/node$1.pid" "$DIR/slurmd-node$1.pid"
-    (cd / && setsid unshare --mount --net --pid --uts --fork --kill-child=SIGKILL --mount-proc \
+    (cd /
+        setsid unshare --mount --net --pid --uts --fork --kill-child=SIGKILL --mount-proc \
         bash "$SELF" "$DIR" _node "$1" </dev/null >>"$DIR/log/node$1.log" 2>&1 &
         echo $! >"$DIR/node$1.pid")
     for _ in $(seq 50); do pgrep --parent "$(<"$DIR/node$1.pid")" >/dev/null && break; sleep 0.1; done

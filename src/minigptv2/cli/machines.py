@@ -1,4 +1,4 @@
-"""`plan`: memory, traffic and step time of a run on given machines, without a GPU. `doctor`: this machine, examined."""
+"""`plan`: memory, traffic and step time of a run on given machines, without a GPU. `doctor`: machines, examined."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("overrides", nargs="*", metavar="key=value")
     doctor.add_argument("--world-size", type=int, help="processes of the run; default: one for each GPU")
     doctor.add_argument("--json", action="store_true", help="for scripts")
+    doctor.add_argument("--nodes", action="store_true",
+                        help="instead, in every rank of srun or torchrun: can these nodes train together")  # fmt: skip
+    doctor.add_argument("--shared", default="runs", metavar="DIR", help="with --nodes: a folder that all nodes see")
+    doctor.add_argument("--seconds", type=float, default=10.0, help="with --nodes: how long to gather")
     doctor.set_defaults(run=_doctor)
 
 
@@ -61,6 +65,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.nodes:
+        return _check_nodes(Path(args.shared), args.seconds)
     from minigptv2.doctor.examine import examine
     from minigptv2.doctor.finding import BAD, findings_as_json, render_findings
     from minigptv2.run_config import load_run_config
@@ -69,3 +75,17 @@ def _doctor(args: argparse.Namespace) -> int:
     findings = examine(config, world_size=args.world_size)
     print(findings_as_json(findings) if args.json else render_findings(findings))
     return 1 if any(one.level == BAD for one in findings) else 0
+
+
+def _check_nodes(shared: Path, seconds: float) -> int:
+    """In each rank of a launcher: the report on rank 0, each rank's own failure where it happens."""
+    import os
+
+    from minigptv2.engine import distributed
+    from minigptv2.engine.nodes import check_nodes
+
+    distributed.adopt_launcher()
+    report = check_nodes(shared, seconds=seconds)
+    if os.environ["RANK"] == "0":
+        print(report.text())
+    return 1 if report.problems else 0

@@ -72,7 +72,7 @@ def _begin(args: argparse.Namespace) -> int:
 
 def _end(args: argparse.Namespace) -> int:
     from minigptv2.engine.requeue import judge, newest_step, note_end, read_attempts
-    from minigptv2.engine.slurm import nodes_blamed_by_ranks, nodes_blamed_by_srun
+    from minigptv2.engine.slurm import nodes_blamed_by_ranks, nodes_blamed_by_srun, nodes_lost_by_srun
     from minigptv2.errors import ConfigError
 
     config = _config(args)
@@ -85,7 +85,8 @@ def _end(args: argparse.Namespace) -> int:
         code = 1
         _say(f"the launcher returned 0, but step {config.train.steps} is not saved and exported: a node may have died")
     messages = Path(args.launcher_errors).read_text(errors="replace") if args.launcher_errors else ""
-    asked = args.asked or attempts[-1].asked
+    # Slurm terminates a job whose node failed, too: that is not somebody's wish
+    asked = args.asked and not nodes_lost_by_srun(messages)
     reason = "" if asked or code == 0 or not args.rank_logs else _cause(Path(args.rank_logs))
     failed = [] if asked or code == 0 else nodes_blamed_by_srun(messages) or nodes_blamed_by_ranks(reason)
     last = _ended(attempts[-1], newest_step(run), code=code, failed=failed, asked=asked, reason=reason)

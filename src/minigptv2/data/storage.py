@@ -1,7 +1,8 @@
 """Where shards lie: byte ranges of files in a folder, on this machine or behind `http(s)://` and `s3://`.
 
-Local files stay open, a bounded number of them. Remote reads go through `fsspec` with retries and growing pauses, and
-are checked for length; a store that stays away raises `StorageError`, which stops a run instead of losing its samples.
+Local files stay open, a bounded number of them; they are copied to the node's own disk first where `data/cache.py` has
+one. Remote reads go through `fsspec` with retries and growing pauses, and are checked for length; a store that stays
+away raises `StorageError`, which stops a run instead of losing its samples.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
+from minigptv2.data.cache import ShardCache
 from minigptv2.errors import DataError
 
 _MAX_OPEN_SHARDS = 64
@@ -20,6 +22,7 @@ class ShardFiles:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._cache = ShardCache.from_environment(os.environ)
         self._open_files: OrderedDict[str, int] = OrderedDict()
 
     def read(self, file: str, size: int, offset: int, count: int) -> bytes:
@@ -36,7 +39,8 @@ class ShardFiles:
         if file in self._open_files:
             self._open_files.move_to_end(file)
             return self._open_files[file]
-        descriptor = os.open(self.folder / file, os.O_RDONLY)
+        source = self.folder / file
+        descriptor = os.open(source, os.O_RDONLY) if self._cache is None else self._cache.open(source, size)
         found = os.fstat(descriptor).st_size
         if found != size:
             os.close(descriptor)

@@ -25,6 +25,13 @@ def adopt_launcher() -> None:
     os.environ.update(rank_environment(os.environ))
 
 
+def stand_alone() -> None:
+    """Without a launcher: describe a group of this one process in the environment."""
+    if "RANK" not in os.environ:
+        os.environ.update(_SINGLE)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
 def world_size_from_environment() -> int:
     """How many processes the launcher started; 1 without a launcher. Needs no process group."""
     adopt_launcher()
@@ -58,9 +65,7 @@ def gpu_of(local_rank: int, visible: int) -> int:
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     """Join the process group that the launcher described, or make one of a single process."""
     adopt_launcher()
-    if "RANK" not in os.environ:
-        os.environ.update(_SINGLE)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    stand_alone()
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames, and torch says so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed

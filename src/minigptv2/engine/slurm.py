@@ -65,12 +65,18 @@ def _numbers(ranges: str, text: str) -> list[str]:
     return found
 
 
+def nodes_lost_by_srun(messages: str) -> list[str]:
+    """The nodes that `srun` says have failed."""
+    lost = [name for hosts in _NODE_FAILURE.findall(messages) for name in expand_hosts(hosts.rstrip(".,"))]
+    return sorted(set(lost))
+
+
 def nodes_blamed_by_srun(messages: str) -> list[str]:
     """The nodes that `srun` names as the cause in its error messages: those it lost, else the first whose task died
     of a signal that nobody sends on purpose. A node whose tasks ended with an exit code is not to blame."""
-    lost = [name for hosts in _NODE_FAILURE.findall(messages) for name in expand_hosts(hosts.rstrip(".,"))]
+    lost = nodes_lost_by_srun(messages)
     if lost:
-        return sorted(set(lost))
+        return lost
     killed = _KILLED_TASK.search(messages)
     return expand_hosts(killed.group(1)) if killed else []
 

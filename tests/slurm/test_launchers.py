@@ -1,0 +1,91 @@
+"""What starts the ranks: the chain of stages by one command, torchrun, deepspeed over pdsh, evaluation, the doctor."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigptv2.cli import main as cli
+from minigptv2.data.reader import CorpusReader
+from minigptv2.model.export import load_info
+from tests.conftest import World
+from tests.slurm.conftest import Cluster, Stage
+
+pytestmark = pytest.mark.slurm
+TINY = (
+    "model.vision_encoder=tiny_vit", "model.language_model=tiny_llama", "train.steps=6", "train.global_batch_size=8",
+    "train.micro_batch_size=4", "train.warmup_steps=2", "train.checkpoint_every=3", "train.log_every=1",
+    "data.max_tokens=900", "data.max_pack_tokens=2000", "evaluate.every=0",
+)  # fmt: skip
+
+
+def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
+    cluster: Cluster, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world.shards, tmp_path / "shards")
+    shutil.copytree(world.tokenizer_folder, tmp_path / "tokenizer")
+    environment = Path(sys.executable).parents[1]
+    printed = cluster.run(
+        "make", "--no-print-directory", "slurm-stages", f"VENV={environment}", f"STAMP={environment}/pyvenv.cfg",
+        f"OVERRIDES={' '.join(TINY)}", TOY="1", NODES="2", QUICK="1", DEMO_DIR=str(tmp_path),
+    )  # fmt: skip
+    jobs = re.findall(r"job (\d+)", printed)
+    assert len(jobs) == 4, printed
+    last = cluster.wait(jobs[-1], "COMPLETED", "FAILED", "CANCELLED", timeout_s=400)
+    assert last["JobState"] == "COMPLETED", printed
+    export = tmp_path / "stage3" / "export"
+    assert [entry["stage"] for entry in load_info(export).lineage] == ["stage1", "stage2", "stage3"]
+    image = tmp_path / "scene.jpg"
+    image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
+    assert cli(["ask", "--model", str(export), str(image), "[refer] the red circle", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_other_launchers_train_the_same_and_hear_the_warning(
+    stage: Stage, unbroken: Path, launcher: str, request: pytest.FixtureRequest
+) -> None:
+    if launcher == "deepspeed" and shutil.which("pdsh") is None:
+        pytest.skip("needs pdsh (apt-get install pdsh)")
+    number = stage.submit(launcher, LAUNCHER=launcher)
+    stage.wait_for_step(launcher, 5)
+    stage.cluster.run("scancel", "--batch", "--signal=USR1", number)
+    job = stage.cluster.wait(number, "COMPLETED", "FAILED")
+    text = stage.log(launcher)
+    assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", text
+    assert "asked to stop; steps 0 to" in text
+    ours, theirs = (load_file(run / "export" / "weights.safetensors") for run in (stage.run_dir(launcher), unbroken))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    logs = list((stage.run_dir(launcher) / "slurm").rglob("*.log"))
+    assert len(logs) >= 4, logs
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=3", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
+        f"--output={tmp_path}/doctor.log", "launch/slurm/doctor.sbatch", f"--shared={tmp_path}", "--seconds=2",
+        LAUNCHER=launcher, MINIGPTV2_LOGS=str(tmp_path),
+    ).strip()  # fmt: skip
+    job = cluster.wait(number, "COMPLETED", "FAILED")
+    text = (tmp_path / "doctor.log").read_text()
+    assert job["JobState"] == "COMPLETED" and "the nodes can train together" in text, text
+    for rank in range(3):
+        assert f"rank {rank}: node{rank + 1}, cpu" in text
+        assert f"files: node{rank + 1} sees what others write within" in text
+
+
+def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.run(
+        "srun", "--nodes=2", "--ntasks-per-node=1", "--nodelist=node1,node2", "bash", "-c",
+        'exec "$0" -c "$1"', sys.executable,
+        "from pathlib import Path; from minigptv2.engine.nodes import check_nodes; "
+        f"print(check_nodes(Path('{cluster.folder}/local'), seconds=0.2, patience_s=4).text())",
+    )  # fmt: skip
+    assert re.search(r"PROBLEM: node[12] does not see files that node[12] wrote", done), done
