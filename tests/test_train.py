@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
+from minigptv2.data.dropped import DropReport, read_report
 from minigptv2.data.reader import CorpusReader
 from minigptv2.engine.log import read_metrics
 from minigptv2.errors import RequeueExit
@@ -233,6 +234,21 @@ def test_a_missing_shard_ends_the_run_with_its_name(config: Path, world: World, 
     (tmp_path / "shards" / "toy_refer" / "toy_refer-000002.tar").unlink()
     output = run(config, 1, f"run_dir={tmp_path}/run", f"data.shards={tmp_path}/shards", expect=3)
     assert "DataError" in output and "first toy_refer-000002.tar" in output and "Traceback" not in output
+
+
+def test_every_lost_sample_of_a_run_is_in_its_report(config: Path, world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.train, tmp_path / "shards")
+    for file in (tmp_path / "shards" / "toy_refer").glob("*.tar"):
+        file.write_bytes(file.read_bytes().replace(b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", 3))
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "max_bad_rate: 0.5\n")
+    words = [f"data.shards={tmp_path}/shards", f"data.recipe={tmp_path}/recipe.yaml", f"run_dir={tmp_path}/run"]
+    output = run(config, 2, *words, "train.steps=4")
+    rows = read_report(tmp_path / "run" / "dropped.jsonl")
+    assert rows and {row["rank"] for row in rows} == {0, 1} and {row["corpus"] for row in rows} == {"toy_refer"}
+    assert all(str(row["key"]).startswith("train-") and "checksum" in str(row["reason"]) for row in rows)
+    assert sum(row["rank"] == 0 for row in rows) == output.count("dropped toy_refer-")
+    report = DropReport(tmp_path / "run", step=2)
+    assert report.count == sum(int(str(row["step"])) <= 2 for row in rows) < len(rows)
 
 
 def test_ask_answers_and_draws(

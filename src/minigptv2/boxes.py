@@ -45,6 +45,17 @@ class Box:
             return f"leaves the image ({width} x {height})"
         return None
 
+    def guess(self, width: int, height: int) -> str:
+        """What a box with a `problem` may have been meant as, or nothing."""
+        if max(self.x1, self.y1, self.x2, self.y2) <= 1:
+            return "; it looks normalised to 0..1, want pixels"
+        meant = {
+            "x, y, width, height": Box(self.x1, self.y1, self.x1 + self.x2, self.y1 + self.y2),
+            "y1, x1, y2, x2": Box(self.y1, self.x1, self.y2, self.x2),
+        }
+        fits = [words for words, box in meant.items() if box.problem(width, height) is None]
+        return f"; it would fit as {fits[0]}" if fits else ""
+
     def __str__(self) -> str:
         return f"({self.x1:g}, {self.y1:g}, {self.x2:g}, {self.y2:g})"
 

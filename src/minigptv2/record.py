@@ -132,7 +132,7 @@ def _region_problem(region: Region, record: Record) -> str | None:
     for box in region.boxes:
         problem = box.problem(record.width or 0, record.height or 0)
         if problem:
-            return f"box {box} px {problem}"
+            return f"box {box} px {problem}{box.guess(record.width or 0, record.height or 0)}"
     return None
 
 

@@ -72,7 +72,8 @@ SAME_CONTENT = (
 MAY_CHANGE = (
     "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
     "data.max_pack_tokens", "data.image_cost_tokens",
-    "data.num_workers", "data.max_bad_in_a_row", "train.deepspeed", "train.steps", "train.micro_batch_size",
+    "data.num_workers", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
+    "train.steps", "train.micro_batch_size",
     "train.learning_rate", "train.warmup_steps", "train.warmup_learning_rate", "train.final_learning_rate_ratio",
     "train.betas", "train.weight_decay", "train.gradient_clipping", "train.log_every", "train.checkpoint_every",
     "train.keep_checkpoints", "train.keep_every", "train.max_save_stall_s", "train.guard.*", "train.timeout_minutes",
@@ -83,7 +84,13 @@ MAY_CHANGE = (
 
 
 def rule_for(key: str) -> tuple[str, ...]:
-    """Which of the three tables a dotted key belongs to. Raises `ConfigError` for one that nobody classified."""
+    """Which of the three tables a dotted key belongs to, by its whole name or else by a pattern.
+
+    Raises `ConfigError` for one that nobody classified.
+    """
+    for table in (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE):
+        if key in table:
+            return table
     for table in (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE):
         if any(fnmatchcase(key, pattern) for pattern in table):
             return table

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from minigptv2.config import Loaded, flat_values, save_yaml
+from minigptv2.data.dropped import DROPPED_FILE, Dropped, DropReport
 from minigptv2.data.fullest import fullest_pack
 from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan, load_recipe
@@ -189,6 +190,8 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
     movement = Movement(trainer, config.train.guard.movement_steps)
     if asked := edge.stop.agreed():
         raise RequeueExit(f"asked to stop ({asked}) while loading, at step {trainer.step} of {last}; nothing to save")
+    report_file = DropReport(run, trainer.step) if distributed.is_main() else None
+    losses: list[tuple[int, int, Dropped]] = []
     first = trainer.step
     waited = time.monotonic()
     edge.watch.at(f"data of step {trainer.step}")
@@ -200,6 +203,7 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
         meter.add(report, step_batches)
         for bad in step_batches.dropped:
             log.line(f"dropped {bad}")
+            losses.append((trainer.step, distributed.rank(), bad))
         if report.skipped:
             _explain_skip(config, trainer, report, step_batches, plan, log, run)
         done = trainer.step
@@ -215,6 +219,8 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
             edge.watch.at(f"evaluation after step {done}")
             log.pictures(done, pictures.draw())
         asked = edge.stop.agreed()
+        if every(done, config.train.log_every) or every(done, config.train.checkpoint_every) or done == last or asked:
+            _report_losses(report_file, losses)
         if every(done, config.train.checkpoint_every) or done == last or asked:
             edge.save(trainer, position, wait=done == last or bool(asked))
         if asked and done < last:
@@ -237,6 +243,14 @@ def _explain_skip(config: RunConfig, trainer: Trainer, report: StepReport, step:
     if folder:
         log.line(f"kept whole; run it again with: minigptv2 replay {folder}")
     trainer.guard.stop_if_too_many(report.step, report.skipped or "")
+
+
+def _report_losses(file: DropReport | None, losses: list[tuple[int, int, Dropped]]) -> None:
+    """Every rank's losses since the last time into the run's `dropped.jsonl`. A collective."""
+    gathered = distributed.gather_on_main(losses)
+    if file is not None:
+        file.add(loss for of_rank in gathered for loss in of_rank)
+    losses.clear()
 
 
 def every(step: int, interval: int) -> bool:
@@ -345,7 +359,7 @@ def _prepare_run_folder(
         if fresh:
             for part in ("checkpoints", "tensorboard", "export", "bundles"):
                 shutil.rmtree(run / part, ignore_errors=True)
-            for part in ("metrics.jsonl", "log.txt", "attempts.jsonl"):
+            for part in ("metrics.jsonl", "log.txt", "attempts.jsonl", DROPPED_FILE):
                 (run / part).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
     distributed.barrier()

@@ -8,6 +8,7 @@ import torch
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
+from minigptv2.data.dropped import DropLimit, Dropped
 from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
@@ -89,9 +90,10 @@ def test_damaged_images_and_records_are_dropped_by_name(world: World, tokenizer:
     )
     file.write_bytes(data)
     steps = list(iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=3))
-    dropped = sorted(reason for step in steps for reason in step.dropped)
-    assert dropped and all("toy_refer-000001.tar / sample" in reason for reason in dropped)
-    assert any("checksum is wrong" in reason for reason in dropped)
+    dropped = [one for step in steps for one in step.dropped]
+    assert dropped and {(one.corpus, one.shard) for one in dropped} == {("toy_refer", "toy_refer-000001.tar")}
+    assert any("the record's checksum is wrong" in one.reason for one in dropped)
+    assert [good for step in steps for good in step.outcomes].count(False) == len(dropped)
     kept = sum(len(pack) for step in steps for pack in step.sample_ids)
     assert kept + len(dropped) == 36
 
@@ -101,12 +103,32 @@ def test_too_many_bad_samples_stop_the_run(world: World, tokenizer: Tokenizer, t
     for file in (tmp_path / "toy_refer").glob("*.tar"):
         file.write_bytes(file.read_bytes().replace(b'{"turns":[', b'{"turns":[#'[:10]))
         file.write_bytes(file.read_bytes().replace(b'{"turns":', b'["turns":'))
-    recipe = Recipe(corpora={"toy_refer": CorpusShare(ratio=1)})
-    with pytest.raises(DataError, match="bad samples in a row"):
+    recipe = Recipe(corpora={"toy_refer": CorpusShare(ratio=1)}, max_bad_in_a_row=25, max_bad_rate=1)
+    with pytest.raises(DataError, match="25 bad samples in a row.*last toy_refer-00000.*checksum"):
         list(iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=50))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "words"),
+    [
+        ([True] * 3 + [False] * 4, "4 bad samples in a row"),
+        ([False, True] * 11, "11 of 22 samples were bad, over the recipe's max_bad_rate=0.01"),
+        ([False, False, False, True] * 3 + [True] * 2000, None),
+        ([True] * 2000 + [False, True] * 21, "21 of 2042 samples"),
+    ],
+)
+def test_the_limits_of_the_recipe(outcomes: list[bool], words: str | None) -> None:
+    limit = DropLimit(max_in_a_row=4, max_rate=0.01)
+    stopped = None
+    try:
+        for start in range(0, len(outcomes), 2):
+            limit.judge(outcomes[start : start + 2], [Dropped("c", "c-0.tar", "k", "bad")])
+    except DataError as error:
+        stopped = str(error)
+    assert (stopped is None) if words is None else (stopped is not None and words in stopped and "c-0.tar" in stopped)
 
 
 def test_an_example_longer_than_allowed_is_dropped_by_name(world: World, tokenizer: Tokenizer) -> None:
     config = DataConfig(recipe="", num_workers=0, max_tokens=30, max_pack_tokens=400)
     steps = list(iterate_steps(dataset(world, tokenizer, config=config), position=0, num_steps=1))
-    assert steps[0].dropped and all("longer than max_tokens=30" in reason for reason in steps[0].dropped)
+    assert steps[0].dropped and all("longer than max_tokens=30" in one.reason for one in steps[0].dropped)

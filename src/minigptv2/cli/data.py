@@ -6,14 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli import corpora
+from minigptv2.cli import corpora, shards
 
 
 def add_commands(commands: Any) -> None:
     """Add this file's sub-commands."""
-    shards = commands.add_parser("shards", help="build and list corpora")
-    shard_commands = shards.add_subparsers(dest="shard_command", required=True, metavar="COMMAND")
+    group = commands.add_parser("shards", help="build, list, index, verify, look at corpora")
+    shard_commands = group.add_subparsers(dest="shard_command", required=True, metavar="COMMAND")
     corpora.add_commands(shard_commands)
+    shards.add_commands(shard_commands)
 
     tokenizer = commands.add_parser("tokenizer", help="train a small tokenizer on shards")
     tokenizer.add_argument("--shards", required=True, help="folder with one folder of shards per corpus")

@@ -28,8 +28,6 @@ class DataConfig:
     4096 against 25.9 GFLOP a token."""
     num_workers: int = 2
     """Loader processes per rank; 0 reads in the training process."""
-    max_bad_in_a_row: int = 100
-    """This many damaged samples, in steps in a row without a good one, stop the run: it is the data or the code."""
 
 
 @dataclass
@@ -73,5 +71,9 @@ class Recipe:
     the corpora's ratios divide the whole."""
     shuffle_window: int = 4
     """Shards whose samples are shuffled together; larger mixes better and opens more files."""
+    max_bad_in_a_row: int = 100
+    """So many damaged samples one after the other stop the run: it is the data or the code."""
+    max_bad_rate: float = 0.01
+    """A larger share of damaged samples stops the run; counted by each rank, over what it saw since it started."""
     corpora: dict[str, CorpusShare] = field(default_factory=dict)
     """Corpus name to its share."""

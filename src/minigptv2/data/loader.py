@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from minigptv2.data.collate import Batch, collate
 from minigptv2.data.config import DataConfig
+from minigptv2.data.dropped import DropLimit, Dropped
 from minigptv2.data.images import open_image, square
 from minigptv2.data.packing import Cost, pack_step
 from minigptv2.data.plan import DataPlan, SampleId
@@ -31,8 +32,10 @@ class StepBatches:
     batches: list[Batch]
     sample_ids: list[list[SampleId]]
     """The samples in each micro-batch, for error reports."""
-    dropped: list[str]
-    """`where: reason` of every sample of the step this rank found to be bad."""
+    dropped: list[Dropped]
+    """Every sample of the step that this rank found to be bad and is the one to report."""
+    outcomes: list[bool]
+    """Whether each sample that this rank looked into was good, in the plan's order."""
     num_samples: int
 
 
@@ -54,15 +57,20 @@ class StepDataset(Dataset[StepBatches]):
         self.world_size = world_size
 
     def __getitem__(self, position: int) -> StepBatches:
-        dropped: list[str] = []
+        dropped: list[Dropped] = []
+        good: dict[int, bool] = {}
+        numbers: list[int] = []
         kept: list[SampleId] = []
         examples: list[Example] = []
-        for sample in self.plan.samples(position, self.global_batch_size):
+        for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
             try:
                 examples.append(self.plan.encode(sample, self.encoder))
-                kept.append(sample)
             except DataError as error:
-                dropped.append(str(error))
+                good[number] = False
+                dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
+                continue
+            kept.append(sample)
+            numbers.append(number)
         costs = [self._cost(example) for example in examples]
         packs = pack_step(
             costs,
@@ -74,24 +82,27 @@ class StepDataset(Dataset[StepBatches]):
             dropped = []
         batches, sample_ids = [], []
         for pack in packs[self.rank :: self.world_size]:
+            lost = len(dropped)
             batch, ids = self._batch([(kept[i], examples[i]) for i in pack], dropped)
             batches.append(batch)
             sample_ids.append(ids)
-        return StepBatches(position, batches, sample_ids, dropped, self.global_batch_size)
+            good |= {numbers[i]: lost == len(dropped) or kept[i] in ids for i in pack}
+        outcomes = [good[number] for number in sorted(good)]
+        return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size)
 
     def _cost(self, example: Example) -> Cost:
         length, images = len(example), example.num_images
         looks = self.config.attention_cost_tokens * length**2
         return Cost(length, length + looks + self.config.image_cost_tokens * images, images)
 
-    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[str]) -> tuple[Batch, list[SampleId]]:
+    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped]) -> tuple[Batch, list[SampleId]]:
         examples, images, ids = [], [], []
         for sample, example in pack:
             try:
                 if example.num_images:
                     images.append(self._pixels(sample))
             except DataError as error:
-                dropped.append(str(error))
+                dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
                 continue
             examples.append(example)
             ids.append(sample)
@@ -122,7 +133,7 @@ def _leave_signals_to_the_rank(worker: int) -> None:
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
     """Yield `num_steps` steps from `position` on, read ahead by worker processes.
 
-    Raises `DataError` once steps in a row without one good sample have dropped `max_bad_in_a_row`.
+    Raises `DataError` where this rank sees more bad samples than the recipe tolerates (`DropLimit`).
     """
     config = dataset.config
     loader = DataLoader(
@@ -134,11 +145,8 @@ def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Ite
         persistent_workers=False,
         worker_init_fn=_leave_signals_to_the_rank,
     )
-    bad_in_a_row = 0
+    recipe = dataset.plan.recipe
+    limit = DropLimit(recipe.max_bad_in_a_row, recipe.max_bad_rate)
     for step in loader:
-        bad_in_a_row = bad_in_a_row + len(step.dropped) if not any(step.sample_ids) else 0
-        if bad_in_a_row >= config.max_bad_in_a_row:
-            raise DataError(
-                f"{bad_in_a_row} bad samples in a row, last {step.dropped[-1]}. The data or code is broken."
-            )
+        limit.judge(step.outcomes, step.dropped)
         yield step

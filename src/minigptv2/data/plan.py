@@ -119,9 +119,12 @@ class DataPlan:
 
     def fingerprint(self) -> str:
         """SHA-256 over seed, recipe and manifests: equal fingerprints mean the same global sequence."""
+        recipe = asdict(self.recipe)
+        for limit in ("max_bad_in_a_row", "max_bad_rate"):  # what is tolerated does not change the order
+            del recipe[limit]
         identity = {
             "seed": self.seed,
-            "recipe": asdict(self.recipe),
+            "recipe": recipe,
             "manifests": [reader.manifest.fingerprint for reader in self.corpora],
             "tokens": self._tokens,
             "global_batch_size": self._steps_of,

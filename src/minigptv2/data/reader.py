@@ -89,27 +89,27 @@ class CorpusReader:
         last = sample + 1 == self.shard_starts[shard + 1]
         end = self.manifest.shards[shard].bytes if last else self._entry(sample + 1)[0]
         span = self._read(sample, start, min(end - start, 2 * MAX_MEMBER_BYTES))
-        image: tuple[str, bytes] | None = None
-        key, checksum, read = None, 0, 0
+        image, key, checksum = None, None, 0
+        if zlib.crc32(memoryview(span)[text_at : text_at + text_bytes]) != text_crc:
+            self._fail(sample, "the record's checksum is wrong: its bytes changed since they were indexed", named=False)
         try:
             for member in tar.find_members(span, whole=False):
                 member_key, extension = split_name(member.name)
                 if key not in (None, member_key):
                     break
-                key, read = member_key, member.end
+                key = member_key
                 if member.offset == text_at:
                     continue
                 checksum = zlib.crc32(memoryview(span)[member.offset : member.end], checksum)
                 if extension in IMAGE_EXTENSIONS:
-                    image = extension, span[member.data_offset : member.data_offset + member.size]
+                    image = span[member.data_offset : member.data_offset + member.size]
+                if image is not None and checksum == rest_crc:
+                    return image
         except tar.TarError as error:
             self._fail(sample, f"damaged shard: {error}")
         if image is None:
             self._fail(sample, "has no image")
-        text = memoryview(span)[text_at : text_at + text_bytes]
-        if checksum != rest_crc or zlib.crc32(text) != text_crc or read < text_at + text_bytes:
-            self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
-        return image[1]
+        self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
 
     def _text(self, sample: int) -> tuple[str, bytes]:
         """Name and data of the member that holds the sample's record or caption."""
