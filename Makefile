@@ -91,8 +91,9 @@ STAGE_stage3 := stage3_instruct
 slurm-stages: $(STAMP)  ## submit the three stages to Slurm, each after the other (NODES, GPUS, DRY_RUN=1; TOY=1: on CPUs)
 	launch/slurm/submit_stages.sh $(OVERRIDES)
 
+SLURM_TESTS ?= slurm
 test-slurm: $(STAMP)  ## training on a real Slurm made on this machine (root; Debian's slurm packages)
-	$(BIN)/python -m pytest tests/slurm -m slurm $(PYTEST)
+	$(BIN)/python -m pytest tests/slurm -m "$(SLURM_TESTS)" $(PYTEST)
 
 tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
 	$(BIN)/tensorboard --logdir runs

@@ -28,6 +28,11 @@ corpora:
 """
 
 
+def default_extensions() -> str:
+    """Where torch keeps what it compiles, if nobody says otherwise."""
+    return f"{get_default_build_root()}/py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}_cpu"
+
+
 class Cluster:
     """Commands of a cluster made by `cluster.sh`."""
 
@@ -38,8 +43,7 @@ class Cluster:
             "MINIGPTV2_HOME": str(REPOSITORY), "MINIGPTV2_PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1", "MINIGPTV2_NODE_DIR": str(folder / "local"),
             # built by the other tests, or the first of these, and kept
-            "TORCH_EXTENSIONS_DIR":
-                f"{get_default_build_root()}/py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}_cpu",
+            "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", default_extensions()),
         }  # fmt: skip
 
     def control(self, action: str, *words: object) -> subprocess.CompletedProcess[str]:
