@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
+import time
 from pathlib import Path
 
 
@@ -77,3 +79,24 @@ class HashedFile:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+def wait_until_seen(file: Path, num_bytes: int, timeout_s: float = 60.0) -> None:
+    """Return once `file` is seen here with `num_bytes`: over a network file system, what another node wrote comes late.
+
+    Raises `TimeoutError` naming this host.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            os.scandir(file.parent).close()  # makes a network file system look again
+            if file.stat().st_size == num_bytes:
+                return
+        except FileNotFoundError:
+            pass
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{socket.gethostname()} does not see {file} of {num_bytes} bytes, which another node has, after "
+                f"{timeout_s:.0f} s: is it the same file system?"
+            )
+        time.sleep(0.2)

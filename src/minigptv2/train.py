@@ -35,6 +35,7 @@ from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import CheckpointError, ConfigError, RequeueExit
 from minigptv2.evaluate.pictures import TrainingPictures
+from minigptv2.files import wait_until_seen
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
@@ -306,8 +307,16 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
     """The export this stage starts from, its file checked; None for a first stage."""
     if config.init_from is None:
         return None
-    parent = load_info(config.init_from)
-    distributed.on_main(lambda: check_weights_file(parent))
+    folder = config.init_from
+
+    def read() -> tuple[ExportInfo, dict[str, int]]:
+        info = load_info(folder)
+        check_weights_file(info)
+        return info, {file.name: file.stat().st_size for file in sorted(info.folder.iterdir()) if file.is_file()}
+
+    parent, files = distributed.on_main(read)
+    for name, num_bytes in files.items():  # the stage before may have written them on another node a moment ago
+        wait_until_seen(parent.folder / name, num_bytes)
     ours, theirs = sizes_of(config.model), parent.sizes
     pairs = {
         "vision encoder": (ours.vision_encoder, theirs.vision_encoder),
