@@ -83,10 +83,10 @@ def _odd(text: str, random: Random) -> str:
 
 _ANSWERS = """
 yes|no|2|two|Two.|a dog|The dog|dogs|red, white and blue|red/blue|red & blue|t-shirt|t shirt|10:30|1,000|1000|3.5|.5|5.|
-u.s.|US|isnt|isn't|dont know|don't know|couldnt've|couldn'tve|youre|Im|its|it's|none|zero|ten|the|a|an|a the|what?|
-what ?|
-[no]|(yes)|"yes"|yes!|yes !|no;|no ;|on the left|left|on  the	left|black\\white|a_b|a-b|a - b|<p>|@home|it`s|50%|$5|
-one hundred|two two|100,000|1,2,3|1.2.3|a.b.c|mr. smith|end.|...|ow's'at|'ows'at|somebody'd|yall|y'all'dve|lets|let's|
+u.s.|US|isnt|isn't|dont know|don't know|couldnt've|couldn'tve|youre|Im|its|it's|none|zero|ten|the|a|an|a the|what?
+what ?|[no]|(yes)|"yes"|yes!|yes !|no;|no ;|on the left|left|on  the	left|black\\white|a_b|a-b|a - b|<p>|@home|it`s
+50%|$5|one hundred|two two|100,000|1,2,3|1.2.3|a.b.c|mr. smith|end.|...|ow's'at|'ows'at|somebody'd|yall|y'all'dve
+lets|let's
 skateboard|skateboarding|frisbee|beach|man & woman|new york, ny|washington d.c.|coca-cola|coca cola|hot dog|hotdog
  yes | 
 """

@@ -1,4 +1,4 @@
-"""`ask`, `predict`, `score` and `evaluate`."""
+"""`ask`, `predict` and `score`."""
 
 from __future__ import annotations
 
@@ -52,18 +52,10 @@ def add_commands(commands: Any) -> None:
     score.add_argument("--layout", default="packed", choices=("packed", "padded"), help="how a batch is laid out")
     score.set_defaults(run=_score)
 
-    evaluate = commands.add_parser("evaluate", help="held-out figures of an export, per task")
-    add_model(evaluate)
-    evaluate.add_argument("--shards", required=True, help="folder of held-out shards, one folder per corpus")
-    evaluate.add_argument("--corpus", action="append", required=True, help="repeat for several")
-    evaluate.add_argument("--limit", type=int, help="samples per corpus")
-    evaluate.add_argument("--output", help="folder for results.json and predictions.jsonl")
-    evaluate.set_defaults(run=_evaluate)
 
-
-def add_model(parser: argparse.ArgumentParser, *, style: bool = True) -> None:
+def add_model(parser: argparse.ArgumentParser, *, style: bool = True, required: bool = True) -> None:
     """Options that name a model and how it is loaded."""
-    parser.add_argument("--model", required=True, help="a model folder or an export")
+    parser.add_argument("--model", required=required, help="a model folder or an export")
     parser.add_argument("--vision-weights", metavar="DIR", help="where an export's vision base lies, if it was moved")
     parser.add_argument("--language-weights", metavar="DIR", help="where its language model lies, if it was moved")
     if style:
@@ -182,13 +174,3 @@ def _told(verb: str, outcome: Outcome, output: str) -> int:
     before = f", {outcome.before} before" if outcome.before else ""
     print(f"{verb} {outcome.done}{before}, skipped {len(outcome.bad)}: {output}")
     return DataError.exit_code if outcome.bad else 0
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    from minigptv2.evaluate.run import evaluate_predictor
-
-    evaluate_predictor(
-        load_model(args), Path(args.shards), args.corpus, limit=args.limit,
-        output=Path(args.output) if args.output else None,
-    )  # fmt: skip
-    return 0

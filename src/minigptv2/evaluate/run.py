@@ -1,17 +1,15 @@
-"""Held-out evaluation of an export: per-task figures, a table, predictions as JSON lines."""
+"""Held-out questions in memory: answers, per-task figures, a baseline, a table. What the demonstrations use."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.evaluate.heldout import HeldOut, load_heldout
+from minigptv2.evaluate.heldout import HeldOut
 from minigptv2.evaluate.metrics.turns import aggregate, headline, score
 from minigptv2.predict.predictor import Decoding, Predictor
 
@@ -26,20 +24,6 @@ class Evaluation:
     items: list[HeldOut]
     answers: list[str]
     figures: Figures
-
-
-def evaluate_predictor(
-    predictor: Predictor, shards: Path, corpora: list[str], *, limit: int | None = None, output: Path | None = None,
-    max_new_tokens: int = 96,
-) -> Evaluation:  # fmt: skip
-    """Evaluate a model on held-out corpora; prints the table and, with `output`, writes results and predictions."""
-    items = [item for corpus in corpora for item in load_heldout(shards / corpus, limit)]
-    evaluation = evaluate_items(predictor, items, max_new_tokens=max_new_tokens)
-    print(table({"model": evaluation.figures, "baseline": baseline(items)}))
-    if output is not None:
-        write_evaluation(evaluation, output)
-        print(f"results and predictions in {output}")
-    return evaluation
 
 
 def evaluate_items(predictor: Predictor, items: list[HeldOut], *, max_new_tokens: int = 96,
@@ -110,21 +94,3 @@ def table(columns: dict[str, Figures]) -> str:
             cells = "".join(f"{column[task][name]:>12.3f}" for column in columns.values())
             lines.append(f"{task:<14}{name + mark:<20}{cells}")
     return "\n".join(lines)
-
-
-def write_evaluation(evaluation: Evaluation, output: Path) -> None:
-    """`results.json` and `predictions.jsonl` under `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.json").write_text(json.dumps(evaluation.figures, indent=1))
-    with open(output / "predictions.jsonl", "w") as stream:
-        for item, answer in zip(evaluation.items, evaluation.answers, strict=True):
-            row = {
-                "corpus": item.corpus,
-                "sample": item.sample,
-                "task": item.turn.task,
-                "question": item.question,
-                "answer": answer,
-                "truth": item.answer,
-                **score(item, answer),
-            }
-            stream.write(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""Caption metrics over a whole corpus: CIDEr-D, BLEU-1..4, ROUGE-L. Texts in, scores per caption and in all out.
+"""Caption metrics of a corpus: CIDEr-D, BLEU-1..4, ROUGE-L. Texts in, one score per caption and the corpus's out.
 
 Equal to the official tools (`pycocoevalcap` 1.2, after their tokenizer) to rounding error; their conventions, odd ones
 included, are kept and named. Sources: arXiv:1411.5726 (CIDEr-D), Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L).

@@ -17,9 +17,8 @@ _SPELLED = {
     "…": "...", "–": "--", "—": "--", "“": "``", "”": "''", "€": "$", "£": "#",
 }  # fmt: skip
 _ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "prof", "vs", "etc", "no", "inc", "co", "corp",
-                  "ltd",
-                  "ave", "blvd", "rd", "ft", "gen", "rev", "sgt", "capt", "jan", "feb", "aug", "sept", "oct", "nov",
-                  "dec")  # fmt: skip
+                  "ltd", "ave", "blvd", "rd", "ft", "gen", "rev", "sgt", "capt", "jan", "feb", "aug", "sept", "oct",
+                  "nov", "dec")  # fmt: skip
 _WORD = r"[^\W\d_][\w]*"
 _TOKEN = re.compile(
     "|".join(

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Protocol
 
 from minigptv2.boxes import iou
-from minigptv2.evaluate.heldout import HeldOut
 from minigptv2.evaluate.metrics.boxes import IOU_THRESHOLD, match_boxes
+from minigptv2.record import Turn
 from minigptv2.tasks import TASKS, Answer, parse_answer
 
 
-def score(item: HeldOut, answer: str) -> dict[str, float]:
+class Asked(Protocol):
+    """What an answer is weighed against: a turn, and its picture's size in pixels."""
+
+    @property
+    def turn(self) -> Turn: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def score(item: Asked, answer: str) -> dict[str, float]:
     """The figures of one answer, each 0..1, by name. Every task has its table row's metric among them."""
     task = item.turn.task
     parsed = parse_answer(answer, task, item.width, item.height)
@@ -56,7 +68,7 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _refer(item: HeldOut, parsed: Answer) -> dict[str, float]:
+def _refer(item: Asked, parsed: Answer) -> dict[str, float]:
     truth = item.turn.regions[0].boxes[0]
     overlap = iou(parsed.boxes[0], truth) if parsed.boxes else 0.0
     return {
@@ -66,7 +78,7 @@ def _refer(item: HeldOut, parsed: Answer) -> dict[str, float]:
     }
 
 
-def _detection(item: HeldOut, parsed: Answer) -> dict[str, float]:
+def _detection(item: Asked, parsed: Answer) -> dict[str, float]:
     truth = tuple(box for region in item.turn.regions for box in region.boxes)
     overlaps = match_boxes(parsed.boxes, truth)
     hits = sum(value >= IOU_THRESHOLD for value in overlaps)
@@ -74,7 +86,7 @@ def _detection(item: HeldOut, parsed: Answer) -> dict[str, float]:
     return {"box_f1_50": f1, "mean_iou": sum(overlaps) / len(truth), "well_formed": float(parsed.well_formed)}
 
 
-def _grounding(item: HeldOut, parsed: Answer) -> dict[str, float]:
+def _grounding(item: Asked, parsed: Answer) -> dict[str, float]:
     """Share of true phrases that were said, word for word, with a box over each of theirs; and the caption's F1."""
     found: list[float] = []
     overlaps: list[float] = []

@@ -1,0 +1,105 @@
+"""Two evaluations of the same questions, question by question: differences, whether they mean something, flips."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minigptv2.errors import DataError
+from minigptv2.evaluate.metrics.statistics import Difference, paired_difference
+from minigptv2.evaluate.runner import PREDICTIONS_FILE
+
+SIGNIFICANT = 0.05
+_RIGHT = 0.5  # a score above counts as right when flips are counted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One benchmark of two runs, over the questions both answered. Scores are shares, 0..1 (CIDEr 0..10)."""
+
+    benchmark: str
+    questions: int
+    a: float
+    b: float
+    difference: Difference
+    gained: list[dict[str, Any]] = field(default_factory=list)
+    """Questions that only the second run got right: id, question, truth, both answers, both scores."""
+    lost: list[dict[str, Any]] = field(default_factory=list)
+    """Questions that only the first run got right."""
+
+
+def compare_runs(run_a: Path, run_b: Path) -> list[Comparison]:
+    """Each benchmark that both folders hold. Raises `DataError` where there is none or no common question."""
+    files_a, files_b = _predictions(run_a), _predictions(run_b)
+    common = [name for name in files_a if name in files_b]
+    if not common:
+        raise DataError(f"{run_a} has {_names(files_a)}, {run_b} has {_names(files_b)}: nothing to compare")
+    return [_compare(name, files_a[name], files_b[name]) for name in common]
+
+
+def render(comparisons: list[Comparison], *, flips: int = 5) -> str:
+    """For the terminal: a line per benchmark, then some of the questions that flipped."""
+    lines = [f"{'benchmark':<26}{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':<19}{'p':>8}{'gained':>8}{'lost':>6}"
+             f"{'questions':>11}"]  # fmt: skip
+    for one in comparisons:
+        d = one.difference
+        ends = f"{100 * d.low:+.2f} .. {100 * d.high:+.2f}"
+        verdict = "" if d.p < SIGNIFICANT else "  not significant"
+        lines.append(
+            f"{one.benchmark:<26}{100 * one.a:>8.2f}{100 * one.b:>8.2f}{100 * d.mean:>+9.2f}  {ends:<19}{d.p:>8.4f}"
+            f"{len(one.gained):>8}{len(one.lost):>6}{one.questions:>11}{verdict}"
+        )
+    for one in comparisons:
+        for title, flipped in (("gained", one.gained), ("lost", one.lost)):
+            for row in flipped[:flips]:
+                lines.append(
+                    f"{one.benchmark} {title}: {row['question']}  true: {row['truth']}  A: {row['a']}  B: {row['b']}"
+                )
+    return "\n".join(lines)
+
+
+def as_json(comparisons: list[Comparison]) -> str:
+    """Everything, all flips included."""
+    rows = [{**one.__dict__, "difference": one.difference.__dict__} for one in comparisons]
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+
+
+def _predictions(run: Path) -> dict[str, Path]:
+    """Name of each benchmark below a folder to its file of predictions."""
+    files = sorted(run.rglob(PREDICTIONS_FILE)) if run.is_dir() else []
+    return {str(file.parent.relative_to(run)): file for file in files}
+
+
+def _names(files: dict[str, Path]) -> str:
+    return ", ".join(files) or "no predictions"
+
+
+def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
+    rows_a, rows_b = _rows(file_a), _rows(file_b)
+    ids = [one for one in rows_a if one in rows_b]
+    if not ids:
+        raise DataError(f"{file_a} and {file_b} have no question in common")
+    for one in ids:
+        if rows_a[one]["truth"] != rows_b[one]["truth"]:
+            raise DataError(f"{file_a} and {file_b}: question {one} has two truths; they come of different corpora")
+    a, b = ([float(rows[one]["score"]) for one in ids] for rows in (rows_a, rows_b))
+    difference = paired_difference(a, b, groups=[rows_a[one]["picture"] for one in ids])
+    flips: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for one, score_a, score_b in zip(ids, a, b, strict=True):
+        if (score_a > _RIGHT) != (score_b > _RIGHT):
+            row_a, row_b = rows_a[one], rows_b[one]
+            flips[score_b > score_a].append({
+                "id": one, "question": row_a["question"], "truth": row_a["truth"], "a": row_a["answer"],
+                "b": row_b["answer"], "scores": [score_a, score_b],
+            })  # fmt: skip
+    return Comparison(name, len(ids), sum(a) / len(a), sum(b) / len(b), difference, flips[True], flips[False])
+
+
+def _rows(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return {str(row["id"]): row for row in rows if (row["score"], row["truth"], row["picture"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: not the predictions of `minigptv2 evaluate`: {error}") from error

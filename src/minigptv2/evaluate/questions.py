@@ -1,0 +1,113 @@
+"""Questions with known answers out of corpus folders, and which corpus folder a benchmark is read from.
+
+One question per turn; an object with several expressions is one question per expression, as referring comprehension is
+counted. Questions hold no image: a rank opens those of its own share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigptv2.data.images import open_image
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.shards import MANIFEST_FILE, write_corpus
+from minigptv2.data.sources import CORPORA
+from minigptv2.errors import DataError
+from minigptv2.evaluate.heldout import HeldOut
+from minigptv2.record import Record, Region, Turn
+from minigptv2.tasks import speak
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: the turn it comes from, as asked, its first accepted answer, and the sample that has its picture.
+
+    `id` is unique in the corpus folder; `facts` are the provenance of record and turn.
+    """
+
+    id: str
+    turn: Turn
+    width: int
+    height: int
+    asked: str
+    answer: str
+    corpus: str
+    sample: int
+    has_image: bool
+    facts: dict[str, str] = field(default_factory=dict)
+    history: tuple[tuple[str, str], ...] = ()
+
+    def held_out(self, reader: CorpusReader) -> HeldOut:
+        """With its image in memory, to be drawn."""
+        image = open_image(reader.image(self.sample), reader.where(self.sample)) if self.has_image else None
+        return HeldOut(
+            self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample
+        )  # fmt: skip
+
+
+def questions_of(reader: CorpusReader, *, task: str | None = None, prompt: str | None = None,
+                 limit: int | None = None) -> list[Question]:  # fmt: skip
+    """The questions of a corpus folder, in its order, of the first `limit` samples: of `task`, or of any.
+
+    `prompt` replaces the task's evaluation wording; its slot `{query}` takes the question. Turns of a conversation
+    after the first are asked with the true turns before them as history. Raises `DataError` where none is left.
+    """
+    found: list[Question] = []
+    for sample in range(min(len(reader), limit if limit is not None else len(reader))):
+        found += _of_record(reader.record(sample), reader.manifest.corpus, sample, task, prompt)
+    if not found:
+        raise DataError(f"{reader.folder}: no question{f' of task {task}' if task else ''} in it")
+    return found
+
+
+def _of_record(record: Record, corpus: str, sample: int, task: str | None,
+               prompt: str | None) -> Iterator[Question]:  # fmt: skip
+    width, height = record.width or 0, record.height or 0
+    key = record.source.get("id", str(sample))
+    history: list[tuple[str, str]] = []
+    for number, turn in enumerate(record.turns):
+        spoken = speak(turn, width, height)
+        facts = {**record.source, **turn.source}
+        if task in (None, turn.task):
+            for place, one in enumerate(_expressions(turn)):
+                asked = speak(one, width, height).question if prompt is None else prompt.replace("{query}", _query(one))
+                yield Question(
+                    f"{sample}/{key}/{turn.source.get('id', number)}/{place}", one, width, height, asked,
+                    speak(one, width, height).answer, corpus, sample, record.has_image, facts, tuple(history),
+                )  # fmt: skip
+        if not record.separate:
+            history.append((spoken.question, spoken.answer))
+
+
+def _expressions(turn: Turn) -> list[Turn]:
+    """The turn, or one per expression where a place is asked for."""
+    if turn.task != "refer":
+        return [turn]
+    region = turn.regions[0]
+    return [
+        Turn(turn.task, turn.question, turn.answers, (Region(region.boxes, (phrase,), region.span),), turn.choices,
+             turn.source)
+        for phrase in region.phrases
+    ]  # fmt: skip
+
+
+def _query(turn: Turn) -> str:
+    return turn.regions[0].phrases[0] if turn.task == "refer" else turn.question or ""
+
+
+def corpus_folder(data: Path, corpus: str, split: str, cache: Path) -> Path:
+    """The folder of shards of a corpus's split: below `data` if it was built, else built from the originals there.
+
+    Looked for: `data/<corpus>/<split>`, `data/<split>/<corpus>`, and `cache/<corpus>/<split>`, where it is built.
+    """
+    for folder in (data / corpus / split, data / split / corpus, cache / corpus / split):
+        if (folder / MANIFEST_FILE).is_file():
+            return folder
+    row = CORPORA.get(corpus)
+    if row is None or split not in row.expected:
+        raise DataError(f"no shards of {corpus} {split} in {data}, and no source that could build them")
+    folder = cache / corpus / split
+    write_corpus(row.samples(data, split), folder, corpus, samples_per_shard=row.samples_per_shard, license=row.license)
+    return folder

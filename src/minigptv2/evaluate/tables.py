@@ -1,0 +1,136 @@
+"""Figures of evaluated benchmarks for people and programs: terminal, Markdown, JSON; the published row beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interval
+from minigptv2.evaluate.protocols import YES, Scored
+from minigptv2.evaluate.runner import Outcome
+from minigptv2.files import write_atomically
+
+RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"
+_UNSCALED = ("words", "objects", "hallucinated")  # counts, not shares
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """A benchmark's figures as printed (percent; CIDEr times 100), intervals, groups and published figures.
+
+    The intervals are 95 % bootstrap ones over pictures: questions about one picture are not independent.
+    """
+    row, scored = outcome.row, outcome.scored
+    pictures = [question.sample for question in outcome.questions]
+    headline = row.rule.headline
+    figures = {name: _printed(name, value, row.scale) for name, value in scored.overall.items()}
+    return {
+        "benchmark": row.name,
+        "title": row.title,
+        "metric": headline,
+        "value": figures[headline],
+        "interval": [row.scale * end for end in _interval(scored, headline, pictures)],
+        "best": row.best,
+        "questions": len(outcome.questions),
+        "pictures": len(set(pictures)),
+        "figures": figures,
+        "intervals": {"auroc": [row.scale * end for end in _auroc_interval(scored, pictures)]}
+        if "auroc" in figures
+        else {},
+        "groups": _groups(scored, headline, row.scale),
+        "published": [{"model": one.model, "value": one.value, "where": one.where} for one in row.published],
+    }
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+    """For the terminal: a line per benchmark, groups below it."""
+    lines = [f"{'benchmark':<26}{'metric':<16}{'value':>8}  {'95 % interval':<17}{'well-formed':>11}{'mean IoU':>10}"
+             f"{'questions':>11}  published"]  # fmt: skip
+    for one in summaries:
+        lines.append(
+            f"{one['benchmark']:<26}{one['metric']:<16}{one['value']:>8.2f}  {_ends(one):<17}"
+            f"{_figure(one, 'well_formed'):>11}{_figure(one, 'mean_iou'):>10}{one['questions']:>11}  {_published(one)}"
+        )
+        others = {n: v for n, v in one["figures"].items() if n not in (one["metric"], "well_formed", "mean_iou")}
+        if others:
+            lines.append("  " + "  ".join(f"{name} {value:.2f}" for name, value in others.items()))
+        for kind, members in one["groups"].items():
+            parts = [f"{name} {m['value']:.2f} ({m['questions']})" for name, m in members.items()]
+            lines.append(f"  by {kind}: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def markdown(summaries: Sequence[dict[str, Any]]) -> str:
+    """The same as a Markdown table."""
+    lines = [
+        "| benchmark | metric | value | 95 % interval | well-formed | mean IoU | questions | published |",
+        "|---|---|---:|---|---:|---:|---:|---|",
+    ]
+    for one in summaries:
+        lines.append(
+            f"| {one['title']} | {one['metric']} | {one['value']:.2f} | {_ends(one)} | {_figure(one, 'well_formed')} | "
+            f"{_figure(one, 'mean_iou')} | {one['questions']} | {_published(one)} |"
+        )
+    lines += ["", "| benchmark | by | group | value | questions |", "|---|---|---|---:|---:|"]
+    for one in summaries:
+        for kind, members in one["groups"].items():
+            for name, m in members.items():
+                lines.append(f"| {one['title']} | {kind} | {name} | {m['value']:.2f} | {m['questions']} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_tables(summaries: Sequence[dict[str, Any]], output: Path) -> None:
+    """`results.json` and `results.md` under `output`."""
+    write_atomically(output / RESULTS_FILE, (json.dumps(list(summaries), indent=1) + "\n").encode())
+    write_atomically(output / MARKDOWN_FILE, markdown(summaries).encode())
+
+
+def _printed(name: str, value: float, scale: float) -> float:
+    return value if name in _UNSCALED else scale * value
+
+
+def _interval(scored: Scored, headline: str, pictures: Sequence[int]) -> tuple[float, float]:
+    if headline == "phrase_recall":
+        found, asked = (np.array([one[name] for one in scored.each]) for name in ("found", "phrases"))
+        return bootstrap(lambda drawn: float(found[drawn].sum() / asked[drawn].sum()), len(found), groups=pictures)
+    return mean_interval([one[headline] for one in scored.each], groups=pictures)
+
+
+def _auroc_interval(scored: Scored, pictures: Sequence[int]) -> tuple[float, float]:
+    scores = np.array([one["score"] for one in scored.each])
+    labels = np.array([int(group["answer"] == YES) for group in scored.groups])
+    values = lambda drawn: auroc(scores[drawn].tolist(), labels[drawn].tolist())  # noqa: E731
+    return bootstrap(values, len(scores), groups=pictures)
+
+
+def _groups(scored: Scored, headline: str, scale: float) -> dict[str, dict[str, dict[str, float]]]:
+    """Kind of group to its members to mean headline figure and number of questions, most frequent first."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one, groups in zip(scored.each, scored.groups, strict=True):
+        for kind, name in groups.items():
+            found.setdefault(kind, {}).setdefault(name, []).append(one[headline])
+    return {
+        kind: {
+            name: {"value": scale * sum(values) / len(values), "questions": len(values)}
+            for name, values in sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))
+        }
+        for kind, members in found.items()
+    }
+
+
+def _ends(one: dict[str, Any]) -> str:
+    return f"{one['interval'][0]:.2f} .. {one['interval'][1]:.2f}"
+
+
+def _figure(one: dict[str, Any], name: str) -> str:
+    return f"{one['figures'][name]:.2f}" if name in one["figures"] else "-"
+
+
+def _published(one: dict[str, Any]) -> str:
+    if not one["published"]:
+        return "none"
+    values = " / ".join(format(row["value"], "g") for row in one["published"])
+    return f"{values} ({one['published'][0]['where']})"

@@ -1,0 +1,105 @@
+"""A small corpus folder for each benchmark row, and predictors that need no model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minigptv2.boxes import Box
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.shards import Sample, write_corpus
+from minigptv2.evaluate.benchmarks import Benchmark
+from minigptv2.evaluate.questions import questions_of
+from minigptv2.predict.predictor import Case, Decoding, Reply, Request, Score
+from minigptv2.prompt import PromptStyle
+from minigptv2.record import Record, Region, Turn
+
+WIDTH, HEIGHT = 200, 100
+COUNT = 5
+
+
+def corpus_for(row: Benchmark, folder: Path) -> Path:
+    """Shards of `COUNT` pictures with two turns each (one where a picture has one), as the row's corpus has them."""
+    samples = []
+    for number in range(COUNT):
+        turns = tuple(_turn(row, number, place) for place in range(1 if row.task == "caption" else 2))
+        source = {"corpus": row.corpus, "id": f"p{number}", "objects": "dog|person"}
+        record = Record(turns, WIDTH, HEIGHT, source, separate=len(turns) > 1)
+        samples.append(Sample(f"p{number}", record, picture(number), "png"))
+    write_corpus(samples, folder, row.corpus, samples_per_shard=3)
+    return folder
+
+
+def picture(number: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), (40 * number, 90, 200 - 40 * number)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _turn(row: Benchmark, number: int, place: int) -> Turn:
+    source = {"id": f"{number}-{place}"}
+    box = Box(10 + 7 * number, 5 + 3 * place, 90 + 11 * number, 60 + 5 * place)
+    caption = f"a dog and a person with {('a kite', 'two plates', 'a red ball', 'skis', 'an apple')[number]} outside"
+    if row.task == "refer":
+        return Turn("refer", regions=(Region((box,), (f"the dog {number}{place}", f"dog {place}")),), source=source)
+    if row.task == "identify":
+        phrase = f"dog number {number} left of the {('red', 'blue')[place]} person here"
+        return Turn("identify", regions=(Region((box,), (phrase,)),), source=source)
+    if row.task == "caption":  # of what is annotated, for CHAIR; one caption, so that saying it is all there is to say
+        answers = ("a dog and a person",) if row.protocol == "chair" else (caption,)
+        return Turn("caption", answers=answers)
+    if row.task == "grounding":
+        return Turn("grounding", answers=(caption,), regions=(Region((box,), ("a dog",), (0, 5)),), source=source)
+    if row.task == "detection":
+        return Turn("detection", regions=(Region((box, Box(1, 1, 20, 20)), (f"dogs {place}",)),), source=source)
+    answer, choices = _answer(row, number + place)
+    people = 10 if row.protocol == "vqa" else 1
+    question = f"what of picture {number}, question {place}?"
+    return Turn("vqa", question, (answer,) * people, choices=choices, source=source)
+
+
+def _answer(row: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
+    if row.protocol in ("pope", "hateful"):
+        return ("yes", "no")[number % 2], ("yes", "no")
+    if row.corpus == "vsr":
+        return ("true", "false")[number % 2], ("true", "false")
+    words = ("red dog", "2", "on left", "skiing", "shirt")  # normal already: unanimous answers are not made so
+    return words[number % 5], words if row.protocol == "choice" else ()
+
+
+class Oracle:
+    """A predictor that says what `say` makes of the true answer, and weighs true choices as likeliest."""
+
+    identity = "oracle"
+    style = PromptStyle.TRAINED
+
+    def __init__(self, row: Benchmark, corpus: Path, say: Callable[[str], str] = str) -> None:
+        questions = questions_of(CorpusReader(corpus), task=row.task, prompt=row.prompt)
+        self.truth = {(question.asked, question.sample): question.answer for question in questions}
+        self.say = say
+        self.asked = 0
+        self.stop_after: int | None = None
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def prompt_ids(self, request: Request, decoding: Decoding) -> str:
+        return request.question
+
+    def reply(self, requests: list[Request], decoding: Decoding, *, batch_size: int, seen: Any) -> list[Reply]:
+        if self.stop_after is not None and self.asked >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += len(requests)
+        return [Reply(self.say(self._true(request.question, request.images)), 1) for request in requests]
+
+    def score(self, cases: list[Case], *, batch_size: int, layout: str, seen: Any) -> list[Score]:
+        right = [case.turns[0][1] == self._true(case.turns[0][0], case.images) for case in cases]
+        return [Score(4, (7, 8), (0.1, 0.1) if one else (0.5, 0.7)) for one in right]
+
+    def _true(self, question: str, images: tuple[Image.Image, ...]) -> str:
+        red = images[0].getpixel((0, 0))[0]  # tells the picture's number
+        return self.truth[question, red // 40]

@@ -1,0 +1,104 @@
+"""Every benchmark row: a perfect answerer reaches its best, mutilated answers never raise, sources are there."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from minigptv2.cli import main as cli
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.sources import CORPORA
+from minigptv2.errors import ConfigError
+from minigptv2.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
+from minigptv2.evaluate.protocols import PROTOCOLS, Reply
+from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.runner import Settings, evaluate_benchmark
+from minigptv2.evaluate.tables import summary
+from tests.evaluate.corpora import Oracle, corpus_for
+
+ROWS = pytest.mark.parametrize("row", BENCHMARKS.values(), ids=lambda row: row.name)
+MUTILATED = 10_000
+
+
+@ROWS
+def test_a_perfect_answerer_reaches_the_best_there_is(row: Benchmark, tmp_path: Path) -> None:
+    corpus = corpus_for(row, tmp_path / "corpus")
+    outcome = evaluate_benchmark(Oracle(row, corpus), row, corpus, tmp_path / "out", Settings(batch_size=3))  # type: ignore[arg-type]
+    assert outcome is not None
+    figures = summary(outcome)
+    assert figures["value"] == pytest.approx(row.best) and row.best in (100.0, 1000.0)
+    assert figures["interval"] == pytest.approx([row.best] * 2)
+    assert figures["figures"]["well_formed"] == 100.0
+    for name in ("auroc", "f1", "phrase_recall", "accuracy_exact"):
+        assert figures["figures"].get(name, 100.0) == 100.0
+    assert figures["figures"].get("chair_i", 0.0) == 0.0
+
+
+@ROWS
+def test_a_silent_model_reaches_nothing(row: Benchmark, tmp_path: Path) -> None:
+    corpus = corpus_for(row, tmp_path / "corpus")
+    questions = questions_of(CorpusReader(corpus), task=row.task, prompt=row.prompt)
+    scored = row.rule.score(questions, [Reply("", {"yes": 0.5, "no": 0.5}) for _ in questions])
+    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(row.protocol, 0.0)  # says nothing wrong; "" is a yes
+    assert scored.overall[row.rule.headline] == pytest.approx(worst)
+    assert scored.overall["well_formed"] == (1.0 if row.protocol == "choice" else 0.0)
+
+
+def test_ten_thousand_mutilated_answers_never_raise(tmp_path: Path) -> None:
+    random, fed = Random(0), 0
+    one_of_each = list({row.protocol + row.task: row for row in BENCHMARKS.values()}.values())
+    for row in one_of_each:
+        questions = questions_of(CorpusReader(corpus_for(row, tmp_path / row.name)), task=row.task, prompt=row.prompt)
+        for _ in range(-(-MUTILATED // len(one_of_each) // len(questions))):
+            replies = [Reply(mutilated(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions]
+            scored = row.rule.score(questions, replies)
+            fed += len(replies)
+            for figures in scored.each:
+                assert 0.0 <= figures[row.rule.headline] <= row.rule.best + 1e-9
+            assert all(math.isfinite(value) for value in scored.overall.values())
+    assert fed >= MUTILATED
+
+
+def mutilated(answer: str, random: Random) -> str:
+    pieces = "{<>}</p><p><delim>{<1><2><3><4>}{<999><0><-1><1e9>}\x00\ud800\u202e日\n\t .,'\"|||-LRB-%s{query}"
+    text = list(answer)
+    for _ in range(random.randrange(1, 8)):
+        place = random.randrange(len(text) + 1)
+        kind = random.randrange(4)
+        if kind == 0:
+            del text[place : place + random.randrange(1, 6)]
+        elif kind == 1:
+            start = random.randrange(len(pieces))
+            text[place:place] = pieces[start : start + random.randrange(1, 24)]
+        elif kind == 2:
+            text[place:place] = text[: random.randrange(len(text) + 1)]
+        else:
+            random.shuffle(text)
+    return "".join(text)[:2000]
+
+
+@ROWS
+def test_a_row_has_a_source_a_rule_and_a_slot(row: Benchmark) -> None:
+    assert row.protocol in PROTOCOLS and row.source and row.title
+    assert row.prompt is None or "{query}" in row.prompt
+    assert row.corpus in CORPORA and row.split in CORPORA[row.corpus].expected
+    assert row.task in CORPORA[row.corpus].tasks
+
+
+def test_the_list_prints_every_row_with_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["evaluate", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for row in BENCHMARKS.values():
+        assert row.name in printed and row.source in printed
+        assert all(f"{one.value:g}" in printed for one in row.published)
+    assert "is this statement true or false? {query}" in printed
+
+
+def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown benchmark 'okvq'; did you mean 'okvqa'"):
+        chosen(["okvq"])
+    assert [row.name for row in chosen(["gqa", "okvqa", "gqa"])] == ["gqa", "okvqa"]
+    assert len(chosen(["all"])) == len(BENCHMARKS)

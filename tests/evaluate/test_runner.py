@@ -1,0 +1,214 @@
+"""Evaluation on ranks, in batches, interrupted: the same predictions and figures; tables, page, comparison."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigptv2.cli import main as cli
+from minigptv2.data.reader import CorpusReader
+from minigptv2.errors import DataError
+from minigptv2.evaluate.benchmarks import BENCHMARKS
+from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.runner import Settings, deal, evaluate_benchmark
+from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.export import save_untrained
+from tests.conftest import World
+from tests.evaluate.corpora import Oracle, corpus_for
+from tests.ranks import run_ranks
+
+TASKS = ("refer", "vqa", "identify")
+
+
+@pytest.fixture(scope="module")
+def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model with random weights: its answers are noise, of many lengths."""
+    config = ModelConfig(
+        vision_encoder="tiny_vit", language_model="tiny_llama", tokenizer=str(world.tokenizer_folder),
+        lora=LoraConfig(r=0), trainable=["vision_encoder", "projector", "language_model"],
+    )  # fmt: skip
+    return str(save_untrained(tmp_path_factory.mktemp("tiny") / "export", config, seed=1).folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of two benchmarks that are asked in different ways: generated, and weighed by choices."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("okvqa", "iconqa"):
+        row = BENCHMARKS[name]
+        corpus_for(row, folder / row.corpus / row.split)
+    return folder
+
+
+def evaluate(export: str, world: World, data: Path, output: Path, *words: str) -> dict[str, str]:
+    """Both benchmarks and some held-out shards by the command; the text of what it wrote, by file."""
+    corpora = [word for task in TASKS for word in ("--corpus", f"toy_{task}")]
+    command = ["evaluate", "--model", export, "--benchmark", "okvqa,iconqa", "--data", str(data), "--shards",
+               str(world.val), *corpora, "--output", str(output), "--samples", "2", *words]  # fmt: skip
+    assert cli(command) == 0
+    return written(output)
+
+
+def written(output: Path) -> dict[str, str]:
+    files = [*output.rglob("predictions.jsonl"), output / "results.json", output / "results.md"]
+    return {str(file.relative_to(output)): file.read_text() for file in files}
+
+
+@pytest.fixture(scope="module")
+def plain(export: str, world: World, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, four questions at a time."""
+    output = tmp_path_factory.mktemp("plain")
+    evaluate(export, world, data, output, "--batch-size", "4")
+    return output
+
+
+@pytest.mark.parametrize("words", [("--batch-size", "1", "--layout", "padded"), ("--batch-size", "64")], ids=str)
+def test_any_batch_size_and_layout_give_the_same(
+    export: str, world: World, data: Path, plain: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    assert evaluate(export, world, data, tmp_path / "out", *words) == written(plain)
+    answers = [json.loads(line)["answer"] for line in (plain / "toy_vqa/vqa/predictions.jsonl").open()]
+    assert len(set(answers)) > 1  # not the same noise to everything
+
+
+def in_rank(**arguments: Any) -> int:
+    """What each rank of `test_two_ranks` runs."""
+    return cli(arguments["words"])
+
+
+def test_two_ranks_give_the_same(export: str, world: World, data: Path, plain: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    corpora = [word for task in TASKS for word in ("--corpus", f"toy_{task}")]
+    words = ["evaluate", "--model", export, "--benchmark", "okvqa,iconqa", "--data", str(data), "--shards",
+             str(world.val), *corpora, "--output", str(output), "--samples", "2", "--batch-size", "3"]  # fmt: skip
+    assert run_ranks("tests.evaluate.test_runner:in_rank", 2, tmp_path, words=words) == [0, 0]
+    assert written(output) == written(plain)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
+    row = BENCHMARKS["refcoco_val"]
+    corpus = corpus_for(row, tmp_path / "corpus")
+
+    def run(oracle: Oracle, output: Path) -> None:
+        evaluate_benchmark(oracle, row, corpus, output, Settings(batch_size=3))  # type: ignore[arg-type]
+
+    whole = Oracle(row, corpus)
+    run(whole, tmp_path / "whole")
+    for stop_after in (0, 3, 9):
+        output, cut = tmp_path / f"cut{stop_after}", Oracle(row, corpus)
+        cut.stop_after = stop_after
+        with pytest.raises(KeyboardInterrupt):
+            run(cut, output)
+        part = output / "answers.0.jsonl"
+        lines = part.read_text().splitlines(keepends=True)
+        assert len(lines) == stop_after
+        part.write_text("".join(lines[: stop_after // 2]) + '{"id": "half a li')  # killed while it wrote
+        (output / "answers.1.jsonl").write_text("".join(lines[stop_after // 2 :]))  # of another rank, gone now
+        rest = Oracle(row, corpus)
+        run(rest, output)
+        assert rest.asked == whole.asked - stop_after
+        assert (output / "predictions.jsonl").read_text() == (tmp_path / "whole/predictions.jsonl").read_text()
+        assert sorted(file.name for file in output.iterdir()) == ["predictions.jsonl"]
+        again = Oracle(row, corpus)
+        run(again, output)
+        assert again.asked == 0
+
+
+def test_answers_of_another_model_or_corpus_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    row = BENCHMARKS["gqa"]
+    corpus = corpus_for(row, tmp_path / "corpus")
+    oracle = Oracle(row, corpus)
+    evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+    oracle.identity = "another"
+    with pytest.raises(DataError, match="answers of another model, corpus or setting; give another --output"):
+        evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+
+
+def test_pictures_stay_whole_when_questions_are_dealt_and_shares_are_alike(world: World) -> None:
+    questions = questions_of(CorpusReader(world.train / "photographs"))
+    for ranks in (1, 2, 3, 7):
+        shares = deal(questions, ranks)
+        assert sorted(q.id for share in shares for q in share) == sorted(q.id for q in questions)
+        homes = Counter(sample for share in shares for sample in {q.sample for q in share})
+        assert set(homes.values()) == {1}
+        sizes = [len(share) for share in shares]
+        assert max(sizes) <= 1.1 * min(sizes)
+
+
+def test_each_expression_of_an_object_is_a_question_with_an_id_of_its_own(tmp_path: Path) -> None:
+    row = BENCHMARKS["refcoco_val"]
+    questions = questions_of(CorpusReader(corpus_for(row, tmp_path / "corpus")), task="refer")
+    assert len(questions) == 5 * 2 * 2 and len({question.id for question in questions}) == 20
+    assert questions[0].asked == "[refer] give me the location of the dog 00"
+
+
+def test_an_image_is_encoded_once_for_all_its_questions(export: str, data: Path, tmp_path: Path) -> None:
+    from minigptv2.predict.predictor import load_predictor
+
+    predictor, encoded = load_predictor(export), []
+    predictor.model.vision_encoder.register_forward_hook(
+        lambda module, args, kwargs, output: encoded.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
+    )
+    row = BENCHMARKS["iconqa"]
+    evaluate_benchmark(predictor, row, data / "iconqa/test", tmp_path / "out", Settings(batch_size=2))
+    assert sum(encoded) == 5  # pictures; 10 questions of 5 choices each
+
+
+def test_tables_and_page_say_what_the_predictions_say(plain: Path) -> None:
+    results = {one["benchmark"]: one for one in json.loads((plain / "results.json").read_text())}
+    assert set(results) == {"okvqa", "iconqa", *(f"toy_{task}/{task}" for task in TASKS)}
+    markdown, page = (plain / "results.md").read_text(), (plain / "page.html").read_text()
+    for name, one in results.items():
+        rows = [json.loads(line) for line in (plain / name / "predictions.jsonl").open()]
+        mean = 100 * sum(row["score"] for row in rows) / len(rows)
+        assert one["value"] == pytest.approx(mean) and one["questions"] == len(rows)
+        assert one["interval"][0] <= one["value"] <= one["interval"][1]
+        assert f"| {one['title']} | {one['metric']} | {one['value']:.2f} |" in markdown
+        assert f"{one['title']}: {one['value']:.2f}</h2>" in page.replace("&#x27;", "'")
+        for members in one["groups"].values():
+            assert sum(member["questions"] for member in members.values()) == len(rows)
+    assert "56.9 / 57.8 (arXiv:2310.09478" in markdown
+    assert {"well_formed", "mean_iou"} <= set(results["toy_refer/refer"]["figures"])
+    assert "size" in results["toy_refer/refer"]["groups"] and "answer" in results["toy_vqa/vqa"]["groups"]
+    assert page.count("<img src='data:image/jpeg;base64,") == 2 * 2 * len(results)
+    assert not re.search(r"(src|href)='(?!data:|#)", page)  # it needs nothing but itself
+
+
+def test_the_worst_samples_on_the_page_are_the_worst(tmp_path: Path) -> None:
+    from minigptv2.evaluate.page import pick
+
+    row = BENCHMARKS["gqa"]
+    corpus = corpus_for(row, tmp_path / "corpus")
+    oracle = Oracle(row, corpus, say=lambda truth: "wrong" if truth == "2" else truth)
+    outcome = evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+    assert outcome is not None
+    wrong = {i for i, question in enumerate(outcome.questions) if question.answer == "2"}
+    worst, random = pick(outcome, len(wrong), seed=0)
+    assert set(worst) == wrong and len(random) == len(wrong) != 0
+
+
+def test_compare_finds_the_flips_and_whether_they_mean_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = BENCHMARKS["gqa"]
+    corpus = corpus_for(row, tmp_path / "corpus")
+    for name, wrong in (("a", ("2", "skiing")), ("b", ("shirt",))):
+        oracle = Oracle(row, corpus, say=lambda truth, wrong=wrong: "wrong" if truth in wrong else truth)  # type: ignore[misc]
+        evaluate_benchmark(oracle, row, corpus, tmp_path / name / "gqa", Settings())  # type: ignore[arg-type]
+    assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c.json")]) == 0
+    printed = capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "c.json").read_text())
+    assert (len(found["gained"]), len(found["lost"]), found["questions"]) == (4, 2, 10)
+    assert found["difference"]["mean"] == pytest.approx(0.2)
+    assert {row["truth"] for row in found["gained"]} == {"2", "skiing"}
+    assert all(row["a"] == "wrong" and row["b"] == row["truth"] for row in found["gained"])
+    assert "gqa" in printed and "+20.00" in printed and "not significant" in printed
+    shutil.rmtree(tmp_path / "b")
+    assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 3
+    assert "nothing to compare" in capsys.readouterr().err
