@@ -53,6 +53,24 @@ class Tokenizer:
         return self._backend.decode(kept).strip()
 
 
+class CharacterTokenizer(Tokenizer):
+    """Every character a token: for looking at prompts where no tokenizer is at hand. Lengths are characters."""
+
+    def __init__(self) -> None:
+        self._backend = _Characters()
+        self.bos_id, self.eos_id, self.vocab_size = 0, 1, 2 + 0x110000
+        self.path, self.sha256 = Path(), ""
+        self._encode_cached = lambda text: tuple(self._backend.encode(text))  # type: ignore[assignment]
+
+
+class _Characters:
+    def encode(self, text: str) -> list[int]:
+        return [2 + ord(character) for character in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(token - 2) for token in ids)
+
+
 class _SentencePiece:
     def __init__(self, processor: Any) -> None:
         self._processor = processor

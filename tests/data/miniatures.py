@@ -578,7 +578,7 @@ def grit_parquet(root: Path) -> None:
         {"key": f"{n}", "caption": c, "jpg": jpeg(n), "noun_chunks": json.dumps(k), "ref_exps": json.dumps(e)}
         for n, (c, k, e) in enumerate(GRIT_ROWS)
     ]
-    (root / "grit").mkdir()
+    (root / "grit").mkdir(parents=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), root / "grit/00000.parquet")
 
 

@@ -13,6 +13,8 @@ from minigptv2.data.build import build
 from minigptv2.data.images import image_size
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.sources import CORPORA
+from minigptv2.data.verify import verify_corpus
+from tests.conftest import REPOSITORY
 from tests.data.miniatures import MINIATURES, Miniature, jpeg, vqa_official
 
 
@@ -43,6 +45,23 @@ def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.
     for reason in ("duplicate id", "image file missing", "empty answer", "empty question"):
         assert f"dropped 1: {reason}" in told
     assert "warning: a complete download has 9,009 questions, this one 7" in told
+    page = tmp_path / "out/preview.html"
+    assert f"look at {page}: 2 samples as the model sees them; lengths in characters" in told
+    shown = page.read_text()
+    assert "[vqa]" in shown and shown.count("data:image/jpeg;base64,") == 2
+    assert verify_corpus(tmp_path / "out", decode=True) == []
+
+
+def test_the_list_and_the_documentation_s_table_are_made_of_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["shards", "list"]) == 0
+    listed = capsys.readouterr().out
+    for name, row in CORPORA.items():
+        (line,) = [line for line in listed.splitlines() if line.split()[0] == name]
+        assert row.license in line and row.counted in line
+    assert cli(["shards", "list", "--markdown"]) == 0
+    table = capsys.readouterr().out
+    assert table in (REPOSITORY / "docs/corpora.md").read_text(), "docs/corpora.md: put `shards list --markdown` in"
+    assert all(f"| `{name}` |" in table for name, row in CORPORA.items() if row.has_files)
 
 
 def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:

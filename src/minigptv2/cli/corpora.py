@@ -35,9 +35,12 @@ def add_commands(shard_commands: Any) -> None:
     build.add_argument("--limit", type=int, metavar="N", help="stop after this many pictures or conversations")
     build.add_argument("--bake", type=int, metavar="SIDE", help="store pictures squashed to SIDE x SIDE")
     build.add_argument("--per-question", action="store_true", help="a sample, and the picture again, for each question")
+    build.add_argument("--tokenizer", metavar="PATH", help="for the lengths on the page; default: counts characters")
     build.add_argument("--skip-bad", action="store_true", help="of your own data: leave out the lines with mistakes")
     build.set_defaults(run=_build)
-    shard_commands.add_parser("list", help="all corpora").set_defaults(run=_list)
+    listing = shard_commands.add_parser("list", help="all corpora: task, stage, licence, counts, size")
+    listing.add_argument("--markdown", action="store_true", help="as the table of docs/corpora.md, with sources")
+    listing.set_defaults(run=_list)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -105,19 +108,28 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
         )  # fmt: skip
     for line in report.lines():
         print(line)
+    if corpus.has_files or corpus.yours:
+        _show(output, args.tokenizer)
+
+
+def _show(folder: Path, tokenizer: str | None) -> None:
+    """Write the page to look at beside the shards."""
+    from minigptv2.data.preview import write_preview
+    from minigptv2.prompt import PromptEncoder
+    from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
+
+    known = load_tokenizer(tokenizer) if tokenizer else CharacterTokenizer()
+    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else 1 << 20)
+    page = folder / "preview.html"
+    shown = write_preview(folder, page, encoder, samples=24, image_size=448)
+    unit = "" if tokenizer else "; lengths in characters, --tokenizer gives tokens"
+    print(f"look at {page}: {shown.samples} samples as the model sees them{unit}")
+    for line in shown.warnings:
+        print(f"warning: {line}")
 
 
 def _list(args: argparse.Namespace) -> int:
-    from minigptv2.data.sources import CORPORA
+    from minigptv2.data.sources.listing import as_markdown, as_text
 
-    rows = [("corpus", "tasks", "stages", "split: count", "size", "licence")]
-    for name, corpus in CORPORA.items():
-        stages = ", ".join(map(str, corpus.stages)) or ("evaluation" if corpus.has_files else "demo")
-        sizes = ", ".join(
-            f"{split}: {'?' if n is None else f'{n:,}'}" for split, n in list(corpus.expected.items())[:4]
-        )
-        rows.append((name, ", ".join(corpus.tasks), stages, f"{sizes} {corpus.counted}", corpus.size, corpus.license))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(as_markdown() if args.markdown else as_text())
     return 0

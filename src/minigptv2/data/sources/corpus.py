@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from minigptv2.data.shards import Sample
@@ -30,8 +30,10 @@ class Corpus:
     size: str = ""
     """What the original files take on disk."""
     samples_per_shard: int = 1000
-    counted: str = field(default="samples")
+    counted: str = "samples"
     """What `expected` counts."""
+    yours: bool = False
+    """Made of a file of the user's own."""
 
     @property
     def has_files(self) -> bool:

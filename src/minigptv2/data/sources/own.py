@@ -64,6 +64,7 @@ def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
         counted="entries",
         license="yours",
         download="it is yours",
+        yours=True,
     )
 
 
