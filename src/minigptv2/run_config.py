@@ -48,6 +48,14 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
     check_model_config(config.model)
     load_deepspeed_config(config.train.deepspeed)
     check_train_config(config.train, world_size)
+    if (
+        config.model.compile_vision
+        and load_deepspeed_config(config.train.deepspeed).get("zero_optimization", {}).get("stage") == 3
+    ):
+        raise ConfigError(
+            f"model.compile_vision=true with ZeRO-3 ({config.train.deepspeed}): its hooks break every graph. Set it to "
+            "false, or train.deepspeed to a ZeRO-2 JSON."
+        )
     image_tokens = tokens_per_image(config.model.vision_encoder)
     if config.data.max_tokens <= image_tokens:
         raise ConfigError(f"data.max_tokens={config.data.max_tokens} leaves no room beside {image_tokens} image tokens")
@@ -71,6 +79,7 @@ SAME_CONTENT = (
 """Paths: free to move. What lies there is compared by its hash."""
 MAY_CHANGE = (
     "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
+    "model.kernels", "model.compile_vision",
     "data.max_pack_tokens", "data.image_cost_tokens",
     "data.num_workers", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
     "train.steps", "train.micro_batch_size",

@@ -46,6 +46,7 @@ from minigptv2.model.export import (
     save_export,
     tokenizer_of,
 )
+from minigptv2.model.kernels import compile_blocks
 from minigptv2.model.proof import prove_packing
 from minigptv2.model.weights import named_canonical
 from minigptv2.predict.predictor import Predictor
@@ -118,6 +119,8 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
         sources = fill_weights(model, bases, inherited, fill, seed=config.seed, shape_of=shape_of)
         layers = recomputed_layers(config, deepspeed_config, device)
         model.recompute(layers)
+        if config.model.compile_vision:
+            compile_blocks(model.vision_encoder)
         trainer = Trainer(
             model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed
         )

@@ -10,6 +10,7 @@ from minigptv2.errors import ConfigError
 from minigptv2.model.attention import choose_attention
 from minigptv2.model.backbones import Sizes, language_row, vision_row
 from minigptv2.model.config import LoraConfig, ModelConfig, check_parts
+from minigptv2.model.kernels import choose_kernels, use_liger
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import set_trainable
 from minigptv2.record import TASK_NAMES
@@ -40,6 +41,8 @@ def build_model(
             num_tasks=len(TASK_NAMES),
             attention=choose_attention(config.attention),
         )
+    if choose_kernels(config.kernels) == "liger":
+        use_liger(model.language_model)
     if config.lora.r:
         add_lora(model.language_model, config.lora)
     set_trainable(model, config.trainable)

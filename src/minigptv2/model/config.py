@@ -46,6 +46,11 @@ class ModelConfig:
     recompute_layers: int | None = None
     """Layers of the language model that the backward pass computes again instead of keeping what they made: less
     memory, up to 1.4 x the time. null: as few as let the fullest pack fit the GPU; none on a CPU."""
+    kernels: str = "auto"
+    """Norms, rotation and SwiGLU of the language model: `liger` (needs CUDA and liger-kernel), `torch`, or `auto`: the
+    first where it can run."""
+    compile_vision: bool = False
+    """Compile the vision encoder's blocks with torch.compile. Not with ZeRO-3, whose hooks leave nothing to gain."""
     attention: str = "auto"
     """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA; no shared images), `packed_sdpa` (torch,
     anywhere), `packed_flex` (a block mask; needs CUDA), `packed_dense` (slow, to compare with), or `auto`: the first

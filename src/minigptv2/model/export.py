@@ -61,6 +61,10 @@ class ExportInfo:
         return read_safetensors([self.folder / WEIGHTS_FILE])
 
 
+OF_THE_MACHINE = ("attention", "kernels", "compile_vision", "recompute_layers")
+"""Settings that suit the machine that trained; whoever loads the export may be another. They are chosen anew."""
+
+
 def load_info(folder: str | Path) -> ExportInfo:
     """The config of an export. Raises `CheckpointError` naming what is missing or damaged."""
     folder = Path(folder)
@@ -77,6 +81,7 @@ def load_info(folder: str | Path) -> ExportInfo:
             raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
         model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
+        model |= {key: getattr(ModelConfig(), key) for key in OF_THE_MACHINE}
         config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
         info = ExportInfo(
             config, sizes, document["weights_sha256"], document["base_sha256"], tuple(document["lineage"]), folder

@@ -1,0 +1,42 @@
+"""Optional kernels: chosen by what the machine has, refused by name where it has not, no part of an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigptv2.errors import ConfigError
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.export import OF_THE_MACHINE, load_info, save_export
+from minigptv2.model.kernels import choose_kernels, compile_blocks
+from tests.conftest import World
+from tests.model.tiny import ALL_PARTS, tiny_config, tiny_model
+
+
+def test_kernels_that_cannot_run_here_are_refused() -> None:
+    assert choose_kernels("torch") == "torch"
+    assert choose_kernels("auto") == ("liger" if torch.cuda.is_available() else "torch")
+    with pytest.raises(ConfigError, match="is not one of auto, torch, liger"):
+        choose_kernels("magic")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match=r"needs CUDA and liger-kernel: pip install 'minigptv2\[gpu\]'"):
+            choose_kernels("liger")
+
+
+def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_path: Path) -> None:
+    config = tiny_config(ALL_PARTS)
+    config.kernels, config.attention, config.recompute_layers = "liger", "flash_attention_2", 2
+    save_export(tmp_path / "export", {}, config, world.tokenizer(), [], base_sha256={})
+    loaded = load_info(tmp_path / "export").model
+    assert all(getattr(loaded, key) == getattr(ModelConfig(), key) for key in OF_THE_MACHINE)
+
+
+@pytest.mark.soak
+def test_a_compiled_vision_encoder_gives_the_same_tokens() -> None:
+    model = tiny_model(["projector"])
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    eager = model.encode_images(pixels)
+    assert compile_blocks(model.vision_encoder) == 2
+    torch.testing.assert_close(model.encode_images(pixels), eager, atol=1e-5, rtol=1e-5)
