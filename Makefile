@@ -100,3 +100,13 @@ tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
 
 clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
+
+.PHONY: bench-engine bench-gpu
+bench-engine: $(STAMP)  ## bytes on the wire, memory law, limit report, trainer overhead (a quarter of an hour)
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.wire
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.memory
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.limit
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.overhead
+
+bench-gpu: $(STAMP)  ## all runs that need a GPU, one after the other (TINY=1: a rehearsal on the CPU)
+	for run in full_size step vision numerics memory; do $(BIN)/python -m benchmarks.gpu.$$run $(if $(TINY),--tiny) || exit 1; done

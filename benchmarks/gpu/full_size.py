@@ -1,0 +1,114 @@
+"""It runs at full size: the real stage-3 config on one GPU under ZeRO-3, 20 steps, resumed half-way, exported.
+
+    python -m benchmarks.gpu.full_size [--tiny]
+
+Shards are made on the spot: photographs-like JPEGs of the model's size, instructions of stage 3's lengths. Weights are
+random, so losses say only that they are finite. The tokenizer is trained on the texts of the shards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engine.ranks import REPOSITORY
+from benchmarks.gpu.common import setting_of
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run, stop half-way, run on, check."""
+    setting = setting_of(argv, __doc__ or "")
+    steps = 4 if setting.tiny else 20
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = _prepare(folder, setting.tiny, steps)
+        first = _train(config, f"train.steps={steps}", f"train.checkpoint_every={steps // 2}")
+        for newest in sorted((folder / "run" / "checkpoints").glob("step-*"))[1:]:
+            _remove(newest)
+        _remove(folder / "run" / "export")
+        again = _train(config, f"train.steps={steps}", f"train.checkpoint_every={steps // 2}", "--resume")
+        metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert len(metrics) == steps and all(abs(row["loss"]) < 1e4 for row in metrics), metrics
+        assert f"at step {steps // 2} of {steps}" in again, again[-2000:]
+        assert (folder / "run" / "export" / "weights.safetensors").is_file()
+        rows = [
+            {"steps": steps, "samples/s": metrics[-1]["throughput"]["samples_per_s"],
+             "peak MiB": metrics[-1]["memory_mib"], "loss": metrics[-1]["loss"],
+             "share of the limit": metrics[-1]["limit"]["share"], "resumed": True}
+        ]  # fmt: skip
+        for line in first.splitlines():
+            if "proof" in line or "rehearsed" in line or "this machine" in line:
+                print(line)
+    setting.report("full_size", "The real stage 3 on one GPU under ZeRO-3", rows, ["random weights"])
+    return rows
+
+
+def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
+    """Shards, tokenizer and a config that extends the real stage 3."""
+    from minigptv2.data.shards import write_corpus
+    from minigptv2.data.sources import toy
+    from minigptv2.data.texts import spoken_texts
+    from minigptv2.tokenizer import train_tokenizer
+
+    for corpus in ("refer", "conversation"):
+        write_corpus(
+            toy.samples(corpus, 24 if tiny else 200, Path(), "train"), folder / "shards" / f"toy_{corpus}",
+            f"toy_{corpus}", samples_per_shard=50,
+        )  # fmt: skip
+    train_tokenizer(spoken_texts(folder / "shards"), folder / "tokenizer", 640)
+    (folder / "recipe.yaml").write_text(
+        "corpora:\n  toy_refer: {ratio: 1, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"
+    )
+    zero = REPOSITORY / "deepspeed_configs" / ("zero3_cpu.json" if tiny else "zero3.json")
+    models = "vision_encoder: tiny_vit\n  language_model: tiny_llama\n  lora: {r: 4}" if tiny else "lora: {r: 64}"
+    file = folder / "stage.yaml"
+    file.write_text(f"""
+extends: {os.path.relpath(REPOSITORY / "launch" / "configs" / "stage3_instruct.yaml", folder)}
+run_dir: {folder}/run
+init_from: null
+model:
+  {models}
+  vision_weights: null
+  language_weights: null
+  tokenizer: {folder}/tokenizer
+data:
+  recipe: {folder}/recipe.yaml
+  shards: {folder}/shards
+  max_tokens: 900
+  max_pack_tokens: {2000 if tiny else 8192}
+  num_workers: 0
+train:
+  deepspeed: {zero}
+  steps: {steps}
+  global_batch_size: {4 if tiny else 24}
+  micro_batch_size: {2 if tiny else 24}
+  warmup_steps: 2
+  log_every: 1
+  rehearse: true
+evaluate: {{every: 0}}
+""")
+    return file
+
+
+def _train(config: Path, *words: str) -> str:
+    command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--config", str(config), *words]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
+    return done.stdout
+
+
+def _remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+if __name__ == "__main__":
+    main()
