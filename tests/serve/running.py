@@ -48,7 +48,9 @@ def running(predictor: Predictor, *, limits: Limits | None = None, access: Acces
         if script:
             patch.setattr(app_module, "Batcher", scripted(script, slow_s))
         app = app_module.build_app(predictor, name=NAME, limits=limits, access=access, page=page, **options)
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -28,7 +28,10 @@ ROUTES = {
         "/health", "/metrics", "/v1/models", "/", "/config", "/theme.css", "/favicon.ico", "/robots.txt",
         "/gradio_api/queue/data", "/gradio_api/startup-events", "/gradio_api/app_id",
     ),
-    "POST": ("/v1/chat/completions", "/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"),
+    "POST": (
+        "/v1/chat/completions", "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel",
+        "/gradio_api/reset",
+    ),
 }  # fmt: skip
 FOLDERS = ("/v1/models/", "/assets/", "/static/", "/gradio_api/heartbeat/")
 """Routes that end in a name; read only."""

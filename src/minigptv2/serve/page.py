@@ -125,7 +125,7 @@ class Page:
                         tasks = {name: gr.Button(row.identifier, size="sm") for name, row in TASKS.items()}
                     with gr.Row(elem_id="ask"):
                         question = gr.Textbox(
-                            show_label=False, label="Question", placeholder="Ask about the picture", lines=2,
+                            show_label=False, label="Question", placeholder="Ask about the picture", lines=1,
                             max_lines=6, max_length=limits.max_text, elem_id="question", scale=4, autofocus=True,
                         )  # fmt: skip
                         send = gr.Button("Send", variant="primary", elem_id="send")

@@ -86,23 +86,20 @@ class PictureStore:
         return picture
 
     def _decode(self, data: bytes, to_show: bool) -> Picture:
-        width, height = _size_of(data)
-        if width * height > self._max_pixels:
-            raise DataError(
-                f"image: {width} x {height} is {width * height / 1e6:.0f} megapixels, over the limit of "
-                f"{self._max_pixels // 1_000_000}"
-            )
+        _check_size(data, self._max_pixels)
         image = open_image(data, "image")
         return Picture(self._predictor.prepare(image), image.width, image.height, _jpeg(image) if to_show else None)
 
 
-def _size_of(data: bytes) -> tuple[int, int]:
-    """Width and height as the file's head says them; no pixel is decoded."""
+def _check_size(data: bytes, max_pixels: int) -> None:
+    """Raise `DataError` for a picture whose head says that it is too large, or none; no pixel is decoded."""
+    limit = f"over the limit of {max_pixels // 1_000_000} megapixels"
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            return image.size
+            if image.width * image.height > max_pixels:
+                raise DataError(f"image: {image.width} x {image.height} is {limit}")
     except Image.DecompressionBombError as error:
-        raise DataError(f"image: {error}") from error
+        raise DataError(f"image: {limit}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError("image: not a whole JPEG, PNG or WebP") from error
 

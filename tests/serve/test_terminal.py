@@ -1,0 +1,209 @@
+"""The chat in a terminal: turns, commands, boxes, pictures; nothing said can steer the terminal."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from minigptv2.boxes import Box, iou
+from minigptv2.draw import PREDICTED_COLORS
+from minigptv2.errors import ConfigError
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.export import save_untrained
+from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.serve.config import Access
+from minigptv2.serve.terminal import Chat, picture_escapes, picture_mode, printable
+from tests.browser.world import PLACES, draw_picture, teacher
+
+
+class Taught:
+    """Says what the teacher says, word by word."""
+
+    def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, None]:
+        self.last = (request, decoding)
+        yield from re.split(r"(?<= )", teacher(request))
+
+
+def talk(lines: list[str], *, image: Image.Image | None = None, **options: Any) -> tuple[str, Taught]:
+    """What is printed in a conversation of `lines`, and the model that was asked."""
+    said, waiting, model = [], iter(lines), Taught()
+
+    def read(prompt: str) -> str:
+        try:
+            return next(waiting)
+        except StopIteration as end:
+            raise EOFError from end
+
+    Chat(model, Decoding(), image, read=read, write=said.append, **options).run()  # type: ignore[arg-type]
+    return "".join(said), model
+
+
+def test_turns_know_each_other_and_boxes_are_printed_and_drawn(tmp_path: Path) -> None:
+    lines = ["what about the green one?", "and where is it?"]
+    said, model = talk(lines, image=draw_picture(), draw=tmp_path / "out.png")
+    assert model.last[0].history == (("what about the green one?", "you asked about green"),)
+    match = re.search(r"box \(([^)]*)\) px", said)
+    assert match and iou(Box(*map(float, match[1].split(", "))), PLACES["green"]) > 0.9
+    assert f"drawn 1 box(es) in {tmp_path / 'out.png'}" in said
+    colors = Image.open(tmp_path / "out.png").convert("RGB").getcolors(2**20) or []
+    assert PREDICTED_COLORS[0] in [color for _, color in colors]
+
+
+def test_commands(tmp_path: Path) -> None:
+    file = tmp_path / "picture.png"
+    draw_picture().save(file)
+    place = PLACES["blue"]
+    lines = [
+        "/box 1 2 3 4", f"/image {file}", f"/box {place.x1} {place.y1} {place.x2} {place.y2}", "/again", "/new",
+        "/help", "/tasks", "/box 1 2 x 4", "/box 9 9 2 2", f"/image {tmp_path / 'none.png'}", "/again", "", "/quit",
+        "never read",
+    ]  # fmt: skip
+    said, model = talk(lines)
+    assert "a box is of a picture" in said and "640 x 480 px" in said
+    assert said.count("the blue one\n") == 2 and "/image FILE" in said
+    assert "[detection] ..." in said and "want four numbers" in said and "empty or inverted" in said
+    assert "no image" in said and "nothing was asked yet" in said and "never" not in said
+    request, decoding = model.last
+    assert request.history == () and decoding.seed == 1 and request.question.startswith("[identify] what is in {<")
+
+
+def test_what_is_said_cannot_steer_the_terminal() -> None:
+    hostile = "\x1b]0;owned\x07\x1b[2J red\nblue\x9b1m\u202e\r"
+    assert printable(hostile) == "\ufffd]0;owned\ufffd\ufffd[2J red\nblue\ufffd1m\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({"TERM": "xterm-kitty"}, "kitty"),
+        ({"KITTY_WINDOW_ID": "1"}, "kitty"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
+        ({"TERM_PROGRAM": "WezTerm"}, "iterm"),
+        ({"TERM": "xterm-256color"}, "none"),
+    ],
+)
+def test_a_terminal_that_shows_pictures_is_known_by_its_variables(environment: dict[str, str], mode: str) -> None:
+    assert picture_mode("auto", environment) == mode
+    assert picture_mode("blocks", environment) == "blocks"
+
+
+def test_pictures_arrive_whole_by_each_protocol() -> None:
+    image = draw_picture()
+    kitty = picture_escapes(image, "kitty")
+    pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty)
+    assert [keys[-3:] for keys, _ in pieces] == ["m=1"] * (len(pieces) - 1) + ["m=0"]
+    assert all(len(piece) <= 4096 for _, piece in pieces) and pieces[0][0].startswith("a=T,f=100")
+    iterm = picture_escapes(image, "iterm")
+    for data in ("".join(piece for _, piece in pieces), iterm.partition(":")[2].rstrip("\x07\n")):
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == image.size
+    rows = picture_escapes(image, "blocks", 32).splitlines()
+    assert len(rows) == 12 and all(row.count("▀") == 32 for row in rows)
+    assert "\x1b[38;2;220;30;30" in rows[3] and "\x1b[38;2;30;60;220" in rows[3]
+
+
+def test_the_boxes_are_shown_in_the_terminal() -> None:
+    said, _ = talk(["[refer] the red one"], image=draw_picture(), mode="blocks")
+    assert "▀" in said and "box (" in said
+
+
+def test_ctrl_c_stops_an_answer_and_keeps_what_was_said() -> None:
+    class Interrupted(Taught):
+        def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, None]:
+            self.last = (request, decoding)
+            yield "red "
+            if not request.history:
+                raise KeyboardInterrupt
+
+    said, model, lines = [], Interrupted(), iter(["first", "second", "/quit"])
+    Chat(model, Decoding(), None, read=lambda _: next(lines), write=said.append).run()  # type: ignore[arg-type]
+    assert "[stopped]" in "".join(said) and model.last[0].history == (("first", "red "),)
+
+
+@pytest.fixture(scope="module")
+def export(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk."""
+    config = ModelConfig(
+        vision_encoder="tiny_vit", language_model="tiny_llama", tokenizer=str(predictor.tokenizer.path),
+        trainable=["vision_encoder", "projector", "language_model"],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    save_untrained(folder, config, seed=1)
+    return folder
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "minigptv2.cli", *words]
+
+
+def test_the_chat_command_answers_lines_from_a_pipe(export: Path, tmp_path: Path) -> None:
+    draw_picture().save(tmp_path / "picture.png")
+    words = command("chat", "--model", str(export), str(tmp_path / "picture.png"), "--max-new-tokens", "8")
+    done = subprocess.run(
+        words, input="[vqa] what is it?\n/again\n/nonsense\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("\n") >= 3 and "/image FILE" in done.stdout and not done.stderr
+
+
+def test_the_serve_command_serves_and_ends_when_told(export: Path, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("a long password\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = command("serve", "--model", str(export), "--port", str(port), "--password-file", str(tmp_path / "password"))
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(f"tiny: page http://127.0.0.1:{port}/")
+        for _ in range(1000):
+            try:
+                reply = httpx.get(f"http://127.0.0.1:{port}/v1/models", auth=("", "a long password"))
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+        assert reply.json()["data"][0]["id"] == "tiny"
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) in (0, -15)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--host", "0.0.0.0"], "there is no password"),
+        (["--port", "99999"], "--port 99999"),
+        (["--max-batch", "0"], "--max-batch 0"),
+        (["--examples", "none.jsonl"], "none.jsonl"),
+        (["--password-file", "none"], "none"),
+        (["--model", "none"], "none"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigptv2.cli import main
+
+    monkeypatch.delenv("MINIGPTV2_PASSWORD", raising=False)
+    assert main(["serve", "--model", "nowhere", *words]) in (1, 2, 4)
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1
+
+
+def test_an_occupied_port_is_named_before_a_model_is_loaded() -> None:
+    from minigptv2.cli.serve import _check_port
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="already in use"):
+            _check_port(Access(port=taken.getsockname()[1]))
