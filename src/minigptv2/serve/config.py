@@ -50,6 +50,8 @@ class Access:
     of its own (DNS rebinding)."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.port < 2**16:
+            raise ConfigError(f"--port {self.port}: want 1 to 65535")
         if not self.is_loopback and not self.password:
             raise ConfigError(
                 f"--host {self.host} lets others in and there is no password: give --password-file FILE or set "

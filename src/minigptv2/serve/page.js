@@ -73,7 +73,7 @@
       shared.boxes.forEach((item, index) => {
         if (shared.alone !== null && shared.alone !== index) return;
         for (const box of item.boxes) {
-          const label = item.phrase && make("span", { class: "name" + (box[1] < 0.08 ? " inside" : "") }, item.phrase);
+          const label = item.phrase && make("span", { class: "name" + (box[1] < 0.08 ? " inside" : "") + (box[0] > 0.5 ? " left" : "") }, item.phrase);
           const node = put(box, { class: "box", "data-phrase": item.phrase }, label);
           node.style.borderColor = item.color;
           if (label) Object.assign(label.style, { background: item.color, color: dark(item.color) ? "#fff" : "#000" });

@@ -118,7 +118,6 @@ class Page:
                 with gr.Column(scale=1, min_width=320):
                     stage = _element("stage", '<div class="stage"></div>', {"src": ""},
                                      max_bytes=limits.max_body_mib * 2**20 * 3 // 4 - 2**20)  # fmt: skip
-                    gallery = _element("examples", EXAMPLES, self._gallery())
                 with gr.Column(scale=1, min_width=320):
                     talk = _element("talk", LOG, [], hint=HINT)
                     with gr.Row(elem_id="tasks"):
@@ -147,6 +146,7 @@ class Page:
                         )
                     courier = _element("courier", "<div></div>", None)
                     gr.HTML(f"<p>{FOOT}</p>", elem_id="foot")
+            gallery = _element("examples", EXAMPLES, self._gallery())
 
             answering: dict[str, Any] = {
                 "outputs": [session, talk, question, send, stop], "concurrency_limit": None, "show_progress": "hidden",
