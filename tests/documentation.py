@@ -1,6 +1,7 @@
 """The commands, links and paths of the documentation; run as a program it executes the commands in a clean checkout.
 
-A command is a line of a fenced block without a language (or of a shell), or inline code that begins with `minigptv2` or `make`.
+A command is a line of a fenced block without a language (or of a shell), or inline code that begins with `minigptv2`
+or `make`.
 """
 
 from __future__ import annotations
