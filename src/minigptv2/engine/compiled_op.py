@@ -30,7 +30,7 @@ def load(builder_name: str) -> Any:
 
     # DeepSpeed asks torch for the same folder: under TORCH_EXTENSIONS_DIR, or the home folder's cache.
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with building(folder):
+    with building(folder), _our_ninja():
         return builder.load(verbose=False)
 
 
@@ -50,6 +50,20 @@ def building(folder: Path) -> Iterator[None]:
                 break
             time.sleep(_POLL_S)  # another program's build
         yield
+
+
+@contextmanager
+def _our_ninja() -> Iterator[None]:
+    """Build with the ninja of this environment: another version found on the PATH first would build all anew, minutes
+    long, as each writes its log so that the other finds every command changed."""
+    import ninja
+
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 def _is_open_somewhere(file: Path) -> bool:
