@@ -17,6 +17,8 @@ from tests.documentation import _FENCE, _INLINE, PAGES, REPOSITORY, Command, anc
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
+SCRIPTS = "".join(file.read_text() for file in sorted((REPOSITORY / "launch" / "slurm").glob("*.sh")))
+"""What make starts reads its variables from the environment."""
 FOLDERS = ("launch", "data_recipes", "deepspeed_configs", "docs", "src", "tests", "benchmarks")
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 
@@ -61,7 +63,7 @@ def test_make_knows_the_targets_and_variables(command: Command) -> None:
     for word in command.words[1:]:
         if "=" in word:
             name = word.partition("=")[0]
-            assert re.search(rf"\$[({{]{name}[)}}]|\$\(if \$\({name}\)|^{name} \?=", MAKEFILE, re.MULTILINE), word
+            assert re.search(rf"\$[({{]?{name}\b|^{name} \?=", MAKEFILE + SCRIPTS, re.MULTILINE), word
         else:
             assert word in targets, word
 
