@@ -31,7 +31,7 @@ def train_and_save(model: dict[str, Any], stage: int, folder: str) -> dict[str, 
     from minigptv2.model.build import build_model
     from minigptv2.model.export import tokenizer_of
     from minigptv2.model.weights import named_canonical
-    from tests.engine.test_zero import packs_of_step
+    from tests.engine.numerics import packs_of_step
 
     torch.set_num_threads(1)
     config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
