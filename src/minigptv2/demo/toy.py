@@ -19,7 +19,7 @@ STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
 CORPORA = ("weak", *HELDOUT)
 _QUICK_SAMPLES = 600
-_QUICK_STEPS = {"stage1": 200, "stage2": 100, "stage3": 60}
+_QUICK_STEPS = {"stage1": 120, "stage2": 60, "stage3": 40}
 _QUICK_HELDOUT = 40
 
 
