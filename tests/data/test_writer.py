@@ -23,6 +23,7 @@ from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
 from minigptv2.record import Record, Turn
 from tests.conftest import REPOSITORY
+from tests.data.finishing import open_file
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -81,14 +82,6 @@ def test_a_smaller_build_leaves_no_shards_of_a_larger_one(tmp_path: Path) -> Non
     for count in (12, 4):
         write_corpus(toy.samples("vqa", count, Path(), "val"), tmp_path, "c", samples_per_shard=4)
     assert sorted(file.name for file in tmp_path.glob("*.tar")) == ["c-000000.tar"]
-
-
-def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Rejected]]:
-    """What a source's `finish` does: read the picture in the worker, say what is missing."""
-    key, record, file = item
-    if not Path(file).exists():
-        return None, [Rejected(key, "image file missing", 3)]
-    return Sample(key, record, Path(file).read_bytes()), []
 
 
 @pytest.mark.parametrize("workers", [0, 2])

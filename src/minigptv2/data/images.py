@@ -13,8 +13,13 @@ from PIL import Image
 
 from minigptv2.errors import DataError
 
-MAX_PIXELS = 64_000_000
-"""Largest image that is decoded: 64 megapixels, 192 MB as RGB. A small file can claim far more."""
+MAX_PIXELS = 25_000_000
+"""Largest image that is decoded: 25 megapixels, which take a decoder up to 300 MB. A small file can claim far more."""
+_WEBP_TAKES = 2
+"""Times the memory of others: its decoder holds several canvases."""
+MAX_SIDE = 65_535
+"""Longest side, JPEG's own limit: the table of a bicubic filter takes 32 bytes a pixel of it."""
+_STRIP_PIXELS = 1 << 21
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _NAMES = {"MPO": "JPEG"}
 """Pillow tells a JPEG with a second picture behind it apart; what is read of it is the JPEG."""
@@ -29,7 +34,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
-    return _on_white(image).convert("RGB") if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
+    return _on_white(image) if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
 
 
 def image_size(data: bytes, where: str) -> tuple[str, int, int]:
@@ -82,8 +87,10 @@ def _open(data: bytes, where: str) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a JPEG, PNG or WebP image: {error}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{where}: {image.width} x {image.height} px is over the {MAX_PIXELS} pixel limit")
+    limit = MAX_PIXELS // (_WEBP_TAKES if image.format == "WEBP" else 1)
+    if image.width * image.height > limit or max(image.size) > MAX_SIDE:
+        size = f"{image.width} x {image.height} px"
+        raise DataError(f"{where}: {size} is over the limit of {limit} pixels, {MAX_SIDE} a side")
     return image
 
 
@@ -104,6 +111,11 @@ def square(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    ground = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(ground, rgba)
+    """RGB, strip by strip: whole, three more copies of a large image would stand in memory."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows))).convert("RGBA")
+        ground = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(ground, strip).convert("RGB"), (0, top))
+    return flat

@@ -120,9 +120,15 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: np.ndarray, 
     )
     document = {key: getattr(manifest, key) for key in Manifest.__dataclass_fields__ if key not in _NOT_WRITTEN}
     document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
+    document["sha256"] = _own_hash(document)
     write_atomically(folder / MANIFEST_FILE, json.dumps(document, indent=1).encode())
     sync_folder(folder)
     return load_manifest(folder)
+
+
+def _own_hash(document: dict[str, object]) -> str:
+    """Of everything in the manifest but this hash, so that a changed digit does not go by."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _save_array(file: Path, array: np.ndarray) -> str:
@@ -173,6 +179,8 @@ def parse_manifest(folder: Path) -> Manifest:
         document = json.loads(data)
         if document.get("format") != FORMAT:
             raise DataError(f"{file}: format {document.get('format')}, this version reads {FORMAT}: build it again")
+        if document.pop("sha256") != _own_hash(document):
+            raise ValueError("its content is not what it was written with; `minigptv2 shards index` makes it anew")
         num_shards, _ = (document.pop(key) for key in _ONLY_FOR_READERS_OF_JSON)
         rows = _mapped(folder / TABLE_FILE, document["shards_sha256"], num_shards)
         manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())

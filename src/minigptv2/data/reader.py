@@ -28,13 +28,13 @@ class CorpusReader:
     """Reads samples 0 .. len - 1 of a corpus, in the order of its manifest.
 
     `folder` is a path or an `https://` or `s3://` URL; of a remote corpus, manifest, table and index are copied to a
-    cache on this machine and samples are read by byte ranges.
+    cache on this machine and samples are read by byte ranges. `look` False does not ask whether shards are there.
     """
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, *, look: bool = True) -> None:
         self.folder = folder
         self._beside = local_copy(folder)
-        self.manifest: Manifest = load_manifest(self._beside, look=self._beside == folder)
+        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == folder)
         self._index = open_index(self._beside, self.manifest)
         self._files = ShardFiles(folder)
 

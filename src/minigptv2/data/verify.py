@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from minigptv2.data.dropped import Dropped
+from minigptv2.data.dropped import DROPPED_FILE, Dropped, read_report
 from minigptv2.data.indexing import in_order, scan_shard
 from minigptv2.data.manifest import (
     INDEX_FILE,
@@ -75,14 +75,12 @@ def _shard_faults(folder: Path, corpus: str, layout: str, baked_side: int | None
 
 
 def _left_out_before(folder: Path, fault: Dropped) -> bool:
-    from minigptv2.data.dropped import DROPPED_FILE, read_report
-
     return any(row["shard"] == fault.shard and row["key"] == fault.key for row in read_report(folder / DROPPED_FILE))
 
 
 def _changed_samples(folder: Path, number: int, shard: ShardInfo) -> list[Dropped]:
     """The samples that a changed shard no longer holds as they were; one fault for the shard in any case."""
-    reader = CorpusReader(folder)
+    reader = CorpusReader(folder, look=False)
     faults = [Dropped(reader.manifest.corpus, shard.file, "", "its SHA-256 is not the manifest's", 0)]
     for sample in range(int(reader.shard_starts[number]), int(reader.shard_starts[number + 1])):
         try:

@@ -1,0 +1,16 @@
+"""What writer processes import in tests: light, so that they start at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minigptv2.data.shards import Rejected, Sample
+from minigptv2.record import Record
+
+
+def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Rejected]]:
+    """What a source's `finish` does: read the picture in the worker, say what is missing."""
+    key, record, file = item
+    if not Path(file).exists():
+        return None, [Rejected(key, "image file missing", 3)]
+    return Sample(key, record, Path(file).read_bytes()), []
