@@ -25,8 +25,6 @@ prepare_environment() {
     export MASTER_PORT
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
-    # Compiled on the node and kept there: over a network file system, a build's lock and its result are seen late.
-    export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-${MINIGPTV2_NODE_DIR:-${TMPDIR:-/tmp}}/minigptv2-$(id -u)/extensions}
     say "${#nodes[@]} node(s) x $tasks_per_node rank(s), $launcher, rendezvous at $MASTER_ADDR:$MASTER_PORT"
 }
 

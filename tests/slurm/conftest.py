@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.cpp_extension import get_default_build_root
 
 from minigptv2.engine.log import read_metrics
 from tests.conftest import REPOSITORY, World
@@ -28,11 +27,6 @@ corpora:
 """
 
 
-def default_extensions() -> str:
-    """Where torch keeps what it compiles, if nobody says otherwise."""
-    return f"{get_default_build_root()}/py{sys.version_info.major}{sys.version_info.minor}{sys.abiflags}_cpu"
-
-
 class Cluster:
     """Commands of a cluster made by `cluster.sh`."""
 
@@ -41,9 +35,7 @@ class Cluster:
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))},
             "MINIGPTV2_HOME": str(REPOSITORY), "MINIGPTV2_PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1", "MINIGPTV2_NODE_DIR": str(folder / "local"),
-            # built by the other tests, or the first of these, and kept
-            "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", default_extensions()),
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
     def control(self, action: str, *words: object) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from minigptv2.engine import compiled_op
 from minigptv2.engine.slurm import rank_environment
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
@@ -70,8 +69,9 @@ def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
-    if device.type == "cpu":
-        compiled_op.load("ShareMemCommBuilder")
+    # On CPUs DeepSpeed would compile an all-reduce for inference, which training never calls: a minute when all is new,
+    # and a process killed meanwhile leaves a lock that all later ones wait for, silently and for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(minutes=timeout_minutes), auto_mpi_discovery=False, verbose=False
