@@ -32,6 +32,7 @@ setup(
         "tokenizers>=0.22",
         "numpy>=2.0",
         "pillow>=12.0",
+        "simplejpeg>=1.9",
         "tqdm>=4.66",
         "ninja>=1.11",
     ],

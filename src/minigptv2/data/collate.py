@@ -26,8 +26,8 @@ Batch = dict[str, torch.Tensor]
 BATCH_KEYS = ("input_ids", "labels", "position_ids", "segment_ids", "pixel_values", "task_ids")
 
 
-def collate(examples: list[Example], images: list[np.ndarray], image_size: int) -> Batch:
-    """One pack as a batch. `images` are uint8 [3, H, W], in the order in which the examples use them.
+def collate(examples: list[Example], images: list[np.ndarray] | torch.Tensor, image_size: int) -> Batch:
+    """One pack as a batch. `images` are uint8 [3, H, W] or one [N, 3, H, W], in the order of their use.
 
     An empty pack (all its samples were dropped) becomes one padding token without a label, so that its rank still
     takes part in the step.
@@ -58,7 +58,9 @@ def _row(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.int64, copy=False))[None]
 
 
-def _pixels(images: list[np.ndarray], image_size: int) -> torch.Tensor:
+def _pixels(images: list[np.ndarray] | torch.Tensor, image_size: int) -> torch.Tensor:
+    if isinstance(images, torch.Tensor):
+        return images
     if not images:
         return torch.zeros((0, 3, image_size, image_size), dtype=torch.uint8)
     return torch.from_numpy(np.stack(images))

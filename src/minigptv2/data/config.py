@@ -27,7 +27,10 @@ class DataConfig:
     """What a token pays, in tokens, for each token of its sample that it may look at: 0.79 MFLOP of 32 layers of width
     4096 against 25.9 GFLOP a token."""
     num_workers: int = 2
-    """Loader processes per rank; 0 reads in the training process."""
+    """Loader processes per rank, however many corpora; 0 reads in the training process."""
+    worker_timeout_s: float = 300.0
+    """A loader process that gives nothing for so long is replaced, after its stack was printed; four times the same
+    step's, and the run stops."""
 
 
 @dataclass

@@ -6,19 +6,19 @@ only. Damaged samples are dropped by name, counted, and fatal when there are too
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
-import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
+from torch import Tensor
 
 from minigptv2.data.collate import Batch, collate
 from minigptv2.data.config import DataConfig
 from minigptv2.data.dropped import DropLimit, Dropped
-from minigptv2.data.images import open_image, square
 from minigptv2.data.packing import Cost, pack_step
+from minigptv2.data.pixels import Stopwatch, square_pixels
 from minigptv2.data.plan import DataPlan, SampleId
+from minigptv2.data.workers import WorkerPool
 from minigptv2.errors import DataError
 from minigptv2.prompt import Example, PromptEncoder
 
@@ -37,10 +37,12 @@ class StepBatches:
     outcomes: list[bool]
     """Whether each sample that this rank looked into was good, in the plan's order."""
     num_samples: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What making it took, by stage: records, packing, read, decode, resize."""
 
 
-class StepDataset(Dataset[StepBatches]):
-    """Map-style: index is the position in the plan of a step's first sample.
+class StepDataset:
+    """What one rank trains on, step by step: index is the position in the plan of a step's first sample.
 
     `micro_batch_size` is the mean number of samples per micro-batch; packs of long samples hold fewer.
     """
@@ -57,77 +59,85 @@ class StepDataset(Dataset[StepBatches]):
         self.world_size = world_size
 
     def __getitem__(self, position: int) -> StepBatches:
+        watch = Stopwatch()
         dropped: list[Dropped] = []
         good: dict[int, bool] = {}
         numbers: list[int] = []
         kept: list[SampleId] = []
         examples: list[Example] = []
-        for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
-            try:
-                examples.append(self.plan.encode(sample, self.encoder))
-            except DataError as error:
-                good[number] = False
-                dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
-                continue
-            kept.append(sample)
-            numbers.append(number)
-        costs = [self._cost(example) for example in examples]
-        packs = pack_step(
-            costs,
-            num_ranks=self.world_size,
-            min_packs_per_rank=self.packs_per_rank,
-            max_pack_tokens=self.config.max_pack_tokens,
-        )
+        with watch.at("records"):
+            for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
+                try:
+                    examples.append(self.plan.encode(sample, self.encoder))
+                except DataError as error:
+                    good[number] = False
+                    dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
+                    continue
+                kept.append(sample)
+                numbers.append(number)
+        with watch.at("packing"):
+            packs = self._pack(examples)
         if self.rank != 0:  # a bad record is seen by every rank and reported by the first
             dropped = []
         batches, sample_ids = [], []
         for pack in packs[self.rank :: self.world_size]:
             lost = len(dropped)
-            batch, ids = self._batch([(kept[i], examples[i]) for i in pack], dropped)
+            batch, ids = self._batch([(kept[i], examples[i]) for i in pack], dropped, watch)
             batches.append(batch)
             sample_ids.append(ids)
             good |= {numbers[i]: lost == len(dropped) or kept[i] in ids for i in pack}
         outcomes = [good[number] for number in sorted(good)]
-        return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size)
+        seconds = dict(watch.seconds)
+        return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size, seconds)
+
+    def _pack(self, examples: list[Example]) -> list[list[int]]:
+        return pack_step(
+            [self._cost(example) for example in examples],
+            num_ranks=self.world_size,
+            min_packs_per_rank=self.packs_per_rank,
+            max_pack_tokens=self.config.max_pack_tokens,
+        )
 
     def _cost(self, example: Example) -> Cost:
         length, images = len(example), example.num_images
         looks = self.config.attention_cost_tokens * length**2
         return Cost(length, length + looks + self.config.image_cost_tokens * images, images)
 
-    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped]) -> tuple[Batch, list[SampleId]]:
-        examples, images, ids = [], [], []
+    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped],
+               watch: Stopwatch) -> tuple[Batch, list[SampleId]]:  # fmt: skip
+        examples, ids = [], []
+        images = torch.empty((sum(example.num_images for _, example in pack), 3, self.image_size, self.image_size),
+                             dtype=torch.uint8)  # fmt: skip
+        num_images = 0
         for sample, example in pack:
             try:
                 if example.num_images:
-                    images.append(self._pixels(sample))
+                    images[num_images] = self._pixels(sample, watch)
+                    num_images += 1
             except DataError as error:
                 dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
                 continue
             examples.append(example)
             ids.append(sample)
-        return collate(examples, images, self.image_size), ids
+        with watch.at("packing"):
+            return collate(examples, images[:num_images], self.image_size), ids
 
-    def _pixels(self, sample: SampleId) -> np.ndarray:
+    def _pixels(self, sample: SampleId, watch: Stopwatch) -> Tensor:
         reader = self.plan.corpora[sample.corpus]
-        return square(open_image(reader.image(sample.sample), reader.where(sample.sample)), self.image_size)
+        with watch.at("read"):
+            data = reader.image(sample.sample)
+        return square_pixels(data, reader.where(sample.sample), self.image_size, watch)
 
 
-class _Positions(Sampler[int]):
-    def __init__(self, start: int, stride: int, count: int) -> None:
-        self._positions = range(start, start + stride * count, stride)
+def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
+    """How much of the time training waited for data, and what loader processes spend theirs on, in plain words.
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._positions)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-
-def _leave_signals_to_the_rank(worker: int) -> None:
-    """A scheduler's SIGTERM reaches workers too; torch's would die of it and fail the step that is to be saved."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    `seconds` by stage, as in `StepBatches`. The largest stages are named, and how much each takes of the whole.
+    """
+    total = sum(seconds.values())
+    stages = sorted(seconds.items(), key=lambda stage: -stage[1])[:3]
+    parts = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages if value >= 0.005 * total)
+    return f"input-bound {100 * wait_share:.0f} %" + (f": {parts}" if total else "")
 
 
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
@@ -136,17 +146,14 @@ def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Ite
     Raises `DataError` where this rank sees more bad samples than the recipe tolerates (`DropLimit`).
     """
     config = dataset.config
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=_Positions(position, dataset.global_batch_size, num_steps),
-        num_workers=config.num_workers,
-        prefetch_factor=2 if config.num_workers else None,
-        persistent_workers=False,
-        worker_init_fn=_leave_signals_to_the_rank,
-    )
+    stride = dataset.global_batch_size
+    positions = range(position, position + stride * num_steps, stride)
+    steps: Iterable[StepBatches] = map(dataset.__getitem__, positions)
+    if config.num_workers:
+        name = f"data of rank {dataset.rank}"
+        steps = WorkerPool(dataset.__getitem__, positions, config.num_workers, config.worker_timeout_s, name=name)
     recipe = dataset.plan.recipe
     limit = DropLimit(recipe.max_bad_in_a_row, recipe.max_bad_rate)
-    for step in loader:
+    for step in steps:
         limit.judge(step.outcomes, step.dropped)
         yield step

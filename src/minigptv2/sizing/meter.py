@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from minigptv2.data.loader import StepBatches
+from minigptv2.data.loader import StepBatches, input_bound
 from minigptv2.engine.trainer import StepReport
 from minigptv2.model.costs import Work
 from minigptv2.record import TASK_NAMES
@@ -41,6 +41,7 @@ class Meter:
     micro_batches: int = 0
     squares: float = 0.0
     data_wait_s: float = 0.0
+    data_stages: dict[str, float] = field(default_factory=dict)
     task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
     task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
 
@@ -51,6 +52,8 @@ class Meter:
         """Count one step."""
         self.steps += 1
         self.dropped += len(batches.dropped)
+        for stage, value in batches.seconds.items():
+            self.data_stages[stage] = self.data_stages.get(stage, 0.0) + value
         self.micro_batches += len(batches.batches)
         if report.skipped:  # its loss may be no number
             self.skipped += 1
@@ -80,7 +83,7 @@ class Meter:
         text = (
             f"step {report.step + 1}  loss {loss:.4f}  lr {report.learning_rate:.2e}  norm {report.gradient_norm:.2f}  "
             f"{self.samples / seconds:.1f} samples/s  {self.tokens / seconds:.0f} tokens/s  "
-            f"data wait {100 * self.data_wait_s / seconds:.0f} %  {memory / 1024:.1f} GiB  "
+            f"{input_bound(self.data_wait_s / seconds, self.data_stages)}  {memory / 1024:.1f} GiB  "
             f"{minutes_left:.1f} min left  | " + "  ".join(f"{name} {value:.3f}" for name, value in tasks.items())
         )
         if share is not None:
@@ -97,6 +100,7 @@ class Meter:
                 "step_s": seconds / self.steps,
                 "data_wait_share": self.data_wait_s / seconds,
             },
+            "data_seconds": self.data_stages,
             "dropped": self.dropped,
             "skipped_steps": self.skipped,
             "memory_mib": memory,
