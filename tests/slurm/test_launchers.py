@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -89,3 +90,19 @@ def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_p
         f"print(check_nodes(Path('{cluster.folder}/local'), seconds=0.2, patience_s=4).text())",
     )  # fmt: skip
     assert re.search(r"PROBLEM: node[12] does not see files that node[12] wrote", done), done
+
+
+def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbroken: Path, world: World) -> None:
+    output = stage.folder / "evaluation"
+    number = stage.cluster.run(
+        "sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
+        f"--output={output}.log", "launch/slurm/evaluate.sbatch", f"--model={unbroken}/export",
+        f"--shards={world.val}", "--corpus=toy_refer", "--corpus=toy_vqa", "--limit=6", f"--output={output}",
+        MINIGPTV2_LOGS=str(stage.folder),
+    ).strip()  # fmt: skip
+    job = stage.cluster.wait(number, "COMPLETED", "FAILED")
+    assert job["JobState"] == "COMPLETED", Path(f"{output}.log").read_text()
+    rows = [json.loads(line) for file in output.rglob("predictions.jsonl") for line in file.read_text().splitlines()]
+    answered = {(row["benchmark"], row["id"]) for row in rows}
+    assert len(answered) == len(rows) == 12
+    assert [log.name for log in sorted(stage.folder.glob(f"{number}.0/rank-*.log"))] == ["rank-0.log", "rank-1.log"]

@@ -25,7 +25,7 @@ from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.evaluate.benchmarks import Benchmark
 from minigptv2.evaluate.protocols import Reply, Scored
 from minigptv2.evaluate.questions import Question, questions_of
-from minigptv2.files import write_atomically
+from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Request
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -72,11 +72,15 @@ def evaluate_benchmark(predictor: Predictor, row: Benchmark, corpus: Path, outpu
         _ask(predictor, row, reader, mine, part, context, settings)
     except MiniGPTv2Error as error:
         failure = str(error)
-    first = distributed.agree(next((text for text in distributed.gather_on_main(failure) if text), ""))
+    written = distributed.gather_on_main((failure, part.name, part.stat().st_size if part.is_file() else None))
+    first = distributed.agree(next((text for text, _, _ in written if text), ""))
     if first:
         raise DataError(f"{row.name}: {first}")
     outcome = None
     if distributed.is_main():
+        for _, name, num_bytes in written:
+            if num_bytes is not None:  # another node wrote it a moment ago
+                wait_until_seen(output / name, num_bytes)
         replies = _join(output, questions, context)
         outcome = Outcome(row, questions, replies, row.rule.score(questions, replies), reader)
         write_predictions(outcome, output / PREDICTIONS_FILE, context)

@@ -16,6 +16,7 @@ from minigptv2.evaluate.page import PAGE_FILE, write_page
 from minigptv2.evaluate.questions import corpus_folder
 from minigptv2.evaluate.runner import Outcome, Settings, evaluate_benchmark
 from minigptv2.evaluate.tables import summary, table, write_tables
+from minigptv2.files import wait_until_seen
 from minigptv2.predict.predictor import Predictor
 
 
@@ -29,8 +30,18 @@ class Job:
 
 def benchmark_jobs(rows: Sequence[Benchmark], data: Path, cache: Path) -> list[Job]:
     """Jobs of benchmarks. The main rank builds, below `cache`, the shards that `data` lacks, of the originals there."""
-    folders = distributed.on_main(lambda: [str(corpus_folder(data, row.corpus, row.split, cache)) for row in rows])
+    folders, sizes = distributed.on_main(
+        lambda: _with_sizes([corpus_folder(data, r.corpus, r.split, cache) for r in rows])
+    )
+    for file, num_bytes in sizes:  # just written by the main rank, perhaps
+        wait_until_seen(Path(file), num_bytes)
     return [Job(row, Path(folder)) for row, folder in zip(rows, folders, strict=True)]
+
+
+def _with_sizes(folders: Sequence[Path]) -> tuple[list[str], list[tuple[str, int]]]:
+    """The folders, and the files in them with their sizes."""
+    files = [file for folder in dict.fromkeys(folders) for file in sorted(folder.iterdir()) if file.is_file()]
+    return [str(folder) for folder in folders], [(str(file), file.stat().st_size) for file in files]
 
 
 def held_out_jobs(shards: Path, corpora: Sequence[str]) -> list[Job]:
