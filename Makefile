@@ -85,6 +85,11 @@ SHARDS ?= $(or $(MINIGPTV2_SHARDS),data/shards)
 shards: $(STAMP)  ## every corpus of the stages whose files are below RAW=, as shards below SHARDS= (docs/corpora.md)
 	$(BIN)/minigptv2 shards build all --root $(RAW) --output $(SHARDS)
 
+.PHONY: bench-build
+RECORDS ?= 1000000
+bench-build: $(STAMP)  ## how fast a corpus of RECORDS= records is built, beside writing its bytes (18 GB of disk)
+	$(BIN)/python -m benchmarks.corpora.build --records $(RECORDS)
+
 stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's GPUs (LIGHT=1, OVERRIDES="key=value ...")
 	$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py --config launch/configs/$(STAGE_$@).yaml \
 		data.shards=$(SHARDS) $(if $(LIGHT),data.recipe=data_recipes/$@_light.yaml) $(OVERRIDES)

@@ -29,6 +29,9 @@ class Box:
     x2: float
     y2: float
 
+    def __reduce__(self) -> tuple[type[Box], tuple[float, ...]]:  # as in `record.Turn`
+        return Box, (self.x1, self.y1, self.x2, self.y2)
+
     @property
     def area(self) -> float:
         """Area in square pixels."""

@@ -12,7 +12,9 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import IO, Any
 
 from PIL import Image
 
@@ -40,6 +42,9 @@ class TarMember:
     offset: int
     size: int
 
+    def __reduce__(self) -> tuple[type[TarMember], tuple[Any, ...]]:  # as in `record.Turn`
+        return TarMember, (self.file, self.offset, self.size)
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -57,6 +62,9 @@ class Draft:
     separate: bool = False
     frame: tuple[float, float] | None = None
 
+    def __reduce__(self) -> tuple[type[Draft], tuple[Any, ...]]:  # as in `record.Turn`
+        return Draft, (self.key, self.turns, self.image, self.source, self.separate, self.frame)
+
     @property
     def annotations(self) -> int:
         """What the corpus counts: questions where the turns are separate, else one."""
@@ -64,7 +72,7 @@ class Draft:
 
 
 def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
-    """The draft as a valid sample, and what of it was left out. None if nothing is left."""
+    """The draft as a sample, and what of it was left out. None if nothing is left. The writer validates the record."""
     try:
         image, extension, size = _read(draft.image)
     except DataError as error:
@@ -81,7 +89,6 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
         return None, dropped or [Rejected(draft.key, "no turns", 0)]
     width, height = size or (None, None)
     record = Record(tuple(kept), width, height, draft.source, draft.separate and len(kept) > 1)
-    validate(record, draft.key)
     return Sample(safe_key(draft.key), record, image, extension), dropped
 
 
@@ -90,6 +97,7 @@ def finished(drafts: Iterator[Draft | Rejected]) -> Iterator[Sample]:
     for draft in drafts:
         sample = finish(draft)[0] if isinstance(draft, Draft) else None
         if sample is not None:
+            validate(sample.record, sample.key)
             yield sample
 
 
@@ -107,7 +115,9 @@ def safe_key(key: str) -> str:
 
 def clean(text: str) -> str:
     """The text without surrounding space, NULs and halves of surrogate pairs, which no UTF-8 file can hold."""
-    return text.encode("utf-8", "ignore").decode().replace("\x00", "").strip()
+    if not text.isascii():
+        text = text.encode("utf-8", "ignore").decode()
+    return text.replace("\x00", "").strip()
 
 
 def one_line(text: str) -> str:
@@ -154,24 +164,26 @@ def _load(paths: tuple[str, ...]) -> bytes:
 
 
 def _read_member(member: TarMember) -> bytes:
-    descriptor = os.open(member.file, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, member.size, member.offset)
-    finally:
-        os.close(descriptor)
+    return os.pread(_opened(member.file).fileno(), member.size, member.offset)
+
+
+@lru_cache(maxsize=4)
+def _opened(file: str) -> IO[bytes]:
+    """The open file, kept for the members that come next; closed when it is forgotten."""
+    return open(file, "rb")
 
 
 def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Turn:
     """The turn with clean texts and boxes inside the picture. Raises `DataError` with a countable reason."""
-    regions = tuple(_fit_region(region, size, frame) for region in turn.regions)
+    regions = tuple([_fit_region(region, size, frame) for region in turn.regions])
     tidy = str if turn.task == "grounding" else clean  # spans count characters: a source cleans before it counts
-    answers = tuple(answer for answer in (tidy(text) for text in turn.answers) if answer.strip())
+    answers = tuple([answer for answer in map(tidy, turn.answers) if answer and not answer.isspace()])
     question = None if turn.question is None else clean(turn.question)
     if turn.answers and not answers or not turn.answers and not turn.regions:
         raise DataError("empty answer")
     if question == "" or question is None and turn.task in ("vqa", LANGUAGE, "conversation"):
         raise DataError("empty question")
-    return replace(turn, question=question, answers=answers, regions=regions)
+    return Turn(turn.task, question, answers, regions, turn.choices, turn.source)
 
 
 def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Region:
@@ -180,7 +192,7 @@ def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float
     phrases = tuple(phrase for phrase in (one_line(text) for text in region.phrases) if phrase)
     if not phrases:
         raise DataError("empty phrase")
-    return replace(region, boxes=tuple(_fit_box(box, size, frame) for box in region.boxes), phrases=phrases)
+    return Region(tuple([_fit_box(box, size, frame) for box in region.boxes]), phrases, region.span)
 
 
 def _fit_box(box: Box, size: tuple[int, int], frame: tuple[float, float] | None) -> Box:
