@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from minigptv2 import __version__
-from minigptv2.cli import convert, data, evaluation, inference, machines, runs, serve, slurm
+from minigptv2.cli import convert, data, evaluation, inference, machines, mix, runs, serve, slurm
 from minigptv2.errors import MiniGPTv2Error
 
 
@@ -15,7 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minigptv2", description="Train, evaluate and ask MiniGPT-v2.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (inference, evaluation, serve, convert, data, runs, machines, slurm):
+    for room in (inference, evaluation, serve, convert, data, mix, runs, machines, slurm):
         room.add_commands(commands)
     return parser
 
