@@ -48,6 +48,7 @@ def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_other_launchers_train_the_same_and_hear_the_warning(
     stage: Stage, unbroken: Path, launcher: str, request: pytest.FixtureRequest
@@ -67,6 +68,7 @@ def test_other_launchers_train_the_same_and_hear_the_warning(
     assert len(logs) >= 4, logs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     number = cluster.run(
@@ -82,6 +84,7 @@ def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: 
         assert f"files: node{rank + 1} sees what others write within" in text
 
 
+@pytest.mark.slow
 def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_path: Path) -> None:
     done = cluster.run(
         "srun", "--nodes=2", "--ntasks-per-node=1", "--nodelist=node1,node2", "bash", "-c",
@@ -92,6 +95,7 @@ def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_p
     assert re.search(r"PROBLEM: node[12] does not see files that node[12] wrote", done), done
 
 
+@pytest.mark.slow
 def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbroken: Path, world: World) -> None:
     output = stage.folder / "evaluation"
     number = stage.cluster.run(

@@ -45,7 +45,8 @@ def test_a_run_leaves_a_log_per_rank_and_one_of_its_own(stage: Stage, unbroken: 
 
 
 def test_the_warning_before_the_time_limit_saves_and_requeues(stage: Stage, unbroken: Path) -> None:
-    number = stage.submit("warned")
+    cache = stage.cluster.folder / "local" / "shards"  # on each node another folder
+    number = stage.submit("warned", MINIGPTV2_CACHE=str(cache), MINIGPTV2_CACHE_GIB="0.01")
     stage.wait_for_step("warned", 5)
     stage.cluster.run("scancel", "--batch", "--signal=USR1", number)  # what --signal=B:USR1@600 sends
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
@@ -53,6 +54,9 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(stage: Stage, unbr
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", text
     assert "asked to stop; steps 0 to" in text and "start 1" in text
     assert_equal_to_unbroken(stage, "warned", unbroken)
+    assert not cache.exists()
+    for node in ("node1", "node2"):
+        assert "toy_refer" in stage.cluster.run("srun", "--nodes=1", f"--nodelist={node}", "ls", cache)
 
 
 def test_a_node_that_loses_power_is_survived(stage: Stage, unbroken: Path) -> None:
@@ -69,6 +73,7 @@ def test_a_node_that_loses_power_is_survived(stage: Stage, unbroken: Path) -> No
     assert_equal_to_unbroken(stage, "powercut", unbroken)
 
 
+@pytest.mark.slow
 def test_a_cut_network_ends_the_job_with_the_nodes_name(stage: Stage, unbroken: Path) -> None:
     number = stage.submit("cut", options=("--nodelist=node1,node2",))
     stage.wait_for_checkpoint("cut", 10)
@@ -148,6 +153,7 @@ def test_a_crash_loop_stops_after_its_limit_with_the_reason(stage: Stage, tmp_pa
     assert "without a newer checkpoint than that of step 10" in text and "the bug of step 15" in text
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> None:
     number = stage.submit("badnode")
     for start, step in enumerate((10, 30)):
