@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from minigptv2.cli import main as cli
 from minigptv2.data.build import build
 from minigptv2.data.images import image_size
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.sources import CORPORA
+from minigptv2.data.sources import CORPORA, Draft, Raw, Rejected
 from minigptv2.data.verify import verify_corpus
 from tests.conftest import REPOSITORY
 from tests.data.miniatures import MINIATURES, Miniature, jpeg, vqa_official
@@ -72,6 +75,24 @@ def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
     ]
     assert made[0].manifest.fingerprint == made[1].manifest.fingerprint
     assert made[0].dropped == made[1].dropped
+
+
+def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    whole = build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "whole", samples_per_shard=1)
+
+    def interrupted(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+        yield from islice(CORPORA["vqav2"].drafts(raw, split), 2)  # a rejected question, a picture
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(replace(CORPORA["vqav2"], drafts=interrupted), tmp_path, "train", tmp_path / "out", samples_per_shard=1)
+    first = tmp_path / "out/vqav2-000000.tar"
+    made = first.stat().st_mtime_ns
+    assert not (tmp_path / "out/manifest.json").exists()
+    again = build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", samples_per_shard=1)
+    assert first.stat().st_mtime_ns == made, "written once"
+    assert again.manifest.fingerprint == whole.manifest.fingerprint and again.dropped == whole.dropped
 
 
 def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ class Corpus:
     samples_per_shard: int = 1000
     counted: str = "samples"
     """What `expected` counts."""
+    train_pictures: int | None = None
+    """Pictures of a complete `train` split, where what is counted are several questions about each."""
     yours: bool = False
     """Made of a file of the user's own."""
 
@@ -39,6 +41,12 @@ class Corpus:
     def has_files(self) -> bool:
         """Whether it is read from files that somebody has to get, not drawn or brought by packages."""
         return bool(self.size)
+
+    @property
+    def train_samples(self) -> int | None:
+        """Samples that a complete `train` split makes, about; None where nobody knows."""
+        several = self.counted in ("questions", "objects", "regions", "turns", "statements", "instances")
+        return self.train_pictures if several else self.expected.get("train")
 
     def raw(self, root: Path) -> Raw:
         """The original files under `root`."""

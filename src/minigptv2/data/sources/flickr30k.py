@@ -161,6 +161,7 @@ def _row(name: str, title: str, task: str, write: Write) -> Corpus:
         tasks=(task,),
         expected={"train": None, "val": None, "test": None},
         counted="turns",
+        train_pictures=29_783,
         license=_LICENSE,
         stages=(3,),
         download=_DOWNLOAD,

@@ -43,6 +43,7 @@ CORPORA = (
         tasks=("vqa",),
         expected={"train": 943_000, "val": 132_062, "testdev": 12_578},
         counted="questions",
+        train_pictures=72_140,
         license="CC BY 4.0",
         stages=(1, 2, 3),
         download="questions1.2.zip, images.zip from https://cs.stanford.edu/people/dorarad/gqa/download.html in gqa/",

@@ -57,6 +57,7 @@ CORPORA = (
         tasks=("refer",),
         expected={"train": 5_408_689},
         counted="regions",
+        train_pictures=108_077,
         license="CC BY 4.0",
         stages=(1, 2, 3),
         download="region_descriptions.json.zip and images.zip, images2.zip from https://homes.cs.washington.edu/~ranjay/"
