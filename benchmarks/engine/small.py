@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from minigptv2.data.collate import collate
-from minigptv2.engine import distributed
+from minigptv2.engine import compiled_op, distributed
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
 from minigptv2.engine.sharding import assign, construction, shape_of
 from minigptv2.engine.trainer import Trainer
@@ -24,7 +24,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
 
-VISION = VisionEncoderRow(image_size=32, patch_size=8, width=64, depth=4, heads=4, mlp_width=256)
+VISION = VisionEncoderRow(image_size=32, patch_size=8, width=48, depth=4, heads=4, mlp_width=192)
 LANGUAGE = LanguageModelRow(width=320, depth=8, heads=8, mlp_width=864, vocab_size=640)
 SIZES = Sizes(VISION, LANGUAGE)
 
@@ -45,9 +45,16 @@ def costs(config: ModelConfig, sizes: Sizes = SIZES) -> ModelCosts:
 
 
 def start() -> torch.device:
-    """Join the process group on the CPU."""
+    """Join the process group, on the CPU without DeepSpeed's shared-memory all-reduce.
+
+    That operator passes torch.distributed by, where bytes are counted, and takes a minute to compile.
+    """
     torch.set_num_threads(1)
     device = distributed.choose_device()
+    import deepspeed.comm.torch as backend
+
+    backend.build_shm_op = lambda: None
+    compiled_op.load = lambda builder: None  # type: ignore[assignment]
     distributed.start_process_group(device, 10)
     return device
 

@@ -13,15 +13,13 @@ import torch
 from benchmarks.engine import small
 from benchmarks.engine.ranks import REPOSITORY
 from benchmarks.gpu.common import pack_of, setting_of, work_of
-from minigptv2.engine import distributed
 from minigptv2.sizing.zero import ZeroPlan
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Measure and report; a process group of one."""
     setting = setting_of(argv, __doc__ or "")
-    device = distributed.choose_device()
-    distributed.start_process_group(device, 10)
+    device = small.start()
     rows: list[dict[str, Any]] = []
     per_image = setting.sizes.vision_encoder.tokens_per_image
     for name in ("zero3.json", "zero2.json"):

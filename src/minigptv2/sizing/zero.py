@@ -48,6 +48,8 @@ class ZeroPlan:
     hpz: int
     quantized: bool
     """Gathers carry 8-bit weights (ZeRO++); what a rank holds stays as it is."""
+    reduce_to_all: bool
+    """ZeRO-2 reduces gradients to all ranks and drops the rest, DeepSpeed's default, instead of to their owner."""
     offload_frozen: bool
     offload_optimizer: bool
 
@@ -66,6 +68,7 @@ class ZeroPlan:
             bucket=float(zero.get("stage3_prefetch_bucket_size", BUCKET_DEFAULT)),
             hpz=int(zero.get("zero_hpz_partition_size", 1)),
             quantized=bool(zero.get("zero_quantized_weights", False)),
+            reduce_to_all=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
             offload_frozen=zero.get("offload_param", {}).get("device") == "cpu",
             offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
         )
@@ -131,6 +134,6 @@ class ZeroPlan:
         if self.stage == 1:
             return 2 * weights
         if self.stage == 2:
-            return weights * micro_batches + weights
+            return weights * micro_batches * (2 if self.reduce_to_all else 1) + weights
         gathers = 1 if self._persists(part) else 2 * micro_batches
         return weights * (micro_batches + gathers)
