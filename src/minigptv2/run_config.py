@@ -48,13 +48,11 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
     check_model_config(config.model)
     load_deepspeed_config(config.train.deepspeed)
     check_train_config(config.train, world_size)
-    if (
-        config.model.compile_vision
-        and load_deepspeed_config(config.train.deepspeed).get("zero_optimization", {}).get("stage") == 3
-    ):
+    stage = load_deepspeed_config(config.train.deepspeed).get("zero_optimization", {}).get("stage")
+    if stage == 3 and (config.model.compile_vision or config.model.vision_batch):
         raise ConfigError(
-            f"model.compile_vision=true with ZeRO-3 ({config.train.deepspeed}): its hooks break every graph. Set it to "
-            "false, or train.deepspeed to a ZeRO-2 JSON."
+            f"model.compile_vision and model.vision_batch do not go with ZeRO-3 ({config.train.deepspeed}): its hooks "
+            "break compiled graphs, and ranks must call the encoder equally often. Take a ZeRO-2 JSON."
         )
     image_tokens = tokens_per_image(config.model.vision_encoder)
     if config.data.max_tokens <= image_tokens:
@@ -79,7 +77,7 @@ SAME_CONTENT = (
 """Paths: free to move. What lies there is compared by its hash."""
 MAY_CHANGE = (
     "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
-    "model.kernels", "model.compile_vision",
+    "model.kernels", "model.compile_vision", "model.vision_batch",
     "data.max_pack_tokens", "data.image_cost_tokens",
     "data.num_workers", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
     "train.steps", "train.micro_batch_size",

@@ -19,7 +19,7 @@ MODES = {"lora": (["projector", "lora"], 4), "all": (ALL_PARTS, 0)}
 ZERO = {
     0: {"stage": 0},
     1: {"stage": 1},
-    2: {"stage": 2},
+    2: {"stage": 2, "use_multi_rank_bucket_allreduce": False},  # as zero2.json
     3: {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False},
 }
 PRECISION = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}

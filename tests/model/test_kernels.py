@@ -11,7 +11,8 @@ from minigptv2.errors import ConfigError
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import OF_THE_MACHINE, load_info, save_export
 from minigptv2.model.kernels import choose_kernels, compile_blocks
-from tests.conftest import World
+from minigptv2.run_config import check_run_config, load_run_config
+from tests.conftest import REPOSITORY, World
 from tests.model.tiny import ALL_PARTS, tiny_config, tiny_model
 
 
@@ -31,6 +32,28 @@ def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_pat
     save_export(tmp_path / "export", {}, config, world.tokenizer(), [], base_sha256={})
     loaded = load_info(tmp_path / "export").model
     assert all(getattr(loaded, key) == getattr(ModelConfig(), key) for key in OF_THE_MACHINE)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7])
+def test_images_in_batches_of_their_own_give_the_same_tokens(at_once: int) -> None:
+    model = tiny_model(["projector"])
+    pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    whole = model.encode_images(pixels)
+    calls: list[int] = []
+    model.vision_encoder.register_forward_hook(lambda *a: calls.append(1))
+    model.vision_batch = at_once
+    torch.testing.assert_close(model.encode_images(pixels), whole, atol=1e-5, rtol=1e-5)
+    assert len(calls) == -(-5 // at_once)
+
+
+@pytest.mark.parametrize("words", [["model.vision_batch=8"], ["model.compile_vision=true"]])
+def test_what_zero3_cannot_do_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    config = load_run_config("launch/configs/stage3_instruct.yaml", words).value
+    with pytest.raises(ConfigError, match="do not go with ZeRO-3"):
+        check_run_config(config, 8)
+    config.train.deepspeed = "deepspeed_configs/zero2.json"
+    check_run_config(config, 8)
 
 
 @pytest.mark.soak

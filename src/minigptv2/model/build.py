@@ -41,6 +41,7 @@ def build_model(
             num_tasks=len(TASK_NAMES),
             attention=choose_attention(config.attention),
         )
+    model.vision_batch = config.vision_batch
     if choose_kernels(config.kernels) == "liger":
         use_liger(model.language_model)
     if config.lora.r:

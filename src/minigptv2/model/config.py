@@ -51,6 +51,9 @@ class ModelConfig:
     first where it can run."""
     compile_vision: bool = False
     """Compile the vision encoder's blocks with torch.compile. Not with ZeRO-3, whose hooks leave nothing to gain."""
+    vision_batch: int = 0
+    """Images that a frozen vision encoder takes at once, whatever the pack holds; 0: all of a pack. Lowers the memory
+    of packs with many images. Not with ZeRO-3, where all ranks must call the encoder equally often."""
     attention: str = "auto"
     """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA; no shared images), `packed_sdpa` (torch,
     anywhere), `packed_flex` (a block mask; needs CUDA), `packed_dense` (slow, to compare with), or `auto`: the first

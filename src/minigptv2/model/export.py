@@ -61,7 +61,7 @@ class ExportInfo:
         return read_safetensors([self.folder / WEIGHTS_FILE])
 
 
-OF_THE_MACHINE = ("attention", "kernels", "compile_vision", "recompute_layers")
+OF_THE_MACHINE = ("attention", "kernels", "compile_vision", "recompute_layers", "vision_batch")
 """Settings that suit the machine that trained; whoever loads the export may be another. They are chosen anew."""
 
 

@@ -56,6 +56,7 @@ class MiniGPTv2(nn.Module):
         super().__init__()
         self.num_tasks = num_tasks
         self.attention = attention
+        self.vision_batch = 0
         self.image_size = vision.image_size
         self.tokens_per_image = vision.tokens_per_image
         self.max_positions = language.max_positions
@@ -142,8 +143,13 @@ class MiniGPTv2(nn.Module):
             std = torch.tensor(self._pixel_std, device=pixel_values.device).view(1, 3, 1, 1)
             pixel_values = (pixel_values.float() / 255 - mean) / std
         trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
+        at_once = len(pixel_values) if trained else self.vision_batch or len(pixel_values)
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            tokens = self.vision_encoder(pixel_values=pixel_values.to(self._vision_dtype)).last_hidden_state
+            parts = [
+                self.vision_encoder(pixel_values=part.to(self._vision_dtype)).last_hidden_state
+                for part in pixel_values.split(max(1, at_once))
+            ]
+        tokens = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.projector(tokens[:, 1:])
 
     @property
