@@ -117,10 +117,14 @@ run_stage() {
     verdict=$(minigptv2 slurm end "$config" "$@" --code "$code" $asked --launcher-errors "$logs/launcher.log" \
         --rank-logs "$logs") || exit 1
     read -r word rest <<<"$verdict"
+    if [[ $word == again && -n $terminated ]]; then
+        say "exit code $code: cancelled or requeued from outside, so it is not requeued here"
+        exit "$((code ? code : 1))"
+    fi
     say "exit code $code: $word $rest"
     case $word in
     done) exit 0 ;;
-    again) [[ -n $terminated ]] || requeue "$rest" ;;
+    again) requeue "$rest" ;;
     esac
     exit "$((code ? code : 1))"
 }

@@ -156,7 +156,7 @@ def test_a_crash_loop_stops_after_its_limit_with_the_reason(stage: Stage, tmp_pa
 @pytest.mark.slow
 def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> None:
     number = stage.submit("badnode")
-    for start, step in enumerate((10, 30)):
+    for start, step in enumerate((10, 20)):
         stage.wait_for_checkpoint("badnode", step)
         wait_for(lambda: f"start {start}" in stage.log("badnode"), f"start {start}", 60)  # noqa: B023
         assert stage.cluster.job(number)["NodeList"] == "node[1-2]"
