@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minigptv2.cli import main as cli
 from minigptv2.data.config import Recipe
 from minigptv2.data.plan import load_recipe
 from minigptv2.data.sources import CORPORA
@@ -104,3 +105,23 @@ def test_a_stage_says_when_the_one_before_is_missing(
     assert main(["--config", f"launch/configs/{STAGES[stage]}.yaml", f"init_from={before}"]) == 4
     told = capsys.readouterr().out
     assert f"{STAGES[stage]} starts from init_from={before}, and there is no such export: the stage before" in told
+
+
+def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "mix",
+        str(REPOSITORY / "data_recipes/stage3_instruct.yaml"),
+        "--shards",
+        str(tmp_path),
+        "--steps",
+        "35000",
+    ]
+    assert cli([*words, "--global-batch-size", "24"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()[:1]}
+    total = sum(SPEC_STAGE_3.values())
+    for corpus, percent in SPEC_STAGE_3.items():
+        asked, realised = map(float, re.findall(r"(\d+\.\d+)", rows[corpus])[:2])
+        assert asked * total / 100 == pytest.approx(percent, abs=0.1)
+        assert realised == pytest.approx(asked, abs=0.1)

@@ -37,7 +37,7 @@ def _mix(args: argparse.Namespace) -> int:
         encoder = PromptEncoder(
             load_tokenizer(args.tokenizer), tokens_per_image=args.tokens_per_image, max_tokens=args.max_tokens
         )
-    sizes = {name: corpus.expected.get("train") for name, corpus in CORPORA.items()}
+    sizes = {name: corpus.train_samples for name, corpus in CORPORA.items()}
     expected = {name: size for name, size in sizes.items() if size}
     corpora = corpora_of(recipe, Path(args.shards), expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
