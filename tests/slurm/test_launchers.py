@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
+from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.session import held_out_jobs
 from minigptv2.model.export import load_info
 from tests.conftest import World
 from tests.slurm.conftest import Cluster, Stage
@@ -107,6 +109,11 @@ def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbro
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     assert job["JobState"] == "COMPLETED", Path(f"{output}.log").read_text()
     rows = [json.loads(line) for file in output.rglob("predictions.jsonl") for line in file.read_text().splitlines()]
-    answered = {(row["benchmark"], row["id"]) for row in rows}
-    assert len(answered) == len(rows) == 12
+    asked = {
+        (job.row.name, question.id)
+        for job in held_out_jobs(world.val, ["toy_refer", "toy_vqa"])
+        for question in questions_of(CorpusReader(job.corpus), task=job.row.task, prompt=job.row.prompt, limit=6)
+    }
+    assert len(rows) == len(asked) > 12
+    assert {(row["benchmark"], row["id"]) for row in rows} == asked
     assert [log.name for log in sorted(stage.folder.glob(f"{number}.0/rank-*.log"))] == ["rank-0.log", "rank-1.log"]
