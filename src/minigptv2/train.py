@@ -26,7 +26,7 @@ from minigptv2.engine.attempts import Attempts
 from minigptv2.engine.bundle import keep_bundle
 from minigptv2.engine.checkpoint import CheckpointState
 from minigptv2.engine.config import load_deepspeed_config, resolve_deepspeed_config
-from minigptv2.engine.log import RunLog
+from minigptv2.engine.log import HELDOUT_FILE, RunLog
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint, restore_checkpoint
 from minigptv2.engine.sharding import LoadProgress, construction, full_value, shape_of
@@ -34,7 +34,8 @@ from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import CheckpointError, ConfigError, RequeueExit
-from minigptv2.evaluate.pictures import TrainingPictures
+from minigptv2.evaluate.looks import BEST_FILE, BEST_FOLDER, Looks
+from minigptv2.evaluate.training import HeldOutSlice
 from minigptv2.files import wait_until_seen
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
@@ -142,15 +143,21 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
                 log.line(change)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, encoder, position=position, step=start)
-        predictor = Predictor(model, tokenizer)
-        pictures = TrainingPictures(config.evaluate, predictor)
+        in_step = trainer.stage == 3 and distributed.world_size() > 1
+        predictor = Predictor(model, tokenizer, in_step=in_step)
+        heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
         edge = _Edge(_saver(run, config, log), stop, watch, attempts, identity, known)
-        position = _loop(config, trainer, steps, plan, log, pictures, run, edge, limit, position)
+
+        def export(folder: Path) -> Path:
+            return _export(folder, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
+
+        looks = Looks(heldout, run, export, log, edge.watch, start=start)
+        position = _loop(config, trainer, steps, plan, log, looks, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.at("exporting")
-        return _export(run, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
+        return export(run / "export")
     finally:
         log.close()
 
@@ -184,7 +191,7 @@ class _Edge:
 
 
 def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
-          pictures: TrainingPictures, run: Path, edge: _Edge, limit: LimitReport, position: int) -> int:  # fmt: skip
+          looks: Looks, run: Path, edge: _Edge, limit: LimitReport, position: int) -> int:  # fmt: skip
     """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan.
 
     Raises `RequeueExit` on all ranks, after a save, if any of them was asked to stop.
@@ -217,11 +224,11 @@ def _loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], pla
             text, values = meter.summary(report, last - done)
             mixture = plan.corpus_counts(0, position)
             log.line(text)
-            log.metrics(done, {**values, "mixture": {name: n / position for name, n in mixture.items()}})
+            shares = {name: n / position for name, n in mixture.items()}
+            log.metrics(done, {**values, "mixture": shares, **looks.losses(done)})
             meter = Meter(limit)
         if every(done, config.evaluate.every) or done == last:
-            edge.watch.at(f"evaluation after step {done}")
-            log.pictures(done, pictures.draw())
+            looks.answers(done)
         asked = edge.stop.agreed()
         if every(done, config.train.log_every) or every(done, config.train.checkpoint_every) or done == last or asked:
             _report_losses(report_file, losses)
@@ -369,9 +376,9 @@ def _prepare_run_folder(
     """
     if distributed.is_main():
         if fresh:
-            for part in ("checkpoints", "tensorboard", "export", "bundles"):
+            for part in ("checkpoints", "tensorboard", "export", BEST_FOLDER, "bundles"):
                 shutil.rmtree(run / part, ignore_errors=True)
-            for part in ("metrics.jsonl", "log.txt", "attempts.jsonl", DROPPED_FILE):
+            for part in ("metrics.jsonl", HELDOUT_FILE, BEST_FILE, "log.txt", "attempts.jsonl", DROPPED_FILE):
                 (run / part).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
@@ -440,14 +447,13 @@ def _log_mixture(log: RunLog, plan: DataPlan, title: str, position: int) -> None
     log.line(f"{title}: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()))
 
 
-def _export(run: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, parent: ExportInfo | None,
+def _export(folder: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, parent: ExportInfo | None,
             plan: DataPlan, base_sha256: dict[str, str], log: RunLog) -> Path:  # fmt: skip
     """Gather what an export holds (a collective) and write it on the main rank."""
     trained = trainer.trained_weights()
     names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
     others = [name for name in names if name not in trainer.trainable]
     tensors = trained | {name: full_value(trainer.parameters[name]) for name in others}
-    folder = run / "export"
     if distributed.is_main():
         entry = {
             "stage": config.stage,

@@ -16,7 +16,7 @@ from minigptv2.data.reader import CorpusReader
 from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
 from minigptv2.evaluate.questions import questions_of
-from minigptv2.evaluate.runner import Settings, deal, evaluate_benchmark
+from minigptv2.evaluate.runner import Settings, _cost, deal, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
 from tests.conftest import World
@@ -137,8 +137,8 @@ def test_pictures_stay_whole_when_questions_are_dealt_and_shares_are_alike(world
         assert sorted(q.id for share in shares for q in share) == sorted(q.id for q in questions)
         homes = Counter(sample for share in shares for sample in {q.sample for q in share})
         assert set(homes.values()) == {1}
-        sizes = [len(share) for share in shares]
-        assert max(sizes) <= 1.1 * min(sizes)
+        costs = [sum(map(_cost, share)) for share in shares]
+        assert max(costs) <= 1.1 * min(costs)
 
 
 def test_each_expression_of_an_object_is_a_question_with_an_id_of_its_own(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, HELDOUT_FILE = "metrics.jsonl", "heldout.jsonl"
 
 
 class RunLog:
@@ -28,7 +28,8 @@ class RunLog:
 
         run.mkdir(parents=True, exist_ok=True)
         self._file = run / METRICS_FILE
-        _cut_after(self._file, step)
+        for file in (self._file, run / HELDOUT_FILE):
+            _cut_after(file, step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._stream = open(run / "log.txt", "a")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
@@ -47,9 +48,16 @@ class RunLog:
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Figures of a step: a JSON line, and a TensorBoard scalar for each number (nested names joined by `/`)."""
-        if not self._active:
-            return
-        with open(self._file, "a") as stream:
+        if self._active:
+            self._add(self._file, step, values)
+
+    def heldout(self, step: int, values: dict[str, Any]) -> None:
+        """Figures of a look at held-out samples: as `metrics`, in `heldout.jsonl`."""
+        if self._active:
+            self._add(self._file.with_name(HELDOUT_FILE), step, values)
+
+    def _add(self, file: Path, step: int, values: dict[str, Any]) -> None:
+        with open(file, "a") as stream:
             stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
         for name, value in _flatten(values):
             self._board.add_scalar(name, value, step)
@@ -78,7 +86,15 @@ class RunLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All JSON lines of a run, in order; a half-written last line is left out."""
-    file = run / METRICS_FILE
+    return _read_lines(run / METRICS_FILE)
+
+
+def read_heldout(run: Path) -> list[dict[str, Any]]:
+    """The looks at held-out samples of a run, as `read_metrics`."""
+    return _read_lines(run / HELDOUT_FILE)
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
     lines = file.read_text().splitlines() if file.is_file() else []
     read = []
     for number, line in enumerate(lines):
@@ -91,7 +107,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _cut_after(file: Path, step: int) -> None:
-    kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
+    if not file.is_file():
+        return
+    kept = [line for line in _read_lines(file) if line["step"] <= step]
     file.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from minigptv2.boxes import Box
 from minigptv2.draw import TRUE_COLOR, draw_boxes, enlarge
-from minigptv2.evaluate.config import EvaluateConfig
-from minigptv2.evaluate.heldout import HeldOut, load_heldout
-from minigptv2.predict.predictor import Decoding, Predictor
+from minigptv2.evaluate.heldout import HeldOut
 from minigptv2.record import Turn
 from minigptv2.tasks import TASKS, parse_answer
 
@@ -68,30 +63,6 @@ def grid(cards: list[Image.Image], columns: int = 6) -> Image.Image:
     for number, card in enumerate(cards):
         sheet.paste(card, (number % columns * width, number // columns * height))
     return sheet
-
-
-class TrainingPictures:
-    """Answers the same few held-out samples each time it is asked. A collective under ZeRO-3: all ranks draw."""
-
-    def __init__(self, config: EvaluateConfig, predictor: Predictor) -> None:
-        self._config = config
-        self._predictor = predictor
-        self._items: dict[str, list[HeldOut]] = {}
-        if config.shards:
-            for corpus in config.corpora:
-                self._items[corpus] = load_heldout(Path(config.shards) / corpus, config.samples)
-
-    def draw(self) -> dict[str, np.ndarray]:
-        """Corpus to uint8 [H, W, 3]: a row of held-out samples with what the model answers now."""
-        items = [item for several in self._items.values() for item in several]
-        if not items:
-            return {}
-        requests = [item.request() for item in items]
-        answers = iter(self._predictor.answer(requests, Decoding(self._config.max_new_tokens)))
-        return {
-            f"heldout/{corpus}": np.asarray(grid([tile(item, next(answers)) for item in several]))
-            for corpus, several in self._items.items()
-        }
 
 
 def _scaled(box: Box, factor: float) -> Box:

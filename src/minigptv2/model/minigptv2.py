@@ -93,6 +93,18 @@ class MiniGPTv2(nn.Module):
 
         `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does.
         """
+        hidden, targets, supervised = self._supervised(embeddings, labels, position_ids)
+        return self.language_model.lm_head(hidden, targets), supervised
+
+    def answer_logits(self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor,
+                      pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Logits float32 [T, vocabulary], target [T] and position [T] of each supervised token of a pack."""
+        hidden, targets, supervised = self._supervised(self.embed(input_ids, pixel_values), labels, position_ids)
+        return self.language_model.lm_head(hidden).float(), targets, supervised
+
+    def _supervised(self, embeddings: Tensor, labels: Tensor,
+                    position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
         layout = PackLayout.of(position_ids)
         check_layout(self.attention, layout)
         hidden = self.language_model.model(
@@ -105,7 +117,7 @@ class MiniGPTv2(nn.Module):
         targets = torch.roll(labels[0], -1)
         targets[-1] = IGNORE
         supervised = torch.nonzero(targets != IGNORE).flatten()
-        return self.language_model.lm_head(hidden[0, supervised], targets[supervised]), supervised
+        return hidden[0, supervised], targets[supervised], supervised
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].

@@ -110,12 +110,14 @@ ImageTokens = dict[int, tuple[Image.Image, Tensor]]
 class Predictor:
     """Answers requests and scores answers with one model and tokenizer.
 
-    `style`: how questions are written. `identity`: what tells this model's outputs from another's.
+    `style`: how questions are written. `identity`: what tells this model's outputs from another's. `in_step`: for a
+    model sharded by ZeRO-3: a rank whose answers are complete runs on until those of all ranks are.
     """
 
     def __init__(self, model: MiniGPTv2, tokenizer: Tokenizer, *, style: PromptStyle = PromptStyle.TRAINED,
-                 identity: str = "") -> None:  # fmt: skip
+                 identity: str = "", in_step: bool = False) -> None:  # fmt: skip
         self.model = model
+        self.in_step = in_step
         self.identity = identity
         self.turn = RLock()
         """Held while the model runs: generating changes its mode and the random state, one at a time."""
@@ -125,9 +127,10 @@ class Predictor:
             tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions
         )  # fmt: skip
 
-    def answer(self, requests: list[Request], decoding: Decoding | None = None, *, batch_size: int = 64) -> list[str]:
+    def answer(self, requests: list[Request], decoding: Decoding | None = None, *, batch_size: int = 64,
+               seen: ImageTokens | None = None) -> list[str]:  # fmt: skip
         """One text per request, in order."""
-        return [reply.text for reply in self.reply(requests, decoding, batch_size=batch_size)]
+        return [reply.text for reply in self.reply(requests, decoding, batch_size=batch_size, seen=seen)]
 
     def reply(
         self, requests: list[Request], decoding: Decoding | None = None, *, batch_size: int = 64, top: int = 0,
@@ -297,6 +300,7 @@ class Predictor:
             bos_token_id=self.tokenizer.bos_id,
             eos_token_id=self.tokenizer.eos_id,
             pad_token_id=self.tokenizer.eos_id,
+            synced_gpus=self.in_step,
             **decoding.options(),
             **more,
         )
