@@ -112,6 +112,10 @@ tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
 clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
 
+.PHONY: bench-evaluate
+bench-evaluate: $(STAMP)  ## questions answered a second: evaluate in batches against stock generate one by one
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.evaluate.throughput
+
 .PHONY: bench-engine bench-gpu
 bench-engine: $(STAMP)  ## bytes on the wire, memory law, limit report, trainer overhead (a quarter of an hour)
 	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.wire

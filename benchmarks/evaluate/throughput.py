@@ -1,0 +1,122 @@
+"""Held-out questions answered a second: `minigptv2 evaluate` in batches, and stock `generate` one by one.
+
+Both sides run the same toy model (random weights), the same questions and pictures, greedily, to the same lengths; the
+stock side is what evaluation scripts do: one picture encoded, one prompt embedded, one `generate` of `transformers` for
+each question. The sides are interleaved. Run: python -m benchmarks.evaluate.throughput
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.results import report, spread
+from minigptv2.data.images import open_image
+from minigptv2.data.reader import CorpusReader
+from minigptv2.data.shards import Sample, write_corpus
+from minigptv2.data.sources import toy
+from minigptv2.data.texts import spoken_texts
+from minigptv2.evaluate.benchmarks import Benchmark, held_out
+from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.runner import Settings, evaluate_benchmark
+from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.export import save_untrained
+from minigptv2.predict.predictor import Decoding, Predictor, Request, load_predictor
+from minigptv2.record import Record
+from minigptv2.tokenizer import train_tokenizer
+
+QUESTIONS_PER_PICTURE = 4
+
+
+def build(root: Path, pictures: int) -> tuple[str, Path]:
+    """An untrained toy model and a corpus folder of `pictures` pictures with four questions each."""
+    samples = []
+    for number, sample in enumerate(toy.samples("vqa", pictures * QUESTIONS_PER_PICTURE, root, "val")):
+        place, turn = divmod(number, QUESTIONS_PER_PICTURE)
+        if turn == 0:
+            samples.append(Sample(f"p{place}", Record((), *_size(sample.record)), sample.image, "jpg"))
+        kept = samples[-1].record
+        record = Record((*kept.turns, *sample.record.turns), *_size(kept), separate=True)
+        samples[-1] = Sample(samples[-1].key, record, samples[-1].image, "jpg")
+    write_corpus(samples, root / "toy", "toy", samples_per_shard=100)
+    train_tokenizer(spoken_texts(root), root / "tokenizer", 512)
+    config = ModelConfig(
+        vision_encoder="toy_vit", language_model="toy_llama", tokenizer=str(root / "tokenizer"), lora=LoraConfig(r=0),
+        trainable=["vision_encoder", "projector", "language_model"],
+    )  # fmt: skip
+    return str(save_untrained(root / "export", config, seed=0).folder), root / "toy"
+
+
+def _size(record: Record) -> tuple[int, int]:
+    assert record.width and record.height
+    return record.width, record.height
+
+
+def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) -> tuple[float, list[str]]:
+    """Seconds of a whole evaluation, reading, scoring and writing included, and the answers."""
+    began = time.perf_counter()
+    outcome = evaluate_benchmark(predictor, row, corpus, output, Settings(batch_size=64))
+    assert outcome is not None
+    return time.perf_counter() - began, [reply.answer for reply in outcome.replies]
+
+
+def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[float, list[str]]:
+    """Seconds of asking each question alone with stock `generate`, and the answers."""
+    began = time.perf_counter()
+    reader = CorpusReader(corpus)
+    model, tokenizer, answers = predictor.model, predictor.tokenizer, []
+    with model.generating(), torch.no_grad():
+        for question in questions_of(reader, task=row.task):
+            image = predictor.prepare(open_image(reader.image(question.sample), reader.where(question.sample)))
+            prompt = predictor.prompt_ids(Request(question.asked, (image,)), Decoding(row.max_new_tokens))
+            embeddings, mask = predictor.padded([prompt], predictor.image_tokens([image]))
+            ids = model.language_model.generate(
+                inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=row.max_new_tokens,
+                bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
+            )  # fmt: skip
+            answers.append(tokenizer.decode(ids[0].tolist()).strip())
+    return time.perf_counter() - began, answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        export, corpus = build(root, args.pictures)
+        predictor, row = load_predictor(export), held_out("toy", "vqa")
+        questions = args.pictures * QUESTIONS_PER_PICTURE
+        seconds: dict[str, list[float]] = {"stock generate, one by one": [], "minigptv2 evaluate": []}
+        same = []
+        for number in range(args.rounds):
+            alone, answers_alone = one_by_one(predictor, row, corpus)
+            together, answers = batched(predictor, row, corpus, root / f"out{number}")
+            seconds["stock generate, one by one"].append(alone)
+            seconds["minigptv2 evaluate"].append(together)
+            same.append(sum(a == b for a, b in zip(answers_alone, answers, strict=True)))
+    pairs = zip(*seconds.values(), strict=True)
+    ratio = spread([alone / together for alone, together in pairs])
+    rows = [
+        {"side": side, "questions/s, median": questions / spread(values)["median"],
+         "slowest": questions / max(values), "fastest": questions / min(values)}
+        for side, values in seconds.items()
+    ]  # fmt: skip
+    report(
+        "evaluate_throughput", f"{questions} questions about {args.pictures} pictures, toy model, one CPU thread", rows,
+        packages=["torch", "transformers"],
+        notes=[f"{ratio['median']:.1f} times as many ({ratio['min']:.1f} to {ratio['max']:.1f}; goal 5)",
+               f"the same answer to {min(same)} of {questions} questions",
+               "not run on a GPU: none was there"],
+        more={"ratio": ratio},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
