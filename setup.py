@@ -41,10 +41,11 @@ setup(
         "serve": ["gradio>=6.20", "fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "s3fs>=2025.3"],
         "metrics": ["pycocoevalcap>=1.2"],
         "corpora": ["pyarrow>=20"],
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
-        "dev": ["pytest>=9.0", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "openai>=2.0", "httpx>=0.28",
+        "dev": ["pytest>=9.0", "aiohttp>=3.10", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "openai>=2.0", "httpx>=0.28",
                 "pyarrow>=20"],  # fmt: skip
         "browser": ["selenium>=4.30"],
     },

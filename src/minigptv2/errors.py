@@ -19,6 +19,12 @@ class DataError(MiniGPTv2Error):
     exit_code = 3
 
 
+class StorageError(MiniGPTv2Error):
+    """A store of shards did not answer for so long that the run stops; nothing is wrong with the data."""
+
+    exit_code = 5
+
+
 class CheckpointError(MiniGPTv2Error):
     """A checkpoint or export is damaged, missing, or does not fit this run."""
 

@@ -98,7 +98,7 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
     tokenizer = tokenizer_of(config.model)
     encoder = _prompt_encoder(config, tokenizer)
     plan = DataPlan(
-        load_recipe(config.data.recipe), Path(config.data.shards), config.seed,
+        load_recipe(config.data.recipe), config.data.shards, config.seed,
         global_batch_size=config.train.global_batch_size, encoder=encoder,
     )  # fmt: skip
     _check_plan_reaches(plan, config)

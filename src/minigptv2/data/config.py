@@ -43,7 +43,7 @@ class CorpusShare:
     task: str = "mixed"
     """The task that every turn of the corpus has, or `mixed`. Checked against the manifest."""
     shards: str = ""
-    """Folder of the corpus, relative to `data.shards`; empty: the corpus's name."""
+    """Folder of the corpus, relative to `data.shards`, or an `https://` or `s3://` URL; empty: the corpus's name."""
     schedule: list[list[float]] = field(default_factory=list)
     """What the ratio is multiplied by at some steps of the run, as [step, factor] pairs; 0 leaves the corpus out.
     Shares move in straight lines from one named step to the next, level before the first and after the last."""

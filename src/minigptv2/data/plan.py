@@ -21,6 +21,7 @@ from minigptv2.data.config import CorpusShare, Recipe
 from minigptv2.data.encoding import encode_sample
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
 from minigptv2.data.reader import CorpusReader
+from minigptv2.data.remote import below
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder
 
@@ -52,12 +53,12 @@ class DataPlan:
     ratios count tokens. Raises `ConfigError` where a recipe needs one that is not given.
     """
 
-    def __init__(self, recipe: Recipe, shards: Path, seed: int, *, global_batch_size: int | None = None,
+    def __init__(self, recipe: Recipe, shards: Path | str, seed: int, *, global_batch_size: int | None = None,
                  encoder: PromptEncoder | None = None) -> None:  # fmt: skip
         self.recipe = recipe
         self.seed = seed
         self.names = list(recipe.corpora)
-        self.corpora = [CorpusReader(shards / (share.shards or name)) for name, share in recipe.corpora.items()]
+        self.corpora = [CorpusReader(below(shards, share.shards or name)) for name, share in recipe.corpora.items()]
         for (name, share), reader in zip(recipe.corpora.items(), self.corpora, strict=True):
             others = set(reader.manifest.turns) - {share.task}
             if share.task != MIXED and others:

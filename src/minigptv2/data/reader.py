@@ -19,7 +19,7 @@ from minigptv2.data.dropped import Dropped
 from minigptv2.data.images import image_size
 from minigptv2.data.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.data.shards import IMAGE_EXTENSIONS
-from minigptv2.data.storage import ShardFiles, local_copy
+from minigptv2.data.storage import files_of, local_copy
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json
 
@@ -34,9 +34,9 @@ class CorpusReader:
     def __init__(self, folder: Path | str, *, look: bool = True) -> None:
         self.folder = folder
         self._beside = local_copy(folder)
-        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == folder)
+        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == Path(folder))
         self._index = open_index(self._beside, self.manifest)
-        self._files = ShardFiles(folder)
+        self._files = files_of(folder)
 
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
         return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors do not travel

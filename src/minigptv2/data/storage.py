@@ -1,8 +1,7 @@
 """Where shards lie: byte ranges of files in a folder, on this machine or behind `http(s)://` and `s3://`.
 
 Local files stay open, a bounded number of them; they are copied to the node's own disk first where `data/cache.py` has
-one. Remote reads go through `fsspec` with retries and growing pauses, and are checked for length; a store that stays
-away raises `StorageError`, which stops a run instead of losing its samples.
+one. Remote ones are in `data/remote.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from minigptv2.data.cache import ShardCache
+from minigptv2.data.remote import RemoteFiles, is_remote, mirror
 from minigptv2.errors import DataError
 
 _MAX_OPEN_SHARDS = 64
@@ -51,6 +51,11 @@ class ShardFiles:
         return descriptor
 
 
+def files_of(folder: Path | str) -> ShardFiles | RemoteFiles:
+    """The files of a corpus, wherever it lies."""
+    return RemoteFiles(str(folder)) if is_remote(folder) else ShardFiles(folder)
+
+
 def local_copy(folder: Path | str) -> Path:
     """The folder on this machine with the corpus's manifest, table and index."""
-    return Path(folder)
+    return mirror(str(folder)) if is_remote(folder) else Path(folder)

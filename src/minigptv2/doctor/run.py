@@ -38,7 +38,7 @@ def check_recipe(config: RunConfig) -> list[Finding]:
         return [Finding(BAD, "recipe", str(error), "mend the recipe; `minigptv2 mix` shows what it gives")]
     findings = [Finding(GOOD, "recipe", f"{config.data.recipe}: {len(recipe.corpora)} corpora")]
     try:
-        plan = DataPlan(recipe, Path(config.data.shards), config.seed)
+        plan = DataPlan(recipe, config.data.shards, config.seed)
     except (MiniGPTv2Error, OSError) as error:
         do = "build the shards (`minigptv2 shards --help`), or point data.shards at them"
         return [*findings, Finding(BAD, "shards", str(error), do)]
