@@ -41,9 +41,12 @@ NOT_HERE = (
         "has its own target, or never ends",
     ),
     ("make demo($| [^Q])", "a quarter of an hour; QUICK=1 is run instead"),
+    ("doctor --config launch/configs/stage", "says, with exit code 1, that weights and shards are missing"),
     ("pip install|apt-get|launch/train.py", "changes the machine, or trains for long"),
 )
 """Commands that the program does not execute, by pattern, and why."""
+RUN_AS_ONE = {"docs/your-own-data.md": "run as one script by tests/test_own_data_page.py"}
+"""Pages whose commands only make sense one after the other, and what runs them so."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def anchors(page: Path) -> set[str]:
 
 def reason_not_run(command: Command) -> str | None:
     """Why a command is not executed, or None if it is."""
+    if why := RUN_AS_ONE.get(str(command.page.relative_to(REPOSITORY))):
+        return why
     return next((why for pattern, why in NOT_HERE if re.search(pattern, command.text)), None)
 
 

@@ -65,8 +65,8 @@ def as_url(data: bytes) -> str:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (png(18_000, 10_000), "over the limit of 50 megapixels"),
-        (png(10_000, 4_900, bytes(147_004_900)), ""),  # a bomb within the limit: 143 kB that unpack to 147 MB
+        (png(18_000, 10_000), "over the limit of 25 megapixels"),
+        (png(5_000, 4_900, bytes(73_504_900)), ""),  # a bomb within the limit: 71 kB that unpack to 73 MB
         (png(60_000, 60_000), "over the limit"),
         (png(9_000, 9_000), "9000 x 9000 is over the limit"),
         (png(2**31 - 1, 2**31 - 1), "image"),

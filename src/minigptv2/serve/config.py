@@ -16,8 +16,9 @@ class Limits:
 
     max_body_mib: int = 24
     """Largest body of any request, in MiB; images travel inside, a third larger than their files."""
-    max_megapixels: int = 50
-    """Largest picture that is decoded. A file says its size in its first bytes, so a larger one costs nothing."""
+    max_megapixels: int = 25
+    """Largest picture that is decoded, at most what `data.images` decodes. A file says its size in its first bytes, so
+    a larger one costs nothing."""
     max_images: int = 4
     """Images of one conversation."""
     max_text: int = 32_000

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from minigptv2.data.images import open_image
-from minigptv2.errors import DataError
+from minigptv2.data.images import MAX_PIXELS, open_image
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 
 KEPT_PICTURES = 128
@@ -64,6 +64,8 @@ class PictureStore:
     """Decodes pictures within limits and remembers the latest."""
 
     def __init__(self, predictor: Predictor, *, max_megapixels: int) -> None:
+        if max_megapixels * 1_000_000 > MAX_PIXELS:
+            raise ConfigError(f"--max-megapixels {max_megapixels}: at most {MAX_PIXELS // 1_000_000} are decoded")
         self._predictor = predictor
         self._max_pixels = max_megapixels * 1_000_000
         self._kept: OrderedDict[str, Picture] = OrderedDict()
