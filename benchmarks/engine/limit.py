@@ -3,8 +3,8 @@
     python -m benchmarks.engine.limit
 
 Time is predicted as `minigptv2 plan` does: FLOPs / (rate of a large matrix product x share that whole layers reach of
-it). The rate is measured beside each configuration, the share once, on a thirteenth configuration that is not among
-the twelve. One process, one thread, fp32, the median of several steps.
+it). The rate is measured beside each configuration, the share on a thirteenth configuration that is not among the twelve
+(the median of one measurement beside each). One process, one thread, fp32, the median of several steps.
 """
 
 from __future__ import annotations
@@ -107,13 +107,15 @@ def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
     """Measure and report; returns the median and worst errors."""
     torch.set_num_threads(1)
     cases = CASES if cases is None else cases
-    seconds, rate, _ = timed(CALIBRATION, repeats)
-    share = ModelCosts(CALIBRATION.config, SIZES).flops(CALIBRATION.work).total / rate / seconds
     rows: list[dict[str, Any]] = []
-    errors = []
+    errors, shares, measurements = [], [], []
     for case in cases:
+        seconds, rate, _ = timed(CALIBRATION, 3)  # beside each case: a machine that others use is not the same all along
+        shares.append(ModelCosts(CALIBRATION.config, SIZES).flops(CALIBRATION.work).total / rate / seconds)
+        measurements.append(timed(case, repeats))
+    share = statistics.median(shares)
+    for case, (measured, rate, times) in zip(cases, measurements, strict=True):
         theirs, ours = counted(case)
-        measured, rate, times = timed(case, repeats)
         flops = ModelCosts(case.config, SIZES).flops(case.work, recomputed_layers=case.recompute).total
         predicted = flops / (rate * share)
         errors.append(abs(predicted / measured - 1))

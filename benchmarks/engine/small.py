@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from minigptv2.data.collate import collate
-from minigptv2.engine import compiled_op, distributed
+from minigptv2.engine import distributed
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
 from minigptv2.engine.sharding import assign, construction, shape_of
 from minigptv2.engine.trainer import Trainer
@@ -45,16 +45,9 @@ def costs(config: ModelConfig, sizes: Sizes = SIZES) -> ModelCosts:
 
 
 def start() -> torch.device:
-    """Join the process group, on the CPU without DeepSpeed's shared-memory all-reduce.
-
-    That operator passes torch.distributed by, where bytes are counted, and takes a minute to compile.
-    """
+    """Join the process group. Bytes are counted around torch.distributed: nothing of DeepSpeed's passes it by."""
     torch.set_num_threads(1)
     device = distributed.choose_device()
-    import deepspeed.comm.torch as backend
-
-    backend.build_shm_op = lambda: None
-    compiled_op.load = lambda builder: None  # type: ignore[assignment]
     distributed.start_process_group(device, 10)
     return device
 
