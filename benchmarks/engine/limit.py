@@ -3,8 +3,8 @@
     python -m benchmarks.engine.limit
 
 Time is predicted as `minigptv2 plan` does: FLOPs / (rate of a large matrix product x share that whole layers reach of
-it). The rate is measured beside each configuration, the share on a thirteenth configuration that is not among the twelve
-(the median of one measurement beside each). One process, one thread, fp32, the median of several steps.
+it). The rate is measured beside each configuration, the share on a thirteenth configuration that is not among the
+twelve (the median of one measurement beside each). One process, one thread, fp32, the median of several steps.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
     rows: list[dict[str, Any]] = []
     errors, shares, measurements = [], [], []
     for case in cases:
-        seconds, rate, _ = timed(CALIBRATION, 3)  # beside each case: a machine that others use is not the same all along
+        seconds, rate, _ = timed(CALIBRATION, 3)  # beside each: a machine that others use changes
         shares.append(ModelCosts(CALIBRATION.config, SIZES).flops(CALIBRATION.work).total / rate / seconds)
         measurements.append(timed(case, repeats))
     share = statistics.median(shares)
