@@ -68,6 +68,13 @@ bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
 fuzz-data: $(STAMP)  ## damaged tars and images by the thousand (N=10000 SEED=1)
 	$(BIN)/python -m tests.data.fuzz --cases $(or $(N),10000) $(if $(SEED),--seed $(SEED))
 
+.PHONY: soak
+SOAK ?= saves=2000 disk=200 kills=50 stops=50
+SEED ?= 1
+soak: $(STAMP)  ## hours: kill -9 and signals at random moments, and the tests marked soak (SEED=1, SOAK="kills=5 ...")
+	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
+
 lint: $(STAMP)  ## ruff, mypy, and shellcheck where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -44,9 +44,9 @@ class World:
         return load_tokenizer(self.tokenizer_folder)
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    made = World(tmp_path_factory.mktemp("world"))
+def make_world(root: Path) -> World:
+    """The small toy world under `root`."""
+    made = World(root)
     for corpus in TOY_CORPORA:
         for split, count in (("train", 40), ("val", 8)):
             name = f"toy_{corpus}"
@@ -55,6 +55,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_corpus(photographs.samples(Path(), "train"), made.train / "photographs", "photographs", samples_per_shard=30)
     train_tokenizer(spoken_texts(made.train), made.tokenizer_folder, 640)
     return made
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

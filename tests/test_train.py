@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from minigptv2.cli import main as cli
 from minigptv2.data.dropped import DropReport, read_report
 from minigptv2.data.reader import CorpusReader
+from minigptv2.engine.guard import StepError
 from minigptv2.engine.log import read_metrics
 from minigptv2.errors import RequeueExit
 from minigptv2.model.export import load_export, load_info
@@ -297,3 +298,69 @@ def test_a_time_limit_saves_and_requeues(config: Path, unbroken: Path) -> None:
     folder = config.parent / "limited"
     run(config, 1, f"run_dir={folder}", "train.time_limit_minutes=1e-4", expect=RequeueExit.exit_code)
     assert "time limit" in (config.parent / "rank0.log").read_text()
+
+
+CANARY = "canary-5f3a9c71d2"
+
+
+def test_no_secret_reaches_anything_a_run_writes(config: Path) -> None:
+    """R20: a value that the config takes from a secret variable, through a whole run, a crash and what it prints."""
+    folder = config.parent / "secretive"
+    os.environ["SERVICE_TOKEN"] = CANARY
+    try:
+        words = [f"run_dir={folder}", "stage=s-${oc.env:SERVICE_TOKEN}", "train.steps=2", "evaluate.every=0"]
+        run(config, 1, *words)
+        said = (config.parent / "rank0.log").read_text()
+        run(config, 1, *words, "train.seed=1", expect=2)
+        said += (config.parent / "rank0.log").read_text()
+        run(config, 1, *words, f"data.shards={folder}/${{oc.env:SERVICE_TOKEN}}", expect=3)
+        said += (config.parent / "rank0.log").read_text()
+    finally:
+        del os.environ["SERVICE_TOKEN"]
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"config.yaml", "log.txt", "metrics.jsonl", "attempts.jsonl", "state.json"} <= {p.name for p in written}
+    assert any("tfevents" in path.name for path in written)
+    for path in written:
+        assert CANARY.encode() not in path.read_bytes() and CANARY not in path.name, path
+    assert CANARY not in said and "s-[secret]" in said
+    assert "s-[secret]" in (folder / "config.yaml").read_text()
+
+
+def test_a_changed_config_is_refused_or_logged(config: Path, unbroken: Path) -> None:
+    """R18 through the command: learning rate allowed and logged, recipe refused; the table below has every key."""
+    folder = config.parent / "changed"
+    shutil.copytree(unbroken, folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    recipe = config.parent / "other.yaml"
+    recipe.write_text(RECIPE.replace("{ratio: 2,", "{ratio: 3,"))
+    output = run(config, 1, f"run_dir={folder}", f"data.recipe={recipe}", expect=4)
+    assert "recipe.corpora.toy_refer.ratio was 2" in output and "is now 3" in output
+    output = run(config, 1, f"run_dir={folder}", "model.lora={r: 2, alpha: 8}", expect=4)
+    assert "model.lora.alpha was 16 and is now 8" in output
+    output = run(config, 1, f"run_dir={folder}", "train.learning_rate=5e-4")
+    assert "changed on resume: train.learning_rate was 0.001, is now 0.0005" in output
+    assert "changed on resume" in (folder / "log.txt").read_text()
+    info = load_info(folder / "export")
+    assert info.lineage[-1]["config"]["train.learning_rate"] == 0.0005
+
+
+def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["lineage", str(unbroken)]) == 0
+    said = capsys.readouterr().out
+    assert "1. tiny: 6 steps, seed 0" in said and "data_plan" in said and "lr 0.001, batch 8" in said
+
+
+def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R12 with the real model: an overflow on the way, until the run stops; the kept step shows it again."""
+    folder = config.parent / "overflowing"
+    words = [f"run_dir={folder}", "train.learning_rate=1e20", "train.warmup_learning_rate=1e20", "evaluate.every=0",
+             "train.gradient_clipping=0", "train.guard.max_skipped_in_a_row=2",
+             "train.guard.keep_bundles=1"]  # fmt: skip
+    output = run(config, 2, *words, expect=StepError.exit_code)
+    assert "2 steps in a row were discarded" in output
+    log = (folder / "log.txt").read_text()
+    assert "STEP 1 DISCARDED: the loss is nan; 8 samples: " in log and "toy_refer-00000" in log
+    assert [path.name for path in (folder / "bundles").iterdir()] == ["step-00000001"]
+    assert cli(["replay", str(folder / "bundles" / "step-00000001")]) == 5
+    said = capsys.readouterr().out
+    assert "rank 1 micro-batch 0: loss nan" in said and "first not finite in" in said and "toy_refer-00000" in said

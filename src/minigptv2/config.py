@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.errors import ConfigError, nearest
+from minigptv2.secrets import looks_secret
 
 __all__ = ["MISSING", "Loaded", "load_config", "flat_values", "render_value", "render_yaml", "save_yaml"]
 
@@ -111,6 +112,11 @@ def _load_yaml(file: Path) -> DictConfig:
 
 def _override_layer(word: str) -> tuple[str, DictConfig]:
     key, equals, _ = word.partition("=")
+    if looks_secret(word):
+        raise ConfigError(
+            f"{key}: its value looks like a secret, and a command line is seen by everyone on the machine. "
+            f"Put it into an environment variable with a name like MY_TOKEN and write {key}='${{oc.env:MY_TOKEN}}'"
+        )
     if not equals or not key:
         raise ConfigError(f"'{word}' is not of the form key=value")
     try:

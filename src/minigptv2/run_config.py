@@ -78,8 +78,8 @@ SAME_CONTENT = (
 MAY_CHANGE = (
     "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
     "model.kernels", "model.compile_vision", "model.vision_batch",
-    "data.max_pack_tokens", "data.image_cost_tokens",
-    "data.num_workers", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
+    "data.max_pack_tokens", "data.image_cost_tokens", "data.attention_cost_tokens",
+    "data.num_workers", "data.worker_timeout_s", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
     "train.steps", "train.micro_batch_size",
     "train.learning_rate", "train.warmup_steps", "train.warmup_learning_rate", "train.final_learning_rate_ratio",
     "train.betas", "train.weight_decay", "train.gradient_clipping", "train.log_every", "train.checkpoint_every",
@@ -95,13 +95,16 @@ def rule_for(key: str) -> tuple[str, ...]:
 
     Raises `ConfigError` for one that nobody classified.
     """
-    for table in (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE):
-        if key in table:
-            return table
-    for table in (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE):
-        if any(fnmatchcase(key, pattern) for pattern in table):
-            return table
-    raise ConfigError(f"{key} is in none of the tables of run_config.py that say what a resumed run may change")
+    table = _table_of(key)
+    if table is None:
+        raise ConfigError(f"{key} is in none of the tables of run_config.py that say what a resumed run may change")
+    return table
+
+
+def _table_of(key: str) -> tuple[str, ...] | None:
+    tables = (MUST_EQUAL, SAME_CONTENT, MAY_CHANGE)
+    exact = [table for table in tables if key in table]
+    return next((t for t in (*exact, *tables) if t in exact or any(fnmatchcase(key, pattern) for pattern in t)), None)
 
 
 def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) -> list[str]:
@@ -114,7 +117,7 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) ->
         before, now = saved.get(key), current.get(key)
         if before == now:
             continue
-        if any(fnmatchcase(key, pattern) for pattern in MUST_EQUAL):
+        if _table_of(key) is MUST_EQUAL:  # a key of another version is in no table
             raise CheckpointError(
                 f"cannot resume from {where}: {key} was {before!r} and is now {now!r}. "
                 "Use the same as before, another run_dir, or --fresh to start over."

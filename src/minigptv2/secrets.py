@@ -1,17 +1,19 @@
 """Keeping secrets out of what a run writes: logs, configs, checkpoints, tracebacks. Floor 0, knows no formats.
 
 A secret is the value of an environment variable whose name says so, the user part or a signed query of a URL, or a
-string with the known shape of a token. `redact` replaces them in text; `guard_output` does so on all that a process
+string with the known shape of a token. `redact` replaces them in text; `guarded_output` does so on all that a process
 prints, tracebacks and libraries' log lines included.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, TextIO
 
 HIDDEN = "[secret]"
@@ -31,14 +33,28 @@ _HEADER = re.compile(r"(?P<key>\b(?:Bearer|Basic)\s+)[A-Za-z0-9+/._~=-]{8,}")
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
     """Values of variables whose names say that they are secret, longest first. A path to a secret is none."""
-    values = {value for name, value in environment.items() if _NAME.search(name) and len(value) >= _MIN_LENGTH}
-    return sorted((value for value in values if not os.path.exists(value)), key=len, reverse=True)
+    return list(_secret_values(tuple(sorted(environment.items()))))
+
+
+@lru_cache(maxsize=4)
+def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    values = {value for name, value in environment if _NAME.search(name) and len(value) >= _MIN_LENGTH}
+    return tuple(sorted((value for value in values if not os.path.exists(value)), key=len, reverse=True))
 
 
 def redact(text: str) -> str:
     """The text with secrets replaced by `HIDDEN`."""
     for value in secret_values(os.environ):
         text = text.replace(value, HIDDEN)
+    return _redact_shapes(text)
+
+
+def looks_secret(text: str) -> bool:
+    """Whether the text holds a credential by its shape: of a known kind of token, or in a URL."""
+    return _redact_shapes(text) != text
+
+
+def _redact_shapes(text: str) -> str:
     text = _USER.sub(rf"\g<scheme>{HIDDEN}@", text)
     text = _QUERY.sub(rf"\g<key>{HIDDEN}", text)
     text = _HEADER.sub(rf"\g<key>{HIDDEN}", text)
@@ -54,7 +70,7 @@ def redact_all(value: Any) -> Any:
     return redact(value) if isinstance(value, str) else value
 
 
-class _Redacting(io.TextIOBase):
+class _Redacting:
     """A text stream in front of another that lets no secret through."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -64,21 +80,23 @@ class _Redacting(io.TextIOBase):
         self._stream.write(redact(text))
         return len(text)
 
-    def flush(self) -> None:
-        self._stream.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-def guard_output() -> None:
-    """Redact all that this process prints from now on. Call it before libraries take hold of the streams."""
-    if not isinstance(sys.stdout, _Redacting):
-        sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)  # type: ignore[assignment]
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Redact all that this process prints within the block. Enter it before libraries take hold of the streams."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    except Exception:  # noqa: BLE001  # the interpreter would print it after the streams are as they were
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        sys.stdout, sys.stderr = before

@@ -5,6 +5,7 @@ Whatever starts it (`deepspeed launch/train.py`, `torchrun`, `srun`, `make stage
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import shutil
@@ -12,11 +13,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from minigptv2.config import Loaded, flat_values, save_yaml
+from minigptv2 import __version__
+from minigptv2.config import Loaded, flat_values, render_yaml
 from minigptv2.data.dropped import DROPPED_FILE, Dropped, DropReport
 from minigptv2.data.fullest import fullest_pack
 from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
@@ -36,7 +38,7 @@ from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import CheckpointError, ConfigError, RequeueExit
 from minigptv2.evaluate.looks import BEST_FILE, BEST_FOLDER, Looks
 from minigptv2.evaluate.training import HeldOutSlice
-from minigptv2.files import wait_until_seen
+from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
@@ -53,6 +55,7 @@ from minigptv2.model.weights import named_canonical
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_run_config
+from minigptv2.secrets import guarded_output, redact, redact_all
 from minigptv2.sizing.limit import LimitReport
 from minigptv2.sizing.meter import Meter, peak_memory_mib
 from minigptv2.sizing.start import limit_report, recomputed_layers
@@ -151,7 +154,7 @@ def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, 
         edge = _Edge(_saver(run, config, log), stop, watch, attempts, identity, known)
 
         def export(folder: Path) -> Path:
-            return _export(folder, config, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
+            return _export(folder, config, known, trainer, tokenizer, parent, plan, identity["base_sha256"], log)
 
         looks = Looks(heldout, run, export, log, edge.watch, start=start)
         position = _loop(config, trainer, steps, plan, log, looks, run, edge, limit, position)
@@ -343,8 +346,7 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
 
 def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: list[Base],
               parent: ExportInfo | None) -> dict[str, Any]:  # fmt: skip
-    """What must be equal for a run to go on as the same run. Raises if the parent was trained on other bases."""
-    model = asdict(config.model)
+    """Hashes of the contents that a run must go on with. Raises if the parent was trained on other bases."""
     hashes = distributed.on_main(lambda: hash_bases(bases))
     if parent:
         check_base_hashes(parent.base_sha256, hashes, str(parent.folder), bases)
@@ -354,17 +356,17 @@ def _identity(config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: li
         "seed": config.seed,
         "init_from": parent.weights_sha256 if parent else None,
         "base_sha256": hashes,
-        **{f"model.{key}": model[key] for key in ("vision_encoder", "language_model", "lora", "trainable")},
     }
 
 
 def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
     """The resolved config by dotted key, with what its recipe and its DeepSpeed JSON say: compared on resume."""
-    return {
+    record = {
         **loaded.flat,
         **flat_values(asdict(plan.recipe), "recipe."),
         **flat_values(load_deepspeed_config(loaded.value.train.deepspeed), "deepspeed."),
     }
+    return cast(dict[str, Any], redact_all(record))
 
 
 def _prepare_run_folder(
@@ -392,7 +394,7 @@ def _prepare_run_folder(
         changes = check_resume(state.config, known, folder)
         check_identity(state.identity, identity, folder)
     if distributed.is_main():
-        save_yaml(config, run / "config.yaml")
+        write_atomically(run / "config.yaml", redact(render_yaml(config)).encode())
     return checkpoint, changes
 
 
@@ -447,8 +449,10 @@ def _log_mixture(log: RunLog, plan: DataPlan, title: str, position: int) -> None
     log.line(f"{title}: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()))
 
 
-def _export(folder: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokenizer, parent: ExportInfo | None,
-            plan: DataPlan, base_sha256: dict[str, str], log: RunLog) -> Path:  # fmt: skip
+def _export(
+    folder: Path, config: RunConfig, known: dict[str, Any], trainer: Trainer, tokenizer: Tokenizer,
+    parent: ExportInfo | None, plan: DataPlan, base_sha256: dict[str, str], log: RunLog,
+) -> Path:  # fmt: skip
     """Gather what an export holds (a collective) and write it on the main rank."""
     trained = trainer.trained_weights()
     names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
@@ -458,12 +462,16 @@ def _export(folder: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokeni
         entry = {
             "stage": config.stage,
             "steps": trainer.step,
+            "skipped": trainer.guard.skipped,
             "seed": config.seed,
             "data_plan": plan.fingerprint(),
             "recipe": config.data.recipe,
             "parent": parent.weights_sha256 if parent else None,
+            "base_sha256": base_sha256,
+            "versions": {"minigptv2": __version__, "torch": torch.__version__},
+            "config": known,
         }
-        lineage = [*(parent.lineage if parent else ()), entry]
+        lineage = [*(parent.lineage if parent else ()), redact_all(entry)]
         info = save_export(folder, tensors, config.model, tokenizer, lineage, base_sha256=base_sha256)
         log.line(f"export {info.title}")
     return folder
@@ -471,11 +479,6 @@ def _export(folder: Path, config: RunConfig, trainer: Trainer, tokenizer: Tokeni
 
 def main(argv: list[str] | None = None) -> int:
     """`launch/train.py`: parse, load the config, train; errors as one message and a non-zero exit code."""
-    import argparse
-
-    from minigptv2.errors import DataError, MiniGPTv2Error
-    from minigptv2.run_config import load_run_config
-
     parser = argparse.ArgumentParser(description="Train one stage of MiniGPT-v2.")
     parser.add_argument("--config", required=True, help="a YAML in launch/configs")
     parser.add_argument("--fresh", action="store_true", help="start over in a used run folder")
@@ -483,6 +486,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the YAML")
     args = parser.parse_args(argv)
+    with guarded_output():
+        return _main(args)
+
+
+def _main(args: argparse.Namespace) -> int:
+    from minigptv2.errors import DataError, MiniGPTv2Error
+    from minigptv2.run_config import load_run_config
+
     try:
         distributed.adopt_launcher()
         train(load_run_config(args.config, args.overrides), fresh=args.fresh, resume=args.resume)

@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from minigptv2 import __version__
-from minigptv2.cli import convert, data, evaluation, inference, machines, mix, runs, serve, slurm
+from minigptv2.cli import checkpoints, convert, data, evaluation, inference, machines, mix, runs, serve, slurm
 from minigptv2.errors import MiniGPTv2Error
+from minigptv2.secrets import guarded_output
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -15,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minigptv2", description="Train, evaluate and ask MiniGPT-v2.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (inference, evaluation, serve, convert, data, mix, runs, machines, slurm):
+    for room in (inference, evaluation, serve, convert, data, mix, runs, checkpoints, machines, slurm):
         room.add_commands(commands)
     return parser
 
@@ -23,6 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; a mistake of the user's is one message and a non-zero exit code."""
     args = build_parser().parse_args(argv)
+    with guarded_output():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args) or 0
     except MiniGPTv2Error as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from minigptv2.errors import DataError
+from minigptv2.secrets import redact
 
 DROPPED_FILE = "dropped.jsonl"
 _RATE_COUNTS_FROM = 1000
@@ -101,5 +102,5 @@ class DropReport:
         if not rows:
             return
         with open(self.file, "a") as stream:
-            stream.writelines(f"{loss.to_json(step=step, rank=rank)}\n" for step, rank, loss in rows)
+            stream.writelines(redact(f"{loss.to_json(step=step, rank=rank)}\n") for step, rank, loss in rows)
         self.count += len(rows)

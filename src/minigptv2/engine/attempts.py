@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from minigptv2.errors import MiniGPTv2Error, RequeueExit
+from minigptv2.secrets import redact
 
 ATTEMPTS_FILE = "attempts.jsonl"
 FINISHED, STOPPED, INTERRUPTED, UNKNOWN = "finished", "stopped", "interrupted", "ended without a word"
@@ -121,4 +122,4 @@ class Attempts:
 
     def _write(self, entry: dict[str, Any]) -> None:
         with open(self._run / ATTEMPTS_FILE, "a") as stream:
-            stream.write(json.dumps(entry) + "\n")
+            stream.write(redact(json.dumps(entry)) + "\n")

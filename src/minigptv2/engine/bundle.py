@@ -18,6 +18,7 @@ from minigptv2.engine import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
+from minigptv2.secrets import redact
 
 BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -58,7 +59,7 @@ def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[d
     tensors = {f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches)
                for key, value in batch.items()}  # fmt: skip
     save_file(tensors, str(folder / f"rank{rank}.safetensors"))
-    (folder / f"rank{rank}.json").write_text(json.dumps({"samples": samples, "suspects": report.suspects}))
+    (folder / f"rank{rank}.json").write_text(redact(json.dumps({"samples": samples, "suspects": report.suspects})))
     if distributed.is_main():
         save_file(weights, str(folder / WEIGHTS_FILE))
         if (run / CONFIG_FILE).is_file():

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from minigptv2.secrets import redact
+
 METRICS_FILE, HELDOUT_FILE = "metrics.jsonl", "heldout.jsonl"
 
 
@@ -39,6 +41,7 @@ class RunLog:
         """One line for people: terminal and `log.txt`."""
         if not self._active:
             return
+        text = redact(text)
         self._stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._stream.flush()
         if self._bar is not None:

@@ -38,14 +38,11 @@ class Movement:
         pairs = list(zip(trainer.parameters.items(), moved, strict=True))
         stuck = [name for (name, parameter), changed in pairs if parameter.requires_grad and not changed]
         loose = [name for (name, parameter), changed in pairs if not parameter.requires_grad and changed]
-        if stuck or loose:
-            raise StepError(
-                "; ".join(
-                    [f"{len(stuck)} trainable tensors have not moved, first {stuck[0]}"] * bool(stuck)
-                    + [f"{len(loose)} frozen tensors have moved, first {loose[0]}"] * bool(loose)
-                )
-                + f" (step {trainer.step}; train.guard.movement_steps: 0 leaves this check out)"
-            )
+        said = [f"{len(stuck)} trainable tensors have not moved, first {stuck[0]}"] if stuck else []
+        said += [f"{len(loose)} frozen tensors have moved, first {loose[0]}"] if loose else []
+        if said:
+            where = f"(step {trainer.step}; train.guard.movement_steps: 0 leaves this check out)"
+            raise StepError(f"{'; '.join(said)} {where}")
         return True
 
 

@@ -81,12 +81,14 @@ class CheckpointSaver:
         ended, error = distributed.on_main(lambda: self._join(timeout_s))
         if not ended:
             return False
-        self._failures = self._failures + 1 if error else 0
+        if error is not None:
+            self._failures = self._failures + 1 if error else 0
         if error and (final or self._failures > 1):
             raise CheckpointError(error)
         return True
 
     def _join(self, timeout_s: float | None) -> tuple[bool, str | None]:
+        """Whether no write is in progress any more, and the last one's error: empty for none, None for no write."""
         write = self._write
         if write is None:
             return True, None
@@ -94,7 +96,7 @@ class CheckpointSaver:
         if write.thread.is_alive():
             return False, None
         self._write = None
-        return True, str(write.error) if write.error else None
+        return True, str(write.error) if write.error else ""
 
     def _work(self, state: CheckpointState, tensors: dict[str, dict[str, Tensor]], stall: float) -> None:
         write = self._write

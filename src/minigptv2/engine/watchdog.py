@@ -98,6 +98,9 @@ class Watchdog:
     def __enter__(self) -> Watchdog:
         if self._world > 1:
             self._store = _connect()
+            self._round()  # the first heartbeat
+            distributed.barrier()
+            self._round()  # now every rank has been heard of
         for name, work in (("watchdog", self._watch), ("watchdog of the watchdog", self._watch_the_watch)):
             threading.Thread(target=work, name=name, daemon=True).start()
         return self
@@ -115,6 +118,7 @@ class Watchdog:
         """This rank's training thread threw: make it known, unless it only lost another rank; then leave."""
         if _is_lost_connection(error):
             self._lost_connection = True  # whoever left is about to be found out
+            self.at(f"looking for the rank that left it in: {self._mark[0]}")
             time.sleep(self._silence_s + 4 * BEAT_S)
         elif self._rank and isinstance(error, MiniGPTv2Error):
             time.sleep(BEAT_S / 2)  # most of ours are raised on all ranks alike: rank 0's to say
@@ -227,25 +231,27 @@ class Watchdog:
         elif self._rank != cause.rank:
             _print(f"[rank {self._rank}] leaves: rank {cause.rank} failed")
         self._before_leaving(str(cause), cause.exit_code)
-        if cause.silent:
-            self._kill_if_here(cause.rank)
         for child in multiprocessing.active_children():
             child.kill()
-        self._wait_for_the_others()
+        left = self._wait_for_the_others()
+        for rank in self._heard.keys() - left if self._rank == 0 else {cause.rank} if cause.silent else ():
+            self._kill_if_here(rank)
         os._exit(cause.exit_code)
 
-    def _wait_for_the_others(self) -> None:
-        """Rank 0 may hold the store in which the others read the cause: it goes last."""
+    def _wait_for_the_others(self) -> set[int]:
+        """Rank 0 may hold the store in which the others read the cause: it goes last. Returns the ranks that left."""
+        left: set[int] = set()
         if self._store is None:
-            return
+            return left
         try:
             self._store.set(f"left/{self._rank}", "1")
             deadline = time.monotonic() + 3 * BEAT_S
-            keys = [f"left/{rank}" for rank in range(1, self._world)]
-            while self._rank == 0 and time.monotonic() < deadline and not self._store.check(keys):
+            while self._rank == 0 and len(left) < self._world - 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
+                left = {rank for rank in range(1, self._world) if self._store.check([f"left/{rank}"])}
         except Exception as error:  # noqa: BLE001
             _print(f"[rank {self._rank}] leaves without the store: {type(error).__name__}")
+        return left
 
     def _kill_if_here(self, rank: int) -> None:
         """A stopped process cannot leave by itself; one of the same host can end it."""

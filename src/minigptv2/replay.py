@@ -1,0 +1,102 @@
+"""`minigptv2 replay`: a discarded step again, on one machine and without its data, to find what was wrong with it.
+
+Builds the model of the run's config, puts the kept weights in, and runs each micro-batch of each rank by itself: its
+loss, its gradient norm, and the first module whose output is not finite, beside the names of its samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigptv2.engine.bundle import CONFIG_FILE, Bundle, MicroBatch, load_bundle
+from minigptv2.engine.trainer import dropout_seed
+from minigptv2.model.bases import fill_weights, open_bases
+from minigptv2.model.build import build_model
+from minigptv2.model.export import assign_plain, load_info, tokenizer_of
+from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.model.weights import named_canonical
+from minigptv2.prompt import IGNORE
+from minigptv2.run_config import load_run_config
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What one micro-batch did: loss per supervised token, gradient norm, the first module that went wrong."""
+
+    micro_batch: MicroBatch
+    loss: float
+    gradient_norm: float
+    culprit: str | None
+
+    @property
+    def bad(self) -> bool:
+        """Whether loss or gradient is not finite."""
+        return not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm))
+
+
+def replay(folder: Path, *, device: str = "cpu") -> int:
+    """Run a kept step again and print what is found; the exit code is 5 if a micro-batch is bad again."""
+    bundle = load_bundle(folder)
+    about = bundle.about
+    print(f"step {about['step']} on {about['world_size']} rank(s) was discarded: {about['reason']}")
+    model = _build(bundle).to(device).train()
+    found = [_run(model, micro, about, device) for micro in bundle.micro_batches]
+    for one in found:
+        micro = one.micro_batch
+        where = f"  <-- first not finite in {one.culprit}" if one.culprit else ""
+        figures = f"loss {one.loss:.6g}, gradient norm {one.gradient_norm:.6g}"
+        print(f"rank {micro.rank} micro-batch {micro.number}: {figures}{where}")
+        for name in micro.samples if one.bad else ():
+            print(f"    {name}")
+    supervised = sum(_supervised(one.micro_batch.batch) for one in found)
+    total = sum(one.loss * _supervised(one.micro_batch.batch) for one in found) / max(1, supervised)
+    print(f"the whole step: loss {total:.6g} over {supervised} supervised tokens; in the run {about['loss']:.6g}")
+    return 5 if any(one.bad for one in found) else 0
+
+
+def _build(bundle: Bundle) -> MiniGPTv2:
+    config = load_run_config(bundle.folder / CONFIG_FILE).value
+    model = build_model(config.model, tokenizer_of(config.model).vocab_size)
+    parent = load_info(config.init_from) if config.init_from else None
+    inherited = (str(parent.folder), parent.tensors) if parent else None
+    fill_weights(model, open_bases(config.model), inherited, assign_plain, seed=config.seed)
+    kept = named_canonical(model)
+    for name, tensor in bundle.weights.items():
+        kept[name].data.copy_(tensor)
+    model.restore_float32_buffers()
+    return model
+
+
+def _run(model: nn.Module, micro: MicroBatch, about: dict[str, Any], device: str) -> Replayed:
+    """Forward and backward of one micro-batch, with the dropout of the rank's first one."""
+    torch.manual_seed(dropout_seed(about["seed"], about["step"], micro.rank))
+    model.zero_grad()
+    culprits: list[str] = []
+    hooks = [module.register_forward_hook(_watcher(name, culprits)) for name, module in model.named_modules() if name]
+    output = model(**{key: value.to(device) for key, value in micro.batch.items()})
+    for hook in hooks:
+        hook.remove()
+    output["loss_sum"].backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    scale = max(1, _supervised(micro.batch))
+    norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
+    return Replayed(micro, float(output["loss_sum"].detach()) / scale, norm, culprits[0] if culprits else None)
+
+
+def _watcher(name: str, culprits: list[str]) -> Callable[[nn.Module, object, object], None]:
+    def look(module: nn.Module, inputs: object, output: object) -> None:
+        if not culprits and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+            culprits.append(name)
+
+    return look
+
+
+def _supervised(batch: dict[str, Tensor]) -> int:
+    return int((batch["labels"] != IGNORE).sum())

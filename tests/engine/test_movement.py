@@ -1,0 +1,48 @@
+"""Did it move? A trainable tensor that does not, or a frozen one that does on any rank, stops the run (R21)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.net import ZERO3, batch, make_trainer, mine
+from tests.ranks import run_ranks
+
+STAGES: list[tuple[dict[str, Any], int]] = [(ZERO3, 2), ({"stage": 2}, 2), ({"stage": 0}, 1)]
+
+
+def train_watched(folder: str, zero: dict[str, Any]) -> Any:
+    """What the guard says of a sound run, of one with a dead gradient, of one whose frozen weight changes on a rank."""
+    from minigptv2.engine import distributed
+    from minigptv2.engine.guard import StepError
+    from minigptv2.engine.movement import Movement
+
+    said = {}
+    for fault in ("none", "stuck", "loose"):
+        trainer = make_trainer(Path(folder), zero)
+        movement = Movement(trainer, 2)
+        if fault == "stuck":
+            trainer.parameters["first.bias"].register_hook(lambda gradient: gradient * 0)
+        checked = []
+        try:
+            for step in range(3):
+                if fault == "loose" and step == 1 and distributed.rank() == distributed.world_size() - 1:
+                    frozen = trainer.parameters["frozen.weight"]
+                    getattr(frozen, "ds_tensor", frozen).data.view(-1)[0] += 1
+                trainer.train_step(mine([batch(step, number) for number in range(4)]))
+                checked.append(movement.check_when_due(trainer, last=False))
+            said[fault] = str(checked)
+        except StepError as error:
+            said[fault] = str(error)
+    return said
+
+
+@pytest.mark.parametrize(("zero", "ranks"), STAGES, ids=["zero3", "zero2", "zero0"])
+def test_what_does_not_move_as_it_should_is_named(tmp_path: Path, zero: dict[str, Any], ranks: int) -> None:
+    results = run_ranks("tests.engine.test_movement:train_watched", ranks, tmp_path, folder=str(tmp_path), zero=zero)
+    for said in results:
+        assert said["none"] == "[False, True, False]", "checked once, after two updates"
+        assert "1 trainable tensors have not moved, first first.bias (step 2;" in said["stuck"]
+        assert "1 frozen tensors have moved, first frozen.weight (step 2;" in said["loose"]

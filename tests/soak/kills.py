@@ -1,0 +1,41 @@
+"""R1: `kill -9` of a random rank at a random moment of a run; the same command must end in the same bits."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+from tests.soak.stage import PHASES, difference, draw_moment, forget, make_stage, start_and_wait, unbroken_runs
+
+RANKS = [2, 3, 4]
+
+
+def run(folder: Path, count: int, seed: int) -> dict[str, object]:
+    """Break and mend `count` runs; how many ended in other bits, or left a process for more than 15 s."""
+    draw = random.Random(seed)
+    config = make_stage(folder)
+    unbroken = unbroken_runs(config, folder, RANKS)
+    bad = 0
+    phases: Counter[str] = Counter()
+    slowest = 0.0
+    for number in range(count):
+        ranks = draw.choice(RANKS)
+        moments = [draw_moment(draw, ranks, list(PHASES), signal.SIGKILL) for _ in range(draw.choice([1, 1, 2]))]
+        run_ = folder / f"killed-{number}"
+        wrong = None
+        for moment in moments:
+            codes, lingered = start_and_wait(config, run_, ranks, moment)
+            phases[moment.phase if codes[moment.rank] == -signal.SIGKILL else "not reached"] += 1
+            slowest = max(slowest, lingered)
+            if lingered > 15:
+                wrong = f"after {moment} a process stayed for {lingered:.0f} s"
+        codes, _ = start_and_wait(config, run_, ranks)
+        wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run_, unbroken[ranks]))
+        print(f"{number + 1:>4}  {ranks} ranks  {'; '.join(map(str, moments))}: {wrong or 'equal'}", flush=True)
+        if wrong:
+            bad += 1
+        else:
+            forget(run_)
+    return {"runs": count, "kills by phase": dict(phases), "slowest to leave (s)": round(slowest, 1), "bad": bad}

@@ -1,0 +1,152 @@
+"""A small stage that is trained, broken and gone on with, its parts at random: what R1 and R8 have in common."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from minigptv2.engine.log import read_metrics
+from tests import preloaded
+from tests.conftest import REPOSITORY, make_world
+from tests.ranks import free_port, rank_environment
+
+STEPS = 12
+PHASES = {"load": "loading", "data": "data of step", "step": "step", "save": "saving", "evaluate": "evaluation",
+          "export": "exporting"}  # fmt: skip
+"""What a rank's watchdog is told it is in, by its first words."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The `nth` time that `rank` enters a phase, and `delay_s` more: then it gets `signal` from itself."""
+
+    rank: int
+    phase: str
+    nth: int
+    delay_s: float
+    signal: int
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return f"{name} to rank {self.rank}, {self.phase} no. {self.nth} + {1000 * self.delay_s:.0f} ms"
+
+
+def draw_moment(draw: random.Random, ranks: int, phases: list[str], number: int) -> Moment:
+    """A moment before the end of the run; evaluations and saves are fewer than steps."""
+    phase = draw.choice(phases)
+    most = {"load": 1, "export": 1, "evaluate": 3, "save": 5}.get(phase, STEPS - 2)
+    return Moment(draw.randrange(ranks), phase, draw.randint(1, most), draw.uniform(0, 0.25), number)
+
+
+def make_stage(folder: Path) -> Path:
+    """Shards, tokenizer, recipe and config of the stage."""
+    world = make_world(folder / "world")
+    (folder / "recipe.yaml").write_text(
+        "corpora:\n  toy_refer: {ratio: 2, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"
+        "  toy_language: {ratio: 1, task: language}\n"
+    )
+    file = folder / "stage.yaml"
+    file.write_text(f"""
+stage: soak
+run_dir: {folder}/run
+model:
+  vision_encoder: tiny_vit
+  language_model: tiny_llama
+  tokenizer: {world.tokenizer_folder}
+  lora: {{r: 4, dropout: 0.1}}
+  trainable: [projector, lora]
+data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
+train:
+  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
+  steps: {STEPS}
+  global_batch_size: 12
+  micro_batch_size: 1
+  learning_rate: 1.0e-3
+  warmup_steps: 2
+  checkpoint_every: 2
+  log_every: 1
+  silence_s: 6
+  crash_loop_limit: 0
+evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max_new_tokens: 4}}
+""")
+    return file
+
+
+def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
+    """In a rank: `launch/train.py`, which sends itself a signal at the moment."""
+    from minigptv2.engine.watchdog import Watchdog
+    from minigptv2.train import main
+
+    if moment:
+        real, seen = Watchdog.at, [0]
+
+        def at(self: Watchdog, phase: str, *, steady: bool = False) -> None:
+            real(self, phase, steady=steady)
+            seen[0] += phase.startswith(PHASES[moment["phase"]])
+            if seen[0] == moment["nth"] and phase.startswith(PHASES[moment["phase"]]):
+                seen[0] = 10**6
+                threading.Timer(moment["delay_s"], os.kill, (os.getpid(), moment["signal"])).start()
+
+        Watchdog.at = at  # type: ignore[method-assign]
+    return main(words)
+
+
+def start_and_wait(config: Path, run: Path, ranks: int, moment: Moment | None = None) -> tuple[list[int], float]:
+    """One start of the stage; exit codes by rank, and seconds from the first rank's end to the last's."""
+    port = free_port()
+    words = ["--config", str(config), f"run_dir={run}"]
+    processes = []
+    for rank in range(ranks):
+        mine = moment.__dict__ if moment and moment.rank == rank else None
+        processes.append(
+            preloaded.start(
+                "tests.soak.stage:train_with_a_moment", log=run.with_suffix(f".rank{rank}.log"), number=rank,
+                environment=rank_environment(rank, ranks, port), words=words, moment=mine,
+            )
+        )  # fmt: skip
+    first = None
+    deadline = time.monotonic() + 300
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if first is None and any(process.poll() is not None for process in processes):
+            first = time.monotonic()
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    return [process.wait() for process in processes], time.monotonic() - (first or time.monotonic())
+
+
+def difference(run: Path, unbroken: Path) -> str | None:
+    """What is not bit for bit as in the unbroken run: weights, losses, norms and rates of each step."""
+    ours, theirs = (load_file(folder / "export" / "weights.safetensors") for folder in (run, unbroken))
+    if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
+        return "the weights differ"
+    keys = ("step", "loss", "task_loss", "learning_rate", "gradient_norm", "mixture")
+    rows = [[{key: row[key] for key in keys} for row in read_metrics(folder)] for folder in (run, unbroken)]
+    return None if rows[0] == rows[1] else "the metrics differ"
+
+
+def unbroken_runs(config: Path, folder: Path, rank_counts: list[int]) -> dict[int, Path]:
+    """A whole run for each number of ranks."""
+    runs = {}
+    for ranks in rank_counts:
+        runs[ranks] = folder / f"unbroken-{ranks}"
+        codes, _ = start_and_wait(config, runs[ranks], ranks)
+        assert codes == [0] * ranks, f"the unbroken run on {ranks} ranks ended with {codes}"
+    return runs
+
+
+def forget(run: Path) -> None:
+    """Remove a run that ended as it should."""
+    shutil.rmtree(run)
+    for log in run.parent.glob(f"{run.name}.rank*.log"):
+        log.unlink()

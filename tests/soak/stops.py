@@ -1,0 +1,44 @@
+"""R8: SIGUSR1 or SIGTERM to one rank at a random moment: all save the same step, leave with 85, and go on."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+from minigptv2.engine.attempts import read_attempts
+from minigptv2.engine.checkpoint import list_checkpoints, step_of
+from minigptv2.errors import RequeueExit
+from tests.soak.stage import difference, draw_moment, forget, make_stage, start_and_wait, unbroken_runs
+
+RANKS = [2, 3]
+PHASES = ["load", "data", "step", "save", "evaluate"]
+
+
+def run(folder: Path, count: int, seed: int) -> dict[str, object]:
+    """Stop and go on with `count` runs; how many did not leave together with a save of the same step."""
+    draw = random.Random(seed)
+    config = make_stage(folder)
+    unbroken = unbroken_runs(config, folder, RANKS)
+    bad = 0
+    phases: Counter[str] = Counter()
+    for number in range(count):
+        ranks = draw.choice(RANKS)
+        moment = draw_moment(draw, ranks, PHASES, draw.choice([signal.SIGUSR1, signal.SIGTERM]))
+        phases[f"{moment.phase} {signal.Signals(moment.signal).name}"] += 1
+        run_ = folder / f"stopped-{number}"
+        codes, _ = start_and_wait(config, run_, ranks, moment)
+        wrong = None if codes == [RequeueExit.exit_code] * ranks else f"left with {codes}"
+        stopped = read_attempts(run_)[-1].saved_step
+        saved = list_checkpoints(run_)
+        if not wrong and stopped is not None and step_of(saved[0]) != stopped:
+            wrong = f"stopped after step {stopped}, saved {saved[0].name}"
+        codes, _ = start_and_wait(config, run_, ranks)
+        wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run_, unbroken[ranks]))
+        print(f"{number + 1:>4}  {ranks} ranks  {moment}: saved {stopped}, {wrong or 'equal'}", flush=True)
+        if wrong:
+            bad += 1
+        else:
+            forget(run_)
+    return {"stops": count, "by phase": dict(phases), "bad": bad}
