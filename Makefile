@@ -132,3 +132,7 @@ bench-engine: $(STAMP)  ## bytes on the wire, memory law, limit report, trainer 
 
 bench-gpu: $(STAMP)  ## all runs that need a GPU, one after the other (TINY=1: a rehearsal on the CPU)
 	for run in full_size step vision numerics memory; do $(BIN)/python -m benchmarks.gpu.$$run $(if $(TINY),--tiny) || exit 1; done
+
+.PHONY: bench-growth
+bench-growth: $(STAMP)  ## first samples and memory at 10, 1,000 and 100,000 shards
+	$(BIN)/python -m benchmarks.data.growth
