@@ -50,6 +50,7 @@ class _Packs:
     def __init__(self, costs: list[Cost], num_packs: int, max_tokens: int) -> None:
         self.costs = costs
         self.max_tokens = max_tokens
+        self._weights = np.array([(cost.compute, cost.images) for cost in costs]).reshape(-1, 2)
         self.members: list[list[int]] = [[] for _ in range(num_packs)]
         self.tokens = [0] * num_packs
         self.load = [0.0] * num_packs
@@ -99,10 +100,11 @@ class _Packs:
             return
         good = GOOD_BALANCE * sum(self.load) / len(self.load)
         for _ in range(4 * len(self.members)):
-            heavy = max(range(len(self.load)), key=lambda p: (self.load[p], p))
-            if self.load[heavy] <= good:
+            loads = np.array(self.load)
+            heavy = int(np.argmax(loads))
+            if loads[heavy] <= good:
                 return
-            light = heapq.nsmallest(_CHOICE, range(len(self.load)), key=lambda p: (self.load[p], p))
+            light = np.argsort(loads, kind="stable")[:_CHOICE].tolist()
             if not any(self._swap_between(heavy, pack) for pack in light if pack != heavy):
                 return
 
@@ -114,18 +116,16 @@ class _Packs:
 
     def _swap_between(self, heavy: int, light: int) -> bool:
         """The exchange that brings the two packs nearest to each other; False if none does."""
-        ours, theirs = self.members[heavy], [*self.members[light], None]
+        ours, theirs = self.members[heavy], self.members[light]
         gap = self.load[heavy] - self.load[light]
-        mine = np.array([self.costs[i].compute for i in ours])
-        other = np.array([self.costs[i].compute if i is not None else 0.0 for i in theirs])
-        images = np.array([self.costs[i].images for i in ours])
-        other_images = np.array([self.costs[i].images if i is not None else 0 for i in theirs])
+        mine, images = self._weights[ours].T
+        other, other_images = np.append(self._weights[theirs], [[0.0, 0.0]], axis=0).T  # the last: nothing in exchange
         moved = mine[:, None] - other[None, :]
         left = np.where(images[:, None] == other_images[None, :], np.abs(gap - 2 * moved), np.inf)
-        a, b = divmod(int(np.argmin(left)), len(theirs))
+        a, b = divmod(int(np.argmin(left)), len(theirs) + 1)
         if left[a, b] >= gap * (1 - 1e-9):
             return False
-        out, back = ours[a], theirs[b]
+        out, back = ours[a], theirs[b] if b < len(theirs) else None
         change = self.costs[out].tokens - (self.costs[back].tokens if back is not None else 0)
         if self.tokens[light] + change > self.max_tokens or self.tokens[heavy] - change > self.max_tokens:
             return False

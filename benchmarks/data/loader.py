@@ -1,0 +1,189 @@
+"""B1: 20 corpora of tars, JPEGs of 640 x 480 to 448 px within 2 levels of Pillow's bicubic, two loader processes.
+
+Sides run one after the other, again and again. The plain recipe is the field's: webdataset, `decode("pilrgb")`,
+Pillow's bicubic, floats. `webdataset, our pixels` is the same reading with our decoder and resize.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.data.corpus import WordTokenizer, write_corpora
+from benchmarks.results import report, spread
+from minigptv2.data.config import CorpusShare, DataConfig, Recipe
+from minigptv2.data.loader import StepDataset, iterate_steps
+from minigptv2.data.pixels import Stopwatch, square_pixels
+from minigptv2.data.plan import DataPlan
+from minigptv2.prompt import PromptEncoder
+
+SIDE, WORKERS, BATCH = 448, 2, 12
+CORPORA, SAMPLES = 20, 120
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+
+
+def ours(shards: Path, names: list[str], images: int) -> Iterator[int]:
+    """Packed uint8 batches, by the plan."""
+    recipe = Recipe(corpora={name: CorpusShare(ratio=1) for name in names})
+    encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
+    dataset = StepDataset(
+        DataPlan(recipe, shards, seed=0), encoder, DataConfig(recipe="", num_workers=WORKERS), image_size=SIDE,
+        global_batch_size=BATCH, micro_batch_size=BATCH, rank=0, world_size=1,
+    )  # fmt: skip
+    for step in iterate_steps(dataset, position=0, num_steps=-(-images // BATCH)):
+        yield sum(len(batch["pixel_values"]) for batch in step.batches)
+
+
+def plain_pixels(image: Image.Image) -> torch.Tensor:
+    """Pillow's bicubic, floats, normalised: float32 [3, 448, 448]."""
+    square = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return (torch.from_numpy(square.transpose(2, 0, 1).copy()).float() / 255 - MEAN) / STD
+
+
+def _plain(sample: dict[str, Any]) -> torch.Tensor:
+    return plain_pixels(sample["jpg"])
+
+
+def _raw(sample: dict[str, Any]) -> torch.Tensor:
+    return square_pixels(sample["jpg"], sample["__key__"], SIDE, Stopwatch())
+
+
+def webdataset_recipe(shards: Path, names: list[str], images: int, *, our_pixels: bool) -> Iterator[int]:
+    """One pipeline per corpus, mixed by webdataset, batches of a fixed size."""
+    import webdataset
+
+    parts = []
+    for name in names:
+        urls = [str(file) for file in sorted((shards / name).glob("*.tar"))]
+        part = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).shuffle(100)
+        parts.append(part.map(_raw) if our_pixels else part.decode("pilrgb", only=["jpg"]).map(_plain))
+    mixed = webdataset.RandomMix(parts, [1.0] * len(parts))
+    loader = torch.utils.data.DataLoader(_Endless(mixed), batch_size=BATCH, num_workers=WORKERS)
+    done = 0
+    for batch in loader:
+        yield len(batch)
+        done += len(batch)
+        if done >= images:
+            return
+
+
+class _Endless(torch.utils.data.IterableDataset[torch.Tensor]):
+    def __init__(self, mixed: Any) -> None:
+        self._mixed = mixed
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self._mixed)
+
+
+def litdata_recipe(folder: Path, images: int) -> Iterator[int]:
+    """litdata's chunks (JPEG bytes kept), its own combination of 20 data sets, Pillow's bicubic."""
+    import litdata
+
+    parts = sorted(folder.iterdir())
+    sets = [litdata.StreamingDataset(str(part), shuffle=True, transform=_litdata_pixels) for part in parts]
+    mixed = litdata.CombinedStreamingDataset(sets, weights=[1.0] * len(sets), iterate_over_all=False)
+    done = 0
+    while done < images:
+        for batch in litdata.StreamingDataLoader(mixed, batch_size=BATCH, num_workers=WORKERS):
+            yield len(batch)
+            done += len(batch)
+            if done >= images:
+                return
+
+
+def _litdata_pixels(sample: dict[str, Any]) -> torch.Tensor:
+    import io
+
+    return plain_pixels(Image.open(io.BytesIO(sample["jpg"])).convert("RGB"))
+
+
+def write_litdata(shards: Path, names: list[str], folder: Path) -> None:
+    """The same photographs as litdata's chunks."""
+    import litdata
+
+    from minigptv2.data.reader import CorpusReader
+
+    for name in names:
+        reader = CorpusReader(shards / name)
+        writer = litdata.streaming.writer.BinaryWriter(str(folder / name), chunk_bytes="32MB")
+        for sample in range(len(reader)):
+            writer.add_item(sample, {"jpg": reader.image(sample)})
+        writer.done()
+        writer.merge(1)
+
+
+def rate(side: Callable[[], Iterator[int]], images: int) -> float:
+    """Images a second from the first batch on: start-up is B5's."""
+    batches = side()
+    next(batches)
+    began, done = time.perf_counter(), 0
+    for count in batches:
+        done += count
+        if done >= images:
+            break
+    seconds = time.perf_counter() - began
+    batches.close()  # type: ignore[attr-defined]
+    return done / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--images", type=int, default=480)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        shards, chunks = Path(folder) / "shards", Path(folder) / "litdata"
+        names = write_corpora(shards, CORPORA, SAMPLES, samples_per_shard=40)
+        sides: dict[str, Callable[[], Iterator[int]]] = {
+            "ours": partial(ours, shards, names, 10 * args.images),
+            "plain recipe (webdataset, pilrgb, bicubic, float)": partial(
+                webdataset_recipe, shards, names, 10 * args.images, our_pixels=False
+            ),
+            "webdataset, our pixels": partial(webdataset_recipe, shards, names, 10 * args.images, our_pixels=True),
+        }
+        missing = []
+        try:
+            write_litdata(shards, names, chunks)
+            sides["litdata, bicubic, float"] = partial(litdata_recipe, chunks, 10 * args.images)
+        except ModuleNotFoundError as error:
+            missing.append(f"litdata was not measured: {error}")
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(args.rounds):
+            for name, side in sides.items():
+                rates[name].append(rate(side, args.images))
+        rows = []
+        plain = np.array(rates["plain recipe (webdataset, pilrgb, bicubic, float)"])
+        for name, values in rates.items():
+            ratio = float(np.median(np.array(values) / plain))
+            found = spread(values)
+            rows.append({"side": name, "images/s": found["median"], "min": found["min"], "max": found["max"],
+                         "of the plain recipe": ratio})  # fmt: skip
+        peers = [row for row in rows[2:] if row["side"] != "webdataset, our pixels"] + [rows[1]]
+        over_plain = float(rows[0]["of the plain recipe"])
+        over_peer = over_plain / max(float(row["of the plain recipe"]) for row in peers)
+        notes = [
+            f"{CORPORA} corpora, {WORKERS} loader processes, batches of {BATCH}, {os.cpu_count()} cores, "
+            f"{args.rounds} rounds of {args.images} images a side, sides interleaved, ratios within a round",
+            *missing,
+            "megatron-energon was not measured here",
+            f"goal: >= 4 x the plain recipe: {over_plain:.2f} ({'met' if over_plain >= 4 else 'MISSED'}); "
+            f">= 1.5 x the best peer measured: {over_peer:.2f} ({'met' if over_peer >= 1.5 else 'MISSED'})",
+        ]
+        report("data_loader", "B1: loader", rows, packages=["webdataset", "litdata", "megatron-energon", "pillow",
+               "simplejpeg", "torch"], notes=notes)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

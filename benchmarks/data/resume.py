@@ -1,0 +1,91 @@
+"""B6: killed at sample 1,000, 100,000 or 1,000,000, how long until the next sample is known and read, on other ranks.
+
+Ours is a seek; webdataset has to read its tars up to there (timed over as many samples as can be waited for and said
+so); energon needs the number of ranks times workers that saved. The remaining stream must be identical.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.data.corpus import WordTokenizer, write_corpora
+from benchmarks.results import report
+from minigptv2.data.config import CorpusShare, DataConfig, Recipe
+from minigptv2.data.loader import StepDataset
+from minigptv2.data.plan import DataPlan
+from minigptv2.prompt import PromptEncoder
+
+POSITIONS = (1_000, 100_000, 1_000_000)
+RUNS = 5
+BATCH = 24
+CORPORA, SAMPLES = 20, 200
+
+
+def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float, list[object]]:
+    """Seconds from nothing but the state to the first batch of the last rank, and the sample ids of the step."""
+    began = time.perf_counter()
+    position = json.loads(state)["position"]
+    plan = DataPlan(recipe, shards, seed=0)
+    encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
+    dataset = StepDataset(
+        plan, encoder, DataConfig(recipe="", max_pack_tokens=8192), image_size=448, global_batch_size=BATCH,
+        micro_batch_size=1, rank=ranks - 1, world_size=ranks,
+    )  # fmt: skip
+    dataset[position]
+    return time.perf_counter() - began, list(plan.samples(position, 200))
+
+
+def replay(shards: Path, names: list[str], count: int) -> float:
+    """Seconds that webdataset takes to read past `count` samples without decoding any."""
+    import webdataset
+
+    urls = [str(file) for name in names for file in sorted((shards / name).glob("*.tar"))]
+    samples = iter(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).repeat())
+    began = time.perf_counter()
+    for _ in range(count):
+        next(samples)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder)
+        names = write_corpora(shards, CORPORA, SAMPLES, samples_per_shard=100)
+        recipe = Recipe(corpora={name: CorpusShare(ratio=1 + n % 5) for n, name in enumerate(names)})
+        whole = DataPlan(recipe, shards, seed=0)
+        measured = 4_000
+        per_sample = statistics.median(replay(shards, names, measured) for _ in range(3)) / measured
+        rows = []
+        for position in POSITIONS:
+            state = json.dumps({"position": position, "fingerprint": whole.fingerprint()})
+            seconds = []
+            for ranks in (1, 2, 3, 8, 24)[:RUNS]:
+                took, stream = resume(recipe, shards, state, ranks)
+                seconds.append(took)
+                assert stream == list(whole.samples(position, 200)), "another stream after the resume"
+            webdataset_s = per_sample * position
+            rows.append(
+                {
+                    "killed at sample": position, "ours, s": statistics.median(seconds), "ours, worst s": max(seconds),
+                    "state, bytes": len(state), "stream identical": "yes", "webdataset replay, s": webdataset_s,
+                    "ratio": webdataset_s / statistics.median(seconds),
+                }
+            )  # fmt: skip
+        met = all(row["ours, worst s"] <= 0.3 and row["state, bytes"] <= 65_536 for row in rows)  # type: ignore[operator]
+        notes = [
+            f"{CORPORA} corpora of {SAMPLES} samples; from an empty process's plan to the decoded batch, on 1, 2, 3, 8 "
+            "and 24 ranks, page cache warm",
+            f"webdataset: {1e6 * per_sample:.0f} us a sample, measured over {measured} undecoded samples and "
+            "multiplied; it cannot change ranks or workers on the way. energon's saved state needs ranks x workers "
+            "unchanged, by its documentation, and was not timed",
+            f"goal: <= 0.3 s wherever, state <= 64 KB: {'met' if met else 'MISSED'}",
+        ]
+        report("data_resume", "B6: exact resume", rows, packages=["webdataset", "torch"], notes=notes)
+
+
+if __name__ == "__main__":
+    main()
