@@ -11,7 +11,7 @@ export DEMO_DIR ?= runs/demo
 MODEL ?= $(DEMO_DIR)/stage3/export
 
 .DEFAULT_GOAL := help
-.PHONY: help fuzz-data install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
+.PHONY: help bench-data fuzz-data install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -64,6 +64,13 @@ test-docs: $(STAMP)  ## run the commands of the documentation that need no GPU, 
 
 bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
 	$(BIN)/python -m benchmarks.serve.throughput
+
+bench-data: $(VENV)/.peers  ## the loader, packing and resume beside webdataset, energon and litdata
+	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done
+
+$(VENV)/.peers: $(STAMP) benchmarks/data/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/data/peers.txt
+	touch $@
 
 fuzz-data: $(STAMP)  ## damaged tars and images by the thousand (N=10000 SEED=1)
 	$(BIN)/python -m tests.data.fuzz --cases $(or $(N),10000) $(if $(SEED),--seed $(SEED))

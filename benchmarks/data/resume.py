@@ -25,9 +25,9 @@ BATCH = 24
 CORPORA, SAMPLES = 20, 200
 
 
-def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float, list[object]]:
-    """Seconds from nothing but the state to the first batch of the last rank, and the sample ids of the step."""
-    began = time.perf_counter()
+def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float, float, list[object]]:
+    """Seconds, and processor seconds, from the bare state to the last rank's first batch; then the next 200 ids."""
+    began, worked = time.perf_counter(), time.process_time()
     position = json.loads(state)["position"]
     plan = DataPlan(recipe, shards, seed=0)
     encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
@@ -36,7 +36,7 @@ def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float,
         micro_batch_size=1, rank=ranks - 1, world_size=ranks,
     )  # fmt: skip
     dataset[position]
-    return time.perf_counter() - began, list(plan.samples(position, 200))
+    return time.perf_counter() - began, time.process_time() - worked, list(plan.samples(position, 200))
 
 
 def replay(shards: Path, names: list[str], count: int) -> float:
@@ -62,26 +62,29 @@ def main() -> None:
         rows = []
         for position in POSITIONS:
             state = json.dumps({"position": position, "fingerprint": whole.fingerprint()})
-            seconds = []
+            seconds, processor = [], []
             for ranks in (1, 2, 3, 8, 24)[:RUNS]:
-                took, stream = resume(recipe, shards, state, ranks)
+                took, worked, stream = resume(recipe, shards, state, ranks)
                 seconds.append(took)
+                processor.append(worked)
                 assert stream == list(whole.samples(position, 200)), "another stream after the resume"
             webdataset_s = per_sample * position
             rows.append(
                 {
-                    "killed at sample": position, "ours, s": statistics.median(seconds), "ours, worst s": max(seconds),
+                    "killed at sample": position, "ours, s": statistics.median(seconds), "ours, least s": min(seconds),
+                    "ours, most s": max(seconds), "processor, most s": max(processor),
                     "state, bytes": len(state), "stream identical": "yes", "webdataset replay, s": webdataset_s,
                     "ratio": webdataset_s / statistics.median(seconds),
                 }
             )  # fmt: skip
-        met = all(row["ours, worst s"] <= 0.3 and row["state, bytes"] <= 65_536 for row in rows)  # type: ignore[operator]
+        met = all(row["ours, most s"] <= 0.3 and row["state, bytes"] <= 65_536 for row in rows)  # type: ignore[operator]
         notes = [
             f"{CORPORA} corpora of {SAMPLES} samples; from an empty process's plan to the decoded batch, on 1, 2, 3, 8 "
             "and 24 ranks, page cache warm",
             f"webdataset: {1e6 * per_sample:.0f} us a sample, measured over {measured} undecoded samples and "
             "multiplied; it cannot change ranks or workers on the way. energon's saved state needs ranks x workers "
             "unchanged, by its documentation, and was not timed",
+            "a most far above the processor's own seconds is a machine with other work on it",
             f"goal: <= 0.3 s wherever, state <= 64 KB: {'met' if met else 'MISSED'}",
         ]
         report("data_resume", "B6: exact resume", rows, packages=["webdataset", "torch"], notes=notes)
