@@ -118,7 +118,8 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
     said = capsys.readouterr()
     assert said.err.count("skipped ") == len(bad)
-    for number, reason in ((1, "not JSON"), (4, "No such file"), (5, "not a whole JPEG"), (9, "the model holds 1024")):
+    reasons = ((1, "not JSON"), (4, "No such file"), (5, "not a JPEG, PNG or WebP"), (9, "the model holds 1024"))
+    for number, reason in reasons:
         assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
     assert "answered 2, skipped 11" in said.out
     assert [row["line"] for row in rows(tmp_path / "out.jsonl")] == [2, 13]

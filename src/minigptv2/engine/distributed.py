@@ -25,10 +25,10 @@ def adopt_launcher() -> None:
 
 
 def stand_alone() -> None:
-    """Without a launcher: describe a group of this one process in the environment."""
+    """Without a launcher: describe a group of this one process in the environment, whatever port was inherited."""
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ["MASTER_PORT"] = str(_free_port())
 
 
 def world_size_from_environment() -> int:
