@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
+from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
 from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
-from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.protocols import Reply, choice, phrases
+from minigptv2.evaluate.questions import Question, corpus_folder, questions_of
 from minigptv2.evaluate.runner import Settings, _cost, deal, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
+from minigptv2.record import Region, Turn
 from tests.conftest import World
+from tests.data.miniatures import textcaps_val
 from tests.evaluate.corpora import Oracle, corpus_for
 from tests.ranks import run_ranks
 
@@ -128,6 +132,38 @@ def test_answers_of_another_model_or_corpus_are_not_taken_for_this_ones(tmp_path
     oracle.identity = "another"
     with pytest.raises(DataError, match="answers of another model, corpus or setting; give another --output"):
         evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+
+
+def test_a_smaller_limit_does_not_lose_answers(tmp_path: Path) -> None:
+    row = BENCHMARKS["gqa"]
+    corpus, output = corpus_for(row, tmp_path / "corpus"), tmp_path / "out"
+    oracle: Any = Oracle(row, corpus)
+    evaluate_benchmark(oracle, row, corpus, output, Settings())
+    before = (output / "predictions.jsonl").read_bytes()
+    with pytest.raises(DataError, match="out: holds 10 answers, 6 of them to questions beyond --limit"):
+        evaluate_benchmark(oracle, row, corpus, output, Settings(limit=2))
+    assert (output / "predictions.jsonl").read_bytes() == before
+
+
+def test_what_a_build_leaves_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    textcaps_val(tmp_path / "data")
+    folder = corpus_folder(tmp_path / "data", "text_caps", "val", tmp_path / "cache")
+    assert "dropped 1: image file missing" in capsys.readouterr().err
+    assert CorpusReader(folder).manifest.dropped == 1
+
+
+def test_a_phrase_said_twice_is_two_phrases() -> None:
+    boxes = (Box(0, 0, 20, 20), Box(60, 60, 90, 90))
+    turn = Turn("detection", regions=tuple(Region((box,), ("a man",)) for box in boxes))
+    question = Question("0", turn, 100, 100, "", "", "c", 0, True)
+    said = "<p>a man</p> {<0><0><20><20>} <p>a man</p> {<60><60><90><90>}"
+    assert phrases([question], [Reply(said)]).overall["phrase_recall"] == 1.0
+
+
+def test_the_right_choice_is_the_corpuss() -> None:
+    turn = Turn("vqa", "what?", ("cat",), choices=("dog", "cat"))
+    question = Question("0", turn, 100, 100, "", "", "c", 0, True, {"choice": "dog"})
+    assert [choice([question], [Reply(one)]).overall["accuracy"] for one in ("dog", "cat")] == [1.0, 0.0]
 
 
 def test_pictures_stay_whole_when_questions_are_dealt_and_shares_are_alike(world: World) -> None:

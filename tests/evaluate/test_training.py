@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 
 from minigptv2.errors import ConfigError
 from minigptv2.evaluate.config import EvaluateConfig
-from minigptv2.evaluate.looks import best_until
-from minigptv2.evaluate.training import Best, HeldOutSlice, digit_ids, expected_iou
+from minigptv2.evaluate.looks import Looks, best_until
+from minigptv2.evaluate.training import Best, HeldOutSlice, Look, digit_ids, expected_iou
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
@@ -163,6 +164,21 @@ def test_the_best_is_by_the_named_figure_and_a_loss_is_best_when_low(tmp_path: P
     file.write_text(json.dumps([{"step": s, "metric": "a/x", "value": v} for s, v in ((2, 0.1), (4, 0.2), (6, 0.5))]))
     assert best_until(file, "a/x", 5) == 0.2 and best_until(file, "a/x", 6) == 0.2  # what came later is forgotten
     assert best_until(tmp_path / "none.json", "a/x", 5) is None
+
+
+def test_the_best_can_be_by_a_held_out_loss(tmp_path: Path) -> None:
+    losses, kept = iter((2.0, 3.0, 1.0)), []
+    heldout: Any = SimpleNamespace(
+        best=Best("a/loss", {"a"}), look=lambda: Look({"a": {"recall_50": 0.5}}),
+        losses=lambda: {"a": {"loss": next(losses)}},
+    )  # fmt: skip
+    quiet: Any = SimpleNamespace(**dict.fromkeys(("at", "line", "heldout", "pictures"), lambda *_: None))
+    export: Any = kept.append
+    looks = Looks(heldout, tmp_path, export, quiet, quiet, start=0)
+    for step in (1, 2, 3):
+        looks.answers(step)
+    assert len(kept) == 2
+    assert [row["step"] for row in json.loads((tmp_path / "best.json").read_text())] == [1, 3]
 
 
 def test_pictures_show_the_samples_that_are_to_be_drawn(world: World, tokenizer: Tokenizer) -> None:

@@ -99,7 +99,8 @@ def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
 
 def _rows(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_bytes().split(b"\n")  # an answer may hold what `str.splitlines` takes for a line's end
+        rows = [json.loads(line) for line in lines if line]
         return {str(row["id"]): row for row in rows if (row["score"], row["truth"], row["picture"])}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: not the predictions of `minigptv2 evaluate`: {error}") from error

@@ -11,7 +11,7 @@ from minigptv2.engine import distributed
 from minigptv2.engine.log import RunLog
 from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import CheckpointError
-from minigptv2.evaluate.training import Figures, HeldOutSlice
+from minigptv2.evaluate.training import EXPECTED_IOU, LOSS, Figures, HeldOutSlice
 from minigptv2.files import write_atomically
 
 BEST_FOLDER, BEST_FILE = "best", "best.json"
@@ -50,7 +50,13 @@ class Looks:
             self._log.line(f"held-out answers: {describe(seen.figures)}")
             self._log.heldout(step, {"answers": seen.figures})
         self._log.pictures(step, seen.pictures)
-        if best is not None and distributed.on_main(lambda: best.better(seen.figures)):
+        if best is None:
+            return
+        figures = seen.figures
+        if best.name.partition("/")[2] in (LOSS, EXPECTED_IOU):  # of no answer; a collective, on all ranks alike
+            losses = self._heldout.losses()
+            figures = {corpus: {**figures.get(corpus, {}), **losses[corpus]} for corpus in losses}
+        if distributed.on_main(lambda: best.better(figures)):
             self._export(self._folder)
             if distributed.is_main():
                 _append(self._file, {"step": step, "metric": best.name, "value": best.value})

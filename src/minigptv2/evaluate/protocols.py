@@ -103,10 +103,11 @@ def answer_kind(question: Question) -> str:
 
 
 def choice(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
-    """The choice with the lowest loss per token is an accepted answer."""
+    """The choice with the lowest loss per token is the right one: the corpus's, else an accepted answer."""
     each, groups = [], []
     for question, reply in zip(questions, replies, strict=True):
-        accepted = {normalize(one) for one in question.turn.answers}
+        right = question.facts.get("choice")
+        accepted = {normalize(one) for one in ((right,) if right else question.turn.answers)}
         each.append({"accuracy": float(normalize(reply.answer) in accepted), "well_formed": 1.0})
         groups.append({"choices": str(len(question.turn.choices))})
     return Scored(each, _means(each), groups)
@@ -183,14 +184,15 @@ def hateful(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
 def phrases(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     """Flickr30k Entities: a phrase is found if its first box overlaps any of its true ones by half.
 
-    Of a detection the phrases are those asked for, in order; of a grounded caption, those of the true caption.
+    Of a detection the phrases are those asked for, in order; of a grounded caption, those of the true caption. Where
+    one comes again, the first is held against the first mention with boxes, the second against the second.
     """
     each, groups = [], []
     for question, reply in zip(questions, replies, strict=True):
         parsed = parse_answer(reply.answer, question.turn.task, question.width, question.height)
-        found, overlaps = [], []
+        found, overlaps, mentions = [], [], _mentions(parsed.grounded)
         for region in question.turn.regions:
-            boxes = _boxes_of(parsed.grounded, _phrase_of(question, region.phrases[0], region.span))
+            boxes = _next_mention(mentions, _phrase_of(question, region.phrases[0], region.span))
             found.append(float(any(overlap(boxes[0], true, Convention.EXACT) >= IOU_THRESHOLD
                                    for true in region.boxes)) if boxes else 0.0)  # fmt: skip
             overlaps += match_boxes(boxes, region.boxes)
@@ -211,8 +213,19 @@ def _phrase_of(question: Question, phrase: str, span: tuple[int, int] | None) ->
     return question.turn.answers[0][span[0] : span[1]] if span else phrase
 
 
-def _boxes_of(grounded: Sequence[GroundedPhrase], phrase: str) -> tuple[Box, ...]:
-    return tuple(box for one in grounded if normalize(one.phrase) == normalize(phrase) for box in one.boxes)
+def _mentions(grounded: Sequence[GroundedPhrase]) -> dict[str, list[tuple[Box, ...]]]:
+    """The boxes of each mention that has any, in spoken order, by normalised phrase."""
+    mentions: dict[str, list[tuple[Box, ...]]] = {}
+    for one in grounded:
+        if one.boxes:
+            mentions.setdefault(normalize(one.phrase), []).append(one.boxes)
+    return mentions
+
+
+def _next_mention(mentions: dict[str, list[tuple[Box, ...]]], phrase: str) -> tuple[Box, ...]:
+    """The boxes of the phrase's next mention, which is used up unless it is the last."""
+    several = mentions.get(normalize(phrase), [()])
+    return several.pop(0) if len(several) > 1 else several[0]
 
 
 def turns(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:

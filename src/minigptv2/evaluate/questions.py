@@ -6,13 +6,17 @@ counted. Questions hold no image: a rank opens those of its own share.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
+from minigptv2.data.build import build
 from minigptv2.data.images import open_image
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import MANIFEST_FILE, write_corpus
+from minigptv2.data.shards import MANIFEST_FILE
 from minigptv2.data.sources import CORPORA
 from minigptv2.errors import DataError
 from minigptv2.evaluate.heldout import HeldOut
@@ -42,6 +46,8 @@ class Question:
     def held_out(self, reader: CorpusReader) -> HeldOut:
         """With its image in memory, to be drawn."""
         image = open_image(reader.image(self.sample), reader.where(self.sample)) if self.has_image else None
+        if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
+            image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         return HeldOut(
             self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample
         )  # fmt: skip
@@ -100,7 +106,8 @@ def _query(turn: Turn) -> str:
 def corpus_folder(data: Path, corpus: str, split: str, cache: Path) -> Path:
     """The folder of shards of a corpus's split: below `data` if it was built, else built from the originals there.
 
-    Looked for: `data/<corpus>/<split>`, `data/<split>/<corpus>`, and `cache/<corpus>/<split>`, where it is built.
+    Looked for: `data/<corpus>/<split>`, `data/<split>/<corpus>`, and `cache/<corpus>/<split>`, where it is built; what
+    a build read, kept and left out is told on stderr.
     """
     for folder in (data / corpus / split, data / split / corpus, cache / corpus / split):
         if (folder / MANIFEST_FILE).is_file():
@@ -109,5 +116,6 @@ def corpus_folder(data: Path, corpus: str, split: str, cache: Path) -> Path:
     if row is None or split not in row.expected:
         raise DataError(f"no shards of {corpus} {split} in {data}, and no source that could build them")
     folder = cache / corpus / split
-    write_corpus(row.samples(data, split), folder, corpus, samples_per_shard=row.samples_per_shard, license=row.license)
+    for line in build(row, data, split, folder).lines():
+        print(line, file=sys.stderr)
     return folder

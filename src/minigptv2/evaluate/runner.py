@@ -58,12 +58,16 @@ def evaluate_benchmark(predictor: Predictor, row: Benchmark, corpus: Path, outpu
                        settings: Settings) -> Outcome | None:  # fmt: skip
     """Ask what is not answered yet in `output`, score everything; None on ranks other than the main one.
 
-    Raises `DataError`, on all ranks, where `output` holds answers of another model, corpus or setting.
+    Raises `DataError`, on all ranks, where `output` holds answers of another model, corpus or setting, or answers to
+    questions beyond the limit, which would be lost.
     """
     reader = CorpusReader(corpus)
+    if reader.manifest.dropped and distributed.is_main():
+        lost = f"{reader.manifest.dropped:,} annotations were left out of {corpus} when it was built"
+        print(f"warning: {row.name}: {lost}", file=sys.stderr)
     questions = questions_of(reader, task=row.task, prompt=row.prompt, limit=settings.limit)
     context = _context(predictor, row, reader, settings)
-    answered = set(distributed.on_main(lambda: sorted(_answered(output, context))))
+    answered = set(distributed.on_main(lambda: sorted(_answered(output, context, questions))))
     open_ones = [question for question in questions if question.id not in answered]
     mine = deal(open_ones, distributed.world_size())[distributed.rank()]
     part = output / _PARTS.format(rank=distributed.rank())
@@ -223,8 +227,16 @@ def _answers(output: Path, context: str) -> dict[str, Reply]:
     return {row["id"]: Reply(row["answer"], row.get("losses", {})) for row in rows}
 
 
-def _answered(output: Path, context: str) -> set[str]:
-    return set(_answers(output, context))
+def _answered(output: Path, context: str, questions: Sequence[Question]) -> set[str]:
+    """Ids of the questions that `output` has answers to. Raises `DataError` where it has answers to others, too."""
+    answered = set(_answers(output, context))
+    beyond = len(answered - {question.id for question in questions})
+    if beyond:
+        raise DataError(
+            f"{output}: holds {len(answered):,} answers, {beyond:,} of them to questions beyond --limit; a smaller one "
+            "would lose them: raise it, or give another --output"
+        )
+    return answered
 
 
 def _join(output: Path, questions: list[Question], context: str) -> list[Reply]:

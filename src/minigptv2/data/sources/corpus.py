@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.data.shards import Sample
-from minigptv2.data.sources.draft import Draft, Rejected, finished
+from minigptv2.data.sources.draft import Draft, Rejected
 from minigptv2.data.sources.raw import Raw
 
 
@@ -51,7 +50,3 @@ class Corpus:
     def raw(self, root: Path) -> Raw:
         """The original files under `root`."""
         return Raw(root, self.name, self.download)
-
-    def samples(self, root: Path, split: str) -> Iterator[Sample]:
-        """The samples of a split, read in this process; what is left out is not told."""
-        return finished(self.drafts(self.raw(root), split))

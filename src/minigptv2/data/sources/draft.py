@@ -22,7 +22,7 @@ from minigptv2.boxes import Box
 from minigptv2.data.images import MAX_PIXELS, image_size
 from minigptv2.data.shards import Rejected, Sample
 from minigptv2.errors import DataError
-from minigptv2.record import LANGUAGE, Record, Region, Turn, validate
+from minigptv2.record import LANGUAGE, Record, Region, Turn
 
 MIN_SIDE_PX = 1.0
 """A box thinner than this after clipping says nothing."""
@@ -90,15 +90,6 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     width, height = size or (None, None)
     record = Record(tuple(kept), width, height, draft.source, draft.separate and len(kept) > 1)
     return Sample(safe_key(draft.key), record, image, extension), dropped
-
-
-def finished(drafts: Iterator[Draft | Rejected]) -> Iterator[Sample]:
-    """The samples of drafts, one after the other, in this process; what is left out is not told."""
-    for draft in drafts:
-        sample = finish(draft)[0] if isinstance(draft, Draft) else None
-        if sample is not None:
-            validate(sample.record, sample.key)
-            yield sample
 
 
 def drafted(samples: Iterator[Sample]) -> Iterator[Draft]:
