@@ -68,3 +68,17 @@ def test_separate_turns_keep_their_ids_and_choices() -> None:
     turns = tuple(Turn("vqa", f"q{n}?", ("a", "b"), choices=("a", "b"), source={"id": str(n)}) for n in range(3))
     record = Record(turns, 64, 48, {"corpus": "test"}, separate=True)
     assert from_json(to_json(record), "here") == record
+
+
+@pytest.mark.parametrize(
+    "field", ['"question": "\\ud83d", "answers": ["x"]', '"question": "x", "answers": ["\\ud83d"]']
+)  # fmt: skip
+def test_half_a_surrogate_pair_is_a_data_error(field: str) -> None:
+    with pytest.raises(DataError, match="somewhere: not a record: UnicodeEncodeError"):
+        from_json(f'{{"turns": [{{"task": "language", {field}}}]}}'.encode(), "somewhere")
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"turns": [{"task": "refer", "regions": [{"span": [0, 1e999]}]}]}'])
+def test_what_no_parser_can_hold_is_a_data_error(data: bytes) -> None:
+    with pytest.raises(DataError, match="somewhere: not a record"):
+        from_json(data, "somewhere")

@@ -180,7 +180,7 @@ def from_json(data: bytes, where: str) -> Record:
             separate=bool(document.get("separate", False)),
         )
         validate(record, where)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not a record: {type(error).__name__}: {error}") from error
     return record
 
@@ -214,6 +214,7 @@ def _turn_from_dict(document: dict[str, Any]) -> Turn:
     question = document.get("question")
     if not isinstance(question, str | None):
         raise TypeError(f"question {question!r} is not a text")
+    (question or "").encode()  # as in `_texts`
     return Turn(
         task=document["task"],
         question=question,
@@ -240,6 +241,7 @@ def _texts(values: Any) -> tuple[str, ...]:
     """A list of texts. A lone text is not taken for the list of its letters."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError(f"{values!r} is not a list of texts")
+    "".join(values).encode()  # half a surrogate pair, which JSON can spell, is a ValueError here, not in the tokenizer
     return tuple(values)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from minigptv2.data.sources import CORPORA, Draft, Rejected
 from minigptv2.data.sources.draft import finish
+from minigptv2.data.sources.grit import Thresholds, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json, to_json
@@ -85,3 +86,16 @@ def test_json_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.
     file.write_text('{"items": [1, 2')
     with pytest.raises(DataError, match=r"a\.json: not the JSON expected"):
         list(stream_json(file, "items"))
+
+
+def test_a_reference_given_twice_counts_twice(tmp_path: Path) -> None:
+    next(m for m in MINIATURES if m.id == "coco_caption-train-list").make(tmp_path)
+    records, _ = read(tmp_path, "coco_caption", "train")
+    assert records[0].turns[0].answers.count("A dog runs.") == 2
+
+
+def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:
+    caption, chunk = "[[dog] runs", [2, 5, 0.1, 0.1, 0.9, 0.9, 0.9]
+    turns = grounded_turns(caption, {"caption": caption, "noun_chunks": f"[{chunk}]"}, Thresholds())
+    assert turns[0].regions[0].phrases == ("dog",)
+    assert grounded_turns(caption, {"noun_chunks": "[[oops"}, Thresholds()) == ()

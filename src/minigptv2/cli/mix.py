@@ -13,7 +13,7 @@ def add_commands(commands: Any) -> None:
     mix.add_argument("recipe", help="a YAML in data_recipes")
     mix.add_argument("--steps", type=int, default=1000, help="length of the run (default 1000)")
     mix.add_argument("--global-batch-size", type=int, default=96, help="samples a step (default 96)")
-    mix.add_argument("--shards", default="data/shards", help="folder with one folder of shards per corpus")
+    mix.add_argument("--shards", default="data/shards", help="folder or URL with one folder of shards per corpus")
     mix.add_argument("--tokenizer", help="measure the samples' lengths with this tokenizer")
     mix.add_argument("--tokens-per-image", type=int, default=256)
     mix.add_argument("--max-tokens", type=int, default=1024)
@@ -39,7 +39,7 @@ def _mix(args: argparse.Namespace) -> int:
         )
     sizes = {name: corpus.train_samples for name, corpus in CORPORA.items()}
     expected = {name: size for name, size in sizes.items() if size}
-    corpora = corpora_of(recipe, Path(args.shards), expected, encoder, seed=0)
+    corpora = corpora_of(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
     tasks = ", ".join(f"{task} {ratio:g}" for task, ratio in recipe.tasks.items())
     print(

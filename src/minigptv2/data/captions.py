@@ -25,7 +25,9 @@ def record_of_caption(extension: str, data: bytes, size: Callable[[], tuple[str,
         document = {"caption": data.decode()} if extension == "txt" else json.loads(data)
         caption = next((document[key] for key in _CAPTION_KEYS if document.get(key)), None)
         width, height = document.get("width"), document.get("height")
-    except (ValueError, AttributeError) as error:
+        if isinstance(caption, str):
+            caption.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here, not in the tokenizer
+    except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a captioned image's {extension}: {error}") from error
     if not isinstance(caption, str) or not caption.strip():
         raise DataError(f"{where}: no caption ({' or '.join(_CAPTION_KEYS)}) in its {extension}")

@@ -241,7 +241,7 @@ def detect_layout(files: Iterable[Path]) -> str:
                 if split_name(member.name)[1] == "json":
                     document = json.loads(bytes(data[member.data_offset : member.data_offset + member.size]))
                     return RECORDS if isinstance(document, dict) and "turns" in document else CAPTIONS
-        except ValueError:  # a damaged tar or json: the next one may tell
+        except (ValueError, RecursionError):  # a damaged tar or json: the next one may tell
             continue
     return CAPTIONS
 

@@ -18,6 +18,7 @@ from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import Mixture
 from minigptv2.data.plan import mean_tokens
 from minigptv2.data.reader import CorpusReader
+from minigptv2.data.remote import below, is_remote
 from minigptv2.data.shards import MANIFEST_FILE
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
@@ -63,13 +64,14 @@ class Mix:
     shares: np.ndarray
 
 
-def corpora_of(recipe: Recipe, shards: Path, expected: Mapping[str, int], encoder: PromptEncoder | None,
+def corpora_of(recipe: Recipe, shards: Path | str, expected: Mapping[str, int], encoder: PromptEncoder | None,
                seed: int) -> dict[str, Corpus]:  # fmt: skip
-    """What is known of the recipe's corpora. `expected`: samples by corpus, for those without shards."""
+    """What is known of the recipe's corpora. `expected`: samples by corpus, for those without shards. Shards behind
+    a URL have to be there."""
     known = {}
     for name, share in recipe.corpora.items():
-        folder = shards / (share.shards or name)
-        if not (folder / MANIFEST_FILE).is_file():
+        folder = below(shards, share.shards or name)
+        if not is_remote(folder) and not (Path(folder) / MANIFEST_FILE).is_file():
             known[name] = Corpus(expected.get(name), None, share.tokens, built=False)
             continue
         reader = CorpusReader(folder)

@@ -17,6 +17,7 @@ MAX_NAME_BYTES = 100
 _REGULAR = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _PAX, _PAX_GLOBAL = b"5", b"L", b"x", b"g"
 _LARGEST_EXTENSION = 1 << 20
+_MOST_PAX_DIGITS = 9
 
 
 class TarError(ValueError):
@@ -130,7 +131,8 @@ def _pax_name(data: bytes, position: int) -> str | None:
     path, rest = None, data
     while rest.strip(b"\0"):
         length, space, _ = rest.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 3 < int(length) <= len(rest):
+        counted = bool(space) and length.isdigit() and len(length) <= _MOST_PAX_DIGITS
+        if not counted or not len(length) + 3 < int(length) <= len(rest):
             raise TarError(f"damaged pax header at byte {position}")
         key, _, value = rest[len(length) + 1 : int(length) - 1].partition(b"=")
         if key == b"size" or key.startswith(b"GNU.sparse"):

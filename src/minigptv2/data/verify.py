@@ -41,7 +41,9 @@ def verify_corpus(folder: Path, *, decode: bool = False, workers: int = 0,
         for file, sha256 in ((TABLE_FILE, manifest.shards_sha256), (INDEX_FILE, manifest.index_sha256))
         if sha256_of(folder / file) != sha256
     ]
-    check = partial(_shard_faults, folder, manifest.corpus, manifest.layout, manifest.baked_side, decode)
+    rows = read_report(folder / DROPPED_FILE) if decode else []
+    known = frozenset((str(row["shard"]), str(row["key"]), str(row["reason"])) for row in rows)
+    check = partial(_shard_faults, folder, manifest.corpus, manifest.layout, manifest.baked_side, decode, known)
     for found in in_order(check, list(enumerate(manifest.shards)), workers):
         faults += found
         if progress is not None:
@@ -57,7 +59,9 @@ def _strangers(folder: Path, manifest: Manifest) -> list[Dropped]:
 
 
 def _shard_faults(folder: Path, corpus: str, layout: str, baked_side: int | None, decode: bool,
+                  known: frozenset[tuple[str, str, str]],
                   numbered: tuple[int, ShardInfo]) -> list[Dropped]:  # fmt: skip
+    """`known`: shard, key and reason of what was left out when the corpus was indexed, which is no fault again."""
     number, shard = numbered
     file = folder / shard.file
     if not file.is_file():
@@ -71,11 +75,7 @@ def _shard_faults(folder: Path, corpus: str, layout: str, baked_side: int | None
     if not decode:
         return []
     scan = scan_shard(file, corpus=corpus, layout=layout, name=shard.file, baked_side=baked_side, decode=True)
-    return [fault for fault in scan.faults if not _left_out_before(folder, fault)]
-
-
-def _left_out_before(folder: Path, fault: Dropped) -> bool:
-    return any(row["shard"] == fault.shard and row["key"] == fault.key for row in read_report(folder / DROPPED_FILE))
+    return [fault for fault in scan.faults if (fault.shard, fault.key, fault.reason) not in known]
 
 
 def _changed_samples(folder: Path, number: int, shard: ShardInfo) -> list[Dropped]:

@@ -62,23 +62,24 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
-    """Captions by the name of their picture (`val2014/COCO_val2014_...jpg`), in the file's order, without doubles."""
+    """Captions by the name of their picture (`val2014/COCO_val2014_...jpg`), in the file's order. One that two people
+    wrote stands twice: it is a reference twice in the official counts."""
     file = raw.find(
         *(f"{place}/coco_karpathy_{split}.json" for place in ("coco/annotations", "coco")),
         *(f"{place}/dataset_coco.json" for place in ("coco/annotations", "coco")),
     )
-    found: dict[str, dict[str, None]] = defaultdict(dict)
+    found: dict[str, list[str]] = defaultdict(list)
     if file.name == "dataset_coco.json":
         wanted = ("train", "restval") if split == "train" else (split,)
         for _, entry in stream_json(file, "images"):
             if entry["split"] in wanted:
                 texts = [sentence["raw"] for sentence in entry["sentences"]]
-                found[f"{entry['filepath']}/{entry['filename']}"].update(dict.fromkeys(map(one_line, texts)))
+                found[f"{entry['filepath']}/{entry['filename']}"] += map(one_line, texts)
     else:
         for _, entry in stream_json(file):
             texts = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
             name = "/".join(PurePosixPath(entry["image"]).parts[-2:])
-            found[name].update(dict.fromkeys(map(one_line, texts)))
+            found[name] += map(one_line, texts)
     return {name: tuple(texts) for name, texts in found.items()}
 
 

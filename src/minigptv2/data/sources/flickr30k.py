@@ -110,7 +110,7 @@ def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected
             continue
         boxes = parse_boxes(annotations / f"{key}.xml")
         turns: dict[str, Turn] = {}
-        for line in (sentences / f"{key}.txt").read_text(encoding="utf-8").splitlines():
+        for line in _lines(sentences / f"{key}.txt"):
             for turn in write(parse_sentence(line), boxes):
                 turns.setdefault(repr(turn), turn)
         if turns:
@@ -133,8 +133,13 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     listed = raw.find(*lists, "flickr30k/dataset_flickr30k.json")
     sentences = raw.find(f"{listed.parent.relative_to(raw.root)}/Sentences")
     for key in dict.fromkeys(listed.read_text().split()):
-        lines = (sentences / f"{key}.txt").read_text(encoding="utf-8").splitlines()
-        yield _captioned(raw, key, [parse_sentence(line).text for line in lines], folder)
+        texts = [parse_sentence(line).text for line in _lines(sentences / f"{key}.txt")]
+        yield _captioned(raw, key, texts, folder)
+
+
+def _lines(file: Path) -> list[str]:
+    """Sentences may hold characters that `str.splitlines` takes for a line's end."""
+    return [line.decode() for line in file.read_bytes().splitlines()]
 
 
 def _captioned(raw: Raw, key: str, texts: list[str], folder: Path) -> Draft:

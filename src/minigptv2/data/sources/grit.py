@@ -74,14 +74,14 @@ def grounded_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds) 
     """One turn: the caption, its noun phrases tied to boxes."""
     regions = [
         Region(one.boxes, (caption[one.start : one.end],), (one.start, one.end))
-        for one in found_in(caption, facts.get("noun_chunks"), thresholds)
+        for one in found_in(caption, _plain(facts.get("noun_chunks")), thresholds)
     ]
     return (Turn("grounding", answers=(caption,), regions=tuple(regions)),) if regions else ()
 
 
 def expression_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds, task: str) -> tuple[Turn, ...]:
     """A turn per referring expression that has exactly one box."""
-    found = found_in(caption, facts.get("ref_exps"), replace(thresholds, max_boxes=1))
+    found = found_in(caption, _plain(facts.get("ref_exps")), replace(thresholds, max_boxes=1))
     return tuple(Turn(task, regions=(Region(one.boxes, (caption[one.start : one.end],)),)) for one in found)
 
 
@@ -126,14 +126,17 @@ def _rows(file: Path) -> Iterator[tars.Entry | Rejected]:
         )
     for batch in table.iter_batches(batch_size=256):
         for row in batch.to_pylist():
-            image, facts = row.pop("jpg"), {name: _plain(value) for name, value in row.items()}
-            key = f"{file.stem}-{facts.get('key') or facts.get('id')}"
-            yield tars.Entry(key, facts, image=image) if image else Rejected(key, "no image in the file")
+            image = row.pop("jpg")
+            key = f"{file.stem}-{row.get('key') or row.get('id')}"
+            yield tars.Entry(key, row, image=image) if image else Rejected(key, "no image in the file")
 
 
 def _plain(value: Any) -> Any:
-    """Columns of lists are kept as text by some versions of img2dataset."""
-    return json.loads(value) if isinstance(value, str) and value.startswith("[[") else value
+    """A column of lists, which some versions of img2dataset keep as text; None where the text is no JSON."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
 
 
 def _row(name: str, title: str, task: str) -> Corpus:

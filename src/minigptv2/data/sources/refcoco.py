@@ -53,7 +53,7 @@ def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | 
         turns = []
         for one in objects:
             x, y, w, h = one.box
-            region = Region((Box(x, y, x + w, y + h),), tuple(dict.fromkeys(one.expressions)))
+            region = Region((Box(x, y, x + w, y + h),), tuple(one.expressions))  # one said twice counts twice
             turns.append(Turn(task, regions=(region,), source={"id": one.id}))
         number = str(picture_id(name))
         yield Draft(number, tuple(turns), picture(raw, name), {"corpus": raw.corpus, "id": number}, separate=True)

@@ -65,7 +65,7 @@ def _take(entry: Entry, extension: str, body: bytes | None, member: Any, file: P
     elif extension == "json" and body is not None:
         try:
             facts = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             facts = None
         entry.facts = facts if isinstance(facts, dict) else {}
     elif extension == "txt" and body is not None:

@@ -32,6 +32,8 @@ class Question:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     answer_type: str = ""
+    choice: str = ""
+    """The right one of `choices`, where the file says which."""
 
 
 def group(raw: Raw, questions: Iterable[Question], locate: Any) -> Iterator[Draft | Rejected]:
@@ -46,7 +48,8 @@ def group(raw: Raw, questions: Iterable[Question], locate: Any) -> Iterator[Draf
             yield Rejected(question.id, "duplicate id")
             continue
         seen.add(question.id)
-        source = {"id": question.id} | ({"answer_type": question.answer_type} if question.answer_type else {})
+        facts = {"id": question.id, "answer_type": question.answer_type, "choice": question.choice}
+        source = {name: value for name, value in facts.items() if value or name == "id"}
         turn = Turn("vqa", question.text, question.answers, choices=question.choices, source=source)
         key, paths = locate(raw, question.picture)
         pictures.setdefault(key, (paths, []))[1].append(turn)
@@ -101,7 +104,11 @@ def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         for _, entry in stream_json(file):
             name = str(entry.get("image") or entry["image_id"])
             answers, choices = entry.get("direct_answers") or entry.get("answer") or (), entry.get("choices") or ()
-            yield Question(str(entry["question_id"]), name, entry["question"], tuple(answers), tuple(choices))
+            right = entry.get("correct_choice_idx")
+            yield Question(
+                str(entry["question_id"]), name, entry["question"], tuple(answers), tuple(choices),
+                choice=choices[right] if isinstance(right, int) and 0 <= right < len(choices) else "",
+            )  # fmt: skip
 
     yield from group(raw, questions(), locate_coco)
 
