@@ -22,7 +22,7 @@ class DataError(MiniGPTv2Error):
 class StorageError(MiniGPTv2Error):
     """A store of shards did not answer for so long that the run stops; nothing is wrong with the data."""
 
-    exit_code = 5
+    exit_code = 10
 
 
 class CheckpointError(MiniGPTv2Error):

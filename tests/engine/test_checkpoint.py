@@ -252,3 +252,14 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="another format than 2"):
         load_state(folder)
     shutil.rmtree(folder)
+
+
+def test_damaged_checkpoints_ahead_do_not_push_out_good_ones(tmp_path: Path) -> None:
+    """The run went on from step 10, as 20 and 30 were damaged; its next save must not count them as newer."""
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("{")
+    save(tmp_path, 15)
+    prune_checkpoints(tmp_path, keep=2, newest=15)
+    assert [load_state(folder).step for folder in list_checkpoints(tmp_path)] == [15, 10]

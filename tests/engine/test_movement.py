@@ -46,3 +46,20 @@ def test_what_does_not_move_as_it_should_is_named(tmp_path: Path, zero: dict[str
         assert said["none"] == "[False, True, False]", "checked once, after two updates"
         assert "1 trainable tensors have not moved, first first.bias (step 2;" in said["stuck"]
         assert "1 frozen tensors have moved, first frozen.weight (step 2;" in said["loose"]
+
+
+def resume_at_the_last_step(folder: str) -> str:
+    """A start whose one step is discarded: nothing has moved since it began, and nothing had to."""
+    from minigptv2.engine.movement import Movement
+
+    trainer = make_trainer(Path(folder), {"stage": 0})
+    for step in range(3):
+        trainer.train_step(mine([batch(step, number) for number in range(4)]))
+    movement = Movement(trainer, 2)
+    trainer.train_step(mine([batch(3, number, labelled=False) for number in range(4)]))
+    return str(movement.check_when_due(trainer, last=True))
+
+
+def test_a_start_whose_only_step_was_discarded_has_nothing_to_check(tmp_path: Path) -> None:
+    said = run_ranks("tests.engine.test_movement:resume_at_the_last_step", 1, tmp_path, folder=str(tmp_path))
+    assert said == ["False"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from minigptv2.engine import distributed
@@ -45,15 +46,34 @@ class Bundle:
 
 def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[dict[str, Tensor]],
                 samples: list[list[str]], keep: int) -> Path | None:  # fmt: skip
-    """Keep the step just discarded (a collective), the first `keep` of a run only; returns its folder, or None."""
-    from safetensors.torch import save_file
+    """Keep the step just discarded (a collective), the first `keep` of a run only; returns its folder.
 
+    None: there are enough already, or the disk is full, which is said and is no reason to stop training.
+    """
     root = run / "bundles"
     room = distributed.on_main(lambda: len(list(root.glob("step-*"))) < keep)
     if not room:
         return None
     folder = root / f"step-{report.step:08d}"
     weights = trainer.trained_weights()
+    failed = False
+    try:
+        _write(folder, run, trainer, report, batches, samples, weights)
+    except (OSError, SafetensorError) as error:
+        print(f"[rank {distributed.rank()}] {folder}: not kept: {error}", flush=True)
+        failed = True
+    if distributed.any_over_ranks([failed])[0]:
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+        return None
+    return folder
+
+
+def _write(folder: Path, run: Path, trainer: Trainer, report: StepReport, batches: list[dict[str, Tensor]],
+           samples: list[list[str]], weights: dict[str, Tensor]) -> None:  # fmt: skip
+    """This rank's part of a bundle; the main rank's also holds the weights, the config and what the step was."""
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     rank = distributed.rank()
     tensors = {f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches)
@@ -68,8 +88,6 @@ def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[d
                  "gradient_norm": report.gradient_norm, "world_size": distributed.world_size(),
                  "supervised": report.supervised}  # fmt: skip
         (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
-    distributed.barrier()
-    return folder
 
 
 def load_bundle(folder: Path) -> Bundle:

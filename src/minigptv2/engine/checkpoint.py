@@ -92,14 +92,17 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
     return folder
 
 
-def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0) -> None:
+def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int | None = None) -> None:
     """Remove all but the newest `keep` and those of each `keep_every` steps (0: none), and what a kill left half done.
 
-    Call it only after a newer one is whole.
+    Call it only after a newer one is whole; those beyond step `newest` are damaged: the run did not go on from them.
     """
     root = run / "checkpoints"
     for leftover in [*root.glob(f".{_PREFIX}*.tmp"), *root.glob(f".{_PREFIX}*.old")]:
         shutil.rmtree(leftover, ignore_errors=True)
+    for ahead in list_checkpoints(run):
+        if newest is not None and step_of(ahead) > newest:
+            _remove(ahead)
     for old in list_checkpoints(run)[keep:]:
         if not (keep_every and step_of(old) % keep_every == 0):
             _remove(old)
@@ -146,7 +149,7 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
         try:
             verify_checkpoint(folder)
             return folder
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             warn(f"damaged checkpoint skipped: {error}")
     if candidates:
         raise CheckpointError(f"{run}: none of {len(candidates)} checkpoints is whole; --fresh starts over")

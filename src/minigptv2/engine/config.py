@@ -106,6 +106,9 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     owned = [key for key in RUN_OWNED if key in document]
     if owned:
         raise ConfigError(f"{file} sets {', '.join(owned)}: such numbers belong to the run's YAML, under train:")
+    half = [key for key in ("bf16", "fp16") if document.get(key, {}).get("enabled")]
+    if half and not document.get("zero_optimization", {}).get("stage"):
+        raise ConfigError(f"{file}: {half[0]} needs ZeRO stage 1 to 3: without one the fp32 masters are out of reach")
     if document.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
         raise ConfigError(
             f"{file} sets zero_quantized_nontrainable_weights, which DeepSpeed reads while modules are made, before "

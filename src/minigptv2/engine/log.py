@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from minigptv2.files import write_atomically
 from minigptv2.secrets import redact
 
 METRICS_FILE, HELDOUT_FILE = "metrics.jsonl", "heldout.jsonl"
@@ -113,7 +114,7 @@ def _cut_after(file: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in _read_lines(file) if line["step"] <= step]
-    file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

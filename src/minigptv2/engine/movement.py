@@ -21,6 +21,7 @@ class Movement:
 
     def __init__(self, trainer: Trainer, steps: int) -> None:
         self._before = _fingerprints(trainer) if steps else []
+        self._start = trainer.step - trainer.guard.skipped
         self._due = trainer.step - trainer.guard.skipped + steps if steps else None
 
     def check_when_due(self, trainer: Trainer, *, last: bool) -> bool:
@@ -29,7 +30,7 @@ class Movement:
         Raises `StepError` on all ranks, naming the tensors that do not do what they should.
         """
         updates = trainer.step - trainer.guard.skipped
-        if self._due is None or not (updates >= self._due or (last and updates)):
+        if self._due is None or not (updates >= self._due or (last and updates > self._start)):
             return False
         self._due = None
         after = _fingerprints(trainer)

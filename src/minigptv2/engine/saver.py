@@ -103,7 +103,7 @@ class CheckpointSaver:
         assert write is not None
         try:
             folder = write_checkpoint(self._run, state, tensors)
-            prune_checkpoints(self._run, keep=self._keep, keep_every=self._keep_every)
+            prune_checkpoints(self._run, keep=self._keep, keep_every=self._keep_every, newest=state.step)
             seconds = time.monotonic() - write.began
             self._say(f"checkpoint {folder} (training held up {stall:.2f} s, written in {seconds:.2f} s)")
         except Exception as error:  # noqa: BLE001  # told to all ranks when the write is settled
@@ -133,8 +133,8 @@ def restore_checkpoint(folder: Path, state: CheckpointState, trainer: Trainer) -
     for stem in (WEIGHTS, *MOMENTS):
         read = read_tensors(folder / f"{stem}.safetensors") if distributed.is_main() else {}
         trainer.set_state(None if stem == WEIGHTS else stem, read, updates=state.step - state.skipped)
-    trainer.step, trainer.guard.skipped = state.step, state.skipped
-    trainer.guard.load_state(state.guard)
+    trainer.step = state.step
+    trainer.restore_extra(state.skipped, state.guard)
 
 
 def _check_shapes(file: Path, expected: dict[str, tuple[int, ...]]) -> None:

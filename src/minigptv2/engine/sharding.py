@@ -47,6 +47,7 @@ def assign(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
         return
     if parameter.ds_status.name == "NOT_AVAILABLE":  # type: ignore[attr-defined]
         _fill_shard(parameter, value)
+        parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]  # hpZ's copy is of before; made anew at a gather
         return
     import deepspeed
 

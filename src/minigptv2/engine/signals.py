@@ -64,7 +64,7 @@ class StopRequests:
             ends.append(now + float(os.environ[SLURM_END]) - wall)
         self._end = min(ends) if ends else None
         self._slowest_step = self._slowest_save = 0.0
-        self._edge = now
+        self._edge: float | None = None  # loading is no step
 
     def saved(self, seconds: float) -> None:
         """A save held training up for so long."""
@@ -76,7 +76,8 @@ class StopRequests:
         from minigptv2.engine import distributed
 
         now = time.monotonic()
-        self._slowest_step = max(self._slowest_step, now - self._edge)
+        if self._edge is not None:
+            self._slowest_step = max(self._slowest_step, now - self._edge)
         self._edge = now
         reasons = [*(number.name for number in SIGNALS), TIME_LIMIT]
         mine = [*(name in _received for name in reasons[:-1]), self._limit_is_near(now)]

@@ -22,6 +22,9 @@ from minigptv2.engine.schedule import learning_rate
 from minigptv2.engine.sharding import assign, elements_held, shape_of, zero_stage
 from minigptv2.prompt import IGNORE
 
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's dynamic loss scaler (fp16) remembers."""
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -138,9 +141,10 @@ class Trainer:
 
     def _discard(self, report: StepReport, reason: str, sums: list[Tensor]) -> StepReport:
         """Leave weights and moments as they are, clear the gradients and count the step. The same on all ranks."""
+        norm = report.gradient_norm
         if sums and self.stage == 0:
             self.engine.zero_grad()
-        elif sums and self.engine.fp16_enabled() and math.isfinite(report.loss):
+        elif sums and self.engine.fp16_enabled() and math.isfinite(report.loss) and not math.isfinite(norm):
             self.engine.step()  # its loss scaler finds the same overflow, and lowers the scale
             self.guard.in_a_row -= 1
         elif sums:
@@ -174,7 +178,20 @@ class Trainer:
 
     def extra_state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside tensors, step and position: fields of `CheckpointState`."""
-        return {"skipped": self.guard.skipped, "guard": self.guard.state()}
+        return {"skipped": self.guard.skipped, "guard": self.guard.state() | {"loss_scale": self._loss_scale()}}
+
+    def restore_extra(self, skipped: int, guard: dict[str, Any]) -> None:
+        """The inverse of `extra_state`."""
+        self.guard.skipped = skipped
+        self.guard.load_state(guard)
+        if self._loss_scale():
+            for key, value in guard.get("loss_scale", {}).items():
+                setattr(self.optimizer.loss_scaler, key, value)
+
+    def _loss_scale(self) -> dict[str, Any]:
+        """The state of fp16's dynamic loss scale; empty for bf16 and fp32."""
+        scaler = getattr(self.optimizer, "loss_scaler", None)
+        return {key: getattr(scaler, key) for key in LOSS_SCALE} if getattr(scaler, "dynamic", False) else {}
 
     def held_by_part(self) -> dict[str, tuple[int, int]]:
         """Per first component of the parameters' names: elements this rank holds, and elements in all."""

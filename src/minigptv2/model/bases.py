@@ -101,6 +101,13 @@ def fill_weights(
         filled.update(dict.fromkeys(tensors, source))
     parameters = named_canonical(model)
     missing = [name for name in parameters if name not in filled]
+    for base in bases:
+        gaps = [name for name in missing if part_of(name) == base.part]
+        if gaps:
+            raise CheckpointError(
+                f"{base.folder}: no weights for {len(gaps)} parameters of the {base.part}, first {gaps[0]}: "
+                "is a file missing?"
+            )
     if missing and seed is None:
         where = parent[0] if parent else "the model"
         raise CheckpointError(f"{where}: no weights for {len(missing)} parameters, first {missing[0]}")

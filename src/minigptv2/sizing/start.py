@@ -22,7 +22,7 @@ from minigptv2.sizing.zero import ZeroPlan
 
 
 def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], device: torch.device) -> int:
-    """`model.recompute_layers`, or as few as let the fullest pack fit this GPU's memory; none on a CPU."""
+    """`model.recompute_layers`, or as few as fit the fullest pack on every rank's GPU (a collective); none on a CPU."""
     costs = costs_of(config)
     if config.model.recompute_layers is not None:
         return min(config.model.recompute_layers, costs.language.depth)
@@ -32,7 +32,9 @@ def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], devic
     samples = Samples(max_pack_tokens=config.data.max_pack_tokens, max_tokens=config.data.max_tokens)
     pack = samples.work(config.data.max_pack_tokens / samples.tokens)
     plan = ZeroPlan.of(config.train.deepspeed, deepspeed_config)
-    return layers_to_recompute(costs, plan, ranks=distributed.world_size(), memory=memory, pack=pack)
+    mine = layers_to_recompute(costs, plan, ranks=distributed.world_size(), memory=memory, pack=pack)
+    # The most that any rank needs: ranks that recompute different layers gather different numbers of times, and hang.
+    return sum(distributed.any_over_ranks([mine > layer for layer in range(costs.language.depth)]))
 
 
 def limit_report(config: RunConfig, deepspeed_config: dict[str, Any], device: torch.device, dtype: torch.dtype,

@@ -63,7 +63,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
         before_leaving=attempts.ended,
     )
     try:
-        with watch, attempts:
+        with attempts, watch:  # the watchdog leaves first and says the true cause
             export = _train(loaded, device, stop, watch, attempts, fresh=fresh, resume=resume)
     finally:
         stop_listening()

@@ -13,7 +13,7 @@ from minigptv2.engine.log import RunLog
 from minigptv2.engine.saver import restore_checkpoint
 from minigptv2.engine.sharding import LoadProgress, construction, shape_of
 from minigptv2.engine.trainer import Trainer
-from minigptv2.errors import ConfigError
+from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
@@ -32,6 +32,7 @@ def build_trainer(config: RunConfig, deepspeed_config: dict[str, Any], start: St
     inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
     fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)
     sources = fill_weights(model, start.bases, inherited, fill, seed=config.seed, shape_of=shape_of)
+    _check_bases_named(start, sources)
     model.recompute(layers)
     if config.model.compile_vision:
         compile_blocks(model.vision_encoder)
@@ -39,6 +40,17 @@ def build_trainer(config: RunConfig, deepspeed_config: dict[str, Any], start: St
     model.restore_float32_buffers()
     _log_model(log, trainer, sources, time.monotonic() - began)
     return trainer
+
+
+def _check_bases_named(start: Start, sources: dict[str, str]) -> None:
+    """Raise `CheckpointError` where the stage before stood on a base that this run names no folder for."""
+    for part in start.parent.base_sha256 if start.parent else ():
+        if "random" in sources[part]:
+            assert start.parent is not None
+            raise CheckpointError(
+                f"{start.parent.folder} was trained on a base {part}, and this run has random weights there: name its "
+                f"folder in model.{'vision' if part.startswith('vision') else 'language'}_weights"
+            )
 
 
 def restore(trainer: Trainer, start: Start, config: RunConfig, log: RunLog) -> int:
