@@ -68,7 +68,7 @@ def test_what_the_work_raises_is_raised_with_its_place() -> None:
 
 def test_workers_do_not_run_far_ahead_and_end_with_the_iteration(tmp_path: Path) -> None:
     def work(job: int) -> int:
-        (tmp_path / f"{job}-{os.getpid()}").touch()  # all in the name: a worker may be killed between opening and writing
+        (tmp_path / f"{job}-{os.getpid()}").touch()  # all in the name: it may be killed before it writes
         return job
 
     results = iter(WorkerPool(work, range(100), 2, 60))
