@@ -134,9 +134,7 @@ def prepare_energon(shards: Path, names: list[str]) -> Path:
         subprocess.run(command, check=True, capture_output=True)
     blend = "".join(f"      - weight: 1\n        path: ./{name}\n" for name in names)
     file = shards / "blend.yaml"
-    file.write_text(
-        f"__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n    blend:\n{blend}"
-    )
+    file.write_text(f"__module__: megatron.energon\n__class__: MetadatasetV2\nsplits:\n  train:\n    blend:\n{blend}")
     return file
 
 
