@@ -237,6 +237,7 @@ def textcaps(root: Path) -> None:
     rows = [
         {"image_id": "a1", "caption_str": "A sign says STOP.", "id": 1},
         {"image_id": "a1", "caption_str": "“STOP” on red", "id": 2},
+        {"image_id": "a1", "caption_str": "A sign says STOP.", "id": 4},
         {"image_id": "b2", "caption_str": "Nobody has it.", "id": 3},
     ]
     put(root / "textcaps/TextCaps_0.1_train.json", {"dataset_name": "textcaps", "data": rows})
@@ -368,7 +369,7 @@ FLICKR_DROPPED = {"no phrase with a box": 1, "sentences or annotations missing":
 def flickr_karpathy(root: Path) -> None:
     put(root / "flickr30k/images/100.jpg", jpeg(1))
     rows = [
-        {"filename": "100.jpg", "split": "test", "sentences": [{"raw": "Two men."}, {"raw": "Männer stehen."}]},
+        {"filename": "100.jpg", "split": "test", "sentences": [{"raw": "Two men."}, {"raw": "Männer stehen."}] * 2},
         {"filename": "101.jpg", "split": "test", "sentences": [{"raw": "Not there."}]},
         {"filename": "102.jpg", "split": "val", "sentences": [{"raw": "Another split."}]},
     ]
@@ -508,7 +509,7 @@ def nocaps(root: Path) -> None:
         {"id": 1, "file_name": "other-name.jpg", "open_images_id": "abc", "domain": "out-domain"},
         {"id": 2, "file_name": "gone.jpg", "open_images_id": "gone", "domain": "near-domain"},
     ]
-    annotations = [{"id": n, "image_id": n // 2, "caption": f"Caption {n}"} for n in range(6)]
+    annotations = [{"id": n, "image_id": n // 2, "caption": f"Caption {n}"} for n in (*range(6), 0)]
     put(root / "nocaps/nocaps_val_4500_captions.json", {"images": images, "annotations": annotations})
 
 

@@ -88,10 +88,13 @@ def test_json_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.
         list(stream_json(file, "items"))
 
 
-def test_a_reference_given_twice_counts_twice(tmp_path: Path) -> None:
-    next(m for m in MINIATURES if m.id == "coco_caption-train-list").make(tmp_path)
-    records, _ = read(tmp_path, "coco_caption", "train")
-    assert records[0].turns[0].answers.count("A dog runs.") == 2
+@pytest.mark.parametrize("corpus, split", [
+    ("coco_caption", "train"), ("flickr30k_caption", "test"), ("nocaps", "val"), ("text_caps", "train"),
+])  # fmt: skip
+def test_a_reference_given_twice_counts_twice(corpus: str, split: str, tmp_path: Path) -> None:
+    next(m for m in MINIATURES if (m.corpus, m.split) == (corpus, split)).make(tmp_path)
+    answers = read(tmp_path, corpus, split)[0][0].turns[0].answers
+    assert answers.count(answers[0]) == 2
 
 
 def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:

@@ -84,11 +84,11 @@ def _as_it_is(sample: Sample) -> tuple[Sample, list[Rejected]]:
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard to write. Crosses to a worker process."""
+    """One shard to write. Crosses to a worker process, its items pickled once: for the way and for the digest."""
 
     corpus: str
     file: Path
-    items: list[Any]
+    pickled: bytes
     finish: Finish
     bake_side: int | None
     tolerant: bool
@@ -199,7 +199,7 @@ def _jobs(samples: Iterable[Any], output: Path, corpus: str, size: int, finish: 
 
     def job() -> _Job:
         file = output / f"{corpus}-{number:06d}.tar"
-        return _Job(corpus, file, group, finish, bake_side, tolerant=on_dropped is not None)
+        return _Job(corpus, file, pickle.dumps(group), finish, bake_side, tolerant=on_dropped is not None)
 
     for sample in samples:
         if isinstance(sample, Rejected):
@@ -256,7 +256,7 @@ def _write_or_reuse(job: _Job) -> _Done:
 def _digest(job: _Job) -> str:
     """What the shard is made of. Files that items only point to are taken to stay as they are during a build."""
     made_by = f"{_FORMAT_OF_BUILD}/{job.corpus}/{job.finish.__module__}.{job.finish.__qualname__}/{job.bake_side}"
-    return hashlib.sha256(made_by.encode() + pickle.dumps(job.items)).hexdigest()
+    return hashlib.sha256(made_by.encode() + job.pickled).hexdigest()
 
 
 class _ShardWriter:
@@ -265,7 +265,7 @@ class _ShardWriter:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        self.stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `close` or `abandon`
+        self.stream = open(self.temporary, "wb", buffering=1 << 20)  # noqa: SIM115  # closed by `close` or `abandon`
         self.sha256 = hashlib.sha256()
         self.bytes = 0
         self.rows: list[tuple[int, int, int, int, int]] = []
@@ -306,6 +306,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     turns: Counter[str] = Counter()
     dropped: list[Dropped] = []
     keys: set[str] = set()
+    items = pickle.loads(job.pickled)  # noqa: S301  # our own, made by `_jobs` in the process that started this one
     images = 0
 
     def lose(key: str, reason: str, count: int = 1) -> None:
@@ -315,7 +316,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
         dropped.append(lost)
 
     try:
-        for item in job.items:
+        for item in items:
             sample, rejected = job.finish(item)
             for one in rejected:
                 lose(one.where, one.reason, one.annotations)
@@ -336,7 +337,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     except BaseException:
         writer.abandon()
         raise
-    done = _Done(digest, "", len(job.items), dropped=[asdict(one) for one in dropped])
+    done = _Done(digest, "", len(items), dropped=[asdict(one) for one in dropped])
     if not writer.rows:
         writer.abandon()
         return done

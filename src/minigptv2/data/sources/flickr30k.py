@@ -143,7 +143,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _captioned(raw: Raw, key: str, texts: list[str], folder: Path) -> Draft:
-    turn = Turn("caption", answers=tuple(dict.fromkeys(texts)))
+    turn = Turn("caption", answers=tuple(texts))  # one written twice is a reference twice
     return Draft(key, (turn,), (str(folder / f"{key}.jpg"),), {"corpus": raw.corpus, "id": key})
 
 

@@ -27,7 +27,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     for image in document["images"]:
         names = dict.fromkeys([image["file_name"], f"{image.get('open_images_id', image['id'])}.jpg"])
         key = str(image["id"])
-        turn = Turn("caption", answers=tuple(dict.fromkeys(texts[image["id"]])))
+        turn = Turn("caption", answers=tuple(texts[image["id"]]))  # one written twice is a reference twice
         source = {"corpus": raw.corpus, "id": key, "domain": str(image.get("domain", ""))}
         yield Draft(key, (turn,), tuple(str(folder / name) for name in names), source)
 
