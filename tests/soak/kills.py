@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from tests.soak.stage import PHASES, difference, draw_moment, forget, make_stage, start_and_wait, unbroken_runs
+from tests.soak.stage import PHASES, draw_moment, ends_equal, make_stage, start_and_wait, unbroken_runs
 
 RANKS = [2, 3, 4]
 
@@ -31,11 +31,6 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
             slowest = max(slowest, lingered)
             if lingered > 15:
                 wrong = f"after {moment} a process stayed for {lingered:.0f} s"
-        codes, _ = start_and_wait(config, run_, ranks)
-        wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run_, unbroken[ranks]))
-        print(f"{number + 1:>4}  {ranks} ranks  {'; '.join(map(str, moments))}: {wrong or 'equal'}", flush=True)
-        if wrong:
-            bad += 1
-        else:
-            forget(run_)
+        said = f"{number + 1:>4}  {ranks} ranks  {'; '.join(map(str, moments))}"
+        bad += not ends_equal(config, run_, ranks, unbroken[ranks], said, wrong)
     return {"runs": count, "kills by phase": dict(phases), "slowest to leave (s)": round(slowest, 1), "bad": bad}

@@ -145,8 +145,11 @@ def unbroken_runs(config: Path, folder: Path, rank_counts: list[int]) -> dict[in
     return runs
 
 
-def forget(run: Path) -> None:
-    """Remove a run that ended as it should."""
-    shutil.rmtree(run)
-    for log in run.parent.glob(f"{run.name}.rank*.log"):
-        log.unlink()
+def ends_equal(config: Path, run: Path, ranks: int, unbroken: Path, said: str, wrong: str | None) -> bool:
+    """Start a broken run again, by the same command, and print how it ended; one that ended well is removed."""
+    codes, _ = start_and_wait(config, run, ranks)
+    wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run, unbroken))
+    print(f"{said}: {wrong or 'equal'}", flush=True)
+    if not wrong:
+        shutil.rmtree(run)
+    return not wrong

@@ -10,7 +10,7 @@ from pathlib import Path
 from minigptv2.engine.attempts import read_attempts
 from minigptv2.engine.checkpoint import list_checkpoints, step_of
 from minigptv2.errors import RequeueExit
-from tests.soak.stage import difference, draw_moment, forget, make_stage, start_and_wait, unbroken_runs
+from tests.soak.stage import draw_moment, ends_equal, make_stage, start_and_wait, unbroken_runs
 
 RANKS = [2, 3]
 PHASES = ["load", "data", "step", "save", "evaluate"]
@@ -34,11 +34,6 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
         saved = list_checkpoints(run_)
         if not wrong and stopped is not None and step_of(saved[0]) != stopped:
             wrong = f"stopped after step {stopped}, saved {saved[0].name}"
-        codes, _ = start_and_wait(config, run_, ranks)
-        wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run_, unbroken[ranks]))
-        print(f"{number + 1:>4}  {ranks} ranks  {moment}: saved {stopped}, {wrong or 'equal'}", flush=True)
-        if wrong:
-            bad += 1
-        else:
-            forget(run_)
+        said = f"{number + 1:>4}  {ranks} ranks  {moment}: saved {stopped}"
+        bad += not ends_equal(config, run_, ranks, unbroken[ranks], said, wrong)
     return {"stops": count, "by phase": dict(phases), "bad": bad}
