@@ -10,43 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from minigptv2.cli import main
 from minigptv2.errors import CheckpointError
-from minigptv2.model.backbones import language_row
-from minigptv2.model.bases import fill_weights, hash_bases, open_bases
-from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import assign_plain, load_export, names_to_export, save_export
-from minigptv2.model.minigptv2 import llama_config
-from minigptv2.model.weights import named_canonical
+from minigptv2.model.export import load_export
 from minigptv2.tokenizer import Tokenizer
-
-
-def write_stock_llama(folder: Path, tokenizer: Tokenizer, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """A random LLaMA as `transformers` saves it, with the toy tokenizer."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(llama_config(language_row("tiny_llama"), tokenizer.vocab_size)).to(dtype)
-    model.save_pretrained(str(folder))
-    shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
-    return folder
-
-
-def random_export(folder: Path, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Path:
-    """An export on its bases with random projector and LoRA, B not zero."""
-    model = build_model(config, tokenizer.vocab_size)
-    bases = open_bases(config)
-    fill_weights(model, bases, None, assign_plain, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    named = named_canonical(model)
-    for name, parameter in named.items():
-        if ".lora_B." in name:
-            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
-    lineage = [{"stage": "random", "steps": 0}]
-    save_export(folder, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases))
-    return folder
+from tests.stand_ins import random_export, write_stock_llama
 
 
 @pytest.fixture(scope="module")
