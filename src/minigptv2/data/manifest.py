@@ -59,7 +59,9 @@ class ShardTable(Sequence[ShardInfo]):
         if rows.dtype.names != TABLE_FIELDS:
             raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS}")
         self._rows = rows
-        self.starts: np.ndarray = np.concatenate([[0], np.cumsum(rows["samples"], dtype=np.int64)])
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        starts[1:] = rows["samples"]  # out of the mapped rows once, then summed in place
+        self.starts: np.ndarray = np.cumsum(starts, out=starts)
         """int64 [shards + 1]: number of each shard's first sample, and the total."""
 
     def __len__(self) -> int:
