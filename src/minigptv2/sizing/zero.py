@@ -117,8 +117,7 @@ class ZeroPlan:
                 trained += self._trained_traffic(part, micro_batches)
             elif self.stage == 3 and not self._persists(part):
                 width = 1.0 if self.quantized else float(self.element)
-                again = max(0.0, part.elements - self.max_reuse / 2) if part.uses_backward else 0.0
-                moved = width * (part.elements + again) * micro_batches
+                moved = width * (part.elements + self._gathered_again(part)) * micro_batches
                 if self.offload_frozen:
                     from_host += moved / ranks
                 if self.hpz > 1 and self.hpz <= gpus_per_node:
@@ -135,5 +134,10 @@ class ZeroPlan:
             return 2 * weights
         if self.stage == 2:
             return weights * micro_batches * (2 if self.reduce_to_all else 1) + weights
-        gathers = 1 if self._persists(part) else 2 * micro_batches
-        return weights * (micro_batches + gathers)
+        if self._persists(part):
+            return weights * (micro_batches + 1)
+        return weights * micro_batches + self.element * micro_batches * (part.elements + self._gathered_again(part))
+
+    def _gathered_again(self, part: Part) -> float:
+        """Elements that the backward pass gathers once more: what lies within the reuse distance was kept."""
+        return max(0.0, part.elements - self.max_reuse / 2) if part.uses_backward else 0.0
