@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def packs_of_step(step: int) -> list[dict[str, torch.Tensor]]:
 
 
 def make_trainer(mode: str, zero: dict[str, Any], folder: str, *, steps: int, precision: str = "fp32",
-                 dropout: float = 0.0, recompute: int = 0) -> Any:  # fmt: skip
+                 dropout: float = 0.0, recompute: int = 0, rate: float = RATE,
+                 global_batch: int = PACKS) -> Any:  # fmt: skip
     from minigptv2.engine import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.sharding import assign, construction, shape_of
@@ -52,7 +54,7 @@ def make_trainer(mode: str, zero: dict[str, Any], folder: str, *, steps: int, pr
     file = Path(folder) / f"ds-{distributed.rank()}.json"
     file.write_text(json.dumps({"zero_optimization": zero, **PRECISION[precision]}))
     config = TrainConfig(
-        deepspeed=str(file), steps=steps, global_batch_size=PACKS, micro_batch_size=1, learning_rate=RATE,
+        deepspeed=str(file), steps=steps, global_batch_size=global_batch, micro_batch_size=1, learning_rate=rate,
         warmup_steps=WARMUP, gradient_clipping=CLIP,
     )  # fmt: skip
     resolved = resolve_deepspeed_config(config, distributed.world_size())
@@ -172,8 +174,8 @@ def load_from_files(file: str, folder: str) -> dict[str, Any]:
     return {**sharded, "equal": equal, "total": total, "lines": lines}
 
 
-def plain_pytorch(mode: str, steps: int) -> dict[str, Any]:
-    """The reference: no DeepSpeed and nothing of `minigptv2.engine`."""
+def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool = False) -> dict[str, Any]:
+    """The reference: no DeepSpeed and nothing of `minigptv2.engine`. `backwards` adds the packs up in reverse."""
     from minigptv2.model.weights import canonical_name
 
     parts, r = MODES[mode]
@@ -189,10 +191,10 @@ def plain_pytorch(mode: str, steps: int) -> dict[str, Any]:
     losses, norms, gradients = [], [], []
     for step in range(steps):
         if step < WARMUP:
-            rate = 1e-6 + step / WARMUP * (RATE - 1e-6)
+            rate = 1e-6 + step / WARMUP * (peak - 1e-6)
         else:
-            rate = RATE / 10 + 0.9 * RATE * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
-        outputs = [model(**pack) for pack in packs_of_step(step)]
+            rate = peak / 10 + 0.9 * peak * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+        outputs = [model(**pack) for pack in packs_of_step(step)[:: -1 if backwards else 1]]
         loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
         optimizer.zero_grad()
         loss.backward()
@@ -259,7 +261,8 @@ def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[s
     from minigptv2.data.collate import collate
     from minigptv2.engine import distributed
 
-    trainer = make_trainer("lora", ZERO[zero], folder, steps=10**6)
+    world_size = int(os.environ["WORLD_SIZE"])
+    trainer = make_trainer("lora", ZERO[zero], folder, steps=10**6, global_batch=world_size)
     gradients = gradients_at_steps(trainer)
     calls = dict.fromkeys(("vision_encoder", "projector", "language_model.model", "language_model.lm_head"), 0)
     for name in calls:
@@ -271,7 +274,7 @@ def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[s
     trainer.config.learning_rate = trainer.config.warmup_learning_rate = 0.0
     for split in splits:
         examples = examples_of_split(split)
-        packs = random_packs(split, distributed.world_size())[distributed.rank()]
+        packs = random_packs(split, world_size)[distributed.rank()]
         batches = []
         for pack in packs:
             chosen = [examples[number] for number in sorted(pack)]

@@ -149,10 +149,11 @@ def test_a_thousand_random_splits_neither_hang_nor_move_the_gradient(tmp_path: P
 
 @pytest.mark.soak
 def test_two_hundred_steps_of_every_zero_stage_equal_plain_pytorch(tmp_path: Path) -> None:
-    cases = [{"mode": mode, "zero": zero} for mode in MODES for zero in (1, 2, 3)]
-    references = {mode: plain_pytorch(mode, 200) for mode in MODES}
-    for case, results in zip(cases, run_cases(cases, 2, tmp_path, steps=200), strict=True):
-        check_equal(results, references[case["mode"]])
-    alone = [{"mode": mode, "zero": 0} for mode in MODES]
-    for case, results in zip(alone, run_cases(alone, 1, tmp_path, steps=200), strict=True):
-        check_equal(results, references[case["mode"]])
+    """R14, at a tenth of the other tests' rate: at theirs, plain PyTorch that adds a step's packs in another order
+    is 2e-2 away from itself after 60 steps of LoRA, so equality there would say nothing of an engine."""
+    slow: dict[str, Any] = {"more": {"rate": 1e-3}}
+    references = {mode: plain_pytorch(mode, 200, 1e-3) for mode in MODES}
+    for ranks, stages in ((2, (1, 2, 3)), (1, (0,))):
+        cases = [{"mode": mode, "zero": zero, **slow} for mode in MODES for zero in stages]
+        for case, results in zip(cases, run_cases(cases, ranks, tmp_path, steps=200), strict=True):
+            check_equal(results, references[case["mode"]])
