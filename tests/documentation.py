@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigptv2.cli import build_parser
+from minigptv2.cli import main as run_command
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.tokenizer import load_tokenizer
 from tests.data.miniatures import MINIATURES
@@ -222,9 +223,14 @@ def _add_inputs(folder: Path) -> None:
     for published, other in (("eva_vit_g.pth", "vit.pth"), ("minigptv2_checkpoint.pth", "ckpt.pth")):
         shutil.copyfile(folder / published, folder / other)
     shutil.copytree(folder / "Llama-2-7b-chat-hf", folder / "llama")
+    bases = folder / "small-bases"
+    convert = ["convert", "from-published", "--vision", str(folder / "vit.pth"), *VISION_OPTIONS,
+               "--language-model", str(folder / "llama"), "--output", str(bases)]  # fmt: skip
+    assert run_command(convert) == 0
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", language_weights=str(folder / "llama"),
-        lora=LoraConfig(r=4, alpha=8, dropout=0.0), trainable=["projector", "lora"],
+        vision_encoder=str(bases), vision_weights=str(bases), language_model=str(bases / "language_model"),
+        language_weights=str(bases / "language_model"), lora=LoraConfig(r=4, alpha=8, dropout=0.0),
+        trainable=["projector", "lora"],
     )  # fmt: skip
     random_export(folder / "runs" / "stage3_instruct" / "export", config, tokenizer)
     made: set[str] = set()
