@@ -93,6 +93,7 @@ class _Server:
                 if "code" in said:
                     self.codes[said["pid"]] = said["code"]
                 else:
+                    self.codes.pop(said["pid"], None)  # of an earlier process: the kernel gives numbers out again
                     self._pids.append(said["pid"])
 
     def close(self) -> None:
