@@ -8,7 +8,7 @@ import torch
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
-from minigptv2.data.dropped import DropLimit, Dropped
+from minigptv2.data.dropped import DropLimit, Dropped, TooManyDropped, keep_last_losses, read_report
 from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
@@ -96,6 +96,33 @@ def test_damaged_images_and_records_are_dropped_by_name(world: World, tokenizer:
     assert [good for step in steps for good in step.outcomes].count(False) == len(dropped)
     kept = sum(len(pack) for step in steps for pack in step.sample_ids)
     assert kept + len(dropped) == 36
+
+
+def test_a_bad_record_counts_once_however_many_ranks_see_it(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    shutil.copytree(world.train / "toy_refer", tmp_path / "toy_refer")
+    file = tmp_path / "toy_refer" / "toy_refer-000000.tar"
+    file.write_bytes(file.read_bytes().replace(b'{"turns":[{"task"', b'{"turns":[#"task"', 3))
+    recipe = Recipe(shuffle_window=8, corpora={"toy_refer": CorpusShare(ratio=1)}, max_bad_rate=1)
+    seen = [
+        good
+        for rank in range(4)
+        for step in iterate_steps(
+            dataset(world, tokenizer, shards=tmp_path, recipe=recipe, rank=rank, world_size=4), position=0, num_steps=20
+        )
+        for good in step.outcomes
+    ]
+    assert len(seen) == 240 and 0 < seen.count(False) == 240 - seen.count(True)
+    alone = iterate_steps(dataset(world, tokenizer, shards=tmp_path, recipe=recipe), position=0, num_steps=20)
+    assert seen.count(False) == sum(step.outcomes.count(False) for step in alone)
+
+
+def test_what_stopped_a_rank_is_kept_in_its_own_file(tmp_path: Path) -> None:
+    one = Dropped("c", "c-0.tar", "k", "bad")
+    with pytest.raises(TooManyDropped) as stop:
+        DropLimit(max_in_a_row=1, max_rate=1).judge([False], [one])
+    keep_last_losses(tmp_path, [(7, 3, loss) for loss in stop.value.dropped])
+    (row,) = read_report(tmp_path / "dropped.rank3.jsonl")
+    assert (row["step"], row["key"], row["reason"]) == (7, "k", "bad")
 
 
 def test_too_many_bad_samples_stop_the_run(world: World, tokenizer: Tokenizer, tmp_path: Path) -> None:

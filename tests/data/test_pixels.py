@@ -1,12 +1,14 @@
 """The fast road from image bytes to pixels: within 2 levels of Pillow's, and as strict."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from minigptv2.data.images import open_image, square
+from minigptv2.data.images import open_image, open_photo, square
 from minigptv2.data.pixels import Stopwatch, square_pixels
 from minigptv2.errors import DataError
 
@@ -47,6 +49,47 @@ def test_a_cut_image_is_an_error_at_every_length(format: str) -> None:
     for length in range(0, len(data) - 2, max(1, len(data) // 60)):
         with pytest.raises(DataError, match="here"):
             square_pixels(data[:length], "here", SIDE, Stopwatch())
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data.replace(b"\x01\x01\x00", b"\x02\x01\x00", 1),  # a JFIF revision of tomorrow
+    lambda data: data.replace(b"\xff\xdb", b"\x00\x00\xff\xdb", 1),  # bytes between two markers
+])  # fmt: skip
+def test_what_pillow_reads_is_read(change: Callable[[bytes], bytes]) -> None:
+    data = change(picture(SIDE, SIDE))
+    assert data != picture(SIDE, SIDE)
+    ours = square_pixels(data, "here", SIDE, Stopwatch()).numpy()
+    assert np.abs(ours.astype(int) - square(open_image(data, "here"), SIDE).astype(int)).max() <= 2
+
+
+def encoded(image: Image.Image, **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **more)
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    ramp = Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256))
+    read = np.asarray(open_image(encoded(ramp), "here"))
+    assert read[..., 0].tolist() == (np.arange(65536).reshape(256, 256) // 256).tolist()
+
+
+def test_a_transparent_colour_is_laid_on_white() -> None:
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 50, 60, 70])
+    for image, hidden in ((palette, 1), (Image.new("RGB", (4, 4), (0, 0, 0)), (0, 0, 0))):
+        assert np.asarray(open_image(encoded(image, transparency=hidden), "here")).min() == 255
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_people_bring_is_turned_upright_and_what_corpora_hold_is_not(orientation: int) -> None:
+    image = Image.fromarray(np.arange(72, dtype=np.uint8).reshape(4, 6, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(open_photo(data, "here")), np.asarray(upright.convert("RGB")))
+    assert np.array_equal(np.asarray(open_image(data, "here")), np.asarray(image))
 
 
 def test_seconds_are_counted_by_stage() -> None:

@@ -103,6 +103,30 @@ def test_samples_are_finished_by_the_workers(tmp_path: Path, workers: int) -> No
     assert told == [Dropped("c", "c-000002.tar", samples[4].key, "image file missing", 3)] and manifest.dropped == 3
 
 
+def test_pictures_that_were_put_in_place_are_taken_by_the_next_start(tmp_path: Path) -> None:
+    samples = list(toy.samples("refer", 4, Path(), "val"))
+    items = [(sample.key, sample.record, str(tmp_path / f"{sample.key}.jpg")) for sample in samples]
+    with pytest.raises(DataError, match="nothing to write: most lost as 'image file missing', first .*val-000000"):
+        write_corpus(items, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+    assert len(read_report(tmp_path / "c" / "dropped.jsonl")) == 4, "what was lost is told, even of nothing kept"
+    for sample in samples:
+        (tmp_path / f"{sample.key}.jpg").write_bytes(sample.image or b"")
+    write_corpus(items, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+    assert len(CorpusReader(tmp_path / "c")) == 4
+
+
+def test_a_source_that_cannot_be_read_leaves_a_finished_corpus_as_it_is(tmp_path: Path) -> None:
+    def nothing() -> Iterator[Sample]:
+        raise DataError("no such folder")
+        yield
+
+    write_corpus(toy.samples("refer", 4, Path(), "val"), tmp_path / "c", "c")
+    before = contents(tmp_path / "c")
+    with pytest.raises(DataError, match="no such folder"):
+        write_corpus(nothing(), tmp_path / "c", "c")
+    assert contents(tmp_path / "c") == before and len(CorpusReader(tmp_path / "c")) == 4
+
+
 def bad_samples() -> list[Sample | Rejected]:
     good = list(toy.samples("refer", 3, Path(), "val"))
     turn = Turn("caption", answers=("x",))

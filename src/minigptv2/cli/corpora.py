@@ -70,7 +70,7 @@ def _build_all(args: argparse.Namespace) -> int:
     from minigptv2.data.sources import CORPORA
     from minigptv2.errors import DataError
 
-    missing, root = [], Path(args.root or ".")
+    missing, failed, root = [], [], Path(args.root or ".")
     rows = [row for row in CORPORA.values() if row.stages and args.split in row.expected]
     for number, corpus in enumerate(rows, 1):
         output = Path(args.output) / corpus.name
@@ -84,11 +84,18 @@ def _build_all(args: argparse.Namespace) -> int:
             missing.append(str(error))
             print("its files are not there")
             continue
-        _build_one(corpus, root, output, args)
+        try:
+            _build_one(corpus, root, output, args)
+        except DataError as error:  # the others are not to wait for this one
+            failed.append(str(error))
+            print(f"failed: {error}", flush=True)
     for reason in missing:
         print(f"not built: {reason}")
-    print(f"{len(rows) - len(missing)} of {len(rows)} corpora are built below {args.output}")
-    return 0 if len(missing) < len(rows) else 3
+    for reason in failed:
+        print(f"failed: {reason}")
+    built = len(rows) - len(missing) - len(failed)
+    print(f"{built} of {len(rows)} corpora are built below {args.output}")
+    return 3 if failed or not built else 0
 
 
 def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:

@@ -104,7 +104,7 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from minigptv2.data.images import open_image
+    from minigptv2.data.images import open_photo
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
     from minigptv2.predict.predictor import Request
@@ -113,7 +113,7 @@ def _ask(args: argparse.Namespace) -> int:
     file = Path(args.image)
     if not file.is_file():
         raise DataError(f"no image {file}")
-    image = open_image(file.read_bytes(), str(file))
+    image = open_photo(file.read_bytes(), str(file))
     if args.draw:
         check_drawing(Path(args.draw))
     answer = load_model(args).answer([Request(args.question.strip(), (image,))], decoding_of(args))[0]

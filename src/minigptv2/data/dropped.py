@@ -56,6 +56,14 @@ def read_report(file: Path) -> list[dict[str, object]]:
     return rows
 
 
+class TooManyDropped(DataError):
+    """A run loses more samples than its recipe tolerates. `dropped` are those of the step at which it did."""
+
+    def __init__(self, message: str, dropped: list[Dropped]) -> None:
+        super().__init__(message)
+        self.dropped = dropped
+
+
 class DropLimit:
     """Counts good and bad samples in the plan's order, as one rank sees them, and ends a run that loses too many.
 
@@ -67,7 +75,7 @@ class DropLimit:
         self.seen = self.bad = self.in_a_row = 0
 
     def judge(self, outcomes: Iterable[bool], dropped: list[Dropped]) -> None:
-        """Count one step: whether each sample was good. Raises `DataError` at a limit; `dropped` gives an example."""
+        """Count one step: whether each sample was good. Raises `TooManyDropped`; `dropped` gives an example."""
         for good in outcomes:
             self.seen += 1
             self.bad += not good
@@ -80,7 +88,15 @@ class DropLimit:
 
     def _stop(self, limit: str, dropped: list[Dropped]) -> None:
         last = f", last {dropped[-1]}" if dropped else ""
-        raise DataError(f"{limit}{last}. The data or the code is broken: `minigptv2 shards verify` looks at the data")
+        verify = "The data or the code is broken: `minigptv2 shards verify` looks at the data"
+        raise TooManyDropped(f"{limit}{last}. {verify}", dropped)
+
+
+def keep_last_losses(run: Path, losses: Iterable[tuple[int, int, Dropped]]) -> None:
+    """What a rank that stops for its losses had not told the main one yet, in `dropped.rank<n>.jsonl` of the run."""
+    for step, rank, loss in losses:
+        with open(run / f"dropped.rank{rank}.jsonl", "a") as stream:
+            stream.write(redact(f"{loss.to_json(step=step, rank=rank)}\n"))
 
 
 class DropReport:

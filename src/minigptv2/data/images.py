@@ -6,6 +6,7 @@ Normalisation is not done here: batches carry uint8, the model normalises on its
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import numpy as np
@@ -23,6 +24,13 @@ _STRIP_PIXELS = 1 << 21
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _NAMES = {"MPO": "JPEG"}
 """Pillow tells a JPEG with a second picture behind it apart; what is read of it is the JPEG."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF 2.3, table 6: how a stored picture is brought upright."""
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 """Markers of the frames that are decoded: baseline, extended and progressive."""
 
@@ -34,7 +42,22 @@ def open_image(data: bytes, where: str) -> Image.Image:
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
-    return _on_white(image) if image.mode in ("RGBA", "LA", "PA") else image.convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion clips instead of scaling
+        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def open_photo(data: bytes, where: str) -> Image.Image:
+    """`open_image`, turned as its EXIF orientation says and viewers show it: for pictures that people bring.
+
+    Corpora are read as they lie: their boxes are in the file's own pixels.
+    """
+    image = open_image(data, where)
+    try:
+        turned = _open(data, where).getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):  # damaged EXIF turns nothing
+        turned = 1
+    return image.transpose(_TURNS[turned]) if turned in _TURNS else image
 
 
 def image_size(data: bytes, where: str) -> tuple[str, int, int]:

@@ -35,7 +35,7 @@ class StepBatches:
     dropped: list[Dropped]
     """Every sample of the step that this rank found to be bad and is the one to report."""
     outcomes: list[bool]
-    """Whether each sample that this rank looked into was good, in the plan's order."""
+    """Whether each sample that this rank looked into, and answers for, was good, in the plan's order."""
     num_samples: int
     seconds: dict[str, float] = field(default_factory=dict)
     """What making it took, by stage: records, packing, read, decode, resize."""
@@ -70,7 +70,8 @@ class StepDataset:
                 try:
                     examples.append(self.plan.encode(sample, self.encoder))
                 except DataError as error:
-                    good[number] = False
+                    if number % self.world_size == self.rank:  # every rank sees it, one counts it
+                        good[number] = False
                     dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
                     continue
                 kept.append(sample)
@@ -126,7 +127,10 @@ class StepDataset:
         reader = self.plan.corpora[sample.corpus]
         with watch.at("read"):
             data = reader.image(sample.sample)
-        return square_pixels(data, reader.where(sample.sample), self.image_size, watch)
+        try:
+            return square_pixels(data, "", self.image_size, watch)
+        except DataError as error:  # as for records, the message's place costs reads
+            raise DataError(f"{reader.where(sample.sample)}{error}") from error
 
 
 def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
@@ -143,7 +147,7 @@ def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
     """Yield `num_steps` steps from `position` on, read ahead by worker processes.
 
-    Raises `DataError` where this rank sees more bad samples than the recipe tolerates (`DropLimit`).
+    Raises `TooManyDropped` where this rank sees more bad samples than the recipe tolerates (`DropLimit`).
     """
     config = dataset.config
     stride = dataset.global_batch_size

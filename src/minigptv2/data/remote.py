@@ -24,8 +24,9 @@ from minigptv2.files import write_atomically
 SCHEMES = ("http", "https", "s3")
 TRIES = 6
 FIRST_PAUSE_S = 0.5
-"""Doubled after each try: half a minute in all."""
-TIMEOUT_S = 60
+"""Doubled after each try."""
+TIMEOUT_S = 30
+"""Of one try. All tries and pauses of a read together are shorter than the loader waits for a worker."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _PART_BYTES = 16 << 20
 _READS = 3

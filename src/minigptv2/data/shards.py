@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 from minigptv2.data import tar
-from minigptv2.data.dropped import DROPPED_FILE, Dropped
+from minigptv2.data.dropped import DROPPED_FILE, Dropped, summarize
 from minigptv2.data.images import bake, image_size
 from minigptv2.data.manifest import (
     INDEX_DTYPE,
@@ -53,6 +54,8 @@ BUILD_FOLDER = ".building"
 BAKED_QUALITY = 95
 _EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _FORMAT_OF_BUILD = 1
+IMAGE_MISSING = "image file missing"
+"""A loss that another start may mend: shards with one are written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,12 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     writes only the shards that are missing. Raises `DataError` also where nothing is left to write, or where a key
     comes twice in a shard.
     """
+    early: list[Dropped] = []
+    jobs = _jobs(samples, output, corpus, samples_per_shard, finish, bake_side, on_dropped, early)
+    first = next(jobs, None)  # a source that cannot be read leaves a finished corpus as it is
+    if first is None:
+        raise DataError(_nothing_left(corpus, early))
+    jobs = chain([first], jobs)
     output.mkdir(parents=True, exist_ok=True)
     journal = output / BUILD_FOLDER
     if (output / MANIFEST_FILE).exists():  # a finished corpus: write it anew
@@ -136,10 +145,9 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
         (output / stale).unlink(missing_ok=True)
     journal.mkdir(exist_ok=True)
-    early: list[Dropped] = []
-    jobs = _jobs(samples, output, corpus, samples_per_shard, finish, bake_side, on_dropped, early)
     done: list[_Done] = []
     num_dropped = 0
+    all_lost: list[Dropped] = []
     with open(output / f"{DROPPED_FILE}.tmp", "w") as report:
         for shard in _written(jobs, workers):
             lost = [Dropped(**entry) for entry in shard.dropped]
@@ -150,12 +158,14 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             early.clear()
             if shard.file:
                 done.append(shard)
+            elif not done:  # to say why, should nothing be left at the end
+                all_lost = [*all_lost, *lost][:1000]
             if progress is not None:
                 progress(shard.items)
         num_dropped += _report(report, early)
-    if not done:
-        raise DataError(f"{corpus}: nothing to write, the source yielded no sample that could be stored")
     _finish_report(output, num_dropped)
+    if not done:
+        raise DataError(_nothing_left(corpus, all_lost))
     for left_over in set(output.glob(f"{corpus}-*.tar")) - {output / shard.file for shard in done}:
         left_over.unlink()
     turns: Counter[str] = Counter()
@@ -174,6 +184,13 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     )
     shutil.rmtree(journal)
     return manifest
+
+
+def _nothing_left(corpus: str, lost: list[Dropped]) -> str:
+    reasons = summarize(lost)
+    most = next(iter(reasons), None)
+    why = f"most lost as '{most}', first {lost[0]}" if most else "its source yielded nothing"
+    return f"{corpus}: nothing to write: {why}"
 
 
 def _report(stream: IO[str], dropped: list[Dropped]) -> int:
@@ -245,7 +262,8 @@ def _write_or_reuse(job: _Job) -> _Done:
     if entry.is_file():
         done = _Done(**json.loads(entry.read_bytes()))
         whole = not done.file or job.file.is_file() and job.file.stat().st_size == done.bytes
-        if done.digest == digest and whole and (job.tolerant or not done.dropped):
+        mendable = any(lost["reason"] == IMAGE_MISSING for lost in done.dropped)
+        if done.digest == digest and whole and not mendable and (job.tolerant or not done.dropped):
             return done
     done = _write_shard(job, digest)
     write_atomically(entry, json.dumps(asdict(done)).encode())

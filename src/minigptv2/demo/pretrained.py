@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.data.shards import MANIFEST_FILE
-from minigptv2.demo.steps import environment_of, how_to_ask, launch, run, timed
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
 
 STAGE = "pretrained"
 CONFIG = "launch/configs/pretrained.yaml"
@@ -24,6 +24,7 @@ def run_pretrained(output: Path, *, processes: int) -> int:
     """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed."""
     began = time.monotonic()
     environment = environment_of(output)
+    make_room(output, "pretrained")
     seconds: dict[str, float] = {}
     timed(seconds, "bases and shards", lambda: _prepare(output, environment))
     timed(seconds, STAGE, lambda: launch(CONFIG, [], processes, environment))

@@ -8,13 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 if TYPE_CHECKING:
     from minigptv2.evaluate.heldout import HeldOut
+
+
+LAUNCHER = "launch/train.py"
+KIND_FILE = ".kind"
+"""In a demonstration's folder: which one it holds."""
 
 
 def environment_of(output: Path) -> dict[str, str]:
@@ -41,12 +47,29 @@ def run(words: list[str], environment: dict[str, str]) -> None:
     _check([sys.executable, "-m", "minigptv2.cli", *words], environment)
 
 
+def make_room(output: Path, kind: str) -> None:
+    """Have `output` hold this kind of demonstration: another one's (quick, whole) is moved aside, not trained on.
+
+    Raises `ConfigError` outside the repository, whose recipes and launcher are needed.
+    """
+    if not Path(LAUNCHER).is_file():
+        raise ConfigError(f"no {LAUNCHER} here: the demonstrations run in the repository's own folder")
+    note = output / KIND_FILE
+    held = note.read_text().strip() if note.is_file() else kind
+    if held != kind:
+        aside = next(name for n in count(1) if not (name := output.with_name(f"{output.name}-{held}-{n}")).exists())
+        output.rename(aside)
+        print(f"{output} held a {held} demonstration: moved to {aside}, this one begins anew", flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{kind}\n")
+
+
 def launch(config: str, words: list[str], processes: int, environment: dict[str, str]) -> None:
     """`deepspeed launch/train.py` on CPU processes. Raises `MiniGPTv2Error` if it fails."""
     launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if launcher is None:
         raise MiniGPTv2Error("the deepspeed launcher is not on the PATH; is the package installed?")
-    command = [launcher, "--num_accelerators", str(processes), "launch/train.py", "--config", config, *words]
+    command = [launcher, "--num_accelerators", str(processes), LAUNCHER, "--config", config, *words]
     _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations are made for CPUs
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.data.shards import MANIFEST_FILE
-from minigptv2.demo.steps import environment_of, how_to_ask, launch, run, timed
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
 
 STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
@@ -30,6 +30,7 @@ def run_toy(output: Path, *, quick: bool, processes: int, data_only: bool = Fals
     """
     began = time.monotonic()
     environment = environment_of(output)
+    make_room(output, "quick" if quick else "whole")
     seconds: dict[str, float] = {}
     timed(seconds, "shards", lambda: _build_shards(output / "shards", quick, environment))
     run(["tokenizer", "--shards", str(output / "shards/train"), "--output", str(output / "tokenizer")], environment)

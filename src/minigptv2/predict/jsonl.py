@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from minigptv2.data.images import open_image
+from minigptv2.data.images import open_photo
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Reply, Request
 from minigptv2.tasks import parse_answer, task_of
@@ -257,7 +257,7 @@ class _Run:
         if name not in self._pictures:
             file = self._source.parent / name
             try:
-                image = open_image(file.read_bytes(), name)
+                image = open_photo(file.read_bytes(), name)
             except OSError as error:
                 raise DataError(f"{file}: {error.strerror}") from error
             self._pictures[name] = (self._predictor.prepare(image), image.size)

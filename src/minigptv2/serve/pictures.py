@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from minigptv2.data.images import MAX_PIXELS, open_image
+from minigptv2.data.images import MAX_PIXELS, open_photo
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 
@@ -89,7 +89,7 @@ class PictureStore:
 
     def _decode(self, data: bytes, to_show: bool) -> Picture:
         _check_size(data, self._max_pixels)
-        image = open_image(data, "image")
+        image = open_photo(data, "image")
         return Picture(self._predictor.prepare(image), image.width, image.height, _jpeg(image) if to_show else None)
 
 

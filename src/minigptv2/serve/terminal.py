@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.data.images import open_image
+from minigptv2.data.images import open_photo
 from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Decoding, Predictor, Request
@@ -41,7 +41,7 @@ def open_file(path: str) -> Image.Image:
     file = Path(path)
     if not file.is_file():
         raise DataError(f"no image {file}")
-    return open_image(file.read_bytes(), str(file))
+    return open_photo(file.read_bytes(), str(file))
 
 
 def picture_mode(asked: str, environment: dict[str, str]) -> str:

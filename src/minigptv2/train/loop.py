@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.dropped import Dropped, DropReport
+from minigptv2.data.dropped import Dropped, DropReport, TooManyDropped, keep_last_losses
 from minigptv2.data.loader import StepBatches
 from minigptv2.data.plan import DataPlan
 from minigptv2.engine import distributed
@@ -62,7 +62,7 @@ def run_loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], 
     first = trainer.step
     waited = time.monotonic()
     edge.watch.at(f"data of step {trainer.step}")
-    for step_batches in steps:
+    for step_batches in _telling_last_losses(steps, run, trainer, losses):
         meter.data_wait_s += time.monotonic() - waited
         edge.watch.at(f"step {trainer.step}", steady=trainer.step > first)
         report = trainer.train_step(step_batches.batches)
@@ -96,6 +96,17 @@ def run_loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], 
         waited = time.monotonic()
         edge.watch.at(f"data of step {done}", steady=done > first)
     return position
+
+
+def _telling_last_losses(steps: Iterator[StepBatches], run: Path, trainer: Trainer,
+                         losses: list[tuple[int, int, Dropped]]) -> Iterator[StepBatches]:  # fmt: skip
+    """The steps; where this rank loses too much to go on, what it had not reported yet is kept first."""
+    try:
+        yield from steps
+    except TooManyDropped as stop:
+        rank = distributed.rank()
+        keep_last_losses(run, [*losses, *((trainer.step + 1, rank, loss) for loss in stop.dropped)])
+        raise
 
 
 def _explain_skip(config: RunConfig, trainer: Trainer, report: StepReport, step: StepBatches, plan: DataPlan,

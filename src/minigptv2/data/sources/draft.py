@@ -20,7 +20,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.data.images import MAX_PIXELS, image_size
-from minigptv2.data.shards import Rejected, Sample
+from minigptv2.data.shards import IMAGE_MISSING, Rejected, Sample
 from minigptv2.errors import DataError
 from minigptv2.record import LANGUAGE, Record, Region, Turn
 
@@ -76,7 +76,8 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     try:
         image, extension, size = _read(draft.image)
     except DataError as error:
-        return None, [Rejected(draft.key, str(error), draft.annotations)]
+        looked_for = f" ({draft.image[0]})" if str(error) == IMAGE_MISSING and isinstance(draft.image, tuple) else ""
+        return None, [Rejected(f"{draft.key}{looked_for}", str(error), draft.annotations)]
     kept, dropped = [], []
     for turn in draft.turns:
         try:
@@ -151,7 +152,7 @@ def _load(paths: tuple[str, ...]) -> bytes:
             continue
         except OSError as error:
             raise DataError("image cannot be read") from error
-    raise DataError("image file missing")
+    raise DataError(IMAGE_MISSING)
 
 
 def _read_member(member: TarMember) -> bytes:
