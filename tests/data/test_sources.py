@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import random
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from minigptv2.data.sources import CORPORA, Draft, Rejected, tars
 from minigptv2.data.sources.draft import finish
-from minigptv2.data.sources.grit import Thresholds, grounded_turns
+from minigptv2.data.sources.grit import Thresholds, _reshaped, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json, to_json
@@ -167,3 +169,38 @@ def test_members_in_any_order_doubled_or_cut_never_give_a_picture_another_s_text
         assert whole[one.image.offset :][: one.image.size] == one.caption.encode()
     assert {one.key for one in kept} == {f"x-{key}" for key in map(str, range(6)) if key not in spoiled}
     assert len(given) == 6
+
+
+@pytest.mark.parametrize(
+    ("sides", "reshaped"),
+    [
+        ((512, 384, 1024, 768), False),
+        ((512, 768, 333, 500), False),  # 768.77, rounded down as old versions do
+        ((512, 769, 333, 500), False),
+        ((256, 256, 300, 301), False),  # padded by a pixel, which moves no box
+        ((256, 256, 640, 480), True),
+        ((256, 256, 100, 103), True),
+        ((512, 512, 512, 768), True),
+        ((512, 384, None, None), False),
+    ],
+)
+def test_a_picture_of_another_shape_than_the_original_is_told(sides: tuple[int | None, ...], reshaped: bool) -> None:
+    names = ("width", "height", "original_width", "original_height")
+    assert _reshaped(dict(zip(names, sides, strict=True))) is reshaped
+
+
+def test_the_commands_printed_for_img2dataset_keep_caption_and_shape() -> None:
+    commands = {
+        name: shlex.split(command)
+        for name, row in CORPORA.items()
+        for command in re.findall("`(img2dataset [^`]*)`", row.download)
+    }
+    assert set(commands) == {name for name, row in CORPORA.items() if "img2dataset" in row.download}
+    assert set(commands) >= {"laion", "cc3m", "sbu", "grit_caption", "grit_refer", "grit_identify"}
+    for name, words in commands.items():
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        assert options["--resize_mode"] == "keep_ratio" and options["--resize_only_if_bigger"] == "True"
+        assert options["--output_format"] == "webdataset" and options["--output_folder"] == name.split("_")[0]
+        assert {"--url_list", "--url_col", "--caption_col", "--input_format", "--image_size"} <= set(options)
+        columns = json.loads(options.get("--save_additional_columns", "[]"))
+        assert columns == (["noun_chunks", "ref_exps"] if name.startswith("grit") else [])

@@ -20,6 +20,18 @@ DAMAGED = "tar damaged from some byte on"
 IMAGE, IMAGES, TEXTS = "image", ("jpg", "jpeg", "png", "webp"), ("json", "txt")
 
 
+def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
+    """The command that writes such tars from a list of links, with its columns of links and captions.
+
+    Its defaults store no caption, and pad pictures to squares of 256 px, on which boxes given as shares are wrong.
+    """
+    return (
+        f"img2dataset --url_list {urls} --input_format {format} --url_col {url} --caption_col {caption} {more}"
+        "--resize_mode keep_ratio --resize_only_if_bigger True --image_size 512 --output_format webdataset "
+        f"--output_folder {folder}"
+    )
+
+
 @dataclass(slots=True)
 class Entry:
     """One key of a tar: what its json says, its caption (of the json, else of the txt), and its picture."""
