@@ -167,7 +167,7 @@ def _index_damaged(file: Path, whole: bytes, samples: list[Sample], verdict: Ver
     if len(scan.rows) < SAMPLES and not scan.faults:
         verdict.silent.append(f"{name}: {SAMPLES - len(scan.rows)} samples lost and no fault named")
     keys: set[str] = set()
-    for block, *_ in scan.rows:
+    for block in scan.rows["block"].tolist():
         pair = []
         for member in find_members(data, block * BLOCK, whole=False):
             key = split_name(member.name)[0]

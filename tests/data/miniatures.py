@@ -553,20 +553,29 @@ PAIRS_DROPPED = {
 }  # fmt: skip
 
 GRIT_ROWS = [
-    # caption, noun chunks, expressions
+    # caption, noun chunks, expressions, sides before they were 683 x 512
     ("a dog and two cats on grass", [
         [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 18, 0.5, 0.5, 0.8, 0.8, 0.8], [10, 18, 0.6, 0.1, 1.2, 0.4, 0.7],
         [22, 27, 0.0, 0.0, 1.0, 1.0, 0.3],
-    ], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7]]),
-    ("ein Käfer 🐞 auf Blatt", [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]]),
-    ("nothing trusted", [[0, 7, 0.1, 0.1, 0.9, 0.9, 0.5]], [[0, 99, 0.1, 0.1, 0.9, 0.9, 0.9], "junk", [0, 7]]),
+    ], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7]], (640, 480)),
+    ("ein Käfer 🐞 auf Blatt", [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], None),
+    ("nothing trusted", [[0, 7, 0.1, 0.1, 0.9, 0.9, 0.5]], [[0, 99, 0.1, 0.1, 0.9, 0.9, 0.9], "junk", [0, 7]], None),
+    ("a dog padded", [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], (640, 640)),
 ]  # fmt: skip
+GRIT_DROPPED = {"no trusted box": 1, "picture was padded or cropped: boxes no longer fit": 1}
+
+
+def grit_facts(caption: str, before: tuple[int, int] | None) -> dict[str, Any]:
+    """What img2dataset says; it knows no sides where it resized nothing."""
+    width, height = before or (None, None)
+    now = (683, 512) if before else (None, None)
+    return {"caption": caption, "width": now[0], "height": now[1], "original_width": width, "original_height": height}
 
 
 def grit_tars(root: Path) -> None:
     members = []
-    for number, (caption, chunks, expressions) in enumerate(GRIT_ROWS):
-        facts = {"caption": caption, "width": 640, "height": 480, "noun_chunks": chunks, "ref_exps": expressions}
+    for number, (caption, chunks, expressions, before) in enumerate(GRIT_ROWS):
+        facts = {**grit_facts(caption, before), "noun_chunks": chunks, "ref_exps": expressions}
         members += [(f"{number:09d}.jpg", jpeg(number)), (f"{number:09d}.json", json.dumps(facts).encode())]
     tar(root / "grit/00000.tar", *members)
 
@@ -576,8 +585,8 @@ def grit_parquet(root: Path) -> None:
     from pyarrow import parquet
 
     rows = [
-        {"key": f"{n}", "caption": c, "jpg": jpeg(n), "noun_chunks": json.dumps(k), "ref_exps": json.dumps(e)}
-        for n, (c, k, e) in enumerate(GRIT_ROWS)
+        {"key": f"{n}", "jpg": jpeg(n), "noun_chunks": json.dumps(k), "ref_exps": json.dumps(e), **grit_facts(c, b)}
+        for n, (c, k, e, b) in enumerate(GRIT_ROWS)
     ]
     (root / "grit").mkdir(parents=True)
     parquet.write_table(pyarrow.Table.from_pylist(rows), root / "grit/00000.parquet")
@@ -681,7 +690,7 @@ MINIATURES = [
         )
     ),
     *(
-        Miniature(corpus, "train", layout, make, 2, turns, {"no trusted box": 1})
+        Miniature(corpus, "train", layout, make, 2, turns, GRIT_DROPPED)
         for corpus, turns in (("grit_caption", 2), ("grit_refer", 3), ("grit_identify", 3))
         for layout, make in (("tars", grit_tars), ("parquet", grit_parquet))
     ),

@@ -15,7 +15,7 @@ from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.data.dropped import read_report
 from minigptv2.data.indexing import index_corpus, scan_shard
-from minigptv2.data.manifest import CAPTIONS, RECORDS
+from minigptv2.data.manifest import CAPTIONS, INDEX_DTYPE, RECORDS
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.shards import Sample, write_corpus
 from minigptv2.data.sources import toy
@@ -118,6 +118,13 @@ def test_indexing_our_own_tars_gives_the_index_that_was_written(tmp_path: Path) 
         (tmp_path / name).unlink()
     manifest, _ = index_corpus(tmp_path, "c", workers=2)
     assert manifest == written and manifest.fingerprint == written.fingerprint
+
+
+def test_a_scan_s_rows_take_sixteen_bytes_each_on_the_way_to_the_index(tmp_path: Path) -> None:
+    write_corpus(toy.samples("refer", 9, Path(), "val"), tmp_path, "c")
+    scan = scan_shard(tmp_path / "c-000000.tar", corpus="c", layout=RECORDS)
+    assert scan.rows.dtype == INDEX_DTYPE and scan.rows.nbytes == 9 * 16
+    assert np.array_equal(scan.rows, np.load(tmp_path / "index.npy"))
 
 
 GOOD = to_json(Record((Turn("caption", answers=("a",)),), 32, 16))

@@ -17,6 +17,7 @@ from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn
 from tests.data.miniatures import HEIGHT, WIDTH, jpeg, lines, put
 
+HERE = ("--workers", "0")
 REFER = {"image": "a.jpg", "task": "refer", "phrase": "x"}
 GOOD: list[dict[str, Any]] = [
     {"image": "a.jpg", "task": "caption", "answer": "A größer dog."},
@@ -34,7 +35,7 @@ GOOD: list[dict[str, Any]] = [
 
 
 def built(folder: Path, file: str) -> list[Record]:
-    assert cli(["shards", "build", str(folder / file), "--output", str(folder / "out")]) == 0
+    assert cli(["shards", "build", str(folder / file), "--output", str(folder / "out"), *HERE]) == 0
     reader = CorpusReader(folder / "out")
     return [reader.record(number) for number in range(len(reader))]
 
@@ -77,6 +78,49 @@ def test_a_coco_detection_file(tmp_path: Path) -> None:
     assert record.turns[1].regions[0].boxes == (Box(2, 2, 7, 8),)
 
 
+def test_what_a_coco_file_does_not_give_is_counted_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        put(tmp_path / name, jpeg())
+    document = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(("a.jpg", "b.jpg", "c.jpg"))],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": 1, "bbox": [1, 1, 5, 6], "iscrowd": crowd}
+            for n, (image, crowd) in enumerate([(0, 0), (1, 1), (9, 0), (8, 1)])
+        ],
+    }
+    put(tmp_path / "my.json", document)
+    words = ["shards", "build", str(tmp_path / "my.json"), "--output", str(tmp_path / "out"), *HERE]
+    assert cli(words) == 3
+    told = capsys.readouterr().err
+    assert "2 of 5 entries cannot be used" in told
+    assert "  annotation 2 (image 9): its image_id is not listed" in told and "annotation 3 (image 8): " in told
+    assert cli([*words, "--skip-bad"]) == 0
+    told = capsys.readouterr().out
+    assert "read 5 entries" in told and "kept 1 samples" in told
+    assert "dropped 2: its image_id is not listed" in told and "dropped 2: picture without boxes" in told
+    lost = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
+    assert {one["key"] for one in lost if "boxes" in one["reason"]} == {"image 1 (b.jpg)", "image 2 (c.jpg)"}
+
+
+def test_own_data_is_built_by_as_many_processes_as_there_are_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "my.jsonl", lines(GOOD[-1:]))
+    asked: list[int] = []
+
+    def build(*_: Any, workers: int, **__: Any) -> None:
+        asked.append(workers)
+        raise DataError("far enough")
+
+    monkeypatch.setattr("minigptv2.data.build.build", build)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    assert cli(["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out")]) == 3
+    assert asked == [3]
+
+
 @pytest.mark.parametrize(
     ("entry", "advice"),
     [
@@ -117,11 +161,11 @@ def test_each_mistake_is_told_by_line_with_what_to_change(
     put(tmp_path / "bad.jpg", b"\xff\xd8 not one")
     bad = entry if isinstance(entry, str) else json.dumps(entry)
     put(tmp_path / "my.jsonl", lines(GOOD[:1]) + "\n" + bad + "\n")
-    assert cli(["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out")]) == 3
+    assert cli(["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), *HERE]) == 3
     told = capsys.readouterr().err
     assert "1 of 2 entries cannot be used" in told and "  line 3: " in told and advice in told
     assert not (tmp_path / "out/manifest.json").exists()
-    words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-bad"]
+    words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-bad", *HERE]
     assert cli(words) == 0
     assert len(CorpusReader(tmp_path / "out")) == 1 and "dropped 1: " in capsys.readouterr().out
 
@@ -141,7 +185,7 @@ def test_files_of_another_shape_are_refused(
 ) -> None:
     put(tmp_path / "a.jpg", jpeg())
     put(tmp_path / name, content)
-    assert cli(["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 3
+    assert cli(["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out"), *HERE]) == 3
     assert advice in capsys.readouterr().err
 
 

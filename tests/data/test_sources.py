@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import random
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from minigptv2.data.sources import CORPORA, Draft, Rejected
+from minigptv2.data.sources import CORPORA, Draft, Rejected, tars
 from minigptv2.data.sources.draft import finish
-from minigptv2.data.sources.grit import Thresholds, grounded_turns
+from minigptv2.data.sources.grit import Thresholds, _reshaped, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json, to_json
-from tests.data.miniatures import MINIATURES, Miniature
+from tests.data.miniatures import MINIATURES, Miniature, jpeg, tar
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:
@@ -102,3 +106,101 @@ def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:
     turns = grounded_turns(caption, {"caption": caption, "noun_chunks": f"[{chunk}]"}, Thresholds())
     assert turns[0].regions[0].phrases == ("dog",)
     assert grounded_turns(caption, {"noun_chunks": "[[oops"}, Thresholds()) == ()
+
+
+def entries(file: Path, *members: tuple[str, bytes]) -> dict[str, str]:
+    """What each key of a tar of these members gives: its caption, or why it is left out."""
+    tar(file, *members)
+    found = list(tars.entries(file))
+    given = dict((one.where, one.reason) if isinstance(one, Rejected) else (one.key, one.caption) for one in found)
+    assert len(given) == len(found), "a key is told once"
+    return given
+
+
+@pytest.mark.parametrize(
+    ("members", "given"),
+    [
+        ([("0.jpg", b"A"), ("0.json", b'{"caption": "a"}'), ("0.jpg", b"B")], {"x-0": "two members of one kind"}),
+        ([("0.jpg", b"A"), ("0.txt", b"a"), ("0.png", b"B")], {"x-0": "two members of one kind"}),
+        ([("0.jpg", b"A"), ("0.txt", b"a"), ("1.jpg", b"B"), ("1.txt", b"b"), ("0.txt", b"c")],
+         {"x-0": "two members of one kind", "x-1": "b"}),
+        ([("0.jpg", b"A"), ("0.json", b'{"caption": "a'), ("0.txt", b"a")], {"x-0": "damaged json"}),
+        ([("0.jpg", b"A"), ("0.json", b"[1]"), ("0.txt", b"a")], {"x-0": "damaged json"}),
+        ([("0.jpg", b"A"), ("0.JSON", b'{"caption": "a"}'), ("0.txt", b"b")], {"x-0": "a"}),
+        ([("a/0.jpg", b"A"), ("b/0.txt", b"b")], {"x-a/0": "", "x-b/0": "no image in the tar"}),
+    ],
+)  # fmt: skip
+def test_a_tar_s_key_has_one_picture_and_one_text_or_is_left_out(
+    tmp_path: Path, members: list[tuple[str, bytes]], given: dict[str, str]
+) -> None:
+    assert entries(tmp_path / "x.tar", *members) == given
+
+
+def test_a_damaged_json_of_a_corpus_is_counted_and_named(tmp_path: Path) -> None:
+    for corpus in ("laion", "grit"):
+        tar(tmp_path / corpus / "0.tar", ("0.jpg", jpeg()), ("0.json", b'{"caption": "a'), ("0.txt", b"a"))
+    for corpus in ("laion", "grit_caption", "grit_refer"):
+        assert read(tmp_path, corpus, "train") == ([], Counter({"damaged json": 1}))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_members_in_any_order_doubled_or_cut_never_give_a_picture_another_s_text(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    members, spoiled = [], set()
+    for key in map(str, range(6)):
+        copies = 1 + (dice.random() < 0.3)
+        for copy in range(copies):
+            says = f"{key} {copy}".encode()
+            document = json.dumps({"caption": says.decode()}).encode()
+            if dice.random() < 0.2:
+                document = document[: dice.randrange(len(document))]
+                spoiled.add(key)
+            texts = [("json", document), ("txt", says)]
+            members += [(f"{key}.{dice.choice(tars.IMAGES)}", says), *((f"{key}.{kind}", text) for kind, text in texts)]
+        if copies > 1:
+            spoiled.add(key)
+    dice.shuffle(members)
+    tar(tmp_path / "x.tar", *members)
+    given = list(tars.entries(tmp_path / "x.tar"))
+    kept = [one for one in given if isinstance(one, tars.Entry)]
+    whole = (tmp_path / "x.tar").read_bytes()
+    for one in kept:
+        assert isinstance(one.image, tars.TarMember)
+        assert whole[one.image.offset :][: one.image.size] == one.caption.encode()
+    assert {one.key for one in kept} == {f"x-{key}" for key in map(str, range(6)) if key not in spoiled}
+    assert len(given) == 6
+
+
+@pytest.mark.parametrize(
+    ("sides", "reshaped"),
+    [
+        ((512, 384, 1024, 768), False),
+        ((512, 768, 333, 500), False),  # 768.77, rounded down as old versions do
+        ((512, 769, 333, 500), False),
+        ((256, 256, 300, 301), False),  # padded by a pixel, which moves no box
+        ((256, 256, 640, 480), True),
+        ((256, 256, 100, 103), True),
+        ((512, 512, 512, 768), True),
+        ((512, 384, None, None), False),
+    ],
+)
+def test_a_picture_of_another_shape_than_the_original_is_told(sides: tuple[int | None, ...], reshaped: bool) -> None:
+    names = ("width", "height", "original_width", "original_height")
+    assert _reshaped(dict(zip(names, sides, strict=True))) is reshaped
+
+
+def test_the_commands_printed_for_img2dataset_keep_caption_and_shape() -> None:
+    commands = {
+        name: shlex.split(command)
+        for name, row in CORPORA.items()
+        for command in re.findall("`(img2dataset [^`]*)`", row.download)
+    }
+    assert set(commands) == {name for name, row in CORPORA.items() if "img2dataset" in row.download}
+    assert set(commands) >= {"laion", "cc3m", "sbu", "grit_caption", "grit_refer", "grit_identify"}
+    for name, words in commands.items():
+        options = dict(zip(words[1::2], words[2::2], strict=True))
+        assert options["--resize_mode"] == "keep_ratio" and options["--resize_only_if_bigger"] == "True"
+        assert options["--output_format"] == "webdataset" and options["--output_folder"] == name.split("_")[0]
+        assert {"--url_list", "--url_col", "--caption_col", "--input_format", "--image_size"} <= set(options)
+        columns = json.loads(options.get("--save_additional_columns", "[]"))
+        assert columns == (["noun_chunks", "ref_exps"] if name.startswith("grit") else [])

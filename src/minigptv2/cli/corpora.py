@@ -105,7 +105,7 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = args.workers if args.workers is not None else cpus if corpus.has_files else 0
+    workers = args.workers if args.workers is not None else cpus if corpus.has_files or corpus.yours else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:

@@ -1,10 +1,10 @@
 """GRIT-20M: captions of the web whose phrases and expressions have boxes, as grounded captions, refer and identify.
 
 Source: Peng et al. 2023 (huggingface.co/datasets/zzliang/GRIT). Licence: MS-PL (list), pictures under their own.
-Layouts: the tars that img2dataset writes with all columns kept (`--save_additional_columns`), or its parquet files
-with the pictures inside. `noun_chunks` and `ref_exps` are lists of `[start, end, x1, y1, x2, y2, score]`: characters
-of the caption, corners as shares of the picture. Links die, so no count is held against a download; the list has 20.5
-million rows.
+Layouts: the tars that img2dataset writes with these columns kept (`--save_additional_columns`) and no picture padded
+or cropped, or its parquet files with the pictures inside. `noun_chunks` and `ref_exps` are lists of
+`[start, end, x1, y1, x2, y2, score]`: characters of the caption, corners as shares of the picture. Links die, so no
+count is held against a download; the list has 20.5 million rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.data.sources import tars
@@ -25,6 +25,11 @@ from minigptv2.data.sources.draft import Draft, Rejected
 from minigptv2.data.sources.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
+
+DOWNLOAD = tars.img2dataset(
+    "grit-20m", "grit", format="parquet", url="url", caption="caption",
+    more='--save_additional_columns \'["noun_chunks","ref_exps"]\' ',
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def found_in(caption: str, entries: Any, thresholds: Thresholds) -> list[Found]:
     return kept
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -91,6 +96,9 @@ def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterat
         if isinstance(entry, Rejected):
             yield entry
             continue
+        if _reshaped(entry.facts):
+            yield Rejected(entry.key, "picture was padded or cropped: boxes no longer fit")
+            continue
         caption = entry.caption
         try:
             caption.encode()
@@ -107,6 +115,18 @@ def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterat
             yield Rejected(entry.key, "no trusted box")
 
 
+def _reshaped(facts: dict[str, Any]) -> bool:
+    """Whether the picture, by img2dataset's account, has another shape than the one that the boxes are shares of.
+
+    Each side may be rounded by a pixel: some scale s has |width - s * original_width| <= 1, and so for the height.
+    """
+    width, height = facts.get("width"), facts.get("height")
+    before_width, before_height = facts.get("original_width"), facts.get("original_height")
+    if not (_is_number(width) and _is_number(height) and _is_number(before_width) and _is_number(before_height)):
+        return False  # img2dataset did not look into the picture (`--disable_all_reencoding`): it is the original
+    return abs(width * before_height - height * before_width) > before_width + before_height
+
+
 def _entries(raw: Raw) -> Iterator[tars.Entry | Rejected]:
     for file in raw.glob("grit/*.tar", "grit/*/*.tar", "grit/*.parquet", "grit/*/*.parquet"):
         yield from tars.entries(file) if file.suffix == ".tar" else _rows(file)
@@ -121,8 +141,8 @@ def _rows(file: Path) -> Iterator[tars.Entry | Rejected]:
     table = parquet.ParquetFile(file)
     if "jpg" not in table.schema_arrow.names:
         raise DataError(
-            f"{file}: has no column jpg: it is the list of links. Load the pictures with img2dataset "
-            '--save_additional_columns \'["noun_chunks","ref_exps"]\''
+            f"{file}: has no column jpg: it is the list of links. Put the lists into grit-20m/ and load the pictures: "
+            f"{DOWNLOAD}"
         )
     for batch in table.iter_batches(batch_size=256):
         for row in batch.to_pylist():
@@ -149,8 +169,7 @@ def _row(name: str, title: str, task: str) -> Corpus:
         counted="turns",
         license="MS-PL (list), pictures their own",
         stages=(1,),
-        download="the list from https://huggingface.co/datasets/zzliang/GRIT; then img2dataset --output_format "
-        'webdataset --save_additional_columns \'["noun_chunks","ref_exps"]\' --output_folder grit',
+        download=f"the list, grit-20m/ of https://huggingface.co/datasets/zzliang/GRIT; then in the root `{DOWNLOAD}`",
         size="1.5 TB whole",
         samples_per_shard=5000,
     )

@@ -38,11 +38,15 @@ FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One entry of a file and what to call it in messages: `line 3`, `image 17`."""
+    """One entry of a file and what to call it in messages: `line 3`, `image 17`.
+
+    Without a draft `problem` says why; a `mistake` stops the build, what is none is only counted as dropped.
+    """
 
     name: str
     draft: Draft | None
     problem: str = ""
+    mistake: bool = True
 
 
 def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
@@ -79,10 +83,12 @@ def _drafts(raw: Raw, split: str, *, file: Path, skip_bad: bool) -> Iterator[Dra
 
 
 def check(file: Path, raw: Raw) -> int:
-    """How many entries the file has, all of them good. Raises `DataError` with each mistake and what to change."""
+    """How many entries the file has, none a mistake. Raises `DataError` with each mistake and what to change."""
     problems, number = [], 0
     for line in read(file, raw):
         number += 1
+        if line.draft is None and not line.mistake:
+            continue
         lost = [line.problem] if line.draft is None else [one.reason for one in finish(line.draft)[1]]
         problems += [f"  {line.name}: {_advice(reason, line.draft)}" for reason in lost]
     if problems:
@@ -164,24 +170,32 @@ def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
 
 
 def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]:
-    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out."""
+    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out.
+
+    An annotation of a picture that is not listed is a mistake; a picture without boxes is none, COCO has many.
+    """
     names = {category["id"]: str(category["name"]) for category in document["categories"]}
+    listed = {image["id"] for image in document["images"]}
     boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
     for annotation in document["annotations"]:
         if annotation["category_id"] not in names:
             category = annotation["category_id"]
             raise DataError(f"{file}: annotation {annotation.get('id')} has category {category}, which is not listed")
-        if not annotation.get("iscrowd"):
+        if annotation["image_id"] not in listed:
+            name = f"annotation {annotation.get('id')} (image {annotation['image_id']})"
+            yield Line(name, None, "its image_id is not listed under images: add the picture, or take it out")
+        elif not annotation.get("iscrowd"):
             x, y, w, h = annotation["bbox"]
             boxes[annotation["image_id"]][names[annotation["category_id"]]].append(Box(x, y, x + w, y + h))
     for number, image in enumerate(document["images"], 1):
-        found = boxes.get(image["id"])
-        if found:
-            turns = [Turn("detection", regions=(Region(tuple(at), (name,)),)) for name, at in found.items()]
-            paths = _paths(image["file_name"], file, raw)
-            source = {"corpus": raw.corpus, "id": str(image["id"])}
-            draft = Draft(f"{number:08d}", tuple(turns), paths, source, separate=True)
-            yield Line(f"image {image['id']} ({image['file_name']})", draft)
+        found, name = boxes.get(image["id"]), f"image {image['id']} ({image['file_name']})"
+        if not found:
+            yield Line(name, None, "picture without boxes, crowds aside", mistake=False)
+            continue
+        turns = [Turn("detection", regions=(Region(tuple(at), (phrase,)),)) for phrase, at in found.items()]
+        paths = _paths(image["file_name"], file, raw)
+        source = {"corpus": raw.corpus, "id": str(image["id"])}
+        yield Line(name, Draft(f"{number:08d}", tuple(turns), paths, source, separate=True))
 
 
 def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> Line:

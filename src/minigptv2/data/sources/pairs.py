@@ -3,7 +3,7 @@
 Sources: Schuhmann et al. 2021 (laion.ai), Sharma et al. 2018 (ai.google.com/research/ConceptualCaptions), Ordonez et
 al. 2011. Licences: lists CC BY 4.0 (LAION), free use (CC3M), as the pictures for SBU; pictures under their own.
 Layout: the tars that img2dataset writes, with the caption as `json` or as `txt`. Links die, so no count is held
-against a download; the lists have 407 million, 3,318,333 and 1,000,000 rows.
+against a download; the lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json some 860,000).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 yield Draft(entry.key, (Turn("caption", answers=(one_line(entry.caption),)),), entry.image, source)
 
 
-def _row(name: str, title: str, license: str, listed: str, size: str) -> Corpus:
+def _row(name: str, title: str, license: str, listed: str, command: str, size: str) -> Corpus:
     return Corpus(
         name=name,
         title=title,
@@ -40,7 +40,7 @@ def _row(name: str, title: str, license: str, listed: str, size: str) -> Corpus:
         counted="pictures",
         license=license,
         stages=(1,),
-        download=f"{listed}; then img2dataset --output_format webdataset --output_folder {name}",
+        download=f"{listed}; then in the root `{command}`",
         size=size,
         samples_per_shard=5000,
     )
@@ -48,9 +48,15 @@ def _row(name: str, title: str, license: str, listed: str, size: str) -> Corpus:
 
 CORPORA = (
     _row("laion", "LAION-400M", "CC BY 4.0 (list), pictures their own", "the metadata from https://laion.ai/blog/"
-         "laion-400-open-dataset (part of it will do)", "10 TB whole"),
+         "laion-400-open-dataset (part of it will do) in laion400m-meta/",
+         tars.img2dataset("laion400m-meta", "laion", format="parquet", url="URL", caption="TEXT"),
+         "10 TB whole at 256 px, more at 512"),
     _row("cc3m", "CC3M", "free use (list), pictures their own", "Train_GCC-training.tsv from https://ai.google.com/"
-         "research/ConceptualCaptions/download", "300 GB"),
-    _row("sbu", "SBU", "pictures their own", "SBUCaptionedPhotoDataset.tar.gz from https://www.cs.rice.edu/~vo9/sbucaptions",
+         "research/ConceptualCaptions/download, which names no columns: "
+         r"`sed -i '1s/^/caption\turl\n/' Train_GCC-training.tsv`",
+         tars.img2dataset("Train_GCC-training.tsv", "cc3m", format="tsv", url="url", caption="caption"), "300 GB"),
+    _row("sbu", "SBU", "pictures their own", "sbu-captions-all.json of https://www.cs.rice.edu/~vo9/sbucaptions/"
+         "sbu-captions-all.tar.gz",
+         tars.img2dataset("sbu-captions-all.json", "sbu", format="json", url="image_urls", caption="captions"),
          "100 GB"),
 )  # fmt: skip

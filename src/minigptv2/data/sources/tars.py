@@ -12,11 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigptv2.data.reader import split_name
 from minigptv2.data.sources.draft import Rejected, TarMember
-from minigptv2.data.tar import TarError, find_members
+from minigptv2.data.tar import Member, TarError, find_members
 
 DAMAGED = "tar damaged from some byte on"
-IMAGES = ("jpg", "jpeg", "png", "webp")
+IMAGE, IMAGES, TEXTS = "image", ("jpg", "jpeg", "png", "webp"), ("json", "txt")
+
+
+def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
+    """The command that writes such tars from a list of links, with its columns of links and captions.
+
+    Its defaults store no caption, and pad pictures to squares of 256 px, on which boxes given as shares are wrong.
+    """
+    return (
+        f"img2dataset --url_list {urls} --input_format {format} --url_col {url} --caption_col {caption} {more}"
+        "--resize_mode keep_ratio --resize_only_if_bigger True --image_size 512 --output_format webdataset "
+        f"--output_folder {folder}"
+    )
 
 
 @dataclass(slots=True)
@@ -34,48 +47,57 @@ class Entry:
 
 
 def entries(file: Path) -> Iterator[Entry | Rejected]:
-    """The keys of one tar in order, each named `<tar>-<key>`. A damaged tar yields what stands before the damage."""
+    """The keys of one tar by first appearance, each named `<tar>-<key>`; a damaged tar yields what stands before that.
+
+    A key's members are one wherever they stand. Two of a kind (the picture, json, txt), or a json that cannot be
+    read, reject the whole key: nobody knows which text is whose.
+    """
     if file.stat().st_size == 0:
         yield Rejected(f"{file.name} (empty file)", DAMAGED)
         return
     with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        current: Entry | None = None
         view = memoryview(data)
+        groups: dict[str, list[tuple[str, Member]]] = {}
+        damage: Rejected | None = None
         try:
-            for member in find_members(view):
-                name, _, extension = member.name.rpartition("/")[2].partition(".")
-                key = f"{file.stem}-{name}"
-                if current is None or current.key != key:
-                    yield from _whole(current)
-                    current = Entry(key)
-                end = member.data_offset + member.size
-                body = bytes(view[member.data_offset : end]) if extension in ("json", "txt") else None
-                _take(current, extension.lower(), body, member, file)
-            yield from _whole(current)
-        except TarError as error:
-            yield from _whole(current)
-            yield Rejected(f"{file.name} ({error})", DAMAGED)
+            try:
+                for member in find_members(view):
+                    name, extension = split_name(member.name)
+                    groups.setdefault(name, []).append((extension, member))
+            except TarError as error:
+                damage = Rejected(f"{file.name} ({error})", DAMAGED)
+            for name, members in groups.items():
+                yield _entry(f"{file.stem}-{name}", members, view, file)
+            if damage is not None:
+                yield damage
         finally:
             view.release()
 
 
-def _take(entry: Entry, extension: str, body: bytes | None, member: Any, file: Path) -> None:
-    if extension in IMAGES:
-        entry.image = TarMember(str(file), member.data_offset, member.size)
-    elif extension == "json" and body is not None:
-        try:
-            facts = json.loads(body)
-        except (ValueError, RecursionError):
-            facts = None
-        entry.facts = facts if isinstance(facts, dict) else {}
-    elif extension == "txt" and body is not None:
-        entry.text = body.decode("utf-8", "replace")
+def _entry(key: str, members: list[tuple[str, Member]], view: memoryview, file: Path) -> Entry | Rejected:
+    kinds = [IMAGE if extension in IMAGES else extension for extension, _ in members]
+    if any(kinds.count(kind) > 1 for kind in (IMAGE, *TEXTS)):
+        return Rejected(key, "two members of one kind")
+    if IMAGE not in kinds:
+        return Rejected(key, "no image in the tar")
+    entry = Entry(key)
+    for kind, (_, member) in zip(kinds, members, strict=True):
+        body = bytes(view[member.data_offset : member.data_offset + member.size]) if kind in TEXTS else b""
+        if kind == IMAGE:
+            entry.image = TarMember(str(file), member.data_offset, member.size)
+        elif kind == "json":
+            facts = _facts(body)
+            if facts is None:
+                return Rejected(key, "damaged json")
+            entry.facts = facts
+        elif kind == "txt":
+            entry.text = body.decode("utf-8", "replace")
+    return entry
 
 
-def _whole(entry: Entry | None) -> Iterator[Entry | Rejected]:
-    if entry is None:
-        return
-    if entry.image is None:
-        yield Rejected(entry.key, "no image in the tar")
-    else:
-        yield entry
+def _facts(body: bytes) -> dict[str, Any] | None:
+    try:
+        facts = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
