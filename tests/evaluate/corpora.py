@@ -57,7 +57,7 @@ def _turn(row: Benchmark, number: int, place: int) -> Turn:
     if row.task == "detection":
         return Turn("detection", regions=(Region((box, Box(1, 1, 20, 20)), (f"dogs {place}",)),), source=source)
     answer, choices = _answer(row, number + place)
-    people = 10 if row.protocol == "vqa" else 1
+    people = 10 if row.protocol in ("vqa", "direct") else 1
     question = f"what of picture {number}, question {place}?"
     return Turn("vqa", question, (answer,) * people, choices=choices, source=source)
 

@@ -15,7 +15,7 @@ from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import coco_objects
 from minigptv2.evaluate.metrics.statistics import auroc
 from minigptv2.evaluate.metrics.texts import tokenize
-from minigptv2.evaluate.metrics.vqa import normalize_vqa, vqa_accuracy
+from minigptv2.evaluate.metrics.vqa import direct_answer_accuracy, normalize_vqa, vqa_accuracy
 from tests.evaluate import cases
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,6 +52,19 @@ def test_meteor_is_the_official_program() -> None:
     corpus, each = meteor(*cases.captions(COUNT))
     assert printed(each) == printed(golden("captions")["each"]["meteor"])
     assert printed([corpus]) == printed([golden("captions")["corpus"]["meteor"]])
+
+
+@pytest.mark.parametrize(("answer", "people", "accuracy"), [
+    ("two", ["two"] * 10, 1.0), ("T-shirt", ["t-shirt"] * 10, 1.0), ("the dog", ["the dog"] * 9 + ["x"], 1.0),
+    ("dog", ["Dog"] * 2 + ["cat"] * 8, (8 * 2 / 3 + 2 * 1 / 3) / 10), ("2", ["two"] * 10, 0.0),
+])  # fmt: skip
+def test_people_who_agree_are_taken_at_their_word(answer: str, people: list[str], accuracy: float) -> None:
+    assert vqa_accuracy(answer, people) == pytest.approx(accuracy)
+
+
+def test_a_direct_answer_needs_three_who_wrote_just_it() -> None:
+    people = ["cat"] * 2 + ["Cat"] + ["dog"] * 3 + ["x"] * 4
+    assert [direct_answer_accuracy(one, people) for one in ("cat", "dog", "cow")] == [pytest.approx(2 / 3), 1.0, 0.0]
 
 
 def test_vqa_accuracy_and_its_normalisation_are_the_official_ones() -> None:

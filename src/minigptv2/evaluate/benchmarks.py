@@ -99,7 +99,7 @@ _ROWS = (
     _vqa("hateful_memes", "Hateful Memes dev (seen)", "hateful_memes", "dev_seen", "hateful", "Kiela et al. 2020",
          published=_paper("VQA", 58.2, 58.8)),
     _vqa("ocrvqa", "OCR-VQA test", "ocr_vqa", "test", "exact", "Mishra et al. 2019"),
-    _vqa("aokvqa", "A-OKVQA val, direct answers", "aok_vqa", "val", "vqa", "Schwenk et al. 2022"),
+    _vqa("aokvqa", "A-OKVQA val, direct answers", "aok_vqa", "val", "direct", "Schwenk et al. 2022"),
     _vqa("aokvqa_choice", "A-OKVQA val, multiple choice", "aok_vqa", "val", "choice", "Schwenk et al. 2022"),
     _caption("coco_caption", "COCO Captions, Karpathy test", "coco_caption", "test", "Karpathy and Fei-Fei 2015"),
     _caption("nocaps", "NoCaps val", "nocaps", "val", "Agrawal et al. 2019"),

@@ -14,7 +14,7 @@ from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import Chair, chair, chair_figures, pope_figures, yes_or_no
 from minigptv2.evaluate.metrics.statistics import auroc
 from minigptv2.evaluate.metrics.turns import headline, normalize, score
-from minigptv2.evaluate.metrics.vqa import exact_match, normalize_vqa, vqa_accuracy
+from minigptv2.evaluate.metrics.vqa import direct_answer_accuracy, exact_match, normalize_vqa, vqa_accuracy
 from minigptv2.evaluate.questions import Question
 from minigptv2.tasks import GroundedPhrase, parse_answer
 
@@ -77,6 +77,11 @@ def refer(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
 def vqa(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     """Accuracy among ten people."""
     return _answers(questions, replies, vqa_accuracy)
+
+
+def direct(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
+    """A-OKVQA's direct answers."""
+    return _answers(questions, replies, direct_answer_accuracy)
 
 
 def exact(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
@@ -251,6 +256,7 @@ PROTOCOLS: dict[str, Protocol] = {
     for row in (
         Protocol("refer", "accuracy", refer),
         Protocol("vqa", "accuracy", vqa),
+        Protocol("direct", "accuracy", direct),
         Protocol("exact", "accuracy", exact),
         Protocol("choice", "accuracy", choice, choices=()),
         Protocol("caption", "cider", caption, best=10.0),

@@ -108,10 +108,10 @@ def _names() -> dict[str, str]:
 
 
 def yes_or_no(answer: str) -> str:
-    """What an answer to a yes-or-no question says, as POPE's script reads it: `no` if a no or not is in its first
-    sentence, else `yes`."""
-    words = answer.split(".")[0].replace(",", "").lower().split(" ")
-    return "no" if {"no", "not"} & set(words) else "yes"
+    """What an answer to a yes-or-no question says, as POPE's script reads it: `no` if a No, no or not, but no Not,
+    is in its first sentence, else `yes`."""
+    words = answer.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def pope_figures(said: Sequence[str], meant: Sequence[str]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """VQA accuracy with the official normalisation of answers (Antol et al. 2015, the VQA challenge's evaluation).
 
 Ten people answered each question. An answer is right to the degree that others gave it: 1 if three of the other nine
-did, averaged over leaving each of the ten out. The odd conventions of the official script are kept, and named here.
+did, averaged over leaving each of the ten out. The odd conventions of the script that the published rows were computed
+with (of the VQA challenge, as MiniGPT-4's repository has it) are kept, and named here.
 """
 
 from __future__ import annotations
@@ -51,14 +52,24 @@ CONTRACTIONS = _contractions()
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     """0..1: how right `answer` is, given the answers of (ten) people as they were written.
 
-    The people's answers lose punctuation, and only where they differ; they keep articles and number words. Answers
+    All answers are normalised where the people's differ, and none where all wrote the same; case never counts. Answers
     of people are told apart by who gave them, so equal ones each count.
     """
-    said = normalize_vqa(answer.replace("\n", " ").replace("\t", " ").strip())
-    given = [strip_punctuation(one) for one in people] if len(set(people)) > 1 else list(people)
-    matches = sum(one == said for one in given)
-    left_out = [min(1.0, (matches - (one == said)) / AGREEING) for one in given]
+    said, *given = (_spaced(text) for text in (answer, *people))
+    if len(set(given)) > 1:
+        said, *given = (normalize_vqa(text) for text in (said, *given))
+    same = [one.lower() == said.lower() for one in given]
+    left_out = [min(1.0, (sum(same) - one) / AGREEING) for one in same]
     return sum(left_out) / len(left_out)
+
+
+def direct_answer_accuracy(answer: str, people: Sequence[str]) -> float:
+    """A-OKVQA's accuracy of direct answers (Schwenk et al. 2022), 1 if three of the ten people wrote just this."""
+    return min(1.0, sum(one == answer for one in people) / AGREEING)
+
+
+def _spaced(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
