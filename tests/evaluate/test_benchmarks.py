@@ -10,8 +10,8 @@ import pytest
 
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
-from minigptv2.data.sources import CORPORA
-from minigptv2.errors import ConfigError
+from minigptv2.data.sources import CORPORA, toy
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
 from minigptv2.evaluate.protocols import PROTOCOLS, Reply
 from minigptv2.evaluate.questions import questions_of
@@ -102,3 +102,25 @@ def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
         chosen(["okvq"])
     assert [row.name for row in chosen(["gqa", "okvqa", "gqa"])] == ["gqa", "okvqa"]
     assert len(chosen(["all"])) == len(BENCHMARKS)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--benchmark", "okvqa", "--data", ".", "--shards", "."], "--shards and --corpus"),
+    (["--benchmark", "okvqa", "--data", "/nowhere"], "--data /nowhere: there is no such folder"),
+    (["--shards", ".", "--corpus", "../toy_vqa"], "want the name of a folder"),
+    (["--shards", ".", "--corpus", "toy_vqa", "--samples", "-1"], "--samples from 0 on"),
+])  # fmt: skip
+def test_impossible_words_are_refused_before_a_model_is_loaded(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["evaluate", "--model", "/nowhere", *words]) == ConfigError.exit_code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("question", ["  ", "\udcff"])
+def test_a_question_that_says_nothing_is_refused(
+    question: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(next(iter(toy.samples("vqa", 1, Path(), "val"))).image or b"")
+    assert cli(["ask", "--model", "/nowhere", str(tmp_path / "a.png"), question]) == DataError.exit_code
+    assert "the question is" in capsys.readouterr().err

@@ -58,8 +58,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     rows = chosen(args.benchmark.split(",")) if args.benchmark else []
     if rows and not args.data:
         raise ConfigError("evaluate: --benchmark needs --data, the folder of the corpora")
-    if not rows and not (args.shards and args.corpus):
+    if bool(args.shards) != bool(args.corpus) or not rows and not args.shards:
         raise ConfigError("evaluate: give --benchmark and --data, or --shards and --corpus")
+    for option, folder in (("--data", args.data), ("--shards", args.shards)):
+        if folder and not Path(folder).is_dir():
+            raise ConfigError(f"evaluate: {option} {folder}: there is no such folder")
+    if beside := [name for name in args.corpus or () if Path(name).name != name]:
+        raise ConfigError(f"evaluate: --corpus {beside[0]}: want the name of a folder of --shards")
+    if args.samples < 0 or args.batch_size < 1 or (args.limit is not None and args.limit < 1):
+        raise ConfigError("evaluate: --samples from 0 on, --batch-size and --limit from 1 on")
 
     from minigptv2.engine import distributed
 

@@ -114,11 +114,12 @@ def _ask(args: argparse.Namespace) -> int:
     if not file.is_file():
         raise DataError(f"no image {file}")
     image = open_photo(file.read_bytes(), str(file))
+    question = readable(args.question)
     if args.draw:
         check_drawing(Path(args.draw))
-    answer = load_model(args).answer([Request(args.question.strip(), (image,))], decoding_of(args))[0]
+    answer = load_model(args).answer([Request(question, (image,))], decoding_of(args))[0]
     print(answer)
-    parsed = parse_answer(answer, task_of(args.question), *image.size)
+    parsed = parse_answer(answer, task_of(question), *image.size)
     for item in parsed.grounded:
         for box in item.boxes:
             print(f"box {box} px" + (f"  {item.phrase}" if item.phrase else ""))
@@ -129,6 +130,19 @@ def _ask(args: argparse.Namespace) -> int:
     return 0
 
 
+def readable(question: str) -> str:
+    """The question, stripped. Raises `DataError` for one that says nothing or that is no text."""
+    from minigptv2.errors import DataError
+
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the question is no valid UTF-8: {error.reason}") from error
+    if not question.strip():
+        raise DataError("the question is empty")
+    return question.strip()
+
+
 def check_drawing(file: Path) -> None:
     """Raise `ConfigError`, before a model is loaded, if the picture could not be written."""
     from PIL import Image
@@ -137,15 +151,20 @@ def check_drawing(file: Path) -> None:
 
     if not file.parent.is_dir():
         raise ConfigError(f"--draw {file}: there is no folder {file.parent}")
-    if file.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
         raise ConfigError(f"--draw {file}: want a picture's name, such as out.png")
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from minigptv2.errors import ConfigError
     from minigptv2.predict.jsonl import predict_file
 
+    predictor = load_model(args)
+    most = predictor.tokenizer.vocab_size
+    if not 0 <= args.top_tokens <= most:
+        raise ConfigError(f"--top-tokens {args.top_tokens}: want 0 to the vocabulary's {most}")
     outcome = predict_file(
-        load_model(args), Path(args.input), Path(args.output), decoding_of(args),
+        predictor, Path(args.input), Path(args.output), decoding_of(args),
         batch_size=args.batch_size, top=args.top_tokens, warn=_warn,
     )  # fmt: skip
     return _told("answered", outcome, args.output)
