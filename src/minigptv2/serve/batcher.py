@@ -252,14 +252,22 @@ class Batcher:
         """Choose the next token of each of `rows` from `logits` [R, V], tell its reader, and drop rows that ended."""
         greedy = logits.argmax(-1).tolist()
         ended: dict[str, list[_Row]] = {"stop": [], "length": []}
+        failed: list[tuple[_Row, RuntimeError]] = []
         places = {id(row): place for place, row in enumerate(self._rows)}
         for number, row in enumerate(rows):
-            token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
+            try:
+                token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
+            except RuntimeError as error:  # no chances to draw by: no other row's concern
+                log.exception("a token could not be drawn")
+                failed.append((row, error))
+                continue
             if reason := self._take(row, token):
                 ended[reason].append(row)
             self._next[places[id(row)]] = token
         for reason, gone in ended.items():
             self._drop(gone, reason)
+        for row, error in failed:
+            self._drop([row], "error", error)
 
     def _take(self, row: _Row, token: int) -> str | None:
         """Add `token` to a row's answer; why the row ends with it, if it does."""
@@ -281,14 +289,14 @@ class Batcher:
         ticket.text = text
         return "stop" if at_end else "length" if full else None
 
-    def _drop(self, rows: list[_Row], reason: str) -> None:
+    def _drop(self, rows: list[_Row], reason: str, error: BaseException | None = None) -> None:
         """End `rows` and take them out of the batch, and the columns that only they used."""
         if not rows:
             return
         leaving = {id(row) for row in rows}
         keep = [place for place, row in enumerate(self._rows) if id(row) not in leaving]
         for row in rows:
-            _end(row.ticket, reason)
+            _end(row.ticket, reason, error)
         if not keep:
             self._forget_batch()
             return
