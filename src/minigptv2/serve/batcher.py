@@ -204,8 +204,8 @@ class Batcher:
 
     def _read_prompts(self, tickets: list[Ticket]) -> None:
         """Run the prompts of `tickets` together, choose their first tokens, and join them to the batch."""
-        prompts = [self.predictor.prompt_ids(ticket.request, ticket.decoding) for ticket in tickets]
         try:
+            prompts = [self.predictor.prompt_ids(ticket.request, ticket.decoding) for ticket in tickets]
             images = [image for ticket in tickets for image in ticket.request.images]
             embeddings, mask = self.predictor.padded(prompts, self.predictor.image_tokens(images, self._seen))
             cache = DynamicCache()
@@ -213,6 +213,8 @@ class Batcher:
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
             ).logits[:, -1]  # fmt: skip
+            rows = [_Row(ticket, _dice(ticket.decoding, logits.device), len(prompt)) for ticket, prompt in
+                    zip(tickets, prompts, strict=True)]  # fmt: skip
         except Exception as error:
             log.exception("a prompt could not be read")
             for ticket in tickets:
@@ -220,9 +222,12 @@ class Batcher:
             return
         while len(self._seen) > REMEMBERED_IMAGES:
             self._seen.pop(next(iter(self._seen)))
-        rows = [_Row(ticket, _dice(ticket.decoding, logits.device), len(prompt)) for ticket, prompt in
-                zip(tickets, prompts, strict=True)]  # fmt: skip
-        self._join(cache, mask)
+        try:
+            self._join(cache, mask)
+        except Exception as error:  # the batch is half joined and ends with it; these are not among its rows yet
+            for ticket in tickets:
+                _end(ticket, "error", error)
+            raise
         self._rows += rows
         self._next += [0] * len(rows)
         self._choose(rows, logits)
@@ -266,8 +271,8 @@ class Batcher:
             self._next[places[id(row)]] = token
         for reason, gone in ended.items():
             self._drop(gone, reason)
-        for row, error in failed:
-            self._drop([row], "error", error)
+        for row, cause in failed:
+            self._drop([row], "error", cause)
 
     def _take(self, row: _Row, token: int) -> str | None:
         """Add `token` to a row's answer; why the row ends with it, if it does."""
