@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import json
 import time
 from collections.abc import AsyncIterator
@@ -88,8 +89,19 @@ def _drawn_examples() -> list[Example]:
     return examples
 
 
+async def _no_download(url: str, cache_dir: str) -> str:
+    raise gr.Error("this server fetches no address")
+
+
+def _forbid_downloads() -> None:
+    """gradio fetches an address that an event gives as a file, into a folder, and has no option against it."""
+    assert inspect.iscoroutinefunction(gr.processing_utils.async_ssrf_protected_download), "gradio downloads otherwise"
+    gr.processing_utils.async_ssrf_protected_download = _no_download
+
+
 def mount_page(app: FastAPI, service: Service, examples: Path | None) -> FastAPI:
     """`app` with the page at `/`."""
+    _forbid_downloads()
     blocks = Page(service, load_examples(examples)).build()
     blocks.state_session_capacity = KEPT_SESSIONS
     script = (FOLDER / "page.js").read_text()
