@@ -258,6 +258,9 @@ def test_others_are_let_in_with_a_password_only() -> None:
     named = Access(host="0.0.0.0", password=PASSWORD, allowed_hosts=("box.example",))
     assert named.admits_host("box.example:7860") and named.admits_host("10.0.0.7:7860")
     assert not named.admits_host("other.example")
+    upper = Access(host="Box.Example", password=PASSWORD, allowed_hosts=("Chat.Example.org",))
+    assert upper.admits_host("chat.example.org") and upper.admits_host("CHAT.example.org:80")
+    assert upper.admits_host("box.example:7860") and Access(host="LocalHost").is_loopback
 
 
 def test_an_archive_escapes_what_was_said() -> None:

@@ -135,6 +135,7 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"stream": "yes"}, 400, "want a bool"),
     ({"stream_options": 1}, 400, "want a dict"),
     ({"temprature": 1}, 400, "did you mean 'temperature'"),
+    ({"\ud800": 1}, 400, "unknown field"),
     ({"messages": [{"role": "user", "content": "7" * 1100}]}, 400, "the model holds 1024"),
     ({"messages": [{"role": "user", "content": "x" * 4001}]}, 413, "at most 4000"),
     ({"messages": [{"role": "user", "content": ask("x", SMALL)["content"] * 5}]}, 400, "5 images: at most 4"),

@@ -41,14 +41,19 @@ class RequestError(MiniGPTv2Error):
     """A request that is refused: HTTP `status`, the reason, and the field it is about."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        super().__init__(_encodable(message))
+        self.status, self.param, self.code = status, param and _encodable(param), code
 
     def as_json(self) -> dict[str, Any]:
         """The error as clients of the protocol read it."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """`text` with half surrogate pairs, which JSON can say and UTF-8 cannot, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
