@@ -11,6 +11,7 @@ import pytest
 from minigptv2.cli import main
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
+from minigptv2.predict.jsonl import _begins_a_row
 from minigptv2.tokenizer import Tokenizer
 from tests.predict.test_predictor import A, B
 
@@ -136,6 +137,31 @@ def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path
     notes.write_text("mine\n")
     assert run("predict", model, source, notes, *TOKENS) == 3 and notes.read_text() == "mine\n"
     assert (tmp_path / "out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "mine", [b"mine", b"\x89PNG", b'{"line": "a"}', b'{"line": 3, "text": 1}', b'{"line": 1, "of": "ab"}\nmine', b" "]
+)
+def test_a_file_without_a_whole_row_is_not_erased(model: str, tmp_path: Path, capsys: Any, mine: bytes) -> None:
+    source = write(tmp_path, GOOD)
+    (tmp_path / "mine").write_bytes(mine)
+    assert run("predict", model, source, tmp_path / "mine", *TOKENS) == 3
+    assert (tmp_path / "mine").read_bytes() == mine and "not continued" in capsys.readouterr().err
+
+
+def test_a_row_cut_off_anywhere_is_ours() -> None:
+    row = b'{"line": 12, "of": "0123456789ab", "turns": []}'
+    assert all(_begins_a_row(row[:length]) for length in range(1, len(row)))
+
+
+def test_the_input_is_no_output(model: str, tmp_path: Path, capsys: Any) -> None:
+    source = write(tmp_path, [GOOD[0]])
+    source.write_text(source.read_text().rstrip())
+    before = source.read_bytes()
+    (tmp_path / "link.jsonl").symlink_to(source)
+    for output in (source, tmp_path / "pictures" / ".." / "in.jsonl", tmp_path / "link.jsonl"):
+        assert run("predict", model, source, output, *TOKENS) == 3
+        assert "is the input itself" in capsys.readouterr().err and source.read_bytes() == before
 
 
 def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> None:

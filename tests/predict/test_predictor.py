@@ -111,7 +111,10 @@ def test_beams_find_what_is_likelier_than_greed(predictor: Predictor, monkeypatc
 
 
 def test_impossible_decoding_is_refused(predictor: Predictor) -> None:
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"beams": 0}, {"beams": 2, "temperature": 1.0}):
+    nan, inf = float("nan"), float("inf")
+    heats = [{"temperature": wrong} for wrong in (-1.0, 1e-45, nan, inf)]
+    masses = [{"top_p": wrong} for wrong in (0.0, 1e-300, 1.1, nan)]
+    for wrong in (*heats, *masses, {"beams": 0}, {"beams": 2, "temperature": 1.0}):
         with pytest.raises(ConfigError):
             Decoding(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="cannot be streamed"):

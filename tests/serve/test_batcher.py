@@ -10,7 +10,8 @@ import torch
 
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Decoding, Predictor, Request
-from minigptv2.serve.batcher import Batcher, Busy, Ticket
+from minigptv2.serve import batcher as batcher_module
+from minigptv2.serve.batcher import Batcher, Busy, Ticket, _Row, _sample
 from tests.serve.tiny import picture
 
 A, B = picture(1), picture(2)
@@ -120,6 +121,40 @@ def test_a_failing_step_fails_its_requests_and_the_next_are_served(
             whole(batcher.submit(REQUESTS[0], Decoding(8)))
     assert whole(batcher.submit(REQUESTS[0], Decoding(8))) == predictor.answer([REQUESTS[0]], Decoding(8))[0]
     assert batcher.load.alive
+
+
+def test_newcomers_that_cannot_join_are_told(
+    predictor: Predictor, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("no more memory")
+
+    for name in ("_join", "prompt_ids", "_dice"):
+        with monkeypatch.context() as patch:
+            with predictor.turn:
+                ticket = batcher.submit(REQUESTS[0], Decoding(8))
+                target = {"_join": batcher, "prompt_ids": predictor}.get(name, batcher_module)
+                patch.setattr(target, name, broken)
+            assert "no more memory" in str(ticket._pieces.get(timeout=10)) and ticket.finish_reason == "error", name
+    assert whole(batcher.submit(REQUESTS[0], Decoding(8))) == predictor.answer([REQUESTS[0]], Decoding(8))[0]
+
+
+def test_a_token_that_cannot_be_drawn_fails_its_row_alone(
+    predictor: Predictor, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(logits: torch.Tensor, row: _Row) -> int:
+        if len(row.ids) == 2:
+            return int(torch.multinomial(logits * float("nan"), 1))
+        return _sample(logits, row)
+
+    monkeypatch.setattr("minigptv2.serve.batcher._sample", sample)
+    with predictor.turn:  # all three begin together
+        good = [batcher.submit(REQUESTS[n], Decoding(8)) for n in (0, 1)]
+        bad = batcher.submit(REQUESTS[2], Decoding(8, temperature=1.0))
+    assert [whole(ticket) for ticket in good] == predictor.answer(REQUESTS[:2], Decoding(8))
+    with pytest.raises(RuntimeError, match="probability"):
+        whole(bad)
+    assert bad.finish_reason == "error" and bad.completion_tokens == 2
 
 
 def test_an_image_asked_about_twice_is_encoded_once(predictor: Predictor, batcher: Batcher) -> None:

@@ -183,6 +183,12 @@ def test_the_page_takes_no_file_of_the_servers(server: str) -> None:
     forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     body = {"data": [None, forged], "event_data": {"picture": "/etc/passwd"}, "fn_index": upload["id"],
             "session_hash": "abc", "trigger_id": None}  # fmt: skip
+    said = queued(server, body)
+    assert "root:" not in said and ("Not taken" in said or '"success":false' in said.replace(" ", ""))
+
+
+def queued(server: str, body: dict[str, Any]) -> str:
+    """What the page's queue says to the event in `body`."""
     httpx.post(server + "/gradio_api/queue/join", json=body)
     with httpx.stream("GET", server + "/gradio_api/queue/data?session_hash=abc", timeout=20) as events:
         said = ""
@@ -190,7 +196,26 @@ def test_the_page_takes_no_file_of_the_servers(server: str) -> None:
             said += line
             if "process_completed" in line or "close_stream" in line or "unexpected_error" in line:
                 break
-    assert "root:" not in said and ("Not taken" in said or '"success":false' in said.replace(" ", ""))
+    return said
+
+
+def test_the_page_fetches_no_address(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradio import processing_utils
+
+    fetched: list[str] = []
+
+    async def get(url: str, **options: Any) -> None:
+        fetched.append(url)
+        raise OSError("a download was tried")
+
+    monkeypatch.setattr(processing_utils.sh, "get", get)
+    config = httpx.get(server + "/config").json()
+    forged = {"path": "http://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
+    for trigger, data in (("submit", [None, forged, 0, 4]), ("upload", [None, forged])):
+        event = next(d for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == trigger)
+        body = {"data": data, "event_data": None, "fn_index": event["id"], "session_hash": "abc", "trigger_id": None}
+        said = httpx.post(server + "/gradio_api/run/predict", json=body).text + queued(server, body)
+        assert "fetches no address" in said and not fetched, trigger
 
 
 @pytest.mark.parametrize(
@@ -233,6 +258,9 @@ def test_others_are_let_in_with_a_password_only() -> None:
     named = Access(host="0.0.0.0", password=PASSWORD, allowed_hosts=("box.example",))
     assert named.admits_host("box.example:7860") and named.admits_host("10.0.0.7:7860")
     assert not named.admits_host("other.example")
+    upper = Access(host="Box.Example", password=PASSWORD, allowed_hosts=("Chat.Example.org",))
+    assert upper.admits_host("chat.example.org") and upper.admits_host("CHAT.example.org:80")
+    assert upper.admits_host("box.example:7860") and Access(host="LocalHost").is_loopback
 
 
 def test_an_archive_escapes_what_was_said() -> None:

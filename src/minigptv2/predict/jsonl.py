@@ -174,6 +174,8 @@ class _Run:
             raise ConfigError(f"batch size {batch_size}: want at least 1")
         if not self._source.is_file():
             raise DataError(f"no file {self._source}")
+        if self._output.exists() and self._output.samefile(self._source):
+            raise DataError(f"{self._output} is the input itself; give another --output")
         done = _lines_done(self._output)
         self._outcome.before = len(done)
         with open(self._source, "rb") as stream:
@@ -276,5 +278,16 @@ def _lines_done(output: Path) -> dict[int, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{output}: not an output of this command, so it is not continued: {error}") from error
     if len(whole) < len(data):
+        if not _begins_a_row(data[len(whole) :]):
+            raise DataError(f"{output}: its last line is not of this command, so it is not continued; give another")
         os.truncate(output, len(whole))
     return done
+
+
+def _begins_a_row(tail: bytes) -> bool:
+    """Whether `tail` may be what is left of one of our rows: `{"line": 7, "of": "..."`, cut off anywhere."""
+    head, after = b'{"line": ', b' "of": "'
+    number, _, rest = tail[len(head) :].partition(b",")
+    if number and not number.isdigit():
+        return False
+    return head.startswith(tail[: len(head)]) and after.startswith(rest[: len(after)])

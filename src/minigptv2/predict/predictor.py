@@ -5,6 +5,7 @@ Under ZeRO-3 all ranks must ask the same questions together: generating is a col
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -29,6 +30,8 @@ from minigptv2.tokenizer import Tokenizer
 
 IMAGES_AT_ONCE = 32
 """Images that go through the vision encoder together."""
+MIN_TEMPERATURE, MIN_TOP_P = 1e-3, 1e-6
+"""Smaller ones are greedy but for what float32 makes of them: logits that overflow, a mass of nothing."""
 HALF_A_CHARACTER = "\ufffd"
 """What bytes that are no character (yet) are decoded to."""
 LAYOUTS = ("packed", "padded")
@@ -63,7 +66,11 @@ class Decoding:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.beams < 1 or self.max_new_tokens < 1:
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):  # NaN neither
+            raise ConfigError(f"temperature={self.temperature}: want 0 (greedy) or at least {MIN_TEMPERATURE:g}")
+        if not MIN_TOP_P <= self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p}: want {MIN_TOP_P:g} to 1")
+        if self.beams < 1 or self.max_new_tokens < 1:
             raise ConfigError(f"impossible decoding: {self}")
         if self.temperature and self.beams > 1:
             raise ConfigError("beams and temperature exclude each other: search is not sampling")

@@ -204,8 +204,8 @@ class Batcher:
 
     def _read_prompts(self, tickets: list[Ticket]) -> None:
         """Run the prompts of `tickets` together, choose their first tokens, and join them to the batch."""
-        prompts = [self.predictor.prompt_ids(ticket.request, ticket.decoding) for ticket in tickets]
         try:
+            prompts = [self.predictor.prompt_ids(ticket.request, ticket.decoding) for ticket in tickets]
             images = [image for ticket in tickets for image in ticket.request.images]
             embeddings, mask = self.predictor.padded(prompts, self.predictor.image_tokens(images, self._seen))
             cache = DynamicCache()
@@ -213,6 +213,8 @@ class Batcher:
                 inputs_embeds=embeddings, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
                 past_key_values=cache, use_cache=True, logits_to_keep=1,
             ).logits[:, -1]  # fmt: skip
+            rows = [_Row(ticket, _dice(ticket.decoding, logits.device), len(prompt)) for ticket, prompt in
+                    zip(tickets, prompts, strict=True)]  # fmt: skip
         except Exception as error:
             log.exception("a prompt could not be read")
             for ticket in tickets:
@@ -220,9 +222,12 @@ class Batcher:
             return
         while len(self._seen) > REMEMBERED_IMAGES:
             self._seen.pop(next(iter(self._seen)))
-        rows = [_Row(ticket, _dice(ticket.decoding, logits.device), len(prompt)) for ticket, prompt in
-                zip(tickets, prompts, strict=True)]  # fmt: skip
-        self._join(cache, mask)
+        try:
+            self._join(cache, mask)
+        except Exception as error:  # the batch is half joined and ends with it; these are not among its rows yet
+            for ticket in tickets:
+                _end(ticket, "error", error)
+            raise
         self._rows += rows
         self._next += [0] * len(rows)
         self._choose(rows, logits)
@@ -252,14 +257,22 @@ class Batcher:
         """Choose the next token of each of `rows` from `logits` [R, V], tell its reader, and drop rows that ended."""
         greedy = logits.argmax(-1).tolist()
         ended: dict[str, list[_Row]] = {"stop": [], "length": []}
+        failed: list[tuple[_Row, RuntimeError]] = []
         places = {id(row): place for place, row in enumerate(self._rows)}
         for number, row in enumerate(rows):
-            token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
+            try:
+                token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
+            except RuntimeError as error:  # no chances to draw by: no other row's concern
+                log.exception("a token could not be drawn")
+                failed.append((row, error))
+                continue
             if reason := self._take(row, token):
                 ended[reason].append(row)
             self._next[places[id(row)]] = token
         for reason, gone in ended.items():
             self._drop(gone, reason)
+        for row, cause in failed:
+            self._drop([row], "error", cause)
 
     def _take(self, row: _Row, token: int) -> str | None:
         """Add `token` to a row's answer; why the row ends with it, if it does."""
@@ -281,14 +294,14 @@ class Batcher:
         ticket.text = text
         return "stop" if at_end else "length" if full else None
 
-    def _drop(self, rows: list[_Row], reason: str) -> None:
+    def _drop(self, rows: list[_Row], reason: str, error: BaseException | None = None) -> None:
         """End `rows` and take them out of the batch, and the columns that only they used."""
         if not rows:
             return
         leaving = {id(row) for row in rows}
         keep = [place for place, row in enumerate(self._rows) if id(row) not in leaving]
         for row in rows:
-            _end(row.ticket, reason)
+            _end(row.ticket, reason, error)
         if not keep:
             self._forget_batch()
             return

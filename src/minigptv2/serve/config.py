@@ -67,13 +67,13 @@ class Access:
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            return self.host == "localhost"
+            return self.host.lower() == "localhost"
 
     def admits_host(self, header: str) -> bool:
         """Whether a request that names its server `header` (name or address, perhaps with a port) is for this one."""
         name = header.rsplit(":", 1)[0] if header.rsplit(":", 1)[-1].isdigit() else header
         name = name.strip("[]").lower()
-        if name in LOOPBACK_NAMES or name in self.allowed_hosts or name == self.host:
+        if name in LOOPBACK_NAMES or name in [ours.lower() for ours in (self.host, *self.allowed_hosts)]:
             return True
         return not self.is_loopback and _is_address(name)
 

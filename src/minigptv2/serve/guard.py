@@ -11,7 +11,9 @@ import base64
 import binascii
 import hmac
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from minigptv2.serve.config import Access
@@ -41,6 +43,10 @@ JSON_ONLY = "POST"
 """A page elsewhere can make a browser post a form without asking; JSON it cannot."""
 WRONG_PASSWORD_S = 0.5
 """How long a wrong password waits for its answer."""
+BODIES_AT_ONCE = 8
+"""Bodies of the largest size that are held together, or as many more as are smaller, until they are answered."""
+SILENCE_S = 30.0
+"""How long a body may stay incomplete without another byte."""
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -58,6 +64,7 @@ class Guard:
 
     def __init__(self, app: App, access: Access, *, max_body: int) -> None:
         self._app, self._access, self._max_body = app, access, max_body
+        self._room = _Room(BODIES_AT_ONCE * max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -66,11 +73,15 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
+        body = _Limited(receive, self._max_body, self._room)
         try:
             await self._check(scope)
-            await self._app(scope, _Limited(receive, self._max_body), _with_headers(send))
+            if await body.read():
+                await self._app(scope, body, _with_headers(send))
         except RequestError as error:
             await refuse(send, error)
+        finally:
+            body.close()
 
     async def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -115,19 +126,50 @@ def _too_large(limit: int) -> RequestError:
     return RequestError(f"the body is over {limit // 2**20} MiB", status=413)
 
 
-class _Limited:
-    """Receives a body, and stops at the limit: one that says no length, or a wrong one, is cut off there."""
+@dataclass
+class _Room:
+    """Bytes that the bodies of all requests together may still take."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive, self._left, self._limit = receive, limit, limit
+    left: int
+
+
+class _Limited:
+    """A request's body, received whole before the app is called, and stopped at the limit: one that says no length, or
+    a wrong one, is cut off there. It takes its bytes from `room`, until `close`."""
+
+    def __init__(self, receive: Receive, limit: int, room: _Room) -> None:
+        self._receive, self._limit, self._room = receive, limit, room
+        self._size = 0
+        self._messages: deque[Message] = deque()
+
+    async def read(self) -> bool:
+        """Whether the body arrived; False if its sender left. Raises `RequestError` at a limit or after silence."""
+        more = True
+        while more:
+            try:
+                message = await asyncio.wait_for(self._receive(), SILENCE_S)
+            except TimeoutError as error:
+                raise RequestError(f"nothing more of the body in {SILENCE_S:g} s", status=408) from error
+            if message["type"] == "http.disconnect":
+                return False
+            length = len(message.get("body", b""))
+            self._size += length
+            self._room.left -= length
+            if self._size > self._limit:
+                raise _too_large(self._limit)
+            if self._room.left < 0:
+                raise RequestError("other requests' bodies fill the memory: try again later", status=429, code="busy")
+            self._messages.append(message)
+            more = message.get("more_body", False)
+        return True
 
     async def __call__(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
-            if self._left < 0:
-                raise _too_large(self._limit)
-        return message
+        return self._messages.popleft() if self._messages else await self._receive()
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.left += self._size
+        self._size = 0
 
 
 def _with_headers(send: Send) -> Send:
@@ -145,7 +187,7 @@ async def refuse(send: Send, error: RequestError) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="minigptv2", charset="UTF-8"'))
-    if error.status == 413:
+    if error.status in (408, 413, 429):  # the rest of the body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import json
 import time
 from collections.abc import AsyncIterator
@@ -59,22 +60,25 @@ class Example:
 
 
 def load_examples(file: Path | None) -> list[Example]:
-    """The examples in a JSON lines file as `predict` reads it (first turns only), or a few drawn scenes.
+    """The examples in a JSON lines file as `predict` reads it (first turns and pictures only), or a few drawn scenes.
 
     Raises `DataError` for a line or a picture that cannot be read: before the server starts.
     """
     if file is None:
         return _drawn_examples()
     examples = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
             fields = json.loads(line)
             question, image = fields["turns"][0]["question"], fields.get("image")
+            image = next(iter(image), None) if isinstance(image, list) else image
             picture = (file.parent / image).read_bytes() if image else None
         except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
             form = '{"image": "a.jpg", "turns": [{"question": ...}]}'
             raise DataError(f"{file}:{number}: want {form}: {error}") from error
-        examples.append(Example(str(question), picture))
+        examples.append(Example(str(question).strip(), picture))
     return examples
 
 
@@ -88,8 +92,19 @@ def _drawn_examples() -> list[Example]:
     return examples
 
 
+async def _no_download(url: str, cache_dir: str) -> str:
+    raise gr.Error("this server fetches no address")
+
+
+def _forbid_downloads() -> None:
+    """gradio fetches an address that an event gives as a file, into a folder, and has no option against it."""
+    assert inspect.iscoroutinefunction(gr.processing_utils.async_ssrf_protected_download), "gradio downloads otherwise"
+    gr.processing_utils.async_ssrf_protected_download = _no_download
+
+
 def mount_page(app: FastAPI, service: Service, examples: Path | None) -> FastAPI:
     """`app` with the page at `/`."""
+    _forbid_downloads()
     blocks = Page(service, load_examples(examples)).build()
     blocks.state_session_capacity = KEPT_SESSIONS
     script = (FOLDER / "page.js").read_text()
@@ -197,12 +212,15 @@ class Page:
             yield [session, gr.skip(), gr.skip(), gr.skip(), gr.skip()]
             return
         session.seed += 1
-        async for state in self._answer(session, session.turns.pop().question, temperature, tokens, keep=question):
+        last = session.turns[-1]
+        async for state in self._answer(session, last.question, temperature, tokens, keep=question, instead=last):
             yield state
 
     async def _answer(
-        self, session: Session, question: str, temperature: float, tokens: float, *, keep: str = ""
-    ) -> AsyncIterator[list[Any]]:
+        self, session: Session, question: str, temperature: float, tokens: float, *, keep: str = "",
+        instead: Turn | None = None,
+    ) -> AsyncIterator[list[Any]]:  # fmt: skip
+        """`keep` is what the question's field holds meanwhile; `instead` a turn that this one takes the place of."""
         turn = Turn(question)
         try:
             if len(question) > self._service.limits.max_text:
@@ -210,13 +228,18 @@ class Page:
             decoding = Decoding(int(tokens), float(temperature), seed=session.seed)
             if not (decoding.max_new_tokens <= self._service.limits.max_new_tokens and decoding.temperature <= 2):
                 raise DataError(f"at most {self._service.limits.max_new_tokens} tokens and a temperature of 2")
-            ticket = await asyncio.to_thread(self._service.batcher.submit, session.request(question), decoding)
+            request = session.request(question, instead)
+            ticket = await asyncio.to_thread(self._service.batcher.submit, request, decoding)
         except MiniGPTv2Error as error:
+            if instead:  # the answer there is stays
+                gr.Warning(_escape(f"Not answered: {error}."))
+                yield [session, gr.skip(), gr.skip(), gr.skip(), gr.skip()]
+                return
             session.turns.append(replace(turn, state="failed", note=f"Not answered: {error}."))
             yield [session, session.shown(), keep or question, gr.update(visible=True), gr.update(visible=False)]
             return
         session.ticket = ticket
-        session.turns.append(turn)
+        session.turns[:] = [each for each in session.turns if each is not instead] + [turn]
         yield [session, session.shown(), keep, gr.update(visible=False), gr.update(visible=True)]
         async for state in self._grow(session, turn):
             yield state

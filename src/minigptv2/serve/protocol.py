@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minigptv2.errors import ConfigError, DataError, MiniGPTv2Error, nearest
-from minigptv2.predict.predictor import Decoding
+from minigptv2.errors import DataError, MiniGPTv2Error, nearest
+from minigptv2.predict.predictor import MIN_TEMPERATURE, MIN_TOP_P, Decoding
 from minigptv2.serve.config import Limits
 from minigptv2.serve.pictures import decode_data_url
 from minigptv2.tasks import GroundedPhrase, segments
@@ -41,14 +41,19 @@ class RequestError(MiniGPTv2Error):
     """A request that is refused: HTTP `status`, the reason, and the field it is about."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        super().__init__(_encodable(message))
+        self.status, self.param, self.code = status, param and _encodable(param), code
 
     def as_json(self) -> dict[str, Any]:
         """The error as clients of the protocol read it."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """`text` with half surrogate pairs, which JSON can say and UTF-8 cannot, as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,14 @@ def _decoding(body: dict[str, Any], limits: Limits) -> Decoding:
     temperature = _value(body, "temperature", (int, float)) or 0.0
     top_p = _value(body, "top_p", (int, float))
     seed = _value(body, "seed", int) or 0
-    if not 0 <= temperature <= 2:
-        raise RequestError(f"temperature={temperature}: want 0 to 2", param="temperature")
+    if not (temperature == 0 or MIN_TEMPERATURE <= temperature <= 2):
+        wanted = f"want 0 to 2, and {MIN_TEMPERATURE:g} or more if not 0"
+        raise RequestError(f"temperature={temperature}: {wanted}", param="temperature")
+    if not MIN_TOP_P <= (1 if top_p is None else top_p) <= 1:
+        raise RequestError(f"top_p={top_p}: want more than 0 ({MIN_TOP_P:g}) and at most 1", param="top_p")
     if not -(2**63) <= seed < 2**63:
         raise RequestError(f"seed={seed}: want 64 bits", param="seed")
-    try:
-        return Decoding(tokens, float(temperature), 1.0 if top_p is None else float(top_p), seed=seed)
-    except ConfigError as error:
-        raise RequestError(f"top_p={top_p}: want more than 0 and at most 1", param="top_p") from error
+    return Decoding(tokens, float(temperature), 1.0 if top_p is None else float(top_p), seed=seed)
 
 
 def _stops(body: dict[str, Any]) -> tuple[str, ...]:

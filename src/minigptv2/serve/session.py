@@ -63,9 +63,10 @@ class Session:
         self.stop()
         self.picture, self.turns, self.region, self.seed = picture, [], None, 0
 
-    def request(self, question: str) -> Request:
-        """The question with the picture and what was said before. Turns that failed are left out."""
-        said = tuple((turn.question, turn.answer) for turn in self.turns if turn.state in ("done", "stopped"))
+    def request(self, question: str, instead: Turn | None = None) -> Request:
+        """The question with the picture and what was said before. Turns that failed are left out, and `instead`."""
+        before = [turn for turn in self.turns if turn is not instead and turn.state in ("done", "stopped")]
+        said = tuple((turn.question, turn.answer) for turn in before)
         return Request(question, (self.picture.prepared,) if self.picture else (), said)
 
     def mark(self, corners: list[float] | None) -> str | None:
