@@ -70,7 +70,7 @@ class Decoding:
             raise ConfigError(f"temperature={self.temperature}: want 0 (greedy) or at least {MIN_TEMPERATURE:g}")
         if not MIN_TOP_P <= self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p}: want {MIN_TOP_P:g} to 1")
-        if self.beams < 1 or self.max_new_tokens < 1:
+        if self.beams < 1 or self.max_new_tokens < 1 or not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"impossible decoding: {self}")
         if self.temperature and self.beams > 1:
             raise ConfigError("beams and temperature exclude each other: search is not sampling")
