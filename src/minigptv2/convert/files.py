@@ -105,6 +105,6 @@ def refuse_existing(output: Path, overwrite: bool, *inputs: Path | str | None) -
         return
     if not overwrite:
         raise CheckpointError(f"{output} exists; give another --output, or --overwrite")
-    ours = output.is_file() if output.suffix == ".pth" else (output / REPORT_FILE).is_file()
-    if not ours:
+    report = output.with_name(f"{output.name}.{REPORT_FILE}") if output.suffix == ".pth" else output / REPORT_FILE
+    if not report.is_file():
         raise CheckpointError(f"{output} is not a result of this command, so it is not overwritten")
