@@ -235,7 +235,7 @@ def _add_inputs(folder: Path) -> None:
     random_export(folder / "runs" / "stage3_instruct" / "export", config, tokenizer)
     made: set[str] = set()
     for miniature in MINIATURES:
-        if miniature.corpus not in made:
+        if miniature.split == "train" and miniature.corpus not in made:
             miniature.make(folder / "raw")
             made.add(miniature.corpus)
 
