@@ -166,6 +166,20 @@ def _cook(sample: dict[str, Any]) -> Any:
     )
 
 
+def pixel_costs(shards: Path, name: str) -> dict[str, float]:
+    """Milliseconds of one thread that has its core alone, an image: reading, decoding, resizing."""
+    from minigptv2.data.reader import CorpusReader
+
+    reader, watch, count = CorpusReader(shards / name), Stopwatch(), 64
+    for sample in range(-8, count):
+        if sample == 0:
+            watch.seconds.clear()
+        with watch.at("read"):
+            data = reader.image(sample % count)
+        square_pixels(data, "", SIDE, watch)
+    return {stage: 1000 * seconds / count for stage, seconds in watch.seconds.items()}
+
+
 def rate(side: Callable[[], Iterator[int]], images: int) -> float:
     """Images a second from the first batch on: start-up is B5's."""
     batches = side()
@@ -208,6 +222,7 @@ def main() -> None:
             )
         except (ModuleNotFoundError, subprocess.CalledProcessError) as error:
             missing.append(f"energon was not measured: {error}")
+        costs = ", ".join(f"{stage} {ms:.2f} ms" for stage, ms in pixel_costs(shards, names[0]).items())
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, side in sides.items():
@@ -225,6 +240,7 @@ def main() -> None:
         notes = [
             f"{CORPORA} corpora, {WORKERS} loader processes, batches of {BATCH}, {os.cpu_count()} cores, "
             f"{args.rounds} rounds of {args.images} images a side, sides interleaved, ratios within a round",
+            f"ours, an image on one thread that has its core alone: {costs}; what binds is the decoder and the resize",
             *missing,
             f"goal: >= 4 x the plain recipe: {over_plain:.2f} ({'met' if over_plain >= 4 else 'MISSED'}); "
             f">= 1.5 x the best peer measured: {over_peer:.2f} ({'met' if over_peer >= 1.5 else 'MISSED'})",
