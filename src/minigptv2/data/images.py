@@ -43,7 +43,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion clips instead of scaling
-        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        image = _eight_bits(image)
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
@@ -131,6 +131,16 @@ def square(image: Image.Image, side: int) -> np.ndarray:
         if resized.size != size:
             resized = resized.resize(size, Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits a pixel as of 8, strip by strip, as below."""
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        grey[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom))) >> 8
+    return Image.fromarray(grey)
 
 
 def _on_white(image: Image.Image) -> Image.Image:
