@@ -114,14 +114,14 @@ def build_litdata(folder: Path, shards: int) -> None:
 def build_energon(folder: Path, shards: int) -> float:
     """Tars of the same four pictures under keys of their own, and energon's preparation of them; seconds of that."""
     folder.mkdir()
-    images = [sample.image for sample in toy.samples("refer", 4, Path(), "val")]
+    images = [sample.image or b"" for sample in toy.samples("refer", 4, Path(), "val")]
     for number in range(shards):
         with tarfile.open(folder / f"c-{number:06d}.tar", "w") as tar:
             for place, image in enumerate(images):
                 for extension, data in (("jpg", image), ("json", b"{}")):
                     member = tarfile.TarInfo(f"{4 * number + place:08d}.{extension}")
-                    member.size = len(data or b"")
-                    tar.addfile(member, io.BytesIO(data or b""))
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
     command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", str(folder), "--non-interactive",
                "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", "--num-workers", "2"]  # fmt: skip
     began = time.perf_counter()

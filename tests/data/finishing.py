@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minigptv2.data.shards import Rejected, Sample
+from minigptv2.data.shards import IMAGE_MISSING, Rejected, Sample
 from minigptv2.record import Record
 
 
@@ -12,5 +12,5 @@ def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Reject
     """What a source's `finish` does: read the picture in the worker, say what is missing."""
     key, record, file = item
     if not Path(file).exists():
-        return None, [Rejected(key, "image file missing", 3)]
+        return None, [Rejected(key, IMAGE_MISSING, 3)]
     return Sample(key, record, Path(file).read_bytes()), []

@@ -1,6 +1,7 @@
 """The fast road from image bytes to pixels: within 2 levels of Pillow's, and as strict."""
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     ramp = Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256))
     read = np.asarray(open_image(encoded(ramp), "here"))
     assert read[..., 0].tolist() == (np.arange(65536).reshape(256, 256) // 256).tolist()
+
+
+def test_sixteen_bits_take_little_more_than_the_picture() -> None:
+    data = encoded(Image.fromarray(np.zeros((3000, 3000), dtype=np.uint16)))
+    tracemalloc.start()
+    open_image(data, "here")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 3000 * 3000, "numpy's copies of 16 bits and more stood in memory whole"
 
 
 def test_a_transparent_colour_is_laid_on_white() -> None:

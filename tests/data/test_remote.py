@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.data import remote
-from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.plan import DataPlan
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.remote import below, is_remote, shown
@@ -159,6 +159,11 @@ def test_other_schemes_are_refused_and_nothing_runs(
         with pytest.raises(ConfigError, match="neither a folder nor a URL"):
             open_it()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_gives_up_before_the_loader_gives_its_worker_up() -> None:
+    pauses = remote.FIRST_PAUSE_S * (2 ** (remote.TRIES - 1) - 1)
+    assert remote.TRIES * remote.TIMEOUT_S + pauses < DataConfig(recipe="").worker_timeout_s
 
 
 def test_names_below_a_place() -> None:

@@ -105,7 +105,8 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = args.workers if args.workers is not None else cpus if corpus.has_files or corpus.yours else 0
+    read = corpus.has_files or corpus.yours  # and not drawn
+    workers = args.workers if args.workers is not None else cpus if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:
@@ -115,7 +116,7 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
         )  # fmt: skip
     for line in report.lines():
         print(line)
-    if corpus.has_files or corpus.yours:
+    if read:
         _show(output, args.tokenizer)
 
 

@@ -92,6 +92,11 @@ class KeyReport:
         write_atomically(file, json.dumps(document, indent=1).encode())
 
 
+def report_of(output: Path) -> Path:
+    """Where the report of a conversion lies: beside a `.pth`, in a folder."""
+    return output.with_name(f"{output.name}.{REPORT_FILE}") if output.suffix == ".pth" else output / REPORT_FILE
+
+
 def refuse_existing(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:
     """Raise `CheckpointError` if the result would take the place of something that is there.
 
@@ -105,6 +110,5 @@ def refuse_existing(output: Path, overwrite: bool, *inputs: Path | str | None) -
         return
     if not overwrite:
         raise CheckpointError(f"{output} exists; give another --output, or --overwrite")
-    report = output.with_name(f"{output.name}.{REPORT_FILE}") if output.suffix == ".pth" else output / REPORT_FILE
-    if not report.is_file():
+    if not report_of(output).is_file():
         raise CheckpointError(f"{output} is not a result of this command, so it is not overwritten")

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from minigptv2.convert import names
-from minigptv2.convert.files import REPORT_FILE, KeyReport, read_torch, refuse_existing, tensors_only
+from minigptv2.convert.files import KeyReport, read_torch, refuse_existing, report_of, tensors_only
 from minigptv2.convert.llama import LlamaSource, copy_llama, open_llama_source
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file
@@ -360,7 +360,7 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
         "epoch": 0,
     }
     save_torch(document, output)
-    report.write_file(output.with_name(f"{output.name}.{REPORT_FILE}"))
+    report.write_file(report_of(output))
     return report
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 from minigptv2.errors import DataError
@@ -92,11 +93,15 @@ class DropLimit:
         raise TooManyDropped(f"{limit}{last}. {verify}", dropped)
 
 
+def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
+    with open(file, "a") as stream:
+        stream.writelines(redact(f"{loss.to_json(step=step, rank=rank)}\n") for step, rank, loss in rows)
+
+
 def keep_last_losses(run: Path, losses: Iterable[tuple[int, int, Dropped]]) -> None:
     """What a rank that stops for its losses had not told the main one yet, in `dropped.rank<n>.jsonl` of the run."""
-    for step, rank, loss in losses:
-        with open(run / f"dropped.rank{rank}.jsonl", "a") as stream:
-            stream.write(redact(f"{loss.to_json(step=step, rank=rank)}\n"))
+    for rank, rows in groupby(losses, key=lambda row: row[1]):
+        _append(run / f"dropped.rank{rank}.jsonl", list(rows))
 
 
 class DropReport:
@@ -117,6 +122,5 @@ class DropReport:
         rows = sorted(losses, key=lambda row: row[:2])
         if not rows:
             return
-        with open(self.file, "a") as stream:
-            stream.writelines(redact(f"{loss.to_json(step=step, rank=rank)}\n") for step, rank, loss in rows)
+        _append(self.file, rows)
         self.count += len(rows)

@@ -37,11 +37,19 @@ _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 
 def open_image(data: bytes, where: str) -> Image.Image:
     """The decoded RGB image. Raises `DataError`, beginning with `where`, for anything but a whole JPEG, PNG or WebP."""
+    return _rgb(_loaded(data, where))
+
+
+def _loaded(data: bytes, where: str) -> Image.Image:
     image = _open(data, where)
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
+    return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion clips instead of scaling
         image = _eight_bits(image)
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
@@ -52,12 +60,12 @@ def open_photo(data: bytes, where: str) -> Image.Image:
 
     Corpora are read as they lie: their boxes are in the file's own pixels.
     """
-    image = open_image(data, where)
+    image = _loaded(data, where)
     try:
-        turned = _open(data, where).getexif().get(_ORIENTATION, 1)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):  # damaged EXIF turns nothing
-        turned = 1
-    return image.transpose(_TURNS[turned]) if turned in _TURNS else image
+        turn = None
+    return _rgb(image) if turn is None else _rgb(image).transpose(turn)
 
 
 def image_size(data: bytes, where: str) -> tuple[str, int, int]:
