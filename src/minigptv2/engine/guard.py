@@ -7,6 +7,7 @@ verdict is computed from all-reduced numbers, so it is the same on every rank wi
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -114,7 +115,8 @@ def local_gradients(optimizer: Any, stage: int, trainable: list[torch.nn.Paramet
 def discarding(optimizer: Any) -> Iterator[None]:
     """Within it, a ZeRO optimizer's `step` takes its own overflow path: gradients are cleared, nothing is updated.
 
-    DeepSpeed has no call for it. Its verdict is replaced on the object, so that all its bookkeeping stays its own.
+    DeepSpeed has no call for it. Its verdict is replaced on the object, so that all its bookkeeping stays its own; its
+    warning that gradients are not finite is not let through, since ours says what was wrong.
     """
 
     def overflow(*args: Any, **kwargs: Any) -> bool:
@@ -125,12 +127,16 @@ def discarding(optimizer: Any) -> Iterator[None]:
     name = "_overflow_check_and_loss_scale_update" if stage3 else "check_overflow"
     checked = getattr(optimizer, "check_grad_overflow", None)
     setattr(optimizer, name, overflow)
+    speaker = logging.getLogger("DeepSpeed")
+    level = speaker.level
+    speaker.setLevel(logging.ERROR)
     if not stage3:
         optimizer.check_grad_overflow = True
     try:
         yield
         assert optimizer.overflow, "DeepSpeed did not discard the step"
     finally:
+        speaker.setLevel(level)
         delattr(optimizer, name)
         if not stage3:
             optimizer.check_grad_overflow = checked
