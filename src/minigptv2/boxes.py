@@ -40,7 +40,7 @@ class Box:
     def problem(self, width: int, height: int) -> str | None:
         """Why this box cannot be a box of a `width` x `height` image, or None if it can."""
         values = (self.x1, self.y1, self.x2, self.y2)
-        if not all(math.isfinite(v) for v in values):
+        if not all(map(math.isfinite, values)):
             return "is not finite"
         if self.x1 >= self.x2 or self.y1 >= self.y2:
             return "is empty or inverted (want x1 < x2 and y1 < y2)"

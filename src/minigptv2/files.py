@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 def sha256_of(file: Path) -> str:
@@ -44,21 +49,30 @@ def write_atomically(file: Path, data: bytes) -> None:
     os.replace(temporary, file)
 
 
-class HashedFile:
+class HashedFile(io.RawIOBase):
     """A new file whose size and SHA-256 are known when its last byte is written. Raises `OSError`: a full disk.
 
-    Bytes go out through `os.write`, which lets other threads run meanwhile, in pieces of `PIECE`.
+    Bytes go out through `os.write`, which lets other threads run meanwhile, in pieces of `PIECE`. With `seldom_read`
+    each piece starts on its way to the disk at once and leaves the page cache when it is there: what is written, as a
+    corpus is, in far more bytes than memory has would take the place of what is read, and pages that are used again are
+    written several times faster than new ones. A hint: a file system may do nothing of it. A raw stream, so that
+    `io.BufferedWriter` can gather small writes for it.
     """
 
     PIECE = 1 << 22
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, seldom_read: bool = False) -> None:
         self.bytes = 0
+        self._seldom_read = seldom_read
         self._hash = hashlib.sha256()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
-    def write(self, data: bytes | memoryview) -> None:
-        """Append."""
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        """Append all of it; returns how many bytes that are."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), self.PIECE):
             piece = view[start : start + self.PIECE]
@@ -67,10 +81,13 @@ class HashedFile:
                 written = os.write(self._descriptor, piece)
                 self.bytes += written
                 piece = piece[written:]
+            self._forget()
+        return len(view)
 
     def finish(self) -> dict[str, int | str]:
         """Sync and close; returns `bytes` and `sha256`."""
         os.fsync(self._descriptor)
+        self._forget()
         self.close()
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
@@ -79,6 +96,12 @@ class HashedFile:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+        super().close()
+
+    def _forget(self) -> None:
+        """Start the way to the disk of what is not there, and free the pages of what is."""
+        if self._seldom_read and hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
 
 def wait_until_seen(file: Path, num_bytes: int, timeout_s: float = 60.0) -> None:

@@ -21,6 +21,7 @@ LANGUAGE = "language"
 """A turn without any image; it carries no task identifier."""
 TASK_NAMES = (*SIX_TASKS, CHAT, LANGUAGE)
 """Every kind of turn. Its index is the `task_id` of a token in a batch."""
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def _turn_problem(turn: Turn, record: Record) -> str | None:
     if turn.task in ("vqa", CHAT, LANGUAGE) and not (turn.question and turn.question.strip()):
         return "has no question"
     speaks = turn.task in ("vqa", "caption", "grounding", CHAT, LANGUAGE)
-    if speaks and not (turn.answers and all(answer.strip() for answer in turn.answers)):
+    if speaks and not (turn.answers and all(map(str.strip, turn.answers))):
         return "has an empty answer"
     if turn.task in ("refer", "identify") and [len(region.boxes) for region in turn.regions] != [1]:
         return "needs exactly one region with one box"
@@ -134,7 +135,7 @@ def _turn_problem(turn: Turn, record: Record) -> str | None:
 def _region_problem(region: Region, record: Record) -> str | None:
     if not region.boxes:
         return "a region has no box"
-    if not region.phrases or not all(phrase.strip() for phrase in region.phrases):
+    if not region.phrases or not all(map(str.strip, region.phrases)):
         return "a region has an empty phrase"
     for box in region.boxes:
         problem = box.problem(record.width or 0, record.height or 0)
@@ -164,7 +165,7 @@ def to_json(record: Record) -> bytes:
         document["source"] = record.source
     if record.separate:
         document["separate"] = True
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    return _COMPACT.encode(document).encode()
 
 
 def from_json(data: bytes, where: str) -> Record:

@@ -41,23 +41,25 @@ def test_workers_do_not_change_a_byte(tmp_path: Path, workers: int) -> None:
 def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     write_corpus(toy.samples("refer", 40, Path(), "val"), tmp_path / "whole", "c", samples_per_shard=4)
     code = textwrap.dedent("""
-        import sys, os, signal
+        import itertools, sys, os, signal
         from pathlib import Path
-        from minigptv2.data.shards import write_corpus
+        from minigptv2.data import shards
         from minigptv2.data.sources import toy
-        def samples():
-            for number, sample in enumerate(toy.samples("refer", 40, Path(), "val")):
-                if number == 22:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield sample
-        write_corpus(samples(), Path(sys.argv[1]), "c", samples_per_shard=4)
+        from minigptv2.record import to_json
+        stored = itertools.count()
+        def store(record):
+            if next(stored) == 22:  # in the middle of the sixth shard
+                os.kill(os.getpid(), signal.SIGKILL)
+            return to_json(record)
+        shards.to_json = store
+        shards.write_corpus(toy.samples("refer", 40, Path(), "val"), Path(sys.argv[1]), "c", samples_per_shard=4)
     """)
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL
     with pytest.raises(DataError, match="no manifest"):
         CorpusReader(tmp_path / "c")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "c").glob("*.tar")}
-    assert len(before) == 5
+    assert len(before) == 5 and len(list((tmp_path / "c").glob(".c-000005.tar.*.tmp"))) == 1
     write_corpus(toy.samples("refer", 40, Path(), "val"), tmp_path / "c", "c", samples_per_shard=4)
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
     after = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "c").glob("*.tar")}

@@ -8,7 +8,9 @@ goes on where it was when the same samples come again; the bytes do not depend o
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -18,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from multiprocessing import get_context
@@ -41,7 +44,7 @@ from minigptv2.data.manifest import (
     save_manifest,
 )
 from minigptv2.errors import DataError
-from minigptv2.files import sync_file, sync_folder, write_atomically
+from minigptv2.files import HashedFile, sync_file, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
 __all__ = ["INDEX_FILE", "MANIFEST_FILE", "Rejected", "Sample", "load_manifest", "write_corpus"]
@@ -166,7 +169,8 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     _finish_report(output, num_dropped)
     if not done:
         raise DataError(_nothing_left(corpus, all_lost))
-    for left_over in set(output.glob(f"{corpus}-*.tar")) - {output / shard.file for shard in done}:
+    of_other_builds = {*output.glob(f"{corpus}-*.tar"), *output.glob(f".{corpus}-*.tar.*.tmp")}
+    for left_over in of_other_builds - {output / shard.file for shard in done}:
         left_over.unlink()
     turns: Counter[str] = Counter()
     for shard in done:
@@ -239,7 +243,7 @@ def _written(jobs: Iterator[_Job], workers: int) -> Iterator[_Done]:
     if workers == 0:
         yield from map(_write_or_reuse, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_writer) as pool:
         pending: deque[Future[_Done]] = deque()
         try:
             for job in jobs:
@@ -253,6 +257,11 @@ def _written(jobs: Iterator[_Job], workers: int) -> Iterator[_Done]:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _start_writer() -> None:
+    """What is imported lives to the end: full collections need not walk it."""
+    gc.freeze()
 
 
 def _write_or_reuse(job: _Job) -> _Done:
@@ -283,40 +292,43 @@ class _ShardWriter:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        self.stream = open(self.temporary, "wb", buffering=1 << 20)  # noqa: SIM115  # closed by `close` or `abandon`
-        self.sha256 = hashlib.sha256()
-        self.bytes = 0
+        self.temporary.unlink(missing_ok=True)  # of a killed process that had our number
+        self.hashed = HashedFile(self.temporary, seldom_read=True)
+        self.stream = io.BufferedWriter(self.hashed, HashedFile.PIECE)
+        self.blocks = 0
         self.rows: list[tuple[int, int, int, int, int]] = []
 
     def add(self, key: str, record: bytes, image: bytes | None, extension: str) -> None:
-        text = _member(f"{key}.{RECORD_EXTENSION}", record)
-        rest = _member(f"{key}.{extension}", image) if image is not None else b""
-        crcs = zlib.crc32(text), zlib.crc32(rest)
-        self.rows.append((self.bytes // tar.BLOCK, 0, len(text) // tar.BLOCK, *crcs))
-        self._write(text)
-        self._write(rest)
+        first = self.blocks
+        headers = [tar.header_of(f"{key}.{RECORD_EXTENSION}", len(record))]
+        if image is not None:  # both made before anything is written: a name that does not fit leaves no half a sample
+            headers.append(tar.header_of(f"{key}.{extension}", len(image)))
+        crc_of_record = self._write(headers[0], record)
+        blocks_of_record = self.blocks - first
+        crc_of_rest = self._write(headers[1], image) if image is not None else 0
+        self.rows.append((first, 0, blocks_of_record, crc_of_record, crc_of_rest))
 
-    def close(self) -> None:
-        """End the archive and give it its name."""
-        self._write(tar.END_OF_ARCHIVE)
+    def close(self) -> dict[str, int | str]:
+        """End the archive and give it its name; returns its `bytes` and `sha256`."""
+        self.stream.write(tar.END_OF_ARCHIVE)
         self.stream.flush()
-        os.fsync(self.stream.fileno())
-        self.stream.close()
+        written = self.hashed.finish()
         os.replace(self.temporary, self.file)
         sync_folder(self.file.parent)
+        return written
 
     def abandon(self) -> None:
-        self.stream.close()
+        with suppress(OSError):  # what is still to be written: it goes away anyway
+            self.stream.close()
         self.temporary.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
-        self.stream.write(data)
-        self.sha256.update(data)
-        self.bytes += len(data)
-
-
-def _member(name: str, data: bytes) -> bytes:
-    return b"".join((tar.header_of(name, len(data)), data, bytes(-len(data) % tar.BLOCK)))
+    def _write(self, header: bytes, data: bytes) -> int:
+        """A member; returns the CRC-32 of all its blocks."""
+        padding = bytes(-len(data) % tar.BLOCK)
+        for part in (header, data, padding):
+            self.stream.write(part)
+        self.blocks += (len(header) + len(data) + len(padding)) // tar.BLOCK
+        return zlib.crc32(padding, zlib.crc32(data, zlib.crc32(header)))
 
 
 def _write_shard(job: _Job, digest: str) -> _Done:
@@ -359,9 +371,9 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     if not writer.rows:
         writer.abandon()
         return done
-    writer.close()
+    written = writer.close()
     done.index = base64.b64encode(np.array(writer.rows, dtype=INDEX_DTYPE).tobytes()).decode()
-    done.file, done.bytes, done.sha256 = job.file.name, writer.bytes, writer.sha256.hexdigest()
+    done.file, done.bytes, done.sha256 = job.file.name, int(written["bytes"]), str(written["sha256"])
     done.images, done.turns = images, dict(turns)
     return done
 

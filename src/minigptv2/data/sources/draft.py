@@ -181,7 +181,7 @@ def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | 
 def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Region:
     if size is None:
         raise DataError("a box without an image")
-    phrases = tuple(phrase for phrase in (one_line(text) for text in region.phrases) if phrase)
+    phrases = tuple(filter(None, map(one_line, region.phrases)))
     if not phrases:
         raise DataError("empty phrase")
     return Region(tuple([_fit_box(box, size, frame) for box in region.boxes]), phrases, region.span)
@@ -191,7 +191,7 @@ def _fit_box(box: Box, size: tuple[int, int], frame: tuple[float, float] | None)
     width, height = size
     across, down = (width / frame[0], height / frame[1]) if frame else (1.0, 1.0)
     values = (box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
-    if not all(math.isfinite(value) for value in values):
+    if not all(map(math.isfinite, values)):
         raise DataError("box is not finite")
     if values[0] >= values[2] or values[1] >= values[3]:
         raise DataError("empty or inverted box")
