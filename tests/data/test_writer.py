@@ -16,6 +16,7 @@ from PIL import Image
 
 from minigptv2.data.dropped import Dropped, read_report, summarize
 from minigptv2.data.images import open_image, square
+from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.shards import BUILD_FOLDER, Rejected, Sample, write_corpus
 from minigptv2.data.sources import toy
@@ -183,6 +184,16 @@ def test_baked_images_are_what_the_model_would_see(tmp_path: Path) -> None:
     seen = square(open_image(buffer.getvalue(), "x"), 56).astype(int)
     differences = np.abs(square(stored, 56) - seen)
     assert differences.mean() < 2 and differences.max() <= 12
+
+
+def test_the_index_is_written_as_numpy_writes_it(tmp_path: Path) -> None:
+    """It grows on the disk, shard by shard; a reader of any version maps it."""
+    write_corpus(toy.samples("refer", 25, Path(), "val"), tmp_path / "c", "c", samples_per_shard=4)
+    file = tmp_path / "c" / INDEX_FILE
+    rows = np.load(file)
+    np.save(tmp_path / "saved.npy", rows)
+    assert rows.shape == (25,) and rows.dtype == INDEX_DTYPE
+    assert file.read_bytes() == (tmp_path / "saved.npy").read_bytes()
 
 
 def test_progress_counts_every_sample_once(tmp_path: Path) -> None:

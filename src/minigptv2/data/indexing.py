@@ -30,6 +30,7 @@ from minigptv2.data.manifest import (
     INDEX_DTYPE,
     MAX_MEMBER_BYTES,
     RECORDS,
+    IndexWriter,
     Manifest,
     ShardInfo,
     save_manifest,
@@ -46,10 +47,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class ShardScan:
-    """What one tar holds: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else.
-
-    Those of all tars are held until the index is written: 16 bytes a sample, where tuples took 184.
-    """
+    """What one tar holds: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
 
     info: ShardInfo
     rows: np.ndarray
@@ -195,35 +193,41 @@ def index_corpus(folder: Path, corpus: str, *, workers: int = 0, skip_faults: bo
     files = sorted(folder.rglob("*.tar"))
     if not files:
         raise DataError(f"no .tar in {folder}")
-    scan = partial(_scan_below, folder, corpus, detect_layout(files))
-    scans: list[ShardScan] = []
-    for one in in_order(scan, files, workers):
-        scans.append(one)
-        if progress is not None:
-            progress(1)
-    faults = [fault for one in scans for fault in one.faults]
-    if faults and not skip_faults:
-        return None, faults
-    kept = [one for one in scans if len(one.rows)]
-    if not kept:
-        raise DataError(f"{folder}: no good sample in {len(files)} tars; first fault: {faults[0] if faults else '-'}")
+    layout = detect_layout(files)
+    shards: list[ShardInfo] = []
+    faults: list[Dropped] = []
     turns: Counter[str] = Counter()
-    for one in kept:
-        turns.update(one.turns)
-    if faults:
-        lines = "".join(f"{fault.to_json()}\n" for fault in faults)
-        write_atomically(folder / DROPPED_FILE, lines.encode())
-    manifest = save_manifest(
-        folder,
-        [one.info for one in kept],
-        np.concatenate([one.rows for one in kept]),
-        corpus=corpus,
-        images=sum(one.images for one in kept),
-        turns=dict(turns),
-        layout=scan.args[2],
-        dropped=len(faults),
-        license=license,
-    )
+    images = 0
+    with IndexWriter(folder) as index:
+        for scan in in_order(partial(_scan_below, folder, corpus, layout), files, workers):
+            faults += scan.faults
+            if len(scan.rows):
+                shards.append(scan.info)
+                index.append(scan.rows)
+                turns.update(scan.turns)
+                images += scan.images
+            if progress is not None:
+                progress(1)
+        if faults and not skip_faults:
+            return None, faults
+        if not shards:
+            raise DataError(
+                f"{folder}: no good sample in {len(files)} tars; first fault: {faults[0] if faults else '-'}"
+            )
+        if faults:
+            lines = "".join(f"{fault.to_json()}\n" for fault in faults)
+            write_atomically(folder / DROPPED_FILE, lines.encode())
+        manifest = save_manifest(
+            folder,
+            shards,
+            index,
+            corpus=corpus,
+            images=images,
+            turns=dict(turns),
+            layout=layout,
+            dropped=len(faults),
+            license=license,
+        )
     return manifest, faults
 
 

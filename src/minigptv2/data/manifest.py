@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -105,7 +106,45 @@ class Manifest:
     """SHA-256 of the manifest file. It covers every byte of the corpus, through the hashes of table and shards."""
 
 
-def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: np.ndarray, **facts: object) -> Manifest:
+class IndexWriter:
+    """The index of a corpus, appended to on the disk as its shards are made: no row of it stays in memory.
+
+    A context: what was not finished at its end is removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.samples = 0
+        self._file = folder / INDEX_FILE
+        self._temporary = folder / f".{INDEX_FILE}.tmp"
+        self._stream = open(self._temporary, "wb")  # noqa: SIM115  # closed by `finish` or at the context's end
+        self._write_header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Rows (`INDEX_DTYPE`) of the next shard."""
+        self._stream.write(rows.tobytes())
+        self.samples += len(rows)
+
+    def finish(self) -> str:
+        """Give the file its name; returns its SHA-256."""
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+        return _named(self._temporary, self._file)
+
+    def _write_header(self) -> None:
+        """The one that `numpy.save` writes, which takes as many bytes for any number of rows."""
+        described = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._stream, {**described, "shape": (self.samples,)})
+
+
+def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter, **facts: object) -> Manifest:
     """Write index, table and manifest, the manifest last; `facts` are `Manifest`'s other fields. Returns it loaded."""
     shards = list(shards)
     width = max((len(shard.file.encode()) for shard in shards), default=1)
@@ -115,9 +154,9 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: np.ndarray, 
     )
     manifest = Manifest(
         shards=ShardTable(table),
-        index_sha256=_save_array(folder / INDEX_FILE, index),
+        index_sha256=index.finish(),
         shards_sha256=_save_array(folder / TABLE_FILE, table),
-        samples=len(index),
+        samples=index.samples,
         **facts,  # type: ignore[arg-type]
     )
     document = {key: getattr(manifest, key) for key in Manifest.__dataclass_fields__ if key not in _NOT_WRITTEN}
@@ -137,6 +176,11 @@ def _save_array(file: Path, array: np.ndarray) -> str:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         np.save(stream, array)
+    return _named(temporary, file)
+
+
+def _named(temporary: Path, file: Path) -> str:
+    """Sync the file and give it its name; returns its SHA-256."""
     sync_file(temporary)
     digest = sha256_of(temporary)
     os.replace(temporary, file)

@@ -38,13 +38,14 @@ from minigptv2.data.manifest import (
     MANIFEST_FILE,
     MAX_MEMBER_BYTES,
     TABLE_FILE,
+    IndexWriter,
     Manifest,
     ShardInfo,
     load_manifest,
     save_manifest,
 )
 from minigptv2.errors import DataError
-from minigptv2.files import HashedFile, sync_file, sync_folder, write_atomically
+from minigptv2.files import HashedFile, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
 __all__ = ["INDEX_FILE", "MANIFEST_FILE", "Rejected", "Sample", "load_manifest", "write_corpus"]
@@ -126,7 +127,8 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     """Write `samples` as shards of `samples_per_shard` under `output`, then index, table and manifest.
 
     `samples` yields `Sample`s, or whatever `finish` makes samples of, and `Rejected` for what the source leaves out.
-    `workers` processes finish, check, bake and write (0: this one); memory holds at most `workers + 1` shards' items.
+    `workers` processes finish, check, bake and write (0: this one); memory holds at most `workers + 1` shards' items,
+    and of what is written a few hundred bytes a shard.
     `bake_side` squashes images to squares of that side, JPEG; boxes stay in pixels of the original. `on_dropped` is
     told of everything that is left out, and the build goes on; without it the first loss raises `DataError`.
     `progress` is told how many items each finished shard was made of. All losses also stand in `dropped.jsonl`.
@@ -148,10 +150,11 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
         (output / stale).unlink(missing_ok=True)
     journal.mkdir(exist_ok=True)
-    done: list[_Done] = []
-    num_dropped = 0
+    shards: list[ShardInfo] = []
+    turns: Counter[str] = Counter()
+    images = num_dropped = 0
     all_lost: list[Dropped] = []
-    with open(output / f"{DROPPED_FILE}.tmp", "w") as report:
+    with IndexWriter(output) as index, open(output / f"{DROPPED_FILE}.tmp", "w") as report:
         for shard in _written(jobs, workers):
             lost = [Dropped(**entry) for entry in shard.dropped]
             if on_dropped is not None:
@@ -160,32 +163,32 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             num_dropped += _report(report, [*early, *lost])
             early.clear()
             if shard.file:
-                done.append(shard)
-            elif not done:  # to say why, should nothing be left at the end
+                shards.append(ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)))
+                index.append(shard.rows)
+                turns.update(shard.turns)
+                images += shard.images
+            elif not shards:  # to say why, should nothing be left at the end
                 all_lost = [*all_lost, *lost][:1000]
             if progress is not None:
                 progress(shard.items)
         num_dropped += _report(report, early)
-    _finish_report(output, num_dropped)
-    if not done:
-        raise DataError(_nothing_left(corpus, all_lost))
-    of_other_builds = {*output.glob(f"{corpus}-*.tar"), *output.glob(f".{corpus}-*.tar.*.tmp")}
-    for left_over in of_other_builds - {output / shard.file for shard in done}:
-        left_over.unlink()
-    turns: Counter[str] = Counter()
-    for shard in done:
-        turns.update(shard.turns)
-    manifest = save_manifest(
-        output,
-        [ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)) for shard in done],
-        np.concatenate([shard.rows for shard in done]),
-        corpus=corpus,
-        images=sum(shard.images for shard in done),
-        turns=dict(turns),
-        baked_side=bake_side,
-        dropped=num_dropped,
-        license=license,
-    )
+        _finish_report(report, num_dropped)
+        if not shards:
+            raise DataError(_nothing_left(corpus, all_lost))
+        of_other_builds = {*output.glob(f"{corpus}-*.tar"), *output.glob(f".{corpus}-*.tar.*.tmp")}
+        for left_over in of_other_builds - {output / shard.file for shard in shards}:
+            left_over.unlink()
+        manifest = save_manifest(
+            output,
+            shards,
+            index,
+            corpus=corpus,
+            images=images,
+            turns=dict(turns),
+            baked_side=bake_side,
+            dropped=num_dropped,
+            license=license,
+        )
     shutil.rmtree(journal)
     return manifest
 
@@ -203,11 +206,13 @@ def _report(stream: IO[str], dropped: list[Dropped]) -> int:
     return sum(one.count for one in dropped)
 
 
-def _finish_report(output: Path, num_dropped: int) -> None:
-    temporary = output / f"{DROPPED_FILE}.tmp"
+def _finish_report(stream: IO[str], num_dropped: int) -> None:
+    """Sync the report and give it its name; one of nothing is removed."""
+    temporary = Path(stream.name)
     if num_dropped:
-        sync_file(temporary)
-        os.replace(temporary, output / DROPPED_FILE)
+        stream.flush()
+        os.fsync(stream.fileno())
+        os.replace(temporary, temporary.with_suffix(""))
     else:
         temporary.unlink()
 
