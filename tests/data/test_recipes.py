@@ -119,9 +119,12 @@ def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
         "35000",
     ]
     assert cli([*words, "--global-batch-size", "24"]) == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()[:1]}
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line for line in said.splitlines() if line.split()[:1]}
     total = sum(SPEC_STAGE_3.values())
+    assert f"ratios by sample, adding up to {total:.2f}, temperature 1\n" in said
     for corpus, percent in SPEC_STAGE_3.items():
-        asked, realised = map(float, re.findall(r"(\d+\.\d+)", rows[corpus])[:2])
+        ratio, asked, realised = map(float, rows[corpus].split()[2:5])
+        assert ratio == pytest.approx(percent, abs=0.1)
         assert asked * total / 100 == pytest.approx(percent, abs=0.1)
-        assert realised == pytest.approx(asked, abs=0.1)
+        assert realised * total / 100 == pytest.approx(percent, abs=0.1)

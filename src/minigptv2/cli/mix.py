@@ -42,8 +42,10 @@ def _mix(args: argparse.Namespace) -> int:
     corpora = corpora_of(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
     tasks = ", ".join(f"{task} {ratio:g}" for task, ratio in recipe.tasks.items())
+    ratios = [share.ratio for share in recipe.corpora.values() if share.ratio is not None]
+    total = f", adding up to {sum(ratios):g}" if len(ratios) == len(recipe.corpora) else ""
     print(
-        f"{args.recipe}: {args.steps:,} steps of {args.global_batch_size} samples; ratios by {recipe.unit}, "
+        f"{args.recipe}: {args.steps:,} steps of {args.global_batch_size} samples; ratios by {recipe.unit}{total}, "
         f"temperature {recipe.temperature:g}" + (f"; tasks: {tasks}" if tasks else "")
     )
     print(table(mixed))

@@ -40,11 +40,12 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Row:
-    """One corpus over a run. Shares are of samples; a sample is visited `epochs` times, rounded up for some; `ended` is
-    the step before which its epochs were over."""
+    """One corpus over a run. `ratio` is as the recipe has it, None for the corpus's size; shares are of samples; a
+    sample is visited `epochs` times, rounded up for some; `ended` is the step before which its epochs were over."""
 
     name: str
     task: str
+    ratio: float | None
     asked: float
     realised: float
     samples: int
@@ -103,7 +104,7 @@ def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_bat
         share_of_images = corpus.images / corpus.samples if corpus.images is not None and corpus.samples else None
         rows.append(
             Row(
-                name, recipe.corpora[name].task, float(asked[number]), count / end, count,
+                name, recipe.corpora[name].task, recipe.corpora[name].ratio, float(asked[number]), count / end, count,
                 epochs=count / corpus.samples if corpus.samples else None,
                 tokens=count * corpus.tokens if corpus.tokens else None,
                 images=round(count * share_of_images) if share_of_images is not None else None,
@@ -118,7 +119,7 @@ def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_bat
 
 def table(mixed: Mix) -> str:
     """The rows for a terminal, the mixture over time as a strip per corpus, each strip to its own scale."""
-    head = ("corpus", "task", "asked %", "realised %", "samples", "epochs", "repeats", "tokens %", "images",
+    head = ("corpus", "task", "ratio", "asked %", "realised %", "samples", "epochs", "repeats", "tokens %", "images",
             "ends at step")  # fmt: skip
     tokens = sum(row.tokens or 0.0 for row in mixed.rows)
     complete = all(row.tokens is not None for row in mixed.rows)
@@ -128,7 +129,8 @@ def table(mixed: Mix) -> str:
         levels = np.ceil(8 * strip / strip.max()).astype(int) if strip.max() else np.zeros(len(strip), dtype=int)
         lines.append(
             [
-                row.name, row.task, f"{100 * row.asked:.2f}", f"{100 * row.realised:.2f}", f"{row.samples:,}",
+                row.name, row.task, "size" if row.ratio is None else f"{row.ratio:g}", f"{100 * row.asked:.2f}",
+                f"{100 * row.realised:.2f}", f"{row.samples:,}",
                 "-" if row.epochs is None else f"{row.epochs:.2f}",
                 "-" if row.epochs is None else f"{math.ceil(row.epochs)}",
                 f"{100 * (row.tokens or 0) / tokens:.2f}" if complete else "-",
