@@ -19,6 +19,10 @@ class DataError(MiniGPTv2Error):
     exit_code = 3
 
 
+class MissingFilesError(DataError):
+    """Original files of a corpus are not where they are looked for. Says where that is and where to get them."""
+
+
 class StorageError(MiniGPTv2Error):
     """A store of shards did not answer for so long that the run stops; nothing is wrong with the data."""
 

@@ -7,8 +7,9 @@ import io
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -47,6 +48,13 @@ def write_atomically(file: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     sync_file(temporary)
     os.replace(temporary, file)
+
+
+def close_and_remove(stream: IO[Any], file: Path) -> None:
+    """Give up a file that was being written: what its stream still holds need not reach a disk, which may be full."""
+    with suppress(OSError):
+        stream.close()
+    file.unlink(missing_ok=True)
 
 
 class HashedFile(io.RawIOBase):
@@ -101,7 +109,8 @@ class HashedFile(io.RawIOBase):
     def _forget(self) -> None:
         """Start the way to the disk of what is not there, and free the pages of what is."""
         if self._seldom_read and hasattr(os, "posix_fadvise"):  # not on macOS
-            os.posix_fadvise(self._descriptor, 0, self.bytes, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # a file system that takes no hints
+                os.posix_fadvise(self._descriptor, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
 
 def wait_until_seen(file: Path, num_bytes: int, timeout_s: float = 60.0) -> None:

@@ -12,5 +12,5 @@ def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Reject
     """What a source's `finish` does: read the picture in the worker, say what is missing."""
     key, record, file = item
     if not Path(file).exists():
-        return None, [Rejected(key, IMAGE_MISSING, 3)]
+        return None, [Rejected(key, IMAGE_MISSING, 3, (file,))]
     return Sample(key, record, Path(file).read_bytes()), []

@@ -14,11 +14,12 @@ from PIL import Image
 from minigptv2.cli import main as cli
 from minigptv2.data.build import build
 from minigptv2.data.images import image_size
+from minigptv2.data.manifest import load_manifest
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.sources import CORPORA, Draft, Raw, Rejected
 from minigptv2.data.verify import verify_corpus
 from tests.conftest import REPOSITORY
-from tests.data.miniatures import MINIATURES, Miniature, jpeg, vqa_official
+from tests.data.miniatures import MINIATURES, Miniature, jpeg, vqa_merged, vqa_official
 
 
 @pytest.mark.parametrize("miniature", MINIATURES, ids=lambda miniature: miniature.id)
@@ -114,6 +115,43 @@ def test_all_builds_what_it_finds_once_and_names_the_rest(tmp_path: Path, capsys
     assert sorted(folder.name for folder in (tmp_path / "shards").iterdir()) == ["ok_vqa", "vqav2"]
     assert cli(words) == 0
     assert capsys.readouterr().out.count("is built already") == 2
+
+
+def test_all_tells_damaged_downloads_from_missing_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    vqa_official("okvqa", "")(tmp_path)
+    vqa_merged("aokvqa")(tmp_path)
+    annotations = tmp_path / "vqav2/v2_mscoco_train2014_annotations.json"
+    annotations.write_bytes(annotations.read_bytes()[:-9])
+    (tmp_path / "aokvqa/aokvqa_train.json").write_text('[{"question_id": 7, "question": "what?"}]')
+    words = ["shards", "build", "all", "--root", str(tmp_path), "--output", str(tmp_path / "shards"), "--workers", "0"]
+    assert cli(words) == 3
+    told = capsys.readouterr().out
+    assert f"failed: {annotations}: not the JSON expected" in told
+    assert "failed: aok_vqa: an annotation, the first one, is not in a layout that is read (KeyError" in told
+    assert "not built: vqav2" not in told and "not built: gqa: there is no" in told
+    assert [folder.name for folder in (tmp_path / "shards").iterdir()] == ["ok_vqa"], "the others do not wait"
+
+
+def test_a_split_is_not_written_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vqa_official("vqav2", "v2_")(tmp_path)
+    output = tmp_path / "shards" / "vqav2"
+    build(CORPORA["vqav2"], tmp_path, "train", output)
+    before = load_manifest(output).fingerprint
+    words = ["--root", str(tmp_path), "--split", "val", "--workers", "0"]
+    assert cli(["shards", "build", "vqav2", *words, "--output", str(output)]) == 2
+    assert f"{output} holds vqav2 train; build vqav2 val into another --output" in capsys.readouterr().err
+    assert cli(["shards", "build", "all", *words, "--output", str(output.parent)]) == 3
+    assert f"failed: {output} holds vqav2 train" in capsys.readouterr().out
+    assert load_manifest(output).fingerprint == before and load_manifest(output).split == "train"
+
+
+@pytest.mark.parametrize("words", [["--workers", "-1"], ["--size", "0"], ["--limit", "-3"], ["--bake", "x"]])
+def test_numbers_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli(["shards", "build", "vqav2", "--output", "nowhere", *words])
+    assert stopped.value.code == 2
+    assert f"argument {words[0]}: '{words[1]}' is not a whole number of at least" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from minigptv2.data.dropped import Dropped, read_report, summarize
 from minigptv2.data.images import open_image, square
-from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE
+from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE, IndexWriter
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.shards import BUILD_FOLDER, Rejected, Sample, write_corpus
 from minigptv2.data.sources import toy
@@ -116,6 +117,77 @@ def test_pictures_that_were_put_in_place_are_taken_by_the_next_start(tmp_path: P
         (tmp_path / f"{sample.key}.jpg").write_bytes(sample.image or b"")
     write_corpus(items, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
     assert len(CorpusReader(tmp_path / "c")) == 4
+
+
+def test_a_shard_with_a_picture_that_is_still_missing_is_not_written_again(tmp_path: Path) -> None:
+    """Where links have died nearly every shard has one: an interrupted build would start over."""
+    samples = list(toy.samples("refer", 6, Path(), "val"))
+    items = [(sample.key, sample.record, str(tmp_path / f"{sample.key}.jpg")) for sample in samples]
+    for sample in samples[1:3] + samples[4:]:
+        (tmp_path / f"{sample.key}.jpg").write_bytes(sample.image or b"")
+
+    def interrupted() -> Iterator[object]:
+        yield from items[:4]
+        raise KeyboardInterrupt
+
+    def write(what: Iterable[object]) -> None:
+        write_corpus(what, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(interrupted())
+    first, second = (tmp_path / "c" / f"c-00000{number}.tar" for number in (0, 1))
+    made = first.stat().st_mtime_ns, second.stat().st_mtime_ns
+    (tmp_path / f"{samples[3].key}.jpg").write_bytes(samples[3].image or b"")  # of the second shard only
+    write(items)
+    assert first.stat().st_mtime_ns == made[0] and second.stat().st_mtime_ns != made[1]
+    assert len(CorpusReader(tmp_path / "c")) == 5
+
+
+def test_a_refused_picture_counts_all_its_questions(tmp_path: Path) -> None:
+    good, other = toy.samples("vqa", 2, Path(), "val")
+    twice = replace(other.record, turns=other.record.turns[:1] * 7, separate=True)
+    told: list[Dropped] = []
+    write_corpus([good, Sample("text", twice, b"GIF89a")], tmp_path / "c", "c", on_dropped=told.append)
+    assert [one.count for one in told] == [7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_ends_a_build_without_litter(tmp_path: Path, workers: int) -> None:
+    """A small shard reaches the disk only when it is closed."""
+    limited = [sys.executable, "-c", textwrap.dedent("""
+        import resource, signal, sys
+        from pathlib import Path
+        from minigptv2.data.shards import write_corpus
+        from minigptv2.data.sources import toy
+        if __name__ == "__main__":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+            write_corpus(toy.samples("refer", 20, Path(), "val"), Path(sys.argv[1]), "c", workers=int(sys.argv[2]))
+    """), str(tmp_path / "c"), str(workers)]  # fmt: skip
+    told = subprocess.run(limited, cwd=REPOSITORY, capture_output=True, text=True)
+    assert told.returncode != 0 and "File too large" in told.stderr, told.stderr
+    assert [file.name for file in (tmp_path / "c").iterdir()] == [BUILD_FOLDER]
+
+
+def test_an_index_that_no_longer_fits_is_removed(tmp_path: Path) -> None:
+    (tmp_path / f".{INDEX_FILE}.tmp").symlink_to("/dev/full")
+    with pytest.raises(RuntimeError, match="the build's own"), IndexWriter(tmp_path) as index:
+        index.append(np.zeros(5, dtype=INDEX_DTYPE))
+        raise RuntimeError("the build's own")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_builds_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    def meanwhile() -> Iterator[Sample]:
+        for number, sample in enumerate(toy.samples("refer", 6, Path(), "val")):
+            if number == 4:
+                with pytest.raises(DataError, match="another build is writing there"):
+                    write_corpus(toy.samples("vqa", 3, Path(), "val"), tmp_path / "c", "c")
+            yield sample
+
+    write_corpus(meanwhile(), tmp_path / "c", "c", samples_per_shard=2)
+    reader = CorpusReader(tmp_path / "c")
+    assert [reader.record(number).tasks for number in range(6)] == [("refer",)] * 6
 
 
 def test_a_source_that_cannot_be_read_leaves_a_finished_corpus_as_it_is(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.numbers import at_least
+
 
 def add_commands(commands: Any) -> None:
     """Add this file's sub-commands."""
@@ -23,10 +25,12 @@ def add_commands(commands: Any) -> None:
     published.add_argument("--vision", required=True, metavar="FILE", help="eva_vit_g.pth")
     published.add_argument("--language-model", required=True, metavar="DIR", help="a Hugging Face folder of a LLaMA")
     published.add_argument("--checkpoint", metavar="FILE", help="a published MiniGPT-v2 .pth")
-    published.add_argument("--vision-heads", type=int, metavar="N", help="attention heads of the vision encoder")
-    published.add_argument("--vision-depth", type=int, metavar="N", help="blocks used of the vision encoder")
-    published.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the images it is to see")
-    published.add_argument("--lora-alpha", type=int, metavar="N", help="LoRA is scaled by alpha / r")
+    published.add_argument(
+        "--vision-heads", type=at_least(1), metavar="N", help="attention heads of the vision encoder"
+    )
+    published.add_argument("--vision-depth", type=at_least(1), metavar="N", help="blocks used of the vision encoder")
+    published.add_argument("--image-size", type=at_least(1), metavar="PIXELS", help="side of the images it is to see")
+    published.add_argument("--lora-alpha", type=at_least(1), metavar="N", help="LoRA is scaled by alpha / r")
     published.add_argument("--no-copy", action="store_true", help="refer to the language model where it is")
     _add_output(published, "a model folder")
     published.set_defaults(run=_from_published)

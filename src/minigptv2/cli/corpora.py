@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigptv2.cli.numbers import at_least
+
 if TYPE_CHECKING:
     from minigptv2.data.sources import Corpus
 
@@ -30,10 +32,12 @@ def add_commands(shard_commands: Any) -> None:
         "--root", metavar="RAW", help="folder with the original files; default: here, or the file's folder"
     )
     build.add_argument("--split", default="train")
-    build.add_argument("--workers", type=int, metavar="N", help="processes that read pictures and write; default: CPUs")
-    build.add_argument("--size", type=int, metavar="N", help="samples in a shard")
-    build.add_argument("--limit", type=int, metavar="N", help="stop after this many pictures or conversations")
-    build.add_argument("--bake", type=int, metavar="SIDE", help="store pictures squashed to SIDE x SIDE")
+    build.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="processes that read pictures and write; default: CPUs"
+    )
+    build.add_argument("--size", type=at_least(1), metavar="N", help="samples in a shard")
+    build.add_argument("--limit", type=at_least(1), metavar="N", help="stop after this many pictures or conversations")
+    build.add_argument("--bake", type=at_least(1), metavar="SIDE", help="store pictures squashed to SIDE x SIDE")
     build.add_argument("--per-question", action="store_true", help="a sample, and the picture again, for each question")
     build.add_argument("--tokenizer", metavar="PATH", help="for the lengths on the page; default: counts characters")
     build.add_argument("--skip-bad", action="store_true", help="of your own data: leave out the lines with mistakes")
@@ -66,27 +70,24 @@ def _build(args: argparse.Namespace) -> int:
 
 def _build_all(args: argparse.Namespace) -> int:
     """Each corpus of the stages in turn; what is not there is told at the end."""
-    from minigptv2.data.manifest import MANIFEST_FILE
+    from minigptv2.data.manifest import MANIFEST_FILE, parse_manifest
     from minigptv2.data.sources import CORPORA
-    from minigptv2.errors import DataError
+    from minigptv2.errors import ConfigError, DataError, MissingFilesError
 
     missing, failed, root = [], [], Path(args.root or ".")
     rows = [row for row in CORPORA.values() if row.stages and args.split in row.expected]
     for number, corpus in enumerate(rows, 1):
         output = Path(args.output) / corpus.name
         print(f"[{number} of {len(rows)}] {corpus.name}: {corpus.title}", flush=True)
-        if (output / MANIFEST_FILE).is_file():
-            print(f"is built already; to build it anew remove {output}")
-            continue
         try:
-            next(iter(corpus.drafts(corpus.raw(root), args.split)), None)
-        except DataError as error:
+            if (output / MANIFEST_FILE).is_file() and parse_manifest(output).split in ("", args.split):
+                print(f"is built already; to build it anew remove {output}")
+                continue
+            _build_one(corpus, root, output, args)
+        except MissingFilesError as error:
             missing.append(str(error))
             print("its files are not there")
-            continue
-        try:
-            _build_one(corpus, root, output, args)
-        except DataError as error:  # the others are not to wait for this one
+        except (ConfigError, DataError) as error:  # the others are not to wait for this one
             failed.append(str(error))
             print(f"failed: {error}", flush=True)
     for reason in missing:

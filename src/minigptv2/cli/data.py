@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.cli import corpora, shards
+from minigptv2.cli.numbers import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -19,7 +20,7 @@ def add_commands(commands: Any) -> None:
     tokenizer = commands.add_parser("tokenizer", help="train a small tokenizer on shards")
     tokenizer.add_argument("--shards", required=True, help="folder with one folder of shards per corpus")
     tokenizer.add_argument("--output", required=True)
-    tokenizer.add_argument("--vocab-size", type=int, default=1024)
+    tokenizer.add_argument("--vocab-size", type=at_least(1), default=1024)
     tokenizer.set_defaults(run=_tokenizer)
 
 

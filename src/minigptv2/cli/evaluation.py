@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.cli.inference import add_model, load_model
+from minigptv2.cli.numbers import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -25,13 +26,13 @@ def add_commands(commands: Any) -> None:
     evaluate.add_argument("--shards", metavar="DIR", help="instead: held-out shards, one folder per corpus")
     evaluate.add_argument("--corpus", action="append", metavar="NAME", help="of --shards; repeat for several")
     evaluate.add_argument("--output", default="evaluation", help="folder to write; continued if it is there")
-    evaluate.add_argument("--limit", type=int, help="samples per corpus")
-    evaluate.add_argument("--batch-size", type=int, default=32)
+    evaluate.add_argument("--limit", type=at_least(1), help="samples per corpus")
+    evaluate.add_argument("--batch-size", type=at_least(1), default=32)
     evaluate.add_argument(
         "--layout", default="packed", choices=("packed", "padded"), help="of choices that are weighed"
     )
     evaluate.add_argument("--meteor", action="store_true", help="METEOR of captions too; needs Java")
-    evaluate.add_argument("--samples", type=int, default=12, help="worst and random samples on the page, each")
+    evaluate.add_argument("--samples", type=at_least(0), default=12, help="worst and random samples on the page, each")
     evaluate.set_defaults(run=_evaluate)
 
     compare = commands.add_parser(
@@ -41,7 +42,7 @@ def add_commands(commands: Any) -> None:
     )
     compare.add_argument("run_a", metavar="RUN_A", help="what `evaluate` wrote")
     compare.add_argument("run_b", metavar="RUN_B")
-    compare.add_argument("--flips", type=int, default=5, help="questions shown that flipped, each way")
+    compare.add_argument("--flips", type=at_least(0), default=5, help="questions shown that flipped, each way")
     compare.add_argument("--output", metavar="FILE", help="everything as JSON")
     compare.set_defaults(run=_compare)
 

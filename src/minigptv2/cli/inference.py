@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigptv2.cli.numbers import at_least
+
 if TYPE_CHECKING:
     from minigptv2.predict.jsonl import Outcome
     from minigptv2.predict.predictor import Decoding, Predictor
@@ -36,7 +38,7 @@ def add_commands(commands: Any) -> None:
     add_model(predict)
     _add_files(predict)
     add_decoding(predict)
-    predict.add_argument("--top-tokens", type=int, default=0, metavar="K",
+    predict.add_argument("--top-tokens", type=at_least(0), default=0, metavar="K",
                          help="also write the K likeliest first tokens of each answer, with their logits")  # fmt: skip
     predict.set_defaults(run=_predict)
 
@@ -74,15 +76,15 @@ def add_model(parser: argparse.ArgumentParser, *, style: bool = True, required: 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, help="JSON lines; image paths are relative to this file")
     parser.add_argument("--output", required=True, help="JSON lines; continued if it is there")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=at_least(1), default=16)
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Options of how answers are chosen."""
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy; else sampling")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this mass")
-    parser.add_argument("--beams", type=int, default=1, help="beam search")
+    parser.add_argument("--beams", type=at_least(1), default=1, help="beam search")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
 
 

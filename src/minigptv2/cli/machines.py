@@ -6,14 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.numbers import at_least
+
 
 def add_commands(commands: Any) -> None:
     """Add this file's sub-commands."""
     plan = commands.add_parser("plan", help="memory, traffic and step time of a run for each ZeRO plan; no GPU needed")
     plan.add_argument("--config", required=True, help="a YAML in launch/configs")
     plan.add_argument("overrides", nargs="*", metavar="key=value")
-    plan.add_argument("--gpus", type=int, default=8, help="GPUs in all")
-    plan.add_argument("--gpus-per-node", type=int, default=8)
+    plan.add_argument("--gpus", type=at_least(1), default=8, help="GPUs in all")
+    plan.add_argument("--gpus-per-node", type=at_least(1), default=8)
     plan.add_argument("--gpu", default="h100", help="a row of GPUS in sizing/hardware.py")
     plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="default: the card's own")
     plan.add_argument("--network", type=float, default=45.0, metavar="GB/S", help="of a node, all its cards together")
@@ -28,7 +30,7 @@ def add_commands(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what a run would trip over here: versions, disk, shards, weights")
     doctor.add_argument("--config", help="a YAML in launch/configs; without it the machine alone is examined")
     doctor.add_argument("overrides", nargs="*", metavar="key=value")
-    doctor.add_argument("--world-size", type=int, help="processes of the run; default: one for each GPU")
+    doctor.add_argument("--world-size", type=at_least(1), help="processes of the run; default: one for each GPU")
     doctor.add_argument("--json", action="store_true", help="for scripts")
     doctor.add_argument("--nodes", action="store_true",
                         help="instead, in every rank of srun or torchrun: can these nodes train together")  # fmt: skip

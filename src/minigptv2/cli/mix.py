@@ -6,17 +6,19 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.numbers import at_least
+
 
 def add_commands(commands: Any) -> None:
     """Add this file's sub-command."""
     mix = commands.add_parser("mix", help="shares, epochs and pictures of a recipe's mixture over a run")
     mix.add_argument("recipe", help="a YAML in data_recipes")
-    mix.add_argument("--steps", type=int, default=1000, help="length of the run (default 1000)")
-    mix.add_argument("--global-batch-size", type=int, default=96, help="samples a step (default 96)")
+    mix.add_argument("--steps", type=at_least(1), default=1000, help="length of the run (default 1000)")
+    mix.add_argument("--global-batch-size", type=at_least(1), default=96, help="samples a step (default 96)")
     mix.add_argument("--shards", default="data/shards", help="folder or URL with one folder of shards per corpus")
     mix.add_argument("--tokenizer", help="measure the samples' lengths with this tokenizer")
-    mix.add_argument("--tokens-per-image", type=int, default=256)
-    mix.add_argument("--max-tokens", type=int, default=1024)
+    mix.add_argument("--tokens-per-image", type=at_least(1), default=256)
+    mix.add_argument("--max-tokens", type=at_least(1), default=1024)
     mix.add_argument("--output", help="also draw the mixture over time: a .png or .html file")
     mix.set_defaults(run=_mix)
 
@@ -25,12 +27,9 @@ def _mix(args: argparse.Namespace) -> int:
     from minigptv2.data.mixing import corpora_of, mix, save_picture, table
     from minigptv2.data.plan import load_recipe
     from minigptv2.data.sources import CORPORA
-    from minigptv2.errors import ConfigError
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
 
-    if args.steps < 1 or args.global_batch_size < 1:
-        raise ConfigError("--steps and --global-batch-size must be at least 1")
     recipe = load_recipe(args.recipe)
     encoder = None
     if args.tokenizer:

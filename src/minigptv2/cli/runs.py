@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.numbers import at_least
 from minigptv2.errors import ConfigError
 
 
@@ -14,7 +15,9 @@ def add_commands(commands: Any) -> None:
     config = commands.add_parser("config", help="print a run's resolved config and where each value came from")
     config.add_argument("file", help="a YAML in launch/configs")
     config.add_argument("overrides", nargs="*", metavar="key=value")
-    config.add_argument("--world-size", type=int, default=1, help="also check batch sizes for this many processes")
+    config.add_argument(
+        "--world-size", type=at_least(1), default=1, help="also check batch sizes for this many processes"
+    )
     config.set_defaults(run=_config)
 
     demo = commands.add_parser("demo", help="the toy world: build, train three stages, evaluate, report")
@@ -25,7 +28,7 @@ def add_commands(commands: Any) -> None:
         help="instead: DINOv2 and SmolLM2 from pip, frozen; projector and LoRA learn photographs",
     )
     demo.add_argument("--quick", action="store_true", help="a few minutes; learning shows in the loss alone")
-    demo.add_argument("--processes", type=int, default=2)
+    demo.add_argument("--processes", type=at_least(1), default=2)
     demo.add_argument("--data-only", action="store_true", help="make the toy world's shards and tokenizer, then stop")
     demo.set_defaults(run=_demo)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.cli.inference import add_decoding, add_model, decoding_of, load_model
+from minigptv2.cli.numbers import at_least
 from minigptv2.serve.config import Access, Limits
 
 PASSWORD_VARIABLE = "MINIGPTV2_PASSWORD"
@@ -32,13 +33,17 @@ def add_commands(commands: Any) -> None:
                        help="a name that requests may call this server by; repeat for several")  # fmt: skip
     serve.add_argument("--api-only", action="store_true", help="no page")
     serve.add_argument("--examples", metavar="FILE", help="JSON lines of questions, as `predict` reads them")
-    serve.add_argument("--max-batch", type=int, default=defaults.max_batch, help="answers computed together")
-    serve.add_argument("--max-waiting", type=int, default=defaults.max_waiting, help="requests that wait beside them")
-    serve.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens, help="tokens of one answer")
-    serve.add_argument("--max-text", type=int, default=defaults.max_text, help="characters of one conversation")
-    serve.add_argument("--max-images", type=int, default=defaults.max_images, help="images of one conversation")
-    serve.add_argument("--max-megapixels", type=int, default=defaults.max_megapixels, help="of one picture")
-    serve.add_argument("--max-body-mib", type=int, default=defaults.max_body_mib, help="of one request")
+    serve.add_argument("--max-batch", type=at_least(1), default=defaults.max_batch, help="answers computed together")
+    serve.add_argument(
+        "--max-waiting", type=at_least(1), default=defaults.max_waiting, help="requests that wait beside them"
+    )
+    serve.add_argument(
+        "--max-new-tokens", type=at_least(1), default=defaults.max_new_tokens, help="tokens of one answer"
+    )
+    serve.add_argument("--max-text", type=at_least(1), default=defaults.max_text, help="characters of one conversation")
+    serve.add_argument("--max-images", type=at_least(0), default=defaults.max_images, help="images of one conversation")
+    serve.add_argument("--max-megapixels", type=at_least(1), default=defaults.max_megapixels, help="of one picture")
+    serve.add_argument("--max-body-mib", type=at_least(1), default=defaults.max_body_mib, help="of one request")
     serve.set_defaults(run=_serve)
 
     chat = commands.add_parser(

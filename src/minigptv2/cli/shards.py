@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minigptv2.cli.numbers import at_least
+
 if TYPE_CHECKING:
     from minigptv2.data.dropped import Dropped
 
@@ -29,12 +31,12 @@ def add_commands(commands: Any) -> None:
     verify.set_defaults(run=_verify)
 
     for command in (index, verify):
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes; 0: this one")
+        command.add_argument("--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes; 0: this one")
         command.add_argument("--report", type=Path, help="write every fault to this file, a JSON line each")
 
     stats = commands.add_parser("stats", help="what a corpus holds, and how much of it")
     stats.add_argument("folder", type=Path, nargs="+", help="a corpus, or a folder of corpora")
-    stats.add_argument("--samples", type=int, default=2000, help="look into so many, evenly spread")
+    stats.add_argument("--samples", type=at_least(0), default=2000, help="look into so many, evenly spread")
     stats.add_argument("--shards", action="store_true", help="a line for every shard")
     stats.set_defaults(run=_stats)
 
@@ -42,10 +44,10 @@ def add_commands(commands: Any) -> None:
     preview.add_argument("folder", type=Path, help="a corpus")
     preview.add_argument("--tokenizer", required=True, help="file or folder of the tokenizer, for the exact tokens")
     preview.add_argument("--output", type=Path, default=Path("preview.html"))
-    preview.add_argument("--samples", type=int, default=24, help="evenly spread; suspicious ones come first")
-    preview.add_argument("--image-size", type=int, default=448)
-    preview.add_argument("--tokens-per-image", type=int, default=256)
-    preview.add_argument("--max-tokens", type=int, default=1024)
+    preview.add_argument("--samples", type=at_least(0), default=24, help="evenly spread; suspicious ones come first")
+    preview.add_argument("--image-size", type=at_least(1), default=448)
+    preview.add_argument("--tokens-per-image", type=at_least(1), default=256)
+    preview.add_argument("--max-tokens", type=at_least(1), default=1024)
     preview.set_defaults(run=_preview)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from minigptv2.data.dropped import Dropped, summarize
-from minigptv2.data.manifest import Manifest
+from minigptv2.data.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from minigptv2.data.shards import Rejected, write_corpus
 from minigptv2.data.sources.corpus import Corpus
 from minigptv2.data.sources.draft import Draft, finish
-from minigptv2.errors import ConfigError
+from minigptv2.errors import ConfigError, DataError, MissingFilesError
 
 MANY_LOST = 0.2
 """A larger share of annotations lost is likely a misplaced folder and is said so."""
@@ -71,16 +72,18 @@ def build(corpus: Corpus, root: Path, split: str, output: Path, *, workers: int 
 
     `limit` stops after so many drafts (pictures, conversations). `per_question` stores a sample for each separate
     question, its picture again with each. `progress` is told of annotations as they are read. An interrupted build
-    goes on where it was. Raises `ConfigError` for an unknown split, `DataError` where files are missing.
+    goes on where it was. Raises `ConfigError` for an unknown split and where `output` holds something else,
+    `MissingFilesError` where files are missing, and `DataError` where they cannot be read.
     """
     if split not in corpus.expected:
         raise ConfigError(f"{corpus.name} has no split '{split}'; it has {', '.join(corpus.expected)}")
+    _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
     read = 0
 
     def counted() -> Iterator[Draft | Rejected]:
         nonlocal read
-        for item in islice(corpus.drafts(corpus.raw(root), split), limit):
+        for item in islice(_readable(corpus, root, split), limit):
             read += item.annotations
             if progress is not None:
                 progress(item.annotations)
@@ -98,6 +101,7 @@ def build(corpus: Corpus, root: Path, split: str, output: Path, *, workers: int 
         corpus.name,
         samples_per_shard=samples_per_shard or corpus.samples_per_shard,
         license=corpus.license,
+        split=split,
         workers=workers,
         finish=finish,
         bake_side=bake_side,
@@ -105,6 +109,38 @@ def build(corpus: Corpus, root: Path, split: str, output: Path, *, workers: int 
     )
     expected = None if limit is not None else corpus.expected[split]
     return BuildReport(corpus, split, manifest, read, expected, summarize(reasons.values()), time.monotonic() - began)
+
+
+def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
+    """Nobody's training set is to be lost to a forgotten word. One that is damaged may be built anew."""
+    if not (output / MANIFEST_FILE).is_file():
+        return
+    with suppress(DataError):
+        there = parse_manifest(output)
+        if there.corpus != corpus.name or there.split not in ("", split):
+            raise ConfigError(
+                f"{output} holds {f'{there.corpus} {there.split}'.strip()}; build {corpus.name} {split} into another "
+                "--output, or remove that folder"
+            )
+
+
+def _readable(corpus: Corpus, root: Path, split: str) -> Iterator[Draft | Rejected]:
+    """The corpus's drafts. Whatever its reader stumbles over is an error that says so, not a bug of this program."""
+    read, last = 0, ""
+    try:
+        for item in corpus.drafts(corpus.raw(root), split):
+            yield item
+            read, last = read + 1, item.key if isinstance(item, Draft) else item.where
+    except MissingFilesError as error:
+        if not read:
+            raise
+        raise DataError(str(error)) from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        after = f"after '{last}'" if last else "the first one"
+        raise DataError(
+            f"{corpus.name}: an annotation, {after}, is not in a layout that is read ({type(error).__name__}: {error})"
+            f". Is the file whole and the right one? {corpus.download}"
+        ) from error
 
 
 def _split(draft: Draft) -> Iterator[Draft]:

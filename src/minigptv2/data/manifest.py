@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import sha256_of, sync_file, sync_folder, write_atomically
+from minigptv2.files import close_and_remove, sha256_of, sync_file, sync_folder, write_atomically
 
 MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.npy"
 FORMAT = 2
@@ -101,6 +101,8 @@ class Manifest:
     dropped: int = 0
     """Samples that the source had and the shards have not; `dropped.jsonl` names them."""
     license: str = ""
+    split: str = ""
+    """Of the original corpus, where it has any; empty also for what was indexed or built before this was noted."""
     format: int = FORMAT
     fingerprint: str = field(default="", compare=False)
     """SHA-256 of the manifest file. It covers every byte of the corpus, through the hashes of table and shards."""
@@ -123,8 +125,7 @@ class IndexWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._temporary.unlink(missing_ok=True)
+        close_and_remove(self._stream, self._temporary)
 
     def append(self, rows: np.ndarray) -> None:
         """Rows (`INDEX_DTYPE`) of the next shard."""

@@ -8,6 +8,8 @@ goes on where it was when the same samples come again; the bytes do not depend o
 from __future__ import annotations
 
 import base64
+import errno
+import fcntl
 import gc
 import hashlib
 import io
@@ -20,12 +22,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -45,7 +47,7 @@ from minigptv2.data.manifest import (
     save_manifest,
 )
 from minigptv2.errors import DataError
-from minigptv2.files import HashedFile, sync_folder, write_atomically
+from minigptv2.files import HashedFile, close_and_remove, sync_file, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
 __all__ = ["INDEX_FILE", "MANIFEST_FILE", "Rejected", "Sample", "load_manifest", "write_corpus"]
@@ -57,9 +59,8 @@ BUILD_FOLDER = ".building"
 """Beside the shards while they are written: one small file per finished shard, so that a build can go on."""
 BAKED_QUALITY = 95
 _EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-_FORMAT_OF_BUILD = 1
+_FORMAT_OF_BUILD = 2
 IMAGE_MISSING = "image file missing"
-"""A loss that another start may mend: shards with one are written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Something of a corpus that is left out: which, why (few different reasons, they are counted), how many."""
+    """Something of a corpus that is left out: which, why (few different reasons, they are counted), how many.
+
+    `looked_for`: files of which one would have mended it. A shard is written again once such a file is there.
+    """
 
     where: str
     reason: str
     annotations: int = 1
+    looked_for: tuple[str, ...] = ()
 
 
 Finish = Callable[[Any], tuple[Sample | None, list[Rejected]]]
@@ -113,6 +118,7 @@ class _Done:
     images: int = 0
     turns: dict[str, int] = field(default_factory=dict)
     dropped: list[dict[str, Any]] = field(default_factory=list)
+    looked_for: list[str] = field(default_factory=list)
     index: str = ""
 
     @property
@@ -121,8 +127,8 @@ class _Done:
 
 
 def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_per_shard: int = 1000,
-                 license: str = "", workers: int = 0, finish: Finish = _as_it_is, bake_side: int | None = None,
-                 on_dropped: Callable[[Dropped], None] | None = None,
+                 license: str = "", split: str = "", workers: int = 0, finish: Finish = _as_it_is,
+                 bake_side: int | None = None, on_dropped: Callable[[Dropped], None] | None = None,
                  progress: Callable[[int], None] | None = None) -> Manifest:  # fmt: skip
     """Write `samples` as shards of `samples_per_shard` under `output`, then index, table and manifest.
 
@@ -132,6 +138,7 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     `bake_side` squashes images to squares of that side, JPEG; boxes stay in pixels of the original. `on_dropped` is
     told of everything that is left out, and the build goes on; without it the first loss raises `DataError`.
     `progress` is told how many items each finished shard was made of. All losses also stand in `dropped.jsonl`.
+    `license` and `split` are noted in the manifest.
 
     What was written before an error or a kill stays without a manifest, which no reader accepts; the same call again
     writes only the shards that are missing. Raises `DataError` also where nothing is left to write, or where a key
@@ -143,24 +150,17 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     if first is None:
         raise DataError(_nothing_left(corpus, early))
     jobs = chain([first], jobs)
-    output.mkdir(parents=True, exist_ok=True)
-    journal = output / BUILD_FOLDER
-    if (output / MANIFEST_FILE).exists():  # a finished corpus: write it anew
-        shutil.rmtree(journal, ignore_errors=True)
-    for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
-        (output / stale).unlink(missing_ok=True)
-    journal.mkdir(exist_ok=True)
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
     images = num_dropped = 0
     all_lost: list[Dropped] = []
-    with IndexWriter(output) as index, open(output / f"{DROPPED_FILE}.tmp", "w") as report:
+    with _building(output), IndexWriter(output) as index, _Report(output) as report:
         for shard in _written(jobs, workers):
             lost = [Dropped(**entry) for entry in shard.dropped]
             if on_dropped is not None:
                 for one in lost:
                     on_dropped(one)
-            num_dropped += _report(report, [*early, *lost])
+            report.add([*early, *lost])
             early.clear()
             if shard.file:
                 shards.append(ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)))
@@ -171,8 +171,8 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
                 all_lost = [*all_lost, *lost][:1000]
             if progress is not None:
                 progress(shard.items)
-        num_dropped += _report(report, early)
-        _finish_report(report, num_dropped)
+        report.add(early)
+        num_dropped = report.finish()
         if not shards:
             raise DataError(_nothing_left(corpus, all_lost))
         of_other_builds = {*output.glob(f"{corpus}-*.tar"), *output.glob(f".{corpus}-*.tar.*.tmp")}
@@ -188,9 +188,60 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             baked_side=bake_side,
             dropped=num_dropped,
             license=license,
+            split=split,
         )
-    shutil.rmtree(journal)
+    shutil.rmtree(output / BUILD_FOLDER)  # once the lock in it is closed: NFS keeps open files
     return manifest
+
+
+@contextmanager
+def _building(output: Path) -> Iterator[None]:
+    """The build folder, locked. A finished corpus becomes an unfinished one. Raises `DataError` where another process
+    builds there; a file system that has no locks watches nobody."""
+    journal = output / BUILD_FOLDER
+    journal.mkdir(parents=True, exist_ok=True)
+    with open(journal / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"{output}: another build is writing there") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        if (output / MANIFEST_FILE).exists():  # a finished corpus: write it anew
+            for entry in journal.glob("*.json"):
+                entry.unlink()
+        for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
+            (output / stale).unlink(missing_ok=True)
+        yield
+
+
+class _Report:
+    """`dropped.jsonl`, written as losses are known. A context: what was not finished at its end is removed."""
+
+    def __init__(self, output: Path) -> None:
+        self._file = output / DROPPED_FILE
+        self._temporary = output / f".{DROPPED_FILE}.tmp"
+        self._annotations = 0
+        self._stream = open(self._temporary, "w")  # noqa: SIM115  # closed by `finish` or at the context's end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close_and_remove(self._stream, self._temporary)
+
+    def add(self, dropped: list[Dropped]) -> None:
+        self._stream.writelines(f"{one.to_json()}\n" for one in dropped)
+        self._annotations += sum(one.count for one in dropped)
+
+    def finish(self) -> int:
+        """Give the file its name unless nothing was lost; returns how many annotations were."""
+        self._stream.close()
+        if self._annotations:
+            sync_file(self._temporary)
+            os.replace(self._temporary, self._file)
+        return self._annotations
 
 
 def _nothing_left(corpus: str, lost: list[Dropped]) -> str:
@@ -198,23 +249,6 @@ def _nothing_left(corpus: str, lost: list[Dropped]) -> str:
     most = next(iter(reasons), None)
     why = f"most lost as '{most}', first {lost[0]}" if most else "its source yielded nothing"
     return f"{corpus}: nothing to write: {why}"
-
-
-def _report(stream: IO[str], dropped: list[Dropped]) -> int:
-    """Write the losses; returns how many annotations they are."""
-    stream.writelines(f"{one.to_json()}\n" for one in dropped)
-    return sum(one.count for one in dropped)
-
-
-def _finish_report(stream: IO[str], num_dropped: int) -> None:
-    """Sync the report and give it its name; one of nothing is removed."""
-    temporary = Path(stream.name)
-    if num_dropped:
-        stream.flush()
-        os.fsync(stream.fileno())
-        os.replace(temporary, temporary.with_suffix(""))
-    else:
-        temporary.unlink()
 
 
 def _jobs(samples: Iterable[Any], output: Path, corpus: str, size: int, finish: Finish, bake_side: int | None,
@@ -276,8 +310,8 @@ def _write_or_reuse(job: _Job) -> _Done:
     if entry.is_file():
         done = _Done(**json.loads(entry.read_bytes()))
         whole = not done.file or job.file.is_file() and job.file.stat().st_size == done.bytes
-        mendable = any(lost["reason"] == IMAGE_MISSING for lost in done.dropped)
-        if done.digest == digest and whole and not mendable and (job.tolerant or not done.dropped):
+        tolerated = job.tolerant or not done.dropped
+        if done.digest == digest and whole and tolerated and not any(map(os.path.exists, done.looked_for)):
             return done
     done = _write_shard(job, digest)
     write_atomically(entry, json.dumps(asdict(done)).encode())
@@ -323,9 +357,7 @@ class _ShardWriter:
         return written
 
     def abandon(self) -> None:
-        with suppress(OSError):  # what is still to be written: it goes away anyway
-            self.stream.close()
-        self.temporary.unlink(missing_ok=True)
+        close_and_remove(self.stream, self.temporary)
 
     def _write(self, header: bytes, data: bytes) -> int:
         """A member; returns the CRC-32 of all its blocks."""
@@ -340,6 +372,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
     writer = _ShardWriter(job.file)
     turns: Counter[str] = Counter()
     dropped: list[Dropped] = []
+    looked_for: list[str] = []
     keys: set[str] = set()
     items = pickle.loads(job.pickled)  # noqa: S301  # our own, made by `_jobs` in the process that started this one
     images = 0
@@ -355,6 +388,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
             sample, rejected = job.finish(item)
             for one in rejected:
                 lose(one.where, one.reason, one.annotations)
+                looked_for += one.looked_for
             if sample is None:
                 continue
             where = f"{job.file.name} / {sample.key}"
@@ -364,19 +398,20 @@ def _write_shard(job: _Job, digest: str) -> _Done:
                     raise DataError(f"{where}: the key came before in this shard")
                 writer.add(sample.key, record, image, extension)
             except (DataError, tar.TarError) as error:
-                lose(sample.key, str(error).removeprefix(f"{where}: "))
+                annotations = len(sample.record.turns) if sample.record.separate else 1
+                lose(sample.key, str(error).removeprefix(f"{where}: "), annotations)
                 continue
             keys.add(sample.key)
             turns.update(sample.record.tasks)
             images += image is not None
+        done = _Done(digest, "", len(items), dropped=[asdict(one) for one in dropped], looked_for=looked_for)
+        if not writer.rows:
+            writer.abandon()
+            return done
+        written = writer.close()
     except BaseException:
         writer.abandon()
         raise
-    done = _Done(digest, "", len(items), dropped=[asdict(one) for one in dropped])
-    if not writer.rows:
-        writer.abandon()
-        return done
-    written = writer.close()
     done.index = base64.b64encode(np.array(writer.rows, dtype=INDEX_DTYPE).tobytes()).decode()
     done.file, done.bytes, done.sha256 = job.file.name, int(written["bytes"]), str(written["sha256"])
     done.images, done.turns = images, dict(turns)

@@ -18,7 +18,7 @@ def describe_corpus(folder: Path, samples: int) -> str:
     reader = CorpusReader(folder)
     manifest = reader.manifest
     lines = [
-        f"{manifest.corpus}: {manifest.samples:,} samples, {manifest.images:,} with an image; "
+        f"{f'{manifest.corpus} {manifest.split}'.strip()}: {manifest.samples:,} samples, {manifest.images:,} with an image; "
         f"{len(manifest.shards):,} shards, {manifest.shards.bytes / 1e6:,.1f} MB; "
         f"{manifest.dropped:,} left out when it was made",
         f"  layout {manifest.layout}; images "

@@ -76,8 +76,9 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     try:
         image, extension, size = _read(draft.image)
     except DataError as error:
-        looked_for = f" ({draft.image[0]})" if str(error) == IMAGE_MISSING and isinstance(draft.image, tuple) else ""
-        return None, [Rejected(f"{draft.key}{looked_for}", str(error), draft.annotations)]
+        looked_for = draft.image if str(error) == IMAGE_MISSING and isinstance(draft.image, tuple) else ()
+        where = f"{draft.key} ({looked_for[0]})" if looked_for else draft.key
+        return None, [Rejected(where, str(error), draft.annotations, looked_for)]
     kept, dropped = [], []
     for turn in draft.turns:
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, MissingFilesError
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
@@ -28,7 +28,7 @@ class Raw:
     download: str
 
     def find(self, *candidates: str) -> Path:
-        """The first of the paths below the root that exists, file or folder. Raises `DataError` naming them all."""
+        """The first of the paths below the root that exists, file or folder. Raises `MissingFilesError`, naming all."""
         for candidate in candidates:
             if (self.root / candidate).exists():
                 return self.root / candidate
@@ -39,7 +39,7 @@ class Raw:
         return (self.root / candidate).exists()
 
     def glob(self, *patterns: str) -> list[Path]:
-        """All files of the first pattern that matches any, sorted. Raises `DataError` naming the patterns."""
+        """All files of the first pattern that matches any, sorted. Raises `MissingFilesError`, naming all."""
         for pattern in patterns:
             found = sorted(file for file in self.root.glob(pattern) if file.is_file())
             if found:
@@ -47,9 +47,9 @@ class Raw:
         self.missing(*patterns)
 
     def missing(self, *candidates: str) -> NoReturn:
-        """Raise the `DataError` that says what was looked for and where to get it."""
+        """Raise the error that says what was looked for and where to get it."""
         looked = " or ".join(str(self.root / candidate) for candidate in candidates)
-        raise DataError(
+        raise MissingFilesError(
             f"{self.corpus}: there is no {looked}. Set --root to the folder above it. Get it: {self.download}"
         )
 
