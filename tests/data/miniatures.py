@@ -452,23 +452,33 @@ def vsr(file: str) -> Callable[[Path], None]:
     return make
 
 
-def iconqa(by_list: bool) -> Callable[[Path], None]:
+def iconqa(layout: str) -> Callable[[Path], None]:
+    """Folders of questions; the zip's lists, as IconQA's `run_choose_txt/dataset.py` and
+    `tools/generate_img_patch_feature.py` read them; or those lists with splits that mix the kinds."""
+
     def make(root: Path) -> None:
+        below = root / ("iconqa/iconqa_data" if layout == "zip" else "iconqa")
+        pictures = below / "iconqa" if layout == "zip" else below
         rows: dict[str, Any] = {}
-        for number, answer in enumerate((0, 1, 7, 1)):
+        for number, answer in enumerate((0, "1", 7, 1)):
             rows[str(number)] = {
                 "question": "Which?",
                 "choices": ["star", "círculo"],
                 "answer": answer,
                 "ques_type": "choose_txt",
+                "split": "test",
             }
-            put(root / f"iconqa/test/choose_txt/{number}/data.json", rows[str(number)])
+            if layout == "folders":
+                put(pictures / f"test/choose_txt/{number}/data.json", rows[str(number)])
             if number < 3:
-                put(root / f"iconqa/test/choose_txt/{number}/image.png", jpeg(number, "PNG"))
-        if by_list:
-            rows["9"] = {"question": "Which?", "choices": ["a.png"], "answer": 0, "ques_type": "choose_img"}
-            put(root / "iconqa/problems.json", rows)
-            put(root / "iconqa/pid_splits.json", {"test": [*rows], "train": []})
+                put(pictures / f"test/choose_txt/{number}/image.png", jpeg(number, "PNG"))
+        if layout == "folders":
+            return
+        texts = [*rows]
+        rows["9"] = {"question": "Which?", "choices": ["a.png"], "answer": 0, "ques_type": "choose_img"}
+        put(below / "problems.json", rows)
+        kinds = {"choose_txt_test": texts, "choose_img_test": ["9"], "fill_in_blank_trainval": []}
+        put(below / "pid_splits.json", kinds if layout == "zip" else {"test": [*rows], "train": []})
 
     return make
 
@@ -663,8 +673,8 @@ MINIATURES = [
     Miniature("vsr", "test", "lines", vsr("zeroshot/test.jsonl"), 1, 2, MISSING),
     Miniature("vsr", "random_test", "list", vsr("random/test.json"), 1, 2, MISSING),
     *(
-        Miniature("iconqa", "test", layout, iconqa(listed), 2, 2, MISSING | {"answer is not the number of a choice": 1})
-        for layout, listed in (("folders", False), ("problems", True))
+        Miniature("iconqa", "test", layout, iconqa(layout), 2, 2, MISSING | {"answer is not the number of a choice": 1})
+        for layout in ("zip", "folders", "mixed")
     ),
     *(
         Miniature(

@@ -108,6 +108,17 @@ def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:
     assert grounded_turns(caption, {"noun_chunks": "[[oops"}, Thresholds()) == ()
 
 
+def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
+    next(m for m in MINIATURES if (m.corpus, m.layout) == ("iconqa", "zip")).make(tmp_path)
+    file = tmp_path / "iconqa/iconqa_data/pid_splits.json"
+    (tmp_path / "iconqa/iconqa_data/iconqa/val/choose_txt").mkdir(parents=True)
+    with pytest.raises(DataError, match="neither choose_txt_val nor val; it has choose_txt_test, choose_img"):
+        read(tmp_path, "iconqa", "val")
+    file.write_text('{"choose_txt_test": ["0", "12"]}')
+    with pytest.raises(DataError, match="problem 12 is not in iconqa/iconqa_data/problems.json"):
+        read(tmp_path, "iconqa", "test")
+
+
 def entries(file: Path, *members: tuple[str, bytes]) -> dict[str, str]:
     """What each key of a tar of these members gives: its caption, or why it is left out."""
     tar(file, *members)
