@@ -567,7 +567,9 @@ GRIT_ROWS = [
     ("a dog and two cats on grass", [
         [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 18, 0.5, 0.5, 0.8, 0.8, 0.8], [10, 18, 0.6, 0.1, 1.2, 0.4, 0.7],
         [22, 27, 0.0, 0.0, 1.0, 1.0, 0.3],
-    ], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7]], (640, 480)),
+    ], [
+        [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [0, 27, 0.1, 0.1, 0.9, 0.8, 0.8], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7],
+    ], (640, 480)),
     ("ein Käfer 🐞 auf Blatt", [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], None),
     ("nothing trusted", [[0, 7, 0.1, 0.1, 0.9, 0.9, 0.5]], [[0, 99, 0.1, 0.1, 0.9, 0.9, 0.9], "junk", [0, 7]], None),
     ("a dog padded", [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], (640, 640)),
@@ -701,7 +703,7 @@ MINIATURES = [
     ),
     *(
         Miniature(corpus, "train", layout, make, 2, turns, GRIT_DROPPED)
-        for corpus, turns in (("grit_caption", 2), ("grit_refer", 3), ("grit_identify", 3))
+        for corpus, turns in (("grit_caption", 2), ("grit_refer", 4), ("grit_identify", 4))
         for layout, make in (("tars", grit_tars), ("parquet", grit_parquet))
     ),
 ]

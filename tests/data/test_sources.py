@@ -15,7 +15,7 @@ import pytest
 
 from minigptv2.data.sources import CORPORA, Draft, Rejected, tars
 from minigptv2.data.sources.draft import finish
-from minigptv2.data.sources.grit import Thresholds, _reshaped, grounded_turns
+from minigptv2.data.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json, to_json
@@ -106,6 +106,15 @@ def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:
     turns = grounded_turns(caption, {"caption": caption, "noun_chunks": f"[{chunk}]"}, Thresholds())
     assert turns[0].regions[0].phrases == ("dog",)
     assert grounded_turns(caption, {"noun_chunks": "[[oops"}, Thresholds()) == ()
+
+
+def test_overlapping_expressions_are_questions_each_and_overlapping_phrases_one_mark() -> None:
+    caption = "a dog near a man"
+    spans = [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [0, 16, 0.1, 0.1, 0.6, 0.6, 0.9], [11, 16, 0.5, 0.1, 0.9, 0.9, 0.9]]
+    said = [t.regions[0].phrases[0] for t in expression_turns(caption, {"ref_exps": spans}, Thresholds(), "refer")]
+    assert said == ["a dog near a man", "a dog", "a man"]
+    (grounded,) = grounded_turns(caption, {"noun_chunks": spans}, Thresholds())
+    assert [region.span for region in grounded.regions] == [(0, 16)]
 
 
 def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
