@@ -330,18 +330,27 @@ REGIONS_DROPPED = {
 
 
 def flickr(nested: bool) -> Callable[[Path], None]:
+    """The entities' own files, as their `flickr30k_entities_utils.py` reads them; `UNRELATED_CAPTIONS` as it is there.
+
+    Picture 36's fourth sentence is not about it, 40 has no sentences, 41's are not UTF-8, 42 has no boxes' file.
+    """
+
     def make(root: Path) -> None:
         below = root / "flickr30k" / ("Flickr30kEntities" if nested else "")
         for name in ("36", "37", "39"):
             put(root / f"flickr30k/flickr30k-images/{name}.jpg", jpeg(4))
-        put(below / "train.txt", "36\n37\n38\n39\n36\n40\n")
+        put(below / "train.txt", "36\n37\n38\n39\n36\n40\n41\n42\n")
+        put(below / "UNRELATED_CAPTIONS", "# format: <imageID> <sentence number>\n39 3\n36 4\n")
         sentences = [
             "[/EN#1/people Two  dogs] and [/EN#2/animals a tan cat] play in [/EN#0/other the sun] .",
             "A [/EN#3/scene meadow] near [/EN#1/people the Hündchen] .",
             "Nothing marked here .",
         ]
         for name in ("36", "38", "39"):
-            put(below / f"Sentences/{name}.txt", "\n".join(sentences) + "\n")
+            more = ["[/EN#1/people Two men] sell shoes ."] if name == "36" else []
+            put(below / f"Sentences/{name}.txt", "\n".join(sentences + more) + "\n")
+        put(below / "Sentences/41.txt", "[/EN#1/people Ein M\xe4nnchen] .\n".encode("latin-1"))
+        put(below / "Sentences/42.txt", sentences[0])
         put(below / "Sentences/37.txt", "[/EN#9/other A thing] without boxes .\n")
 
         def thing(names: list[str], box: tuple[int, int, int, int] | None) -> str:
@@ -363,7 +372,16 @@ def flickr(nested: bool) -> Callable[[Path], None]:
     return make
 
 
-FLICKR_DROPPED = {"no phrase with a box": 1, "sentences or annotations missing": 1}
+FLICKR_DROPPED = {
+    "no phrase with a box": 1, "sentences missing": 1, "sentences are not UTF-8": 1, "annotations missing": 1,
+    "sentence not about the picture": 1,
+}  # fmt: skip
+
+
+def flickr_sentences(root: Path) -> None:
+    """Captions of the entities' split, from the same files."""
+    flickr(False)(root)
+    (root / "flickr30k/train.txt").rename(root / "flickr30k/test.txt")
 
 
 def flickr_karpathy(root: Path) -> None:
@@ -660,6 +678,10 @@ MINIATURES = [
     ),
     Miniature("flickr_phrase_to_box", "train", "flat", flickr(False), 2, 6, FLICKR_DROPPED | {"image file missing": 3}),
     Miniature("flickr30k_caption", "test", "karpathy", flickr_karpathy, 1, 1, MISSING),
+    Miniature(
+        "flickr30k_caption", "test", "sentences", flickr_sentences, 3, 3,
+        {"image file missing": 2, "sentences missing": 1, "sentences are not UTF-8": 1},
+    ),
     Miniature("llava_conversation", "train", "bare", llava("llava/conversation_58k.json"), 3, 3, TALK_DROPPED),
     Miniature("llava_detail", "train", "bare", llava("llava/detail_23k.json"), 3, 3, TALK_DROPPED),
     Miniature(

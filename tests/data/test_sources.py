@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from minigptv2.boxes import Box
 from minigptv2.data.sources import CORPORA, Draft, Rejected, tars
 from minigptv2.data.sources.draft import finish
+from minigptv2.data.sources.flickr30k import parse_boxes
 from minigptv2.data.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
 from minigptv2.record import Record, from_json, to_json
-from tests.data.miniatures import MINIATURES, Miniature, jpeg, tar
+from tests.data.miniatures import MINIATURES, Miniature, flickr, jpeg, tar
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:
@@ -115,6 +117,20 @@ def test_overlapping_expressions_are_questions_each_and_overlapping_phrases_one_
     assert said == ["a dog near a man", "a dog", "a man"]
     (grounded,) = grounded_turns(caption, {"noun_chunks": spans}, Thresholds())
     assert [region.span for region in grounded.regions] == [(0, 16)]
+
+
+def test_flickr_s_boxes_are_edges_of_the_pixels_that_are_named(tmp_path: Path) -> None:
+    corners = "<xmin>1</xmin><ymin>3</ymin><xmax>64</xmax><ymax>3</ymax>"
+    thing = f"<object><name>7</name><bndbox>{corners}</bndbox></object>"
+    (tmp_path / "1.xml").write_text(f"<annotation>{thing}</annotation>")
+    assert parse_boxes(tmp_path / "1.xml") == {"7": (Box(0, 2, 64, 3),)}, "all of a picture's third row of pixels"
+
+
+def test_a_list_of_unrelated_sentences_that_is_something_else_is_named(tmp_path: Path) -> None:
+    flickr(False)(tmp_path)
+    (tmp_path / "flickr30k/UNRELATED_CAPTIONS").write_text("36,4\n")
+    with pytest.raises(DataError, match="UNRELATED_CAPTIONS: want '<picture> <number of the sentence>'"):
+        read(tmp_path, "flickr_phrase_to_box", "train")
 
 
 def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
