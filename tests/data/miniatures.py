@@ -129,7 +129,7 @@ OBJECTS_DROPPED = {"image file missing": 1, "box outside the image": 1, "empty p
 
 
 def refer(folder: str, by: str, split: str) -> Callable[[Path], None]:
-    """REFER's pickle, protocol 2 as Python 2 wrote it, and instances."""
+    """REFER's pickle, protocol 2 as Python 2 wrote it, and instances, with the keys that its `refer.py` reads."""
 
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
@@ -150,7 +150,7 @@ def refer(folder: str, by: str, split: str) -> Callable[[Path], None]:
 
 
 def refer_list(folder: str, split: str) -> Callable[[Path], None]:
-    """The list of expressions that evaluation scripts read."""
+    """The list of expressions that MiniGPT-4's `eval_ref.py` reads: the first 27 characters name the picture."""
 
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")

@@ -20,8 +20,8 @@ from minigptv2.data.sources.flickr30k import parse_boxes
 from minigptv2.data.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.errors import DataError
-from minigptv2.record import Record, from_json, to_json
-from tests.data.miniatures import MINIATURES, Miniature, flickr, jpeg, tar
+from minigptv2.record import Record, Region, from_json, to_json
+from tests.data.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, put, tar
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:
@@ -131,6 +131,20 @@ def test_a_list_of_unrelated_sentences_that_is_something_else_is_named(tmp_path:
     (tmp_path / "flickr30k/UNRELATED_CAPTIONS").write_text("36,4\n")
     with pytest.raises(DataError, match="UNRELATED_CAPTIONS: want '<picture> <number of the sentence>'"):
         read(tmp_path, "flickr_phrase_to_box", "train")
+
+
+def test_a_list_of_bare_picture_names_keeps_each_expression_with_its_own_box(tmp_path: Path) -> None:
+    coco(tmp_path, "train2014/9")
+    name = "COCO_train2014_000000000009"
+    said = [("left", [1, 1, 9, 9]), ("right", [40, 1, 9, 9]), ("on the left", [1, 1, 9, 9])]
+    put(tmp_path / "refcoco/refcoco_val.json", [{"img_id": name, "sents": s, "bbox": b} for s, b in said])
+    (record,), reasons = read(tmp_path, "refcoco", "val")
+    regions = {turn.source["id"]: turn.regions[0] for turn in record.turns}
+    assert regions == {
+        name: Region((Box(1, 1, 10, 10),), ("left", "on the left")),
+        f"{name}-2": Region((Box(40, 1, 49, 10),), ("right",)),
+    }
+    assert not reasons
 
 
 def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
