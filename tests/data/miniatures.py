@@ -373,7 +373,7 @@ def flickr(nested: bool) -> Callable[[Path], None]:
 
 
 FLICKR_DROPPED = {
-    "no phrase with a box": 1, "sentences missing": 1, "sentences are not UTF-8": 1, "annotations missing": 1,
+    "no phrase with a box": 1, "sentences missing": 1, "sentences in no known encoding": 1, "annotations missing": 1,
     "sentence not about the picture": 1,
 }  # fmt: skip
 
@@ -440,11 +440,13 @@ def multitask(root: Path) -> None:
 
 
 def unnatural(file: str) -> Callable[[Path], None]:
+    """The fields that the README of orhonovich/unnatural-instructions describes, reformulations in the full data."""
+
     def make(root: Path) -> None:
         def instance(text: str, constraints: str | None, output: str) -> dict[str, Any]:
             return {"instruction_with_input": text, "input": "", "constraints": constraints, "output": output}
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "instruction": "x",
                 "instances": [instance("Say “Ja”.", "None.", "Ja"), instance("Count.", "In words.", "One.")],
@@ -452,6 +454,8 @@ def unnatural(file: str) -> Callable[[Path], None]:
             {"instruction": "y", "instances": [instance("Say nothing.", None, "")]},
             {"instruction": "z", "instances": []},
         ]
+        if file.startswith("full"):
+            rows[0]["reformulations"] = [{**instance("Speak: “Ja”.", None, "Ja"), "instruction": "x in other words"}]
         put(root / "unnatural_instructions" / file, lines(rows) if file.endswith("l") else rows)
 
     return make
@@ -680,7 +684,7 @@ MINIATURES = [
     Miniature("flickr30k_caption", "test", "karpathy", flickr_karpathy, 1, 1, MISSING),
     Miniature(
         "flickr30k_caption", "test", "sentences", flickr_sentences, 3, 3,
-        {"image file missing": 2, "sentences missing": 1, "sentences are not UTF-8": 1},
+        {"image file missing": 2, "sentences missing": 1, "sentences in no known encoding": 1},
     ),
     Miniature("llava_conversation", "train", "bare", llava("llava/conversation_58k.json"), 3, 3, TALK_DROPPED),
     Miniature("llava_detail", "train", "bare", llava("llava/detail_23k.json"), 3, 3, TALK_DROPPED),
@@ -693,6 +697,10 @@ MINIATURES = [
             "unnatural_instructions", "train", layout, unnatural(file), 1, 2, {"empty answer": 1, "no instances": 1}
         )
         for layout, file in (("list", "filtered_unnatural_instruction.json"), ("lines", "core_data.jsonl"))
+    ),
+    Miniature(
+        "unnatural_instructions", "full", "lines", unnatural("full_data.jsonl"), 1, 3,
+        {"empty answer": 1, "no instances": 1},
     ),
     Miniature("vsr", "test", "lines", vsr("zeroshot/test.jsonl"), 1, 2, MISSING),
     Miniature("vsr", "random_test", "list", vsr("random/test.json"), 1, 2, MISSING),

@@ -165,7 +165,7 @@ def _lines(sentences: Path, key: str) -> list[str] | Rejected:
     try:
         return [line.decode() for line in file.read_bytes().splitlines() if line.strip()]
     except UnicodeDecodeError:
-        return Rejected(key, "sentences are not UTF-8")
+        return Rejected(key, "sentences in no known encoding")
 
 
 def _unrelated(file: Path) -> set[tuple[str, int]]:

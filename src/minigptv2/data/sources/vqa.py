@@ -165,6 +165,7 @@ CORPORA = (
         drafts=a_okvqa,
         tasks=("vqa",),
         expected={"train": 17_056, "val": 1_145},
+        train_pictures=16_540,
         counted="questions",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
         stages=(1, 2, 3),
