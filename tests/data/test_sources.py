@@ -8,7 +8,9 @@ import pickle
 import random
 import re
 import shlex
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from minigptv2.data.sources.draft import finish
 from minigptv2.data.sources.flickr30k import parse_boxes
 from minigptv2.data.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
+from minigptv2.data.sources.vqa import Question, group, locate_coco, shared
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, from_json, to_json
 from tests.data.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, put, tar
@@ -145,6 +148,25 @@ def test_a_list_of_bare_picture_names_keeps_each_expression_with_its_own_box(tmp
         f"{name}-2": Region((Box(40, 1, 49, 10),), ("right",)),
     }
     assert not reasons
+
+
+def test_questions_wait_for_their_pictures_in_few_bytes(tmp_path: Path) -> None:
+    number = 5000
+
+    def questions() -> Iterator[Question]:
+        for n in range(number):
+            name, *answers = shared((f"COCO_train2014_{n // 5:012d}.jpg", *(f"answer {n % 7}" for _ in range(10))))
+            yield Question(f"{n:09d}", name, f"What is number {n:06d} of so many?", tuple(answers), answer_type="other")
+
+    tracemalloc.start()
+    try:
+        drafts = group(CORPORA["vqav2"].raw(tmp_path), questions(), locate_coco)
+        first = next(drafts)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(first, Draft) and len(first.turns) == 5
+    assert held < 700 * number, f"{held / number:.0f} bytes a question"
 
 
 def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
