@@ -1,6 +1,7 @@
 """Every corpus in small, in its true layout on disk, odd cases included; and what is to be read out of each.
 
-Pictures are 64 x 48 px. One annotation of each kind points at a picture that is not there.
+Pictures are 64 x 48 px. One annotation of each kind points at a picture that is not there. Where a docstring names a
+public reader or README, the miniature's names and fields were held against that; the others were not yet.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def coco_name(number: int, folder: str = "train2014") -> str:
 
 
 def coco_karpathy_list(root: Path) -> None:
+    """The list that MiniGPT-4's `coco_caption.py` reads."""
     coco(root, "train2014/9", "val2014/25")
     rows = [
         {"image": coco_name(9), "caption": "A dog  runs.", "image_id": "coco_9"},
@@ -178,6 +180,8 @@ QUESTIONS_DROPPED = {"image file missing": 1, "empty answer": 1, "empty question
 
 
 def vqa_official(folder: str, prefix: str) -> Callable[[Path], None]:
+    """Questions and annotations, the latter as `vqaTools/vqa.py` of GT-Vision-Lab/VQA reads them."""
+
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
         asked = [{"question_id": i, "image_id": p, "question": q} for i, p, q, _ in [*QUESTIONS, QUESTIONS[0]]]
@@ -195,6 +199,8 @@ def vqa_official(folder: str, prefix: str) -> Callable[[Path], None]:
 
 
 def vqa_merged(folder: str) -> Callable[[Path], None]:
+    """The list that MiniGPT-4's `coco_vqa_datasets.py` reads."""
+
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
         rows = [
@@ -207,6 +213,8 @@ def vqa_merged(folder: str) -> Callable[[Path], None]:
 
 
 def aokvqa(by_file: bool) -> Callable[[Path], None]:
+    """An entry as the README of allenai/aokvqa shows one, or as MiniGPT-4's `aok_vqa_datasets.py` reads it, by file."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9", "train2017/25")
         rows = [
@@ -223,6 +231,7 @@ def aokvqa(by_file: bool) -> Callable[[Path], None]:
 
 
 def vizwiz(root: Path) -> None:
+    """Entries as MiniGPT-4's `VizWizEvalData` reads them."""
     put(root / "vizwiz/val/VizWiz_val_00000000.jpg", jpeg(1))
     answers = [{"answer": a, "answer_confidence": "yes"} for a in ["unanswerable"] * 6 + ["soup"] * 4]
     rows = [
@@ -233,6 +242,7 @@ def vizwiz(root: Path) -> None:
 
 
 def textcaps(root: Path) -> None:
+    """Captions in `caption_str`, as MiniGPT-4's `text_caps.py` reads them."""
     put(root / "textcaps/train_images/a1.jpg", jpeg(1))
     rows = [
         {"image_id": "a1", "caption_str": "A sign says STOP.", "id": 1},
@@ -253,6 +263,8 @@ def textcaps_val(root: Path) -> None:
 
 
 def gqa(listed: bool) -> Callable[[Path], None]:
+    """The official object, as the README of leaderj1001/Vision-Language draws it; MiniGPT-4's list."""
+
     def make(root: Path) -> None:
         for name in ("n1", "2"):
             put(root / f"gqa/images/{name}.jpg", jpeg(2))
@@ -272,6 +284,7 @@ def gqa(listed: bool) -> Callable[[Path], None]:
 
 
 def ocr_vqa(root: Path) -> None:
+    """Covers as MiniGPT-4's `ocrvqa_dataset.py` reads them."""
     put(root / "ocrvqa/images/0001.jpg", jpeg(1))
     put(root / "ocrvqa/images/0002.gif", jpeg(2, "GIF"))
     put(root / "ocrvqa/images/0006.jpg", b"GIF89a, or so it says")
@@ -296,6 +309,8 @@ def ocr_vqa(root: Path) -> None:
 
 
 def visual_genome(one_folder: bool) -> Callable[[Path], None]:
+    """Regions by picture, as `local.py` of ranjaykrishna/visual_genome_python_driver reads them."""
+
     def make(root: Path) -> None:
         for name, folder in (("1", "VG_100K"), ("2", "VG_100K_2")):
             put(root / "visual_genome" / ("images" if one_folder else folder) / f"{name}.jpg", jpeg(3))
@@ -400,6 +415,8 @@ def talk(*values: str, first: str = "human") -> list[dict[str, str]]:
 
 
 def llava(file: str, with_folder: bool = False) -> Callable[[Path], None]:
+    """Conversations as `docs/Finetune_Custom_Data.md` of haotian-liu/LLaVA shows them."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9", "train2014/25")
         place = "coco/train2017/" if with_folder else ""
@@ -430,6 +447,7 @@ TALK_DROPPED = {
 
 
 def multitask(root: Path) -> None:
+    """Conversations as MiniGPT-4's `multitask_conversation.py` reads them: the id names the picture."""
     coco(root, "train2014/9")
     rows = [
         {"id": "000000000009", "conversations": talk(
@@ -462,6 +480,8 @@ def unnatural(file: str) -> Callable[[Path], None]:
 
 
 def vsr(file: str) -> Callable[[Path], None]:
+    """Statements as MiniGPT-4's `VSREvalData` reads them."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9")
         rows = [
@@ -506,6 +526,8 @@ def iconqa(layout: str) -> Callable[[Path], None]:
 
 
 def hateful(file: str) -> Callable[[Path], None]:
+    """Memes as MiniGPT-4's `HMEvalData` reads them."""
+
     def make(root: Path) -> None:
         put(root / "hateful_memes/img/01.png", jpeg(1, "PNG"))
         put(root / "hateful_memes/img/02.png", jpeg(2, "PNG"))
@@ -556,7 +578,10 @@ def tar(file: Path, *members: tuple[str, bytes]) -> None:
 
 
 def pairs(corpus: str, below: str, with_json: bool) -> Callable[[Path], None]:
-    """img2dataset's tars: a caption in json and txt, or in txt alone; a folder more, as MiniGPT-4's README has them."""
+    """img2dataset's tars: a caption in json and txt, as its README describes them, or in txt alone.
+
+    MiniGPT-4's `README_1_STAGE.md` has them a folder deeper.
+    """
 
     def make(root: Path) -> None:
         def pair(key: str, caption: str, image: bytes | None) -> list[tuple[str, bytes]]:
@@ -607,6 +632,7 @@ def grit_facts(caption: str, before: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def grit_tars(root: Path) -> None:
+    """img2dataset's json with the columns that the README of Kosmos-2 (microsoft/unilm) describes."""
     members = []
     for number, (caption, chunks, expressions, before) in enumerate(GRIT_ROWS):
         facts = {**grit_facts(caption, before), "noun_chunks": chunks, "ref_exps": expressions}
