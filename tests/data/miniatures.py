@@ -1,6 +1,7 @@
 """Every corpus in small, in its true layout on disk, odd cases included; and what is to be read out of each.
 
-Pictures are 64 x 48 px. One annotation of each kind points at a picture that is not there.
+Pictures are 64 x 48 px. One annotation of each kind points at a picture that is not there. Where a docstring names a
+public reader or README, the miniature's names and fields were held against that; the others were not yet.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def coco_name(number: int, folder: str = "train2014") -> str:
 
 
 def coco_karpathy_list(root: Path) -> None:
+    """The list that MiniGPT-4's `coco_caption.py` reads."""
     coco(root, "train2014/9", "val2014/25")
     rows = [
         {"image": coco_name(9), "caption": "A dog  runs.", "image_id": "coco_9"},
@@ -129,7 +131,7 @@ OBJECTS_DROPPED = {"image file missing": 1, "box outside the image": 1, "empty p
 
 
 def refer(folder: str, by: str, split: str) -> Callable[[Path], None]:
-    """REFER's pickle, protocol 2 as Python 2 wrote it, and instances."""
+    """REFER's pickle, protocol 2 as Python 2 wrote it, and instances, with the keys that its `refer.py` reads."""
 
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
@@ -150,7 +152,7 @@ def refer(folder: str, by: str, split: str) -> Callable[[Path], None]:
 
 
 def refer_list(folder: str, split: str) -> Callable[[Path], None]:
-    """The list of expressions that evaluation scripts read."""
+    """The list of expressions that MiniGPT-4's `eval_ref.py` reads: the first 27 characters name the picture."""
 
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
@@ -178,6 +180,8 @@ QUESTIONS_DROPPED = {"image file missing": 1, "empty answer": 1, "empty question
 
 
 def vqa_official(folder: str, prefix: str) -> Callable[[Path], None]:
+    """Questions and annotations, the latter as `vqaTools/vqa.py` of GT-Vision-Lab/VQA reads them."""
+
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
         asked = [{"question_id": i, "image_id": p, "question": q} for i, p, q, _ in [*QUESTIONS, QUESTIONS[0]]]
@@ -195,6 +199,8 @@ def vqa_official(folder: str, prefix: str) -> Callable[[Path], None]:
 
 
 def vqa_merged(folder: str) -> Callable[[Path], None]:
+    """The list that MiniGPT-4's `coco_vqa_datasets.py` reads."""
+
     def make(root: Path) -> None:
         coco(root, "train2014/9", "train2014/25")
         rows = [
@@ -207,6 +213,8 @@ def vqa_merged(folder: str) -> Callable[[Path], None]:
 
 
 def aokvqa(by_file: bool) -> Callable[[Path], None]:
+    """An entry as the README of allenai/aokvqa shows one, or as MiniGPT-4's `aok_vqa_datasets.py` reads it, by file."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9", "train2017/25")
         rows = [
@@ -223,6 +231,7 @@ def aokvqa(by_file: bool) -> Callable[[Path], None]:
 
 
 def vizwiz(root: Path) -> None:
+    """Entries as MiniGPT-4's `VizWizEvalData` reads them."""
     put(root / "vizwiz/val/VizWiz_val_00000000.jpg", jpeg(1))
     answers = [{"answer": a, "answer_confidence": "yes"} for a in ["unanswerable"] * 6 + ["soup"] * 4]
     rows = [
@@ -233,6 +242,7 @@ def vizwiz(root: Path) -> None:
 
 
 def textcaps(root: Path) -> None:
+    """Captions in `caption_str`, as MiniGPT-4's `text_caps.py` reads them."""
     put(root / "textcaps/train_images/a1.jpg", jpeg(1))
     rows = [
         {"image_id": "a1", "caption_str": "A sign says STOP.", "id": 1},
@@ -253,6 +263,8 @@ def textcaps_val(root: Path) -> None:
 
 
 def gqa(listed: bool) -> Callable[[Path], None]:
+    """The official object, as the README of leaderj1001/Vision-Language draws it; MiniGPT-4's list."""
+
     def make(root: Path) -> None:
         for name in ("n1", "2"):
             put(root / f"gqa/images/{name}.jpg", jpeg(2))
@@ -272,6 +284,7 @@ def gqa(listed: bool) -> Callable[[Path], None]:
 
 
 def ocr_vqa(root: Path) -> None:
+    """Covers as MiniGPT-4's `ocrvqa_dataset.py` reads them."""
     put(root / "ocrvqa/images/0001.jpg", jpeg(1))
     put(root / "ocrvqa/images/0002.gif", jpeg(2, "GIF"))
     put(root / "ocrvqa/images/0006.jpg", b"GIF89a, or so it says")
@@ -296,6 +309,8 @@ def ocr_vqa(root: Path) -> None:
 
 
 def visual_genome(one_folder: bool) -> Callable[[Path], None]:
+    """Regions by picture, as `local.py` of ranjaykrishna/visual_genome_python_driver reads them."""
+
     def make(root: Path) -> None:
         for name, folder in (("1", "VG_100K"), ("2", "VG_100K_2")):
             put(root / "visual_genome" / ("images" if one_folder else folder) / f"{name}.jpg", jpeg(3))
@@ -330,18 +345,27 @@ REGIONS_DROPPED = {
 
 
 def flickr(nested: bool) -> Callable[[Path], None]:
+    """The entities' own files, as their `flickr30k_entities_utils.py` reads them; `UNRELATED_CAPTIONS` as it is there.
+
+    Picture 36's fourth sentence is not about it, 40 has no sentences, 41's are not UTF-8, 42 has no boxes' file.
+    """
+
     def make(root: Path) -> None:
         below = root / "flickr30k" / ("Flickr30kEntities" if nested else "")
         for name in ("36", "37", "39"):
             put(root / f"flickr30k/flickr30k-images/{name}.jpg", jpeg(4))
-        put(below / "train.txt", "36\n37\n38\n39\n36\n40\n")
+        put(below / "train.txt", "36\n37\n38\n39\n36\n40\n41\n42\n")
+        put(below / "UNRELATED_CAPTIONS", "# format: <imageID> <sentence number>\n39 3\n36 4\n")
         sentences = [
             "[/EN#1/people Two  dogs] and [/EN#2/animals a tan cat] play in [/EN#0/other the sun] .",
             "A [/EN#3/scene meadow] near [/EN#1/people the Hündchen] .",
             "Nothing marked here .",
         ]
         for name in ("36", "38", "39"):
-            put(below / f"Sentences/{name}.txt", "\n".join(sentences) + "\n")
+            more = ["[/EN#1/people Two men] sell shoes ."] if name == "36" else []
+            put(below / f"Sentences/{name}.txt", "\n".join(sentences + more) + "\n")
+        put(below / "Sentences/41.txt", "[/EN#1/people Ein M\xe4nnchen] .\n".encode("latin-1"))
+        put(below / "Sentences/42.txt", sentences[0])
         put(below / "Sentences/37.txt", "[/EN#9/other A thing] without boxes .\n")
 
         def thing(names: list[str], box: tuple[int, int, int, int] | None) -> str:
@@ -363,7 +387,16 @@ def flickr(nested: bool) -> Callable[[Path], None]:
     return make
 
 
-FLICKR_DROPPED = {"no phrase with a box": 1, "sentences or annotations missing": 1}
+FLICKR_DROPPED = {
+    "no phrase with a box": 1, "sentences missing": 1, "sentences in no known encoding": 1, "annotations missing": 1,
+    "sentence not about the picture": 1,
+}  # fmt: skip
+
+
+def flickr_sentences(root: Path) -> None:
+    """Captions of the entities' split, from the same files."""
+    flickr(False)(root)
+    (root / "flickr30k/train.txt").rename(root / "flickr30k/test.txt")
 
 
 def flickr_karpathy(root: Path) -> None:
@@ -382,6 +415,8 @@ def talk(*values: str, first: str = "human") -> list[dict[str, str]]:
 
 
 def llava(file: str, with_folder: bool = False) -> Callable[[Path], None]:
+    """Conversations as `docs/Finetune_Custom_Data.md` of haotian-liu/LLaVA shows them."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9", "train2014/25")
         place = "coco/train2017/" if with_folder else ""
@@ -412,6 +447,7 @@ TALK_DROPPED = {
 
 
 def multitask(root: Path) -> None:
+    """Conversations as MiniGPT-4's `multitask_conversation.py` reads them: the id names the picture."""
     coco(root, "train2014/9")
     rows = [
         {"id": "000000000009", "conversations": talk(
@@ -422,11 +458,13 @@ def multitask(root: Path) -> None:
 
 
 def unnatural(file: str) -> Callable[[Path], None]:
+    """The fields that the README of orhonovich/unnatural-instructions describes, reformulations in the full data."""
+
     def make(root: Path) -> None:
         def instance(text: str, constraints: str | None, output: str) -> dict[str, Any]:
             return {"instruction_with_input": text, "input": "", "constraints": constraints, "output": output}
 
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "instruction": "x",
                 "instances": [instance("Say “Ja”.", "None.", "Ja"), instance("Count.", "In words.", "One.")],
@@ -434,12 +472,16 @@ def unnatural(file: str) -> Callable[[Path], None]:
             {"instruction": "y", "instances": [instance("Say nothing.", None, "")]},
             {"instruction": "z", "instances": []},
         ]
+        if file.startswith("full"):
+            rows[0]["reformulations"] = [{**instance("Speak: “Ja”.", None, "Ja"), "instruction": "x in other words"}]
         put(root / "unnatural_instructions" / file, lines(rows) if file.endswith("l") else rows)
 
     return make
 
 
 def vsr(file: str) -> Callable[[Path], None]:
+    """Statements as MiniGPT-4's `VSREvalData` reads them."""
+
     def make(root: Path) -> None:
         coco(root, "train2017/9")
         rows = [
@@ -452,28 +494,40 @@ def vsr(file: str) -> Callable[[Path], None]:
     return make
 
 
-def iconqa(by_list: bool) -> Callable[[Path], None]:
+def iconqa(layout: str) -> Callable[[Path], None]:
+    """Folders of questions; the zip's lists, as IconQA's `run_choose_txt/dataset.py` and
+    `tools/generate_img_patch_feature.py` read them; or those lists with splits that mix the kinds."""
+
     def make(root: Path) -> None:
+        below = root / ("iconqa/iconqa_data" if layout == "zip" else "iconqa")
+        pictures = below / "iconqa" if layout == "zip" else below
         rows: dict[str, Any] = {}
-        for number, answer in enumerate((0, 1, 7, 1)):
+        for number, answer in enumerate((0, "1", 7, 1)):
             rows[str(number)] = {
                 "question": "Which?",
                 "choices": ["star", "círculo"],
                 "answer": answer,
                 "ques_type": "choose_txt",
+                "split": "test",
             }
-            put(root / f"iconqa/test/choose_txt/{number}/data.json", rows[str(number)])
+            if layout == "folders":
+                put(pictures / f"test/choose_txt/{number}/data.json", rows[str(number)])
             if number < 3:
-                put(root / f"iconqa/test/choose_txt/{number}/image.png", jpeg(number, "PNG"))
-        if by_list:
-            rows["9"] = {"question": "Which?", "choices": ["a.png"], "answer": 0, "ques_type": "choose_img"}
-            put(root / "iconqa/problems.json", rows)
-            put(root / "iconqa/pid_splits.json", {"test": [*rows], "train": []})
+                put(pictures / f"test/choose_txt/{number}/image.png", jpeg(number, "PNG"))
+        if layout == "folders":
+            return
+        texts = [*rows]
+        rows["9"] = {"question": "Which?", "choices": ["a.png"], "answer": 0, "ques_type": "choose_img"}
+        put(below / "problems.json", rows)
+        kinds = {"choose_txt_test": texts, "choose_img_test": ["9"], "fill_in_blank_trainval": []}
+        put(below / "pid_splits.json", kinds if layout == "zip" else {"test": [*rows], "train": []})
 
     return make
 
 
 def hateful(file: str) -> Callable[[Path], None]:
+    """Memes as MiniGPT-4's `HMEvalData` reads them."""
+
     def make(root: Path) -> None:
         put(root / "hateful_memes/img/01.png", jpeg(1, "PNG"))
         put(root / "hateful_memes/img/02.png", jpeg(2, "PNG"))
@@ -524,7 +578,10 @@ def tar(file: Path, *members: tuple[str, bytes]) -> None:
 
 
 def pairs(corpus: str, below: str, with_json: bool) -> Callable[[Path], None]:
-    """img2dataset's tars: a caption in json and txt, or in txt alone."""
+    """img2dataset's tars: a caption in json and txt, as its README describes them, or in txt alone.
+
+    MiniGPT-4's `README_1_STAGE.md` has them a folder deeper.
+    """
 
     def make(root: Path) -> None:
         def pair(key: str, caption: str, image: bytes | None) -> list[tuple[str, bytes]]:
@@ -557,7 +614,9 @@ GRIT_ROWS = [
     ("a dog and two cats on grass", [
         [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 18, 0.5, 0.5, 0.8, 0.8, 0.8], [10, 18, 0.6, 0.1, 1.2, 0.4, 0.7],
         [22, 27, 0.0, 0.0, 1.0, 1.0, 0.3],
-    ], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7]], (640, 480)),
+    ], [
+        [0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [0, 27, 0.1, 0.1, 0.9, 0.8, 0.8], [10, 27, 0.5, 0.1, 1.0, 0.8, 0.7],
+    ], (640, 480)),
     ("ein Käfer 🐞 auf Blatt", [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], [[0, 9, 0.2, 0.2, 0.6, 0.6, 0.95]], None),
     ("nothing trusted", [[0, 7, 0.1, 0.1, 0.9, 0.9, 0.5]], [[0, 99, 0.1, 0.1, 0.9, 0.9, 0.9], "junk", [0, 7]], None),
     ("a dog padded", [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9]], (640, 640)),
@@ -573,6 +632,7 @@ def grit_facts(caption: str, before: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def grit_tars(root: Path) -> None:
+    """img2dataset's json with the columns that the README of Kosmos-2 (microsoft/unilm) describes."""
     members = []
     for number, (caption, chunks, expressions, before) in enumerate(GRIT_ROWS):
         facts = {**grit_facts(caption, before), "noun_chunks": chunks, "ref_exps": expressions}
@@ -648,6 +708,10 @@ MINIATURES = [
     ),
     Miniature("flickr_phrase_to_box", "train", "flat", flickr(False), 2, 6, FLICKR_DROPPED | {"image file missing": 3}),
     Miniature("flickr30k_caption", "test", "karpathy", flickr_karpathy, 1, 1, MISSING),
+    Miniature(
+        "flickr30k_caption", "test", "sentences", flickr_sentences, 3, 3,
+        {"image file missing": 2, "sentences missing": 1, "sentences in no known encoding": 1},
+    ),
     Miniature("llava_conversation", "train", "bare", llava("llava/conversation_58k.json"), 3, 3, TALK_DROPPED),
     Miniature("llava_detail", "train", "bare", llava("llava/detail_23k.json"), 3, 3, TALK_DROPPED),
     Miniature(
@@ -660,11 +724,15 @@ MINIATURES = [
         )
         for layout, file in (("list", "filtered_unnatural_instruction.json"), ("lines", "core_data.jsonl"))
     ),
+    Miniature(
+        "unnatural_instructions", "full", "lines", unnatural("full_data.jsonl"), 1, 3,
+        {"empty answer": 1, "no instances": 1},
+    ),
     Miniature("vsr", "test", "lines", vsr("zeroshot/test.jsonl"), 1, 2, MISSING),
     Miniature("vsr", "random_test", "list", vsr("random/test.json"), 1, 2, MISSING),
     *(
-        Miniature("iconqa", "test", layout, iconqa(listed), 2, 2, MISSING | {"answer is not the number of a choice": 1})
-        for layout, listed in (("folders", False), ("problems", True))
+        Miniature("iconqa", "test", layout, iconqa(layout), 2, 2, MISSING | {"answer is not the number of a choice": 1})
+        for layout in ("zip", "folders", "mixed")
     ),
     *(
         Miniature(
@@ -691,7 +759,7 @@ MINIATURES = [
     ),
     *(
         Miniature(corpus, "train", layout, make, 2, turns, GRIT_DROPPED)
-        for corpus, turns in (("grit_caption", 2), ("grit_refer", 3), ("grit_identify", 3))
+        for corpus, turns in (("grit_caption", 2), ("grit_refer", 4), ("grit_identify", 4))
         for layout, make in (("tars", grit_tars), ("parquet", grit_parquet))
     ),
 ]

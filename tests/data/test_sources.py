@@ -8,18 +8,24 @@ import pickle
 import random
 import re
 import shlex
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from minigptv2.boxes import Box
 from minigptv2.data.sources import CORPORA, Draft, Rejected, tars
 from minigptv2.data.sources.draft import finish
-from minigptv2.data.sources.grit import Thresholds, _reshaped, grounded_turns
+from minigptv2.data.sources.flickr30k import parse_boxes
+from minigptv2.data.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
 from minigptv2.data.sources.raw import read_plain_pickle, stream_json
+from minigptv2.data.sources.vqa import Question, group, locate_coco, shared
 from minigptv2.errors import DataError
-from minigptv2.record import Record, from_json, to_json
-from tests.data.miniatures import MINIATURES, Miniature, jpeg, tar
+from minigptv2.record import Record, Region, from_json, to_json
+from tests.data.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, pairs, put, tar
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:
@@ -106,6 +112,82 @@ def test_a_caption_that_looks_like_a_list_is_a_caption() -> None:
     turns = grounded_turns(caption, {"caption": caption, "noun_chunks": f"[{chunk}]"}, Thresholds())
     assert turns[0].regions[0].phrases == ("dog",)
     assert grounded_turns(caption, {"noun_chunks": "[[oops"}, Thresholds()) == ()
+
+
+def test_overlapping_expressions_are_questions_each_and_overlapping_phrases_one_mark() -> None:
+    caption = "a dog near a man"
+    spans = [[0, 5, 0.1, 0.1, 0.5, 0.6, 0.9], [0, 16, 0.1, 0.1, 0.6, 0.6, 0.9], [11, 16, 0.5, 0.1, 0.9, 0.9, 0.9]]
+    said = [t.regions[0].phrases[0] for t in expression_turns(caption, {"ref_exps": spans}, Thresholds(), "refer")]
+    assert said == ["a dog near a man", "a dog", "a man"]
+    (grounded,) = grounded_turns(caption, {"noun_chunks": spans}, Thresholds())
+    assert [region.span for region in grounded.regions] == [(0, 16)]
+
+
+def test_flickr_s_boxes_are_edges_of_the_pixels_that_are_named(tmp_path: Path) -> None:
+    corners = "<xmin>1</xmin><ymin>3</ymin><xmax>64</xmax><ymax>3</ymax>"
+    thing = f"<object><name>7</name><bndbox>{corners}</bndbox></object>"
+    (tmp_path / "1.xml").write_text(f"<annotation>{thing}</annotation>")
+    assert parse_boxes(tmp_path / "1.xml") == {"7": (Box(0, 2, 64, 3),)}, "all of a picture's third row of pixels"
+
+
+def test_a_list_of_unrelated_sentences_that_is_something_else_is_named(tmp_path: Path) -> None:
+    flickr(False)(tmp_path)
+    (tmp_path / "flickr30k/UNRELATED_CAPTIONS").write_text("36,4\n")
+    with pytest.raises(DataError, match="UNRELATED_CAPTIONS: want '<picture> <number of the sentence>'"):
+        read(tmp_path, "flickr_phrase_to_box", "train")
+
+
+def test_a_list_of_bare_picture_names_keeps_each_expression_with_its_own_box(tmp_path: Path) -> None:
+    coco(tmp_path, "train2014/9")
+    name = "COCO_train2014_000000000009"
+    said = [("left", [1, 1, 9, 9]), ("right", [40, 1, 9, 9]), ("on the left", [1, 1, 9, 9])]
+    put(tmp_path / "refcoco/refcoco_val.json", [{"img_id": name, "sents": s, "bbox": b} for s, b in said])
+    (record,), reasons = read(tmp_path, "refcoco", "val")
+    regions = {turn.source["id"]: turn.regions[0] for turn in record.turns}
+    assert regions == {
+        name: Region((Box(1, 1, 10, 10),), ("left", "on the left")),
+        f"{name}-2": Region((Box(40, 1, 49, 10),), ("right",)),
+    }
+    assert not reasons
+
+
+def test_questions_wait_for_their_pictures_in_few_bytes(tmp_path: Path) -> None:
+    number = 5000
+
+    def questions() -> Iterator[Question]:
+        for n in range(number):
+            name, *answers = shared((f"COCO_train2014_{n // 5:012d}.jpg", *(f"answer {n % 7}" for _ in range(10))))
+            yield Question(f"{n:09d}", name, f"What is number {n:06d} of so many?", tuple(answers), answer_type="other")
+
+    def held() -> int:
+        tracemalloc.start()
+        try:
+            drafts = group(CORPORA["vqav2"].raw(tmp_path), questions(), locate_coco)
+            assert len(list(islice(drafts, 1))) == 1, "all are read and none but the first is given"
+            return tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+
+    least = min(held(), held())  # the first may make the interpreter's table of shared texts grow
+    assert least < 700 * number, f"{least / number:.0f} bytes a question"
+
+
+def test_the_mixed_set_of_minigpt_4_is_read_as_cc3m_through_a_link(tmp_path: Path) -> None:
+    pairs("cc_sbu", "cc_sbu_dataset", with_json=True)(tmp_path)
+    (tmp_path / "cc3m").symlink_to("cc_sbu")
+    records, _ = read(tmp_path, "cc3m", "train")
+    assert len(records) == 5 and records[0].source["corpus"] == "cc3m"
+
+
+def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
+    next(m for m in MINIATURES if (m.corpus, m.layout) == ("iconqa", "zip")).make(tmp_path)
+    file = tmp_path / "iconqa/iconqa_data/pid_splits.json"
+    (tmp_path / "iconqa/iconqa_data/iconqa/val/choose_txt").mkdir(parents=True)
+    with pytest.raises(DataError, match="neither choose_txt_val nor val; it has choose_txt_test, choose_img"):
+        read(tmp_path, "iconqa", "val")
+    file.write_text('{"choose_txt_test": ["0", "12"]}')
+    with pytest.raises(DataError, match="problem 12 is not in iconqa/iconqa_data/problems.json"):
+        read(tmp_path, "iconqa", "test")
 
 
 def entries(file: Path, *members: tuple[str, bytes]) -> dict[str, str]:

@@ -15,7 +15,8 @@ class Corpus:
     """How to build a corpus. `drafts` yields, in a fixed order, what is to be stored and what is left out at once.
 
     `expected` is, by split, how many annotations (questions, objects, captioned pictures, conversations) a complete
-    download holds; None where nobody printed it or links have died. `stages` is empty for evaluation only.
+    download holds, those included whose pictures are missing; None where nobody printed it or the annotations come
+    with pictures from links, which have died. `stages` is empty for evaluation only.
     """
 
     name: str

@@ -2,9 +2,11 @@
 
 Source: Young et al. 2014, Plummer et al. 2015 (bryanplummer.com/Flickr30kEntities). Licence: CC BY-NC 4.0
 (annotations), Flickr terms (pictures; on request). Layout, the original one: `Sentences/<id>.txt` with `[/EN#id/type
-phrase]`, `Annotations/<id>.xml` with the boxes, lists of pictures `train.txt`, `val.txt`, `test.txt`. Captions alone
-also from Karpathy's `dataset_flickr30k.json`. Expected pictures: 29,783 / 1,000 / 1,000; 29,000 / 1,014 / 1,000 in
-Karpathy's split.
+phrase]`, `Annotations/<id>.xml` with the boxes, lists of pictures `train.txt`, `val.txt`, `test.txt`, and
+`UNRELATED_CAPTIONS`, whose sentences the authors found not to be about their picture: no boxes are taught with those.
+Captions alone also from Karpathy's `dataset_flickr30k.json`; all five of a picture are kept, as published scores use
+them. Expected pictures: 29,783 / 1,000 / 1,000; 29,000 / 1,014 / 1,000 in Karpathy's split. What is counted of the
+boxes are turns, of which nobody printed a number.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from minigptv2.record import Region, Turn
 _MARKED = re.compile(r"\[/EN#(?P<id>\d+)(?P<types>(?:/[A-Za-z]+)+) (?P<phrase>[^\]]+)\]")
 NOT_VISUAL = "0"
 """The id of phrases that are not in the picture."""
+UNRELATED = "sentence not about the picture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,11 @@ def parse_sentence(line: str) -> Sentence:
 
 
 def parse_boxes(file: Path) -> dict[str, tuple[Box, ...]]:
-    """Boxes by entity, in pixels. Entities that are the whole scene or have no box are left out."""
+    """Boxes by entity, as edges in pixels. Entities that are the whole scene or have no box are left out.
+
+    The file counts pixels from 1 and names the first and the last that belong to the box: the first one's near edge
+    is one less, the last one's far edge the number itself.
+    """
     text = file.read_bytes()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # either can make a parser read files
         raise DataError(f"{file}: declares a document type; the original annotations do not")
@@ -61,9 +68,11 @@ def parse_boxes(file: Path) -> dict[str, tuple[Box, ...]]:
         for element in ElementTree.fromstring(text).iter("object"):
             corners = element.find("bndbox")
             if corners is not None:
-                values = [float(corners.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax")]
+                left, top, right, bottom = (
+                    float(corners.findtext(name) or "nan") for name in ("xmin", "ymin", "xmax", "ymax")
+                )
                 for name in element.findall("name"):
-                    boxes[(name.text or "").strip()].append(Box(*values))
+                    boxes[(name.text or "").strip()].append(Box(left - 1, top - 1, right, bottom))
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file}: not an annotation: {error}") from error
     return {entity: tuple(dict.fromkeys(found)) for entity, found in boxes.items()}
@@ -104,15 +113,23 @@ def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected
     below = listed.parent.relative_to(raw.root)
     sentences, annotations = raw.find(f"{below}/Sentences"), raw.find(f"{below}/Annotations")
     folder = _pictures(raw)
+    unrelated = _unrelated(listed.parent / "UNRELATED_CAPTIONS")
     for key in dict.fromkeys(listed.read_text().split()):
-        if not (sentences / f"{key}.txt").is_file() or not (annotations / f"{key}.xml").is_file():
-            yield Rejected(key, "sentences or annotations missing")
+        lines = _lines(sentences, key)
+        if isinstance(lines, Rejected):
+            yield lines
+            continue
+        if not (annotations / f"{key}.xml").is_file():
+            yield Rejected(key, "annotations missing")
             continue
         boxes = parse_boxes(annotations / f"{key}.xml")
         turns: dict[str, Turn] = {}
-        for line in _lines(sentences / f"{key}.txt"):
-            for turn in write(parse_sentence(line), boxes):
-                turns.setdefault(repr(turn), turn)
+        for number, line in enumerate(lines, 1):
+            made = write(parse_sentence(line), boxes)
+            if made and (key, number) in unrelated:
+                yield Rejected(f"{key}, sentence {number}", UNRELATED, len(made))
+            else:
+                turns.update((repr(turn), turn) for turn in made)
         if turns:
             source = {"corpus": raw.corpus, "id": key}
             yield Draft(key, tuple(turns.values()), (str(folder / f"{key}.jpg"),), source, separate=True)
@@ -133,13 +150,31 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     listed = raw.find(*lists, "flickr30k/dataset_flickr30k.json")
     sentences = raw.find(f"{listed.parent.relative_to(raw.root)}/Sentences")
     for key in dict.fromkeys(listed.read_text().split()):
-        texts = [parse_sentence(line).text for line in _lines(sentences / f"{key}.txt")]
-        yield _captioned(raw, key, texts, folder)
+        lines = _lines(sentences, key)
+        if isinstance(lines, Rejected):
+            yield lines
+        else:
+            yield _captioned(raw, key, [parse_sentence(line).text for line in lines], folder)
 
 
-def _lines(file: Path) -> list[str]:
-    """Sentences may hold characters that `str.splitlines` takes for a line's end."""
-    return [line.decode() for line in file.read_bytes().splitlines()]
+def _lines(sentences: Path, key: str) -> list[str] | Rejected:
+    """A picture's sentences. They may hold characters that `str.splitlines` takes for a line's end."""
+    file = sentences / f"{key}.txt"
+    if not file.is_file():
+        return Rejected(key, "sentences missing")
+    try:
+        return [line.decode() for line in file.read_bytes().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        return Rejected(key, "sentences in no known encoding")
+
+
+def _unrelated(file: Path) -> set[tuple[str, int]]:
+    """Picture and number, from 1, of the sentences that are not about their picture; none where the list is missing."""
+    rows = file.read_text().splitlines() if file.is_file() else []
+    pairs = [row.split() for row in rows if row.strip() and not row.startswith("#")]
+    if not all(len(pair) == 2 and pair[1].isdecimal() for pair in pairs):
+        raise DataError(f"{file}: want '<picture> <number of the sentence>' in each line")
+    return {(key, int(number)) for key, number in pairs}
 
 
 def _captioned(raw: Raw, key: str, texts: list[str], folder: Path) -> Draft:
@@ -152,8 +187,8 @@ def _pictures(raw: Raw) -> Path:
 
 
 _DOWNLOAD = (
-    "pictures on request from https://shannon.cs.illinois.edu/DenotationGraph/, annotations.zip and the lists from "
-    "https://github.com/BryanPlummer/flickr30k_entities, all in flickr30k/"
+    "pictures on request from https://shannon.cs.illinois.edu/DenotationGraph/, annotations.zip, the lists and "
+    "UNRELATED_CAPTIONS from https://github.com/BryanPlummer/flickr30k_entities, all in flickr30k/"
 )
 _LICENSE = "CC BY-NC 4.0 (annotations), Flickr terms (pictures)"
 
@@ -164,7 +199,7 @@ def _row(name: str, title: str, task: str, write: Write) -> Corpus:
         title=f"Flickr30k Entities, {title}",
         drafts=partial(entities, write=write),
         tasks=(task,),
-        expected={"train": None, "val": None, "test": None},
+        expected={"train": None, "val": None, "test": None},  # pictures are known, their turns are not
         counted="turns",
         train_pictures=29_783,
         license=_LICENSE,
@@ -183,7 +218,7 @@ CORPORA = (
         title="Flickr30k captions",
         drafts=captions,
         tasks=("caption",),
-        expected={"val": None, "test": 1_000},
+        expected={"val": None, "test": 1_000},  # val: 1,014 by Karpathy's split, 1,000 by the entities'
         counted="pictures",
         license=_LICENSE,
         download=f"{_DOWNLOAD}; dataset_flickr30k.json from https://cs.stanford.edu/people/karpathy/deepimagesent/"

@@ -2,7 +2,7 @@
 
 Source: Hudson and Manning 2019 (cs.stanford.edu/people/dorarad/gqa). Licence: CC BY 4.0. Layouts: the official object
 of questions (`imageId`, `question`, `answer`), and the list (`image`, `question`, `answer`). A picture's questions are
-separate turns. Expected questions: 943,000 / 132,062 / 12,578 (testdev).
+separate turns, grouped in memory (`vqa.group`). Expected questions: 943,000 / 132,062 / 12,578 (testdev).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from minigptv2.data.sources.corpus import Corpus
 from minigptv2.data.sources.draft import Draft, Rejected
 from minigptv2.data.sources.raw import Raw, stream_json
-from minigptv2.data.sources.vqa import Question, group
+from minigptv2.data.sources.vqa import Question, group, shared
 
 _FILES = {"train": "train_balanced", "val": "val_balanced", "testdev": "testdev_balanced"}
 
@@ -30,7 +30,8 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             identity = str(entry.get("question_id", f"row-{key}")) if listed else key
             picture = PurePosixPath(entry["image"]).stem if listed else entry["imageId"]
             kind = (entry.get("types") or {}).get("structural", "")
-            yield Question(identity, str(picture), entry["question"], (entry["answer"],), answer_type=kind)
+            picture, answer, kind = shared((str(picture), entry["answer"], kind))
+            yield Question(identity, picture, entry["question"], (answer,), answer_type=kind)
 
     yield from group(raw, questions(), lambda raw, name: (name, (str(raw.root / "gqa/images" / f"{name}.jpg"),)))
 

@@ -1,8 +1,9 @@
 """IconQA: questions about diagrams with choices in words. Evaluation only.
 
-Source: Lu et al. 2021 (iconqa.github.io). Licence: CC BY-NC-SA 4.0. Layouts: a folder a question,
-`iconqa/test/choose_txt/<id>/data.json` and `image.png`; or `problems.json` with `pid_splits.json` beside those folders.
-Expected questions with choices in words: 18,946 / 6,316 / 6,316.
+Source: Lu et al. 2021 (iconqa.github.io). Licence: CC BY-NC-SA 4.0. Layouts: that of the zip, where
+`iconqa_data/problems.json` has the questions, `pid_splits.json` beside it their ids by kind and split
+(`choose_txt_test`) and `iconqa_data/iconqa/test/choose_txt/<id>/image.png` the pictures; or a folder a question with
+`data.json` and `image.png`. Expected questions with choices in words: 18,946 / 6,316 / 6,316.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from minigptv2.data.sources.corpus import Corpus
 from minigptv2.data.sources.draft import Draft, Rejected
 from minigptv2.data.sources.raw import Raw, read_json
+from minigptv2.errors import DataError
 from minigptv2.record import Turn
 
 _KIND = "choose_txt"
@@ -25,8 +27,9 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     places = ("iconqa", "iconqa/iconqa", "iconqa/iconqa_data/iconqa")
     folder = raw.find(*(f"{place}/{split}/{_KIND}" for place in places))
     for key, entry in _listed(raw, problems, split) if problems else _in_folders(folder):
-        choices, chosen = tuple(map(str, entry["choices"])), entry["answer"]
-        if not isinstance(chosen, int) or not 0 <= chosen < len(choices):
+        choices, answer = tuple(map(str, entry["choices"])), str(entry["answer"])
+        chosen = int(answer) if answer.isdecimal() else -1  # the official reader takes numbers and digits alike
+        if not 0 <= chosen < len(choices):
             yield Rejected(key, "answer is not the number of a choice")
             continue
         turn = Turn("vqa", entry["question"], (choices[chosen],), choices=choices, source={"id": key})
@@ -40,9 +43,21 @@ def _in_folders(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _listed(raw: Raw, problems: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     document = read_json(raw.root / problems)
-    for key in read_json(raw.find(f"{Path(problems).parent}/pid_splits.json"))[split]:
-        if document[str(key)].get("ques_type") == _KIND:
-            yield str(key), document[str(key)]
+    file = raw.find(f"{Path(problems).parent}/pid_splits.json")
+    for key in map(str, _ids(file, split)):
+        if key not in document:
+            raise DataError(f"{file}: problem {key} is not in {problems}; take both of one zip")
+        if document[key].get("ques_type") == _KIND:
+            yield key, document[key]
+
+
+def _ids(file: Path, split: str) -> list[Any]:
+    """The ids of a split: of this kind of question where the file tells kinds apart, as the zip's does, else of all."""
+    splits = read_json(file)
+    for name in (f"{_KIND}_{split}", split):
+        if name in splits:
+            return list(splits[name])
+    raise DataError(f"{file}: has neither {_KIND}_{split} nor {split}; it has {', '.join(map(str, splits))}")
 
 
 CORPORA = (

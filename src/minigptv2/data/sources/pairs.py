@@ -3,7 +3,9 @@
 Sources: Schuhmann et al. 2021 (laion.ai), Sharma et al. 2018 (ai.google.com/research/ConceptualCaptions), Ordonez et
 al. 2011. Licences: lists CC BY 4.0 (LAION), free use (CC3M), as the pictures for SBU; pictures under their own.
 Layout: the tars that img2dataset writes, with the caption as `json` or as `txt`. Links die, so no count is held
-against a download; the lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json some 860,000).
+against a download; the lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json some 860,000). The sets
+that MiniGPT-4 prepares have BLIP's captions: its `laion/laion_dataset/` is read where it lies, its `cc_sbu/`, which is
+CC3M, CC12M and SBU in one, as a linked `cc3m/` (docs/corpora.md).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ and +, UMD's for g. Expected objects: 42,404 / 3,811 / 1,975 / 1,810; 42,278 / 3
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,16 +88,23 @@ def _from_refer(raw: Raw, refs: str, split: str, folder: str) -> Iterator[Referr
 
 
 def _from_list(raw: Raw, listed: str) -> Iterator[Referred]:
-    """One row an expression; `img_id` is the picture's name with the object's number behind."""
-    objects: dict[str, Referred] = {}
+    """One row an expression; `img_id` is the picture's name with the object's number behind.
+
+    A list of bare names tells objects by their boxes alone: the second of a name is numbered.
+    """
+    objects: dict[tuple[str, tuple[float, ...]], Referred] = {}
+    boxes_of: Counter[str] = Counter()
     for _, row in stream_json(raw.find(listed)):
-        key = str(row["img_id"])
+        key, box = str(row["img_id"]), tuple(row["bbox"])
         texts = [row["sents"]] if isinstance(row["sents"], str) else row["sents"]
         match = re.match(r"COCO_train2014_\d{12}", key)
         if match is None:
             raise DataError(f"{raw.root / listed}: img_id '{key}' names no picture of COCO's train2014")
-        one = objects.setdefault(key, Referred(key, f"{match[0]}.jpg", tuple(row["bbox"])))
-        one.expressions += map(one_line, texts)
+        if (key, box) not in objects:
+            boxes_of[key] += 1
+            identity = key if boxes_of[key] == 1 else f"{key}-{boxes_of[key]}"
+            objects[key, box] = Referred(identity, f"{match[0]}.jpg", box)
+        objects[key, box].expressions += map(one_line, texts)
     yield from objects.values()
 
 
