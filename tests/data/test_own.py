@@ -12,6 +12,7 @@ from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.sources import own
+from minigptv2.data.sources.draft import Draft, finish
 from minigptv2.data.sources.own import own_corpus
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn
@@ -132,6 +133,8 @@ def test_own_data_is_built_by_as_many_processes_as_there_are_cpus(
         ({"image": "gone.jpg", "task": "caption", "answer": "x"}, "image file missing; looked for"),
         ({"image": "bad.jpg", "task": "caption", "answer": "x"}, "image cannot be read"),
         ({"image": 3, "task": "caption", "answer": "x"}, "image is 3; want the path"),
+        ({"image": "a\0.jpg", "task": "caption", "answer": "x"}, 'image is "a\\u0000.jpg"; want the path'),
+        ({"image": " ", "task": "caption", "answer": "x"}, 'image is " "; want the path'),
         ({"task": "caption", "answer": "x"}, "task 'caption' needs an image: add image, or say task 'language'"),
         ({"image": "a.jpg", "task": "language", "question": "q", "answer": "x"}, "say task 'conversation', or take"),
         ({"image": "a.jpg", "task": "caption"}, "task 'caption' needs \"answer\""),
@@ -168,6 +171,12 @@ def test_each_mistake_is_told_by_line_with_what_to_change(
     words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-bad", *HERE]
     assert cli(words) == 0
     assert len(CorpusReader(tmp_path / "out")) == 1 and "dropped 1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["a\0.jpg", "a\ud800.jpg", "x" * 5000 + ".jpg"])
+def test_a_path_that_no_file_can_have_is_a_picture_that_cannot_be_read(path: str) -> None:
+    sample, lost = finish(Draft("1", (Turn("caption", answers=("x",)),), (path,)))
+    assert sample is None and [one.reason for one in lost] == ["image cannot be read"]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def _load(paths: tuple[str, ...]) -> bytes:
                 return stream.read()
         except FileNotFoundError:
             continue
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path of a file holds a NUL or half a surrogate pair
             raise DataError("image cannot be read") from error
     raise DataError(IMAGE_MISSING)
 

@@ -213,8 +213,8 @@ def _draft(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         if key not in KEYS and "conversations" not in entry:
             raise DataError(f"unknown key '{key}'{nearest(key, KEYS)} The keys are {', '.join(KEYS)}")
     image = entry.get("image")
-    if image is not None and not isinstance(image, str):
-        raise DataError(f"image is {json.dumps(image)[:40]}; want the path of a picture")
+    if image is not None and not _is_path(image):
+        raise DataError(f"image is {_shown(image)}; want the path of a picture")
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
     talk = entry.get("conversations")
     turns = (_turn(entry, image),) if talk is None else _talk(talk, image is not None)
@@ -324,6 +324,15 @@ def _need(entry: dict[str, Any], key: str) -> str:
 
 def _missing(task: str, key: str) -> Any:
     raise DataError(f"task '{task}' needs \"{key}\"")
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as JSON: in ASCII, so that any stream takes it."""
+    return json.dumps(value)[:60]
 
 
 def _paths(image: str, file: Path, raw: Raw) -> tuple[str, ...]:
