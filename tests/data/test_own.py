@@ -61,6 +61,70 @@ def test_a_csv_of_captions(tmp_path: Path) -> None:
     assert [r.turns[0].answers for r in built(tmp_path, "my.csv")] == [("One, two – drei",), ("Three",)]
 
 
+UNREAD = "save the file as UTF-8 (Excel: 'CSV UTF-8')"
+CAFE = {"my.csv": "image,caption\na.jpg,x\na.jpg,café\n", "my.tsv": "image\tcaption\na.jpg\tx\na.jpg\tcafé\n",
+        "my.jsonl": lines([{**GOOD[0], "answer": answer} for answer in ("x", "y", "café")]),
+        "my.json": '[{"image": "a.jpg",\n\n"task": "caption", "answer": "café"}]'}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAFE)
+def test_text_that_is_not_utf8_is_a_mistake_of_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / name, CAFE[name].encode("cp1252"))
+    words = ["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out"), *HERE]
+    assert cli(words) == 3
+    told = capsys.readouterr().err
+    assert "line 3" in told and "not UTF-8" in told and UNREAD in told and "line 2" not in told
+    assert cli([*words, "--skip-bad"]) == (3 if name == "my.json" else 0), "of one document no line is left out"
+    for encoding in ("utf-8", "utf-8-sig"):
+        put(tmp_path / name, CAFE[name].encode(encoding))
+        assert built(tmp_path, name)[-1].turns[0].answers == ("café",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", CAFE)
+def test_utf16_is_named_where_it_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, encoding: str
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    put(tmp_path / name, CAFE[name].encode(encoding))
+    if name == "my.json":  # RFC 4627 says how to tell
+        assert built(tmp_path, name)[-1].turns[0].answers == ("café",)
+        return
+    assert cli(["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out"), *HERE]) == 3
+    told = capsys.readouterr().err
+    assert f"is UTF-16 (Excel's 'Unicode text') or no text: {UNREAD}" in told
+
+
+def test_a_row_of_a_csv_is_called_by_the_line_on_which_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    rows = (
+        b',image,caption,\r\n0,a.jpg,"One\r\ntwo ""three""",\r\n\r\n1,gone.jpg,x\r\n2,a.jpg,"x\r\ncaf\xe9"\r\n'
+        b'3,a.jpg,y,,\r\n4,a.jpg,"z" z\r\n5,a.jpg,' + b"z" * 140_000 + b'\r\n6,a.jpg,"no\r\nend\r\n'
+    )
+    put(tmp_path / "my.csv", rows)
+    words = ["shards", "build", str(tmp_path / "my.csv"), "--output", str(tmp_path / "out"), *HERE]
+    assert cli(words) == 3
+    told = capsys.readouterr().err
+    assert "6 of 7 entries" in told
+    for mistake in (
+        "line 5: image file missing",
+        "line 6: not UTF-8 after '2,a.jpg,x caf': save",
+        "line 8: not two columns",
+        "line 9: not CSV: ',' expected after '\"'",
+        "line 10: not CSV: field larger than",
+        "line 11: not CSV (up to line 12): unexpected end",
+    ):
+        assert f"  {mistake}" in told
+    assert cli([*words, "--skip-bad"]) == 0
+    (record,) = [CorpusReader(tmp_path / "out").record(0)]
+    assert record.turns[0].answers == ('One\r\ntwo "three"',)
+
+
 def test_a_coco_detection_file(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg", jpeg())
     put(tmp_path / "b.jpg", jpeg())

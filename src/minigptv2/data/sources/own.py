@@ -6,6 +6,7 @@ named with its line and what to change; a build stops on the first thirty unless
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import math
@@ -15,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.data.sources.corpus import Corpus
 from minigptv2.data.sources.draft import Draft, Rejected, finish
 from minigptv2.data.sources.llava import turns_of
-from minigptv2.data.sources.raw import Raw, read_json
+from minigptv2.data.sources.raw import Raw
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import CHAT, LANGUAGE, TASK_NAMES, Region, Turn
 
@@ -34,6 +35,9 @@ FORMATS = {
     ".tsv": "a CSV with tabs",
     ".json": "a COCO detection file or LLaVA's list of conversations",
 }
+SAVE_AS_UTF8 = "save the file as UTF-8 (Excel: 'CSV UTF-8')"
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8; UTF-8 itself never decodes to these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,7 @@ def check(file: Path, raw: Raw) -> int:
         more = f"\n  and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise DataError(
             f"{file}: {len(problems)} of {number} entries cannot be used; mend them, or leave them out with "
-            f"--skip-bad:\n"
-            + "\n".join(problems[:MAX_SHOWN])
-            + more
+            f"--skip-bad:\n" + "\n".join(problems[:MAX_SHOWN]) + more
         )
     if number == 0:
         raise DataError(f"{file}: is empty")
@@ -130,36 +132,81 @@ def read(file: Path, raw: Raw) -> Iterator[Line]:
     return readers[file.suffix.lower()](file, raw)
 
 
+def _open(file: Path) -> IO[str]:
+    """The text of a file, line ends as they are. What is not UTF-8 comes as halves of surrogate pairs, one a byte, by
+    which `_not_utf8` finds its line. Raises `DataError` for UTF-16 and UTF-32.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(4)
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head:
+        raise DataError(f"{file} is UTF-16 (Excel's 'Unicode text') or no text: {SAVE_AS_UTF8}")
+    return open(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _not_utf8(text: str) -> str:
+    """What to say of a line with bytes that are not UTF-8; nothing of any other."""
+    found = _NO_UTF8.search(text)
+    return f"not UTF-8 after '{' '.join(text[: found.start()].split())[-20:]}': {SAVE_AS_UTF8}" if found else ""
+
+
 def _from_jsonl(file: Path, raw: Raw) -> Iterator[Line]:
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+    with _open(file) as stream:
         for number, text in enumerate(stream, 1):
-            if text.strip():
+            name = f"line {number}"
+            if problem := _not_utf8(text):
+                yield Line(name, None, problem)
+            elif text.strip():
                 try:
                     entry = json.loads(text)
-                except ValueError as error:
-                    yield Line(f"line {number}", None, f"not JSON: {error}. Each line is one object in braces")
+                except (ValueError, RecursionError) as error:
+                    yield Line(name, None, f"not JSON: {error}. Each line is one object in braces")
                 else:
-                    yield _line(f"line {number}", number, entry, file, raw)
+                    yield _line(name, number, entry, file, raw)
 
 
 def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[Line]:
-    with open(file, encoding="utf-8-sig", newline="", errors="replace") as stream:
-        rows = csv.DictReader(stream, delimiter=delimiter)
-        columns = [name for name in rows.fieldnames or [] if name]
-        unknown = [name for name in columns if name not in ("image", "caption")]
-        if unknown or len(columns) != 2:
-            raise DataError(f"{file}, line 1: the columns are {columns}; they must be image and caption, named so")
-        for row in rows:
-            name = f"line {rows.line_num}"
-            if row.get("caption") is None or None in row:
-                yield Line(name, None, 'not two columns; put a caption that holds a comma in quotes: a.jpg,"one, two"')
+    """A row is called by the line on which it begins: a caption in quotes may hold line ends."""
+    between = "tabs" if delimiter == "\t" else "commas"
+    with _open(file) as stream:
+        rows = _rows(stream, delimiter)
+        first, columns, problem = next(rows, (1, [], ""))
+        if problem or sorted(filter(None, columns)) != ["caption", "image"]:
+            found = problem or f"the columns are {_shown(columns)}"
+            raise DataError(
+                f"{file}, line {first}: {found}; they must be image and caption, named so, {between} between"
+            )
+        for number, row, problem in rows:
+            name, cells = f"line {number}", dict(zip(columns, row, strict=False))
+            if not problem and (len(row) > len(columns) or not {"image", "caption"} <= set(cells)):
+                held = between.removesuffix("s")
+                problem = f'not two columns; put a caption that holds a {held} in quotes: a.jpg{delimiter}"one, two"'
+            if problem:
+                yield Line(name, None, problem)
             else:
-                entry = {"image": row["image"], "task": "caption", "answer": row["caption"]}
-                yield _line(name, rows.line_num, entry, file, raw)
+                entry = {"image": cells["image"], "task": "caption", "answer": cells["caption"]}
+                yield _line(name, number, entry, file, raw)
+
+
+def _rows(stream: IO[str], delimiter: str) -> Iterator[tuple[int, list[str], str]]:
+    """The rows of a CSV that are not blank: the line on which each begins, its cells, and what is wrong with it."""
+    rows = csv.reader(stream, delimiter=delimiter, strict=True)
+    while True:
+        first = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the reader goes on with the next line
+            ends = f" (up to line {rows.line_num})" if rows.line_num > first else ""
+            problem = f"not CSV{ends}: {error}. Quotes around a caption need an end, those within it are doubled"
+            yield first, [], problem
+            continue
+        if row:
+            yield first, row, _not_utf8(delimiter.join(row))
 
 
 def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
-    document = read_json(file)
+    document = _document(file)
     if isinstance(document, list):
         for number, entry in enumerate(document, 1):
             yield _line(f"entry {number}", number, entry, file, raw)
@@ -167,6 +214,17 @@ def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
         yield from _from_coco(document, file, raw)
     else:
         raise DataError(f"{file}: want a list of conversations, or an object with images, annotations and categories")
+
+
+def _document(file: Path) -> Any:
+    data = file.read_bytes()
+    try:
+        return json.loads(data.decode(json.detect_encoding(data)))  # which may be UTF-16
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}, line {line} is not UTF-8: {SAVE_AS_UTF8}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: {f'not JSON: {error}' if data.strip() else 'is empty'}") from error
 
 
 def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]:
