@@ -9,24 +9,26 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-import math
+import os
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.data.sources.corpus import Corpus
-from minigptv2.data.sources.draft import Draft, Rejected, finish
+from minigptv2.data.sources.draft import Draft, Rejected, clean, finish
 from minigptv2.data.sources.llava import turns_of
 from minigptv2.data.sources.raw import Raw
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import CHAT, LANGUAGE, TASK_NAMES, Region, Turn
 
 MAX_SHOWN = 30
+MAX_BOXES_SHOWN = 8
 KEYS = ("image", "task", "question", "answer", "phrase", "boxes", "objects", "boxes_in", "conversations", "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
 FORMATS = {
@@ -35,7 +37,13 @@ FORMATS = {
     ".tsv": "a CSV with tabs",
     ".json": "a COCO detection file or LLaVA's list of conversations",
 }
+COCO_PARTS = ("images", "annotations", "categories")
+_NOUN = {"images": "picture", "categories": "category"}
 SAVE_AS_UTF8 = "save the file as UTF-8 (Excel: 'CSV UTF-8')"
+TOO_DEEP = "its lists are nested too deeply"
+_AS_IT_IS = json.JSONEncoder(ensure_ascii=False)
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair, which JSON can spell and no file can hold."""
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that are not UTF-8; UTF-8 itself never decodes to these."""
 
@@ -61,8 +69,8 @@ def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
     if file.suffix.lower() not in FORMATS:
         known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
         raise DataError(f"{file}: the ending says the format, and '{file.suffix}' is none of {known}")
-    if not file.is_file():
-        raise DataError(f"there is no {file}")
+    if not os.path.isfile(file):  # Path.is_file raises for names that are too long
+        raise DataError(f"{file} is a folder; name a file in it" if os.path.isdir(file) else f"there is no {file}")
     return Corpus(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
@@ -114,10 +122,14 @@ def _advice(reason: str, draft: Draft | None) -> str:
         return f"image file missing; looked for {' and '.join(looked)}. Give its path from the file's folder, or --root"
     if reason.startswith(("box", "empty or inverted box")):
         boxes = [str(box) for turn in draft.turns for region in turn.regions for box in region.boxes]
-        return (
-            f"{reason}: {', '.join(boxes)}. Boxes are x1, y1, x2, y2 in pixels of the picture; say "
-            f'"boxes_in": "{XYWH}" for x, y, width, height or "{NORMALISED}" for shares of 0..1'
+        more = f" and {len(boxes) - MAX_BOXES_SHOWN} more" if len(boxes) > MAX_BOXES_SHOWN else ""
+        change = (
+            "bbox is x, y, width, height in pixels of the picture"
+            if draft.separate  # of a COCO file
+            else f'Boxes are x1, y1, x2, y2 in pixels of the picture; say "boxes_in": "{XYWH}" for x, y, width, height '
+            f'or "{NORMALISED}" for shares of 0..1'
         )
+        return f"{reason}: {', '.join(boxes[:MAX_BOXES_SHOWN])}{more}. {change}"
     return reason
 
 
@@ -158,8 +170,10 @@ def _from_jsonl(file: Path, raw: Raw) -> Iterator[Line]:
             elif text.strip():
                 try:
                     entry = json.loads(text)
-                except (ValueError, RecursionError) as error:
+                except ValueError as error:
                     yield Line(name, None, f"not JSON: {error}. Each line is one object in braces")
+                except RecursionError:
+                    yield Line(name, None, TOO_DEEP)
                 else:
                     yield _line(name, number, entry, file, raw)
 
@@ -210,7 +224,7 @@ def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
     if isinstance(document, list):
         for number, entry in enumerate(document, 1):
             yield _line(f"entry {number}", number, entry, file, raw)
-    elif isinstance(document, dict) and {"images", "annotations", "categories"} <= set(document):
+    elif isinstance(document, dict) and set(COCO_PARTS) <= set(document):
         yield from _from_coco(document, file, raw)
     else:
         raise DataError(f"{file}: want a list of conversations, or an object with images, annotations and categories")
@@ -223,37 +237,92 @@ def _document(file: Path) -> Any:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file}, line {line} is not UTF-8: {SAVE_AS_UTF8}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise DataError(f"{file}: {TOO_DEEP}") from error
+    except ValueError as error:
         raise DataError(f"{file}: {f'not JSON: {error}' if data.strip() else 'is empty'}") from error
 
 
 def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]:
-    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out.
+    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out, whatever their box.
 
-    An annotation of a picture that is not listed is a mistake; a picture without boxes is none, COCO has many.
+    What cannot be used of categories, images and annotations is a mistake, each by itself; a picture without boxes is
+    none, COCO has many.
     """
-    names = {category["id"]: str(category["name"]) for category in document["categories"]}
-    listed = {image["id"] for image in document["images"]}
+    if not all(isinstance(document[part], list) for part in COCO_PARTS):
+        raise DataError(f"{file}: {', '.join(COCO_PARTS)} are to be lists")
+    names: dict[Any, str] = {}
+    pictures: dict[Any, str] = {}
     boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
-    for annotation in document["annotations"]:
-        if annotation["category_id"] not in names:
-            category = annotation["category_id"]
-            raise DataError(f"{file}: annotation {annotation.get('id')} has category {category}, which is not listed")
-        if annotation["image_id"] not in listed:
-            name = f"annotation {annotation.get('id')} (image {annotation['image_id']})"
-            yield Line(name, None, "its image_id is not listed under images: add the picture, or take it out")
-        elif not annotation.get("iscrowd"):
-            x, y, w, h = annotation["bbox"]
-            boxes[annotation["image_id"]][names[annotation["category_id"]]].append(Box(x, y, x + w, y + h))
-    for number, image in enumerate(document["images"], 1):
-        found, name = boxes.get(image["id"]), f"image {image['id']} ({image['file_name']})"
+    for kind, part, text, known in (
+        ("category", "categories", "name", names),
+        ("image", "images", "file_name", pictures),
+    ):
+        for number, entry in enumerate(document[part], 1):
+            try:
+                _keep(entry, text, known)
+            except DataError as error:
+                yield Line(_called(kind, entry, number), None, str(error))
+    for number, entry in enumerate(document["annotations"], 1):
+        try:
+            box = _box_of(entry, pictures, names)
+        except DataError as error:
+            yield Line(_called("annotation", entry, number), None, str(error))
+        else:
+            if box is not None:
+                boxes[entry["image_id"]][names[entry["category_id"]]].append(box)
+    for number, (key, path) in enumerate(pictures.items(), 1):
+        found, name = boxes.get(key), f"image {key} ({path})"
         if not found:
             yield Line(name, None, "picture without boxes, crowds aside", mistake=False)
             continue
         turns = [Turn("detection", regions=(Region(tuple(at), (phrase,)),)) for phrase, at in found.items()]
-        paths = _paths(image["file_name"], file, raw)
-        source = {"corpus": raw.corpus, "id": str(image["id"])}
-        yield Line(name, Draft(f"{number:08d}", tuple(turns), paths, source, separate=True))
+        source = {"corpus": raw.corpus, "id": str(key)}
+        yield Line(name, Draft(f"{number:08d}", tuple(turns), _paths(path, file, raw), source, separate=True))
+
+
+def _called(kind: str, entry: Any, number: int) -> str:
+    """What to call an entry of a COCO file: by its id, by its place in the list where it has none."""
+    fields = entry if isinstance(entry, dict) else {}
+    of = f" (image {_shown(fields['image_id'])})" if "image_id" in fields else ""
+    return (
+        f"{kind} {_shown(fields['id'])}{of}"
+        if "id" in fields
+        else f"{kind} without id, number {number} of its list{of}"
+    )
+
+
+def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
+    """Put the `text` of an image or a category under its id. Raises `DataError` saying what to change."""
+    if not isinstance(entry, dict):
+        raise DataError(f'found {_shown(entry)}; want an object with "id" and "{text}"')
+    if not _is_id(entry.get("id")):
+        raise DataError(f"id is {_shown(entry.get('id'))}; want a number or a text")
+    if entry["id"] in known:
+        raise DataError("its id came before in the list; give each its own")
+    if not _is_text(entry.get(text)):
+        raise DataError(f"{text} is {_shown(entry.get(text))}; want a text")
+    known[entry["id"]] = entry[text]
+
+
+def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box | None:
+    """The box of a COCO annotation, None of a crowd: that is one around many. Raises `DataError` as above."""
+    if not isinstance(entry, dict):
+        raise DataError(f"found {_shown(entry)}; want an object with image_id, category_id and bbox")
+    for key, known, part in (("image_id", pictures, "images"), ("category_id", names, "categories")):
+        if key not in entry:
+            raise DataError(f"has no {key}; add it, or take the annotation out")
+        if not _is_id(entry[key]) or entry[key] not in known:
+            raise DataError(f"its {key} is not listed under {part}: add the {_NOUN[part]}, or take it out")
+    if entry.get("iscrowd") not in (None, 0, 1):
+        raise DataError(f"iscrowd is {_shown(entry['iscrowd'])}; want 0 or 1")
+    if entry.get("iscrowd"):
+        return None
+    box = entry.get("bbox")
+    if not _is_box(box) or box[2] <= 0 or box[3] <= 0:
+        found = f"bbox is {_shown(box)}" if "bbox" in entry else "has no bbox"
+        raise DataError(f"{found}; want [x, y, width, height] in pixels, width and height above 0")
+    return Box(*map(float, (box[0], box[1], box[0] + box[2], box[1] + box[3])))
 
 
 def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> Line:
@@ -261,17 +330,21 @@ def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> Line:
         return Line(name, _draft(number, entry, file, raw))
     except DataError as error:
         return Line(name, None, str(error))
+    except RecursionError:
+        return Line(name, None, TOO_DEEP)
 
 
 def _draft(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
     """One entry. Raises `DataError` saying what to change."""
     if not isinstance(entry, dict):
-        raise DataError(f'found {json.dumps(entry)[:40]}; want an object: {{"image": "a.jpg", "task": "caption", ...}}')
+        raise DataError(f'found {_shown(entry)}; want an object: {{"image": "a.jpg", "task": "caption", ...}}')
     for key in entry:
         if key not in KEYS and "conversations" not in entry:
-            raise DataError(f"unknown key '{key}'{nearest(key, KEYS)} The keys are {', '.join(KEYS)}")
+            raise DataError(f"unknown key '{_cut(key)}'{nearest(_cut(key), KEYS)} The keys are {', '.join(KEYS)}")
+    if half := _HALF.search(_AS_IT_IS.encode(entry)):
+        raise DataError(f"holds {_shown(half[0])}, half of a character: a text was cut in the middle of one")
     image = entry.get("image")
-    if image is not None and not _is_path(image):
+    if image is not None and not _is_text(image):
         raise DataError(f"image is {_shown(image)}; want the path of a picture")
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
     talk = entry.get("conversations")
@@ -293,7 +366,7 @@ def _talk(conversation: Any, has_image: bool) -> tuple[Turn, ...]:
 def _turn(entry: dict[str, Any], image: str | None) -> Turn:
     task = entry.get("task")
     if task not in TASK_NAMES:
-        said = f"task '{task}'{nearest(str(task), TASK_NAMES)}" if task is not None else "no task"
+        said = f"task '{_cut(str(task))}'{nearest(_cut(str(task)), TASK_NAMES)}" if task is not None else "no task"
         raise DataError(f"{said} The tasks are {', '.join(TASK_NAMES)}")
     if (task == LANGUAGE) != (image is None):
         change = (
@@ -318,13 +391,13 @@ def _turn(entry: dict[str, Any], image: str | None) -> Turn:
 
 def _grounding(entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
     """The caption's phrases where they stand in it, one after the other."""
-    caption, position, regions = answers[0].strip(), 0, []
+    caption, position, regions = clean(answers[0]), 0, []
     for region in _objects(entry):
         start = caption.find(region.phrases[0], position)
         if start < 0:
             raise DataError(
-                f"phrase '{region.phrases[0]}' does not stand in the caption after character {position}; spell it as "
-                "there, and list objects in the order in which it names them"
+                f"phrase '{_cut(region.phrases[0])}' does not stand in the caption after character {position}; spell "
+                "it as there, and list objects in the order in which it names them"
             )
         position = start + len(region.phrases[0])
         regions.append(Region(region.boxes, region.phrases, (start, position)))
@@ -344,22 +417,30 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
 def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
     kind, boxes = entry.get("boxes_in", PIXELS), entry.get("boxes")
     if kind not in (PIXELS, XYWH, NORMALISED):
-        raise DataError(f"boxes_in '{kind}' is not one of {PIXELS}, {XYWH}, {NORMALISED}")
+        raise DataError(f"boxes_in is {_shown(kind)}, which is not one of {PIXELS}, {XYWH}, {NORMALISED}")
     if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(value, list) for value in boxes):
         boxes = [boxes]  # a single box
     if not isinstance(boxes, list) or not boxes or not all(_is_box(box) for box in boxes):
-        raise DataError(f"boxes is {json.dumps(boxes)[:60]}; want [[x1, y1, x2, y2], ...], four numbers each")
+        raise DataError(f"boxes is {_shown(boxes)}; want [[x1, y1, x2, y2], ...], four numbers each")
     corners = [(b[0], b[1], b[0] + b[2], b[1] + b[3]) if kind == XYWH else tuple(b) for b in boxes]
     if kind == PIXELS and all(0 <= value <= 1 for box in corners for value in box):
-        raise DataError(f'boxes {corners} are all within 0..1: add "boxes_in": "{NORMALISED}"')
+        raise DataError(f'boxes {_cut(str(corners))} are all within 0..1: add "boxes_in": "{NORMALISED}"')
     if kind == NORMALISED and any(not -0.001 <= value <= 1.001 for box in corners for value in box):
-        raise DataError(f'boxes {corners} are not within 0..1: take "boxes_in": "{NORMALISED}" out')
+        raise DataError(f'boxes {_cut(str(corners))} are not within 0..1: take "boxes_in": "{NORMALISED}" out')
     return tuple(Box(*map(float, box)) for box in corners)
 
 
-def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
-    return numbers and all(math.isfinite(v) for v in box)
+def _is_box(box: Any) -> TypeGuard[list[float]]:
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that a float can hold: JSON's may have any length, and Python reads NaN and Infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | float) or _is_text(value)
 
 
 def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -369,7 +450,7 @@ def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
         return ()
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{key} is {json.dumps(given)[:40]}; want a text, or a list of texts, none of them empty")
+        raise DataError(f"{key} is {_shown(given)}; want a text, or a list of texts, none of them empty")
     return tuple(texts)
 
 
@@ -384,13 +465,18 @@ def _missing(task: str, key: str) -> Any:
     raise DataError(f"task '{task}' needs \"{key}\"")
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that may name something, a file too: not blank, and one that UTF-8 can hold."""
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value and not _HALF.search(value)
 
 
 def _shown(value: Any) -> str:
     """The beginning of a value as JSON: in ASCII, so that any stream takes it."""
-    return json.dumps(value)[:60]
+    return _cut(json.dumps(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _paths(image: str, file: Path, raw: Raw) -> tuple[str, ...]:
