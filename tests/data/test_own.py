@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.data.reader import CorpusReader
+from minigptv2.data.sources import draft as draft_module
 from minigptv2.data.sources import own
-from minigptv2.data.sources.draft import Draft, finish
+from minigptv2.data.sources.draft import Draft, Rejected, finish, losses
 from minigptv2.data.sources.own import own_corpus
 from minigptv2.errors import DataError
-from minigptv2.record import Record, Turn
+from minigptv2.record import Record, Region, Turn
 from tests.data.miniatures import HEIGHT, WIDTH, jpeg, lines, put
 
 HERE = ("--workers", "0")
@@ -318,6 +321,7 @@ def test_own_data_is_built_by_as_many_processes_as_there_are_cpus(
         ({"image": "a.jpg", "x" * 9000: 1}, f"unknown key '{'x' * 60}...' The keys are"),
         ({"image": ["a.jpg"], "task": "caption", "answer": "x"}, 'image is ["a.jpg"]; want the path'),
         ({"image": "a\ud83d.jpg", "task": "caption", "answer": "x"}, 'holds "\\ud83d", half of a character'),
+        ({**GOOD[0], "\ud83d": 1}, 'holds "\\ud83d", half of a character'),
         ({**GOOD[7], "id": "\udc00"}, 'holds "\\udc00", half of a character'),
         ({"image": "a.jpg", "task": "caption", "answer": {"en": "x"}}, 'answer is {"en": "x"}; want a text'),
         ({"image": "a.jpg", "task": "vqa", "question": [[]], "answer": "x"}, "question is [[]]; want a text"),
@@ -401,3 +405,64 @@ def test_only_the_first_mistakes_are_shown(tmp_path: Path) -> None:
     corpus = own_corpus(tmp_path / "my.jsonl")
     with pytest.raises(DataError, match="35 of 35 entries(.|\n)*line 30: (.|\n)*and 5 more"):
         list(corpus.drafts(corpus.raw(tmp_path), "train"))
+
+
+def test_pictures_are_opened_by_several_and_mistakes_told_in_the_order_of_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    rows = [{**GOOD[0], "image": "a.jpg" if number % 100 else "gone.jpg"} for number in range(40 * own.CHUNK)]
+    put(tmp_path / "my.jsonl", lines(rows))
+    together, real = threading.Barrier(own.THREADS), own.losses
+
+    def losses(draft: Draft) -> list[Rejected]:
+        if (
+            int(draft.key) <= own.CHUNK * own.THREADS and int(draft.key) % own.CHUNK == 1
+        ):  # the first of the first chunks
+            together.wait(timeout=60)
+        return real(draft)
+
+    monkeypatch.setattr(own, "losses", losses)
+    corpus = own_corpus(tmp_path / "my.jsonl")
+    with pytest.raises(DataError, match="26 of 2560 entries") as told:
+        list(corpus.drafts(corpus.raw(tmp_path), "train"))
+    assert [int(number) for number in re.findall("line ([0-9]+):", str(told.value))] == list(range(1, 2560, 100))
+
+
+def pictures() -> dict[str, bytes]:
+    """Of each format, one with its size behind the head, one cut off, one of no format, one of too many pixels."""
+    late = jpeg()[:2] + b"".join(b"\xff\xe1\xff\xff" + bytes(65533) for _ in range(3)) + jpeg()[2:]
+    huge = jpeg(format="PNG")
+    huge = huge[:16] + (1 << 20).to_bytes(4, "big") * 2 + huge[24:]
+    formats = {name: jpeg(format=name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+    return {
+        **formats,
+        "late": late,
+        "large": jpeg() + bytes(1 << 18),
+        "cut": jpeg()[:100],
+        "no": b"x" * 200,
+        "huge": huge,
+    }
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_a_check_tells_what_a_build_would_and_reads_no_more_than_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    put(tmp_path / "a", pictures()[name])
+    counts: list[int] = []
+    real = draft_module._load
+
+    def load(paths: tuple[str, ...], count: int = -1) -> bytes:
+        counts.append(count)
+        return real(paths, count)
+
+    monkeypatch.setattr(draft_module, "_load", load)
+    for right in (20, 900):
+        turn = Turn("refer", regions=(Region((Box(1, 1, right, 20), Box(right, 1, right + 9, 20)), ("x",)),))
+        draft = Draft("1", (turn,), (str(tmp_path / "a"),))
+        assert losses(draft) == finish(draft)[1]
+    told_by_head = (
+        [draft_module.HEAD_BYTES] if name in ("JPEG", "PNG", "WEBP", "large") else [draft_module.HEAD_BYTES, -1]
+    )
+    assert counts == [*told_by_head, -1] * 2
