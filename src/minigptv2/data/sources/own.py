@@ -1,7 +1,7 @@
 """Your own data as a corpus: JSON lines, a CSV of pictures and captions, a COCO detection file, or LLaVA's list.
 
 `docs/your-own-data.md` shows each. Pictures are looked for beside the file (or below `--root`). Every mistake is
-named with its line and what to change; a build stops on the first thirty unless told to skip them.
+named with its line and what to change; a build stops and shows the first thirty unless told to skip them.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def _drafts(raw: Raw, split: str, *, file: Path, skip_bad: bool) -> Iterator[Dra
 
 def check(file: Path, raw: Raw) -> int:
     """How many entries the file has, none a mistake. Raises `DataError` with each mistake and what to change.
+
     Several threads open the pictures; what is held at a time does not grow with the file.
     """
     shown: list[str] = []
