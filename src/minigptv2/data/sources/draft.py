@@ -11,7 +11,8 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import IO, Any
@@ -31,6 +32,8 @@ _REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
 """Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
 _REWRITTEN_MAGIC = (b"GIF8", b"II*\0", b"MM\0*")
 TOO_LARGE = "image over the limit of pixels"
+HEAD_BYTES = 1 << 17
+"""Holds the frame header of a JPEG behind a whole EXIF segment (64 KiB), which has the camera's small picture."""
 _NO_KEY = re.compile(r"[^0-9A-Za-z_+=-]+")
 
 
@@ -46,6 +49,11 @@ class TarMember:
         return TarMember, (self.file, self.offset, self.size)
 
 
+Where = tuple[str, ...] | TarMember | bytes | None
+Read = tuple[bytes | None, str, tuple[int, int] | None]
+"""Bytes, extension and size in pixels of a picture; None and None without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """One sample to be: turns with raw texts and boxes, and where its picture is.
@@ -57,7 +65,7 @@ class Draft:
 
     key: str
     turns: tuple[Turn, ...]
-    image: tuple[str, ...] | TarMember | bytes | None = None
+    image: Where = None
     source: dict[str, str] = field(default_factory=dict)
     separate: bool = False
     frame: tuple[float, float] | None = None
@@ -73,8 +81,17 @@ class Draft:
 
 def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     """The draft as a sample, and what of it was left out. None if nothing is left. The writer validates the record."""
+    return _finish(draft, _read)
+
+
+def losses(draft: Draft) -> list[Rejected]:
+    """What `finish` would leave out. Of a picture only the head is read where that says its size."""
+    return _finish(draft, _read_head)[1]
+
+
+def _finish(draft: Draft, read: Callable[[Where], Read]) -> tuple[Sample | None, list[Rejected]]:
     try:
-        image, extension, size = _read(draft.image)
+        image, extension, size = read(draft.image)
     except DataError as error:
         looked_for = draft.image if str(error) == IMAGE_MISSING and isinstance(draft.image, tuple) else ()
         where = f"{draft.key} ({looked_for[0]})" if looked_for else draft.key
@@ -118,12 +135,27 @@ def one_line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
-def _read(image: tuple[str, ...] | TarMember | bytes | None) -> tuple[bytes | None, str, tuple[int, int] | None]:
+def _read_head(image: Where) -> Read:
+    """`_read`, of the first bytes alone where `image_size` finds in them what it would find in all."""
+    if isinstance(image, tuple):
+        head = _load(image, HEAD_BYTES)
+        if not _is_rewritten(head):
+            with suppress(DataError):  # which more of it may mend
+                kind, width, height = image_size(head, "image")
+                return head, _EXTENSIONS[kind], (width, height)
+    return _read(image)
+
+
+def _is_rewritten(data: bytes) -> bool:
+    return data[:4] in _REWRITTEN_MAGIC or data[:2] == b"BM"
+
+
+def _read(image: Where) -> Read:
     """Bytes, extension and size in pixels. Raises `DataError` with a countable reason."""
     if image is None:
         return None, "jpg", None
     data = image if isinstance(image, bytes) else _read_member(image) if isinstance(image, TarMember) else _load(image)
-    if data[:4] in _REWRITTEN_MAGIC or data[:2] == b"BM":
+    if _is_rewritten(data):
         data = _as_png(data)
     try:
         kind, width, height = image_size(data, "image")
@@ -144,14 +176,14 @@ def _as_png(data: bytes) -> bytes:
         raise DataError("image cannot be read") from error
 
 
-def _load(paths: tuple[str, ...]) -> bytes:
+def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
     for path in paths:
         try:
             with open(path, "rb") as stream:
-                return stream.read()
+                return stream.read(count)
         except FileNotFoundError:
             continue
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: no path of a file holds a NUL or half a surrogate pair
             raise DataError("image cannot be read") from error
     raise DataError(IMAGE_MISSING)
 
