@@ -652,7 +652,6 @@ def grit_parquet(root: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(rows), root / "grit/00000.parquet")
 
 
-
 MINIATURES = [
     Miniature("coco_caption", "train", "list", coco_karpathy_list, 2, 2, MISSING),
     Miniature("coco_caption", "train", "karpathy", coco_karpathy_own, 2, 2, MISSING),
@@ -709,7 +708,12 @@ MINIATURES = [
     Miniature("flickr_phrase_to_box", "train", "flat", flickr(False), 2, 6, FLICKR_DROPPED | {"image file missing": 3}),
     Miniature("flickr30k_caption", "test", "karpathy", flickr_karpathy, 1, 1, MISSING),
     Miniature(
-        "flickr30k_caption", "test", "sentences", flickr_sentences, 3, 3,
+        "flickr30k_caption",
+        "test",
+        "sentences",
+        flickr_sentences,
+        3,
+        3,
         {"image file missing": 2, "sentences missing": 1, "sentences in no known encoding": 1},
     ),
     Miniature("llava_conversation", "train", "bare", llava("llava/conversation_58k.json"), 3, 3, TALK_DROPPED),
@@ -725,7 +729,12 @@ MINIATURES = [
         for layout, file in (("list", "filtered_unnatural_instruction.json"), ("lines", "core_data.jsonl"))
     ),
     Miniature(
-        "unnatural_instructions", "full", "lines", unnatural("full_data.jsonl"), 1, 3,
+        "unnatural_instructions",
+        "full",
+        "lines",
+        unnatural("full_data.jsonl"),
+        1,
+        3,
         {"empty answer": 1, "no instances": 1},
     ),
     Miniature("vsr", "test", "lines", vsr("zeroshot/test.jsonl"), 1, 2, MISSING),
