@@ -108,7 +108,6 @@ def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
     (["--benchmark", "okvqa", "--data", ".", "--shards", "."], "--shards and --corpus"),
     (["--benchmark", "okvqa", "--data", "/nowhere"], "--data /nowhere: there is no such folder"),
     (["--shards", ".", "--corpus", "../toy_vqa"], "want the name of a folder"),
-    (["--shards", ".", "--corpus", "toy_vqa", "--samples", "-1"], "--samples from 0 on"),
 ])  # fmt: skip
 def test_impossible_words_are_refused_before_a_model_is_loaded(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]

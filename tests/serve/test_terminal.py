@@ -182,7 +182,6 @@ def test_the_serve_command_serves_and_ends_when_told(export: Path, tmp_path: Pat
     [
         (["--host", "0.0.0.0"], "there is no password"),
         (["--port", "99999"], "--port 99999"),
-        (["--max-batch", "0"], "--max-batch 0"),
         (["--examples", "none.jsonl"], "none.jsonl"),
         (["--password-file", "none"], "none"),
         (["--model", "none"], "none"),

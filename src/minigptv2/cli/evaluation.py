@@ -66,8 +66,6 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise ConfigError(f"evaluate: {option} {folder}: there is no such folder")
     if beside := [name for name in args.corpus or () if Path(name).name != name]:
         raise ConfigError(f"evaluate: --corpus {beside[0]}: want the name of a folder of --shards")
-    if args.samples < 0 or args.batch_size < 1 or (args.limit is not None and args.limit < 1):
-        raise ConfigError("evaluate: --samples from 0 on, --batch-size and --limit from 1 on")
 
     from minigptv2.engine import distributed
 

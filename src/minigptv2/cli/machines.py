@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.numbers import at_least, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -17,12 +17,12 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--gpus", type=at_least(1), default=8, help="GPUs in all")
     plan.add_argument("--gpus-per-node", type=at_least(1), default=8)
     plan.add_argument("--gpu", default="h100", help="a row of GPUS in sizing/hardware.py")
-    plan.add_argument("--gpu-memory", type=float, metavar="GIB", help="default: the card's own")
-    plan.add_argument("--network", type=float, default=45.0, metavar="GB/S", help="of a node, all its cards together")
-    plan.add_argument("--cores-per-gpu", type=float, default=8.0, help="for decoding images")
-    plan.add_argument("--tokens", type=float, default=300.0, help="of a mean sample, image tokens included")
+    plan.add_argument("--gpu-memory", type=positive, metavar="GIB", help="default: the card's own")
+    plan.add_argument("--network", type=positive, default=45.0, metavar="GB/S", help="of a node, all its cards together")
+    plan.add_argument("--cores-per-gpu", type=positive, default=8.0, help="for decoding images")
+    plan.add_argument("--tokens", type=positive, default=300.0, help="of a mean sample, image tokens included")
     plan.add_argument("--images", type=float, default=1.0, help="of a mean sample")
-    plan.add_argument("--supervised", type=float, default=30.0, help="tokens of a mean sample that carry a label")
+    plan.add_argument("--supervised", type=positive, default=30.0, help="tokens of a mean sample that carry a label")
     plan.add_argument("--deepspeed-configs", default="deepspeed_configs", help="folder of the plans to compare")
     plan.add_argument("--json", action="store_true", help="for scripts")
     plan.set_defaults(run=_plan)
@@ -35,7 +35,7 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("--nodes", action="store_true",
                         help="instead, in every rank of srun or torchrun: can these nodes train together")  # fmt: skip
     doctor.add_argument("--shared", default="runs", metavar="DIR", help="with --nodes: a folder that all nodes see")
-    doctor.add_argument("--seconds", type=float, default=10.0, help="with --nodes: how long to gather")
+    doctor.add_argument("--seconds", type=positive, default=10.0, help="with --nodes: how long to gather")
     doctor.set_defaults(run=_doctor)
 
 
