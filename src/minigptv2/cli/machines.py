@@ -18,7 +18,9 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("--gpus-per-node", type=at_least(1), default=8)
     plan.add_argument("--gpu", default="h100", help="a row of GPUS in sizing/hardware.py")
     plan.add_argument("--gpu-memory", type=positive, metavar="GIB", help="default: the card's own")
-    plan.add_argument("--network", type=positive, default=45.0, metavar="GB/S", help="of a node, all its cards together")
+    plan.add_argument(
+        "--network", type=positive, default=45.0, metavar="GB/S", help="of a node, all its cards together"
+    )
     plan.add_argument("--cores-per-gpu", type=positive, default=8.0, help="for decoding images")
     plan.add_argument("--tokens", type=positive, default=300.0, help="of a mean sample, image tokens included")
     plan.add_argument("--images", type=float, default=1.0, help="of a mean sample")
