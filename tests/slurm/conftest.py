@@ -92,7 +92,7 @@ class Stage:
         self.wait_until(name, folder.is_dir, f"checkpoint {step}")
 
     def wait_until(self, name: str, condition: Callable[[], bool], what: str) -> None:
-        wait_for(condition, f"{what} of {name}: {self.log(name)}", 180)
+        wait_for(condition, f"{what} of {name}", 180, said=lambda: self.log(name))
 
     def steps(self, name: str) -> list[int]:
         return [row["step"] for row in read_metrics(self.run_dir(name))]
@@ -102,10 +102,11 @@ class Stage:
         return [row["task_loss"] for row in read_metrics(self.run_dir(name))]
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float, said: Callable[[], str] = str) -> None:
+    """Until the condition holds. `said` is asked for the log only once it is too late."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}: {said()}"
         time.sleep(0.1)
 
 
