@@ -5,18 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
+from minigptv2.engine.ports import free_port
 from tests import preloaded
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:

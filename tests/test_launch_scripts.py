@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from minigptv2.cli import main as cli
+from minigptv2.engine.ports import EPHEMERAL, free_port
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
@@ -76,3 +80,60 @@ def test_every_stage_asks_for_a_warning_a_requeue_and_a_log_that_goes_on() -> No
         text = (REPOSITORY / f"launch/slurm/stage{number}.sbatch").read_text()
         for option in ("--signal=B:USR1@", "--requeue", "--open-mode=append"):
             assert f"#SBATCH {option}" in text
+
+
+def over_pdsh(folder: Path, *commands: str, patience: int) -> tuple[int, float, str]:
+    """Run commands as `ssh` steps of one parent, as pdsh does; a script stands in for srun. Code, seconds, stderr."""
+    srun = folder / "srun"
+    words = 'while [[ $1 == --* ]]; do shift; done\n"$@" & trap "kill $!" TERM; wait $!; wait $!\n'
+    srun.write_text(f"#!/bin/bash\n{words}")
+    srun.chmod(0o755)
+    ssh = REPOSITORY / "launch/slurm/srun_as_ssh/ssh"
+    steps = " ".join(f"'{ssh}' -x -l somebody node{number} '{command}' &" for number, command in enumerate(commands))
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-c", f"{steps} code=0; for job in $(jobs -p); do wait $job || code=$?; done; exit $code"],
+        env=os.environ
+        | {"PATH": f"{folder}:{os.environ['PATH']}", "MINIGPTV2_STOP_OTHERS_AFTER_S": str(patience)},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    return done.returncode, time.monotonic() - began, done.stderr
+
+
+def test_a_node_that_fails_over_pdsh_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
+    """A rank that cannot listen ends at once; the others would wait for it until the time limit of their rendezvous."""
+    code, seconds, said = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 300", patience=2)
+    assert code != 0 and 2 <= seconds < 20
+    assert said.strip() == "node0: exit code 3, and other nodes went on for 2 s: their steps are stopped"
+
+
+@pytest.mark.parametrize(
+    ("commands", "code"),
+    [
+        (("exit 3", "sleep 1; exit 6"), 6),  # the others have a moment to say what they saw
+        (("exit 85", "sleep 4; exit 85"), 85),  # asked to stop, which takes as long as it takes
+        (("true", "sleep 4"), 0),
+        (("exit 3", "exit 3", "exit 3"), 3),
+    ],
+)
+def test_nodes_that_end_by_themselves_are_left_to_it(tmp_path: Path, commands: tuple[str, ...], code: int) -> None:
+    ended, seconds, said = over_pdsh(tmp_path, *commands, patience=3)
+    assert (ended, said) == (code, "") and seconds < 12
+
+
+def test_ranks_meet_at_a_port_that_no_outgoing_connection_is_given(tmp_path: Path) -> None:
+    first_ephemeral = int(EPHEMERAL.read_text().split()[0])
+    assert all(10_000 <= free_port() < first_ephemeral for _ in range(50))
+    few = tmp_path / "range"
+    few.write_text("10002\t60999\n")
+    with socket.socket() as taken:
+        taken.bind(("", 10_000))
+        assert {free_port(few) for _ in range(20)} == {10_001}
+    few.write_text("1024\t65535\n")  # no room below: any that is free now
+    assert free_port(few) > 1024
+
+
+def test_the_batch_scripts_ask_for_such_a_port(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["slurm", "port"]) == 0
+    assert int(capsys.readouterr().out) >= 10_000
+    assert "MASTER_PORT=$(minigptv2 slurm port)" in (REPOSITORY / "launch/slurm/common.sh").read_text()

@@ -21,7 +21,7 @@ prepare_environment() {
     export PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR=${nodes[0]}
-    MASTER_PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') || exit 1
+    MASTER_PORT=$(minigptv2 slurm port) || exit 1
     export MASTER_PORT
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1

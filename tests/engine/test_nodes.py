@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from minigptv2.engine.nodes import Place, _disagreements
+from minigptv2.engine.ports import free_port
 from tests.conftest import REPOSITORY
-from tests.ranks import free_port
 
 PROGRAM = """
 import sys

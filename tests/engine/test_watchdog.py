@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from minigptv2.engine.attempts import Attempts, CrashLoopError, read_attempts
+from minigptv2.engine.ports import free_port
 from minigptv2.engine.watchdog import HangError, RankError
 from tests import preloaded
-from tests.ranks import free_port, rank_environment
+from tests.ranks import rank_environment
 
 LIMIT_S = 15
 CASES = [

@@ -17,7 +17,7 @@ from minigptv2.data.reader import CorpusReader
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.session import held_out_jobs
 from minigptv2.model.export import load_info
-from tests.conftest import World
+from tests.conftest import REPOSITORY, World
 from tests.slurm.conftest import Cluster, Stage
 
 pytestmark = pytest.mark.slurm
@@ -117,3 +117,22 @@ def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbro
     assert len(rows) == len(asked) > 12
     assert {(row["benchmark"], row["id"]) for row in rows} == asked
     assert [log.name for log in sorted(stage.folder.glob(f"{number}.0/rank-*.log"))] == ["rank-0.log", "rank-1.log"]
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: Cluster, tmp_path: Path) -> None:
+    """Such as one whose port was taken. With srun and torchrun all nodes are one step, which Slurm ends."""
+    if shutil.which("pdsh") is None:
+        pytest.skip("needs pdsh (apt-get install pdsh)")
+    log = tmp_path / "job.log"
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=2", f"--output={log}", "--wrap",
+        f"PATH={REPOSITORY}/launch/slurm/srun_as_ssh:$PATH pdsh -S -R ssh -w node1,node2 "
+        "'if [[ $SLURMD_NODENAME == node1 ]]; then exit 3; else sleep 500; fi'",
+        MINIGPTV2_STOP_OTHERS_AFTER_S="5",
+    ).strip()  # fmt: skip
+    job = cluster.wait(number, "COMPLETED", "FAILED", timeout_s=60)
+    said = log.read_text()
+    assert job["JobState"] == "FAILED", said
+    assert "node1: exit code 3, and other nodes went on for 5 s: their steps are stopped" in said
+    assert cluster.run("squeue", "--noheader") == ""

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.engine.log import read_metrics
+from minigptv2.engine.ports import free_port
 from tests import preloaded
 from tests.conftest import REPOSITORY, make_world
-from tests.ranks import free_port, rank_environment
+from tests.ranks import rank_environment
 
 STEPS = 12
 PHASES = {"load": "loading", "data": "data of step", "step": "step", "save": "saving", "evaluate": "evaluation",

@@ -1,4 +1,4 @@
-"""`slurm begin` and `slurm end`: what `launch/slurm/common.sh` asks before and after a job's work.
+"""`slurm begin`, `port` and `end`: what `launch/slurm/common.sh` asks before and after a job's work.
 
 One line to stdout for the script, the reason to stderr for people.
 """
@@ -34,6 +34,8 @@ def add_commands(commands: Any) -> None:
     end.add_argument("--asked", action="store_true", help="a signal asked the job to stop")
     end.add_argument("--launcher-errors", help="what srun wrote to stderr")
     end.add_argument("--rank-logs", help="folder of the ranks' logs")
+    port = steps.add_parser("port", help="prints a port of this node at which the ranks can meet")
+    port.set_defaults(run=_port)
     begin.set_defaults(run=_begin)
     end.set_defaults(run=_end)
 
@@ -67,6 +69,13 @@ def _begin(args: argparse.Namespace) -> int:
     logs = run / "slurm" / f"{job}.{here.restart}"
     logs.mkdir(parents=True, exist_ok=True)
     print("go", logs)
+    return 0
+
+
+def _port(args: argparse.Namespace) -> int:
+    from minigptv2.engine.ports import free_port
+
+    print(free_port())
     return 0
 
 

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minigptv2.engine.ports import free_port
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def launch(config: str, words: list[str], processes: int, environment: dict[str,
     launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if launcher is None:
         raise MiniGPTv2Error("the deepspeed launcher is not on the PATH; is the package installed?")
-    command = [launcher, "--num_accelerators", str(processes), LAUNCHER, "--config", config, *words]
+    alone = ["--num_accelerators", str(processes), "--master_port", str(free_port())]  # others may train here, too
+    command = [launcher, *alone, LAUNCHER, "--config", config, *words]
     _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations are made for CPUs
 
 

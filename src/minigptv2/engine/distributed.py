@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from minigptv2.engine.ports import free_port
 from minigptv2.engine.slurm import rank_environment
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
@@ -28,7 +28,7 @@ def stand_alone() -> None:
     """Without a launcher: describe a group of this one process in the environment, whatever port was inherited."""
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE)
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
 
 
 def world_size_from_environment() -> int:
@@ -159,9 +159,3 @@ def on_main(work: Callable[[], T]) -> T:
     if isinstance(agreed, MiniGPTv2Error):
         raise agreed
     return cast(T, agreed)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
