@@ -82,10 +82,12 @@ def test_every_stage_asks_for_a_warning_a_requeue_and_a_log_that_goes_on() -> No
             assert f"#SBATCH {option}" in text
 
 
-def over_pdsh(folder: Path, *commands: str, patience: int) -> tuple[int, float, str]:
+def over_pdsh(folder: Path, *commands: str, patience: int, deaf: bool = False) -> tuple[int, float, str]:
     """Run commands as `ssh` steps of one parent, as pdsh does; a script stands in for srun. Code, seconds, stderr."""
     srun = folder / "srun"
     words = 'while [[ $1 == --* ]]; do shift; done\n"$@" & trap "kill $!" TERM; wait $!; wait $!\n'
+    if deaf:  # to TERM; what it started does not hold this test's pipes
+        words = 'while [[ $1 == --* ]]; do shift; done\ntrap "" TERM\n"$@" >/dev/null 2>&1 & wait $!\n'
     srun.write_text(f"#!/bin/bash\n{words}")
     srun.chmod(0o755)
     ssh = REPOSITORY / "launch/slurm/srun_as_ssh/ssh"
@@ -105,6 +107,12 @@ def test_a_node_that_fails_over_pdsh_does_not_leave_the_others_waiting(tmp_path:
     code, seconds, said = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 300", patience=2)
     assert code != 0 and 2 <= seconds < 20
     assert said.strip() == "node0: exit code 3, and other nodes went on for 2 s: their steps are stopped"
+
+
+def test_a_step_that_does_not_hear_is_left_behind(tmp_path: Path) -> None:
+    """Slurm ends what is left of it when the job ends, which it does once pdsh has nobody to wait for."""
+    code, seconds, _ = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 30", patience=2, deaf=True)
+    assert code != 0 and 4 <= seconds < 20
 
 
 @pytest.mark.parametrize(

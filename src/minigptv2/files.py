@@ -71,6 +71,7 @@ class HashedFile(io.RawIOBase):
 
     def __init__(self, file: Path, *, seldom_read: bool = False) -> None:
         self.bytes = 0
+        self._descriptor = -1  # closed by the finalizer, too, where the next but one line fails
         self._seldom_read = seldom_read
         self._hash = hashlib.sha256()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -101,10 +102,12 @@ class HashedFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close without a word on what is in it. Closing twice is allowed."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
-        super().close()
+        descriptor, self._descriptor = self._descriptor, -1
+        try:
+            if descriptor >= 0:
+                os.close(descriptor)
+        finally:
+            super().close()
 
     def _forget(self) -> None:
         """Start the way to the disk of what is not there, and free the pages of what is."""

@@ -17,11 +17,11 @@ from PIL import Image
 
 from minigptv2.data.dropped import Dropped, read_report, summarize
 from minigptv2.data.images import open_image, square
-from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE, IndexWriter
+from minigptv2.data.manifest import INDEX_DTYPE, INDEX_FILE, IndexWriter, load_manifest
 from minigptv2.data.reader import CorpusReader
 from minigptv2.data.shards import BUILD_FOLDER, Rejected, Sample, write_corpus
 from minigptv2.data.sources import toy
-from minigptv2.errors import DataError
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.files import sha256_of
 from minigptv2.record import Record, Turn
 from tests.conftest import REPOSITORY
@@ -170,11 +170,27 @@ def test_a_full_disk_ends_a_build_without_litter(tmp_path: Path, workers: int) -
 
 
 def test_an_index_that_no_longer_fits_is_removed(tmp_path: Path) -> None:
-    (tmp_path / f".{INDEX_FILE}.tmp").symlink_to("/dev/full")
+    (tmp_path / f".{INDEX_FILE}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(RuntimeError, match="the build's own"), IndexWriter(tmp_path) as index:
         index.append(np.zeros(5, dtype=INDEX_DTYPE))
         raise RuntimeError("the build's own")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_build_is_not_written_over_by_another_split(tmp_path: Path) -> None:
+    def interrupted() -> Iterator[Sample]:
+        yield from toy.samples("refer", 4, Path(), "train")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus(interrupted(), tmp_path / "c", "c", split="train", samples_per_shard=2)
+    kept = contents(tmp_path / "c" / BUILD_FOLDER)
+    for name, split in (("c", "val"), ("d", "train")):
+        with pytest.raises(ConfigError, match=f"holds an unfinished build of c train: finish it, build {name} {split}"):
+            write_corpus(toy.samples("refer", 4, Path(), "val"), tmp_path / "c", name, split=split, samples_per_shard=2)
+    assert contents(tmp_path / "c" / BUILD_FOLDER) == kept and "c-000000.tar.json" in kept
+    write_corpus(toy.samples("refer", 6, Path(), "train"), tmp_path / "c", "c", split="train", samples_per_shard=2)
+    assert load_manifest(tmp_path / "c").split == "train" and not (tmp_path / "c" / BUILD_FOLDER).exists()
 
 
 def test_two_builds_into_one_folder_do_not_mix(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least, positive
+from minigptv2.cli.numbers import at_least, not_negative, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     )
     plan.add_argument("--cores-per-gpu", type=positive, default=8.0, help="for decoding images")
     plan.add_argument("--tokens", type=positive, default=300.0, help="of a mean sample, image tokens included")
-    plan.add_argument("--images", type=float, default=1.0, help="of a mean sample")
+    plan.add_argument("--images", type=not_negative, default=1.0, help="of a mean sample")
     plan.add_argument("--supervised", type=positive, default=30.0, help="tokens of a mean sample that carry a label")
     plan.add_argument("--deepspeed-configs", default="deepspeed_configs", help="folder of the plans to compare")
     plan.add_argument("--json", action="store_true", help="for scripts")

@@ -35,13 +35,13 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--examples", metavar="FILE", help="JSON lines of questions, as `predict` reads them")
     serve.add_argument("--max-batch", type=at_least(1), default=defaults.max_batch, help="answers computed together")
     serve.add_argument(
-        "--max-waiting", type=at_least(1), default=defaults.max_waiting, help="requests that wait beside them"
+        "--max-waiting", type=at_least(0), default=defaults.max_waiting, help="requests that wait beside them"
     )
     serve.add_argument(
         "--max-new-tokens", type=at_least(1), default=defaults.max_new_tokens, help="tokens of one answer"
     )
     serve.add_argument("--max-text", type=at_least(1), default=defaults.max_text, help="characters of one conversation")
-    serve.add_argument("--max-images", type=at_least(0), default=defaults.max_images, help="images of one conversation")
+    serve.add_argument("--max-images", type=at_least(1), default=defaults.max_images, help="images of one conversation")
     serve.add_argument("--max-megapixels", type=at_least(1), default=defaults.max_megapixels, help="of one picture")
     serve.add_argument("--max-body-mib", type=at_least(1), default=defaults.max_body_mib, help="of one request")
     serve.set_defaults(run=_serve)

@@ -27,9 +27,7 @@ def encode_sample(reader: CorpusReader, sample: int, epoch: int, encoder: Prompt
     else:
         example = encoder.encode(record, draw)
     if example is None:
-        raise DataError(
-            f"{reader.where(sample)}: the first turn alone is longer than max_tokens={encoder.max_tokens}"
-        )
+        raise DataError(f"{reader.where(sample)}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
     return example
 
 

@@ -117,15 +117,15 @@ class IndexWriter:
     def __init__(self, folder: Path) -> None:
         self.samples = 0
         self._file = folder / INDEX_FILE
-        self._temporary = folder / f".{INDEX_FILE}.tmp"
-        self._stream = open(self._temporary, "wb")  # noqa: SIM115  # closed by `finish` or at the context's end
+        self.temporary = folder / f".{INDEX_FILE}.{os.getpid()}.tmp"
+        self._stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `finish` or at the context's end
         self._write_header()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        close_and_remove(self._stream, self._temporary)
+        close_and_remove(self._stream, self.temporary)
 
     def append(self, rows: np.ndarray) -> None:
         """Rows (`INDEX_DTYPE`) of the next shard."""
@@ -137,7 +137,7 @@ class IndexWriter:
         self._stream.seek(0)
         self._write_header()
         self._stream.close()
-        return _named(self._temporary, self._file)
+        return _named(self.temporary, self._file)
 
     def _write_header(self) -> None:
         """The one that `numpy.save` writes, which takes as many bytes for any number of rows."""

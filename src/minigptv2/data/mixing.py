@@ -87,9 +87,7 @@ def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_bat
     """The mixture of a run of `steps`, by the very arithmetic that trains. Raises `ConfigError` if it ends before."""
     known = list(corpora.values())
     tokens = [corpus.tokens or 0.0 for corpus in known] if recipe.unit == "token" else None
-    mixture = Mixture(
-        recipe, [corpus.samples for corpus in known], tokens=tokens, global_batch_size=global_batch_size
-    )
+    mixture = Mixture(recipe, [corpus.samples for corpus in known], tokens=tokens, global_batch_size=global_batch_size)
     end = steps * global_batch_size
     if mixture.length is not None and mixture.length < end:
         raise ConfigError(

@@ -16,18 +16,17 @@ import io
 import json
 import os
 import pickle
-import shutil
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -46,7 +45,7 @@ from minigptv2.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from minigptv2.errors import DataError
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.files import HashedFile, close_and_remove, sync_file, sync_folder, write_atomically
 from minigptv2.record import Record, to_json, validate
 
@@ -154,7 +153,7 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     turns: Counter[str] = Counter()
     images = num_dropped = 0
     all_lost: list[Dropped] = []
-    with _building(output), IndexWriter(output) as index, _Report(output) as report:
+    with _building(output, corpus, split), IndexWriter(output) as index, _Report(output) as report:
         for shard in _written(jobs, workers):
             lost = [Dropped(**entry) for entry in shard.dropped]
             if on_dropped is not None:
@@ -175,9 +174,10 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
         num_dropped = report.finish()
         if not shards:
             raise DataError(_nothing_left(corpus, all_lost))
-        of_other_builds = {*output.glob(f"{corpus}-*.tar"), *output.glob(f".{corpus}-*.tar.*.tmp")}
-        for left_over in of_other_builds - {output / shard.file for shard in shards}:
-            left_over.unlink()
+        left_over = (f"{corpus}-*.tar", f".{corpus}-*.tar.*.tmp", f".{INDEX_FILE}.*.tmp")
+        of_other_builds = {file for pattern in left_over for file in output.glob(pattern)} - {index.temporary}
+        for file in of_other_builds - {output / shard.file for shard in shards}:
+            file.unlink()
         manifest = save_manifest(
             output,
             shards,
@@ -190,30 +190,63 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             license=license,
             split=split,
         )
-    shutil.rmtree(output / BUILD_FOLDER)  # once the lock in it is closed: NFS keeps open files
     return manifest
 
 
 @contextmanager
-def _building(output: Path) -> Iterator[None]:
-    """The build folder, locked. A finished corpus becomes an unfinished one. Raises `DataError` where another process
-    builds there; a file system that has no locks watches nobody."""
+def _building(output: Path, corpus: str, split: str) -> Iterator[None]:
+    """The build folder, locked; gone at the end of a build that succeeded. A finished corpus becomes an unfinished one.
+
+    Raises `DataError` where another process builds there, and `ConfigError` where a build of something else was
+    interrupted. A file system that has no locks watches nobody.
+    """
     journal = output / BUILD_FOLDER
-    journal.mkdir(parents=True, exist_ok=True)
-    with open(journal / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{output}: another build is writing there") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-        if (output / MANIFEST_FILE).exists():  # a finished corpus: write it anew
-            for entry in journal.glob("*.json"):
-                entry.unlink()
+    with _locked(journal) as lock:
+        finished = (output / MANIFEST_FILE).exists()
+        begun, this = lock.read(), f"{corpus} {split}".strip()
+        if begun not in ("", this) and not finished:
+            raise ConfigError(
+                f"{output} holds an unfinished build of {begun}: finish it, build {this} into another --output, or "
+                "remove that folder"
+            )
+        for entry in journal.glob("*.json") if finished else ():  # it is written anew
+            entry.unlink()
         for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
             (output / stale).unlink(missing_ok=True)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(this)
+        lock.flush()
         yield
+        for entry in journal.iterdir():
+            entry.unlink()
+    with suppress(OSError):  # not empty: the next build has begun, or NFS keeps what was open a moment longer
+        journal.rmdir()
+
+
+@contextmanager
+def _locked(journal: Path) -> Iterator[IO[str]]:
+    """The lock's file, with what the build that has it wrote into it."""
+    file = journal / "lock"
+    while True:
+        journal.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(file, "a+")  # noqa: SIM115  # closed below
+        except FileNotFoundError:  # the build before has just ended and taken its folder away
+            continue
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(f"{journal.parent}: another build is writing there") from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+            if not file.exists() or not os.path.samestat(os.fstat(lock.fileno()), os.stat(file)):
+                continue  # as above, but for the lock alone
+            lock.seek(0)
+            yield lock
+            return
 
 
 class _Report:

@@ -19,7 +19,7 @@ def free_port(ephemeral: Path = EPHEMERAL) -> int:
     """
     first_ephemeral = int(ephemeral.read_text().split()[0]) if ephemeral.is_file() else 0
     candidates = range(_FIRST, first_ephemeral)
-    for port in (*random.sample(candidates, min(100, len(candidates))), 0):
+    for port in (*random.SystemRandom().sample(candidates, min(100, len(candidates))), 0):
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

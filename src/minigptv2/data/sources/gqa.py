@@ -29,7 +29,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             listed = "image" in entry
             identity = str(entry.get("question_id", f"row-{key}")) if listed else key
             picture = PurePosixPath(entry["image"]).stem if listed else entry["imageId"]
-            kind = (entry.get("types") or {}).get("structural", "")
+            kind = (entry.get("types") or {}).get("structural") or ""
             picture, answer, kind = shared((str(picture), entry["answer"], kind))
             yield Question(identity, picture, entry["question"], (answer,), answer_type=kind)
 

@@ -89,7 +89,7 @@ def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | R
 
 def _official(questions: Path, annotations: Path, year: str) -> Iterator[Question]:
     entries = (entry for _, entry in stream_json(annotations, "annotations"))
-    answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type", ""))) for entry in entries}
+    answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type") or "")) for entry in entries}
     for _, entry in stream_json(questions, "questions"):
         given, kind = answers.pop(entry["question_id"], ((), ""))
         name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
