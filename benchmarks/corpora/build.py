@@ -99,12 +99,12 @@ def write_freeing(folder: Path, size: int, numbers: range, pictures: list[TarMem
 def write_without_records(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
     """Pictures read, summed, hashed and written, and no record looked at: a build cannot be faster."""
     source = os.open(pictures[0].file, os.O_RDONLY)
-    others = size * len(pictures) // sum(tar.BLOCK + tar.padded(picture.size) for picture in pictures)
-    rest = bytes(max(0, size - sum(pictures[n % len(pictures)].size for n in range(others))) // others)
+    per_file = size * len(pictures) // sum(tar.BLOCK + tar.padded(picture.size) for picture in pictures)
+    rest = bytes(max(0, size - sum(pictures[n % len(pictures)].size for n in range(per_file))) // per_file)
     for number in numbers:
         hashed = HashedFile(folder / f".{number}.tmp", seldom_read=True)
         stream = io.BufferedWriter(hashed, HashedFile.PIECE)
-        for at in range(others):
+        for at in range(per_file):
             picture = pictures[at % len(pictures)]
             data = os.pread(source, picture.size, picture.offset)
             zlib.crc32(rest, zlib.crc32(data))

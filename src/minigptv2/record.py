@@ -88,6 +88,11 @@ class Record:
         return self.width is not None
 
     @property
+    def annotations(self) -> int:
+        """What a corpus counts of it: questions where the turns are separate, else one."""
+        return len(self.turns) if self.separate else 1
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The task of each turn, in order."""
         return tuple(turn.task for turn in self.turns)

@@ -70,6 +70,8 @@ def _build(args: argparse.Namespace) -> int:
 
 def _build_all(args: argparse.Namespace) -> int:
     """Each corpus of the stages in turn; what is not there is told at the end."""
+    from minigptv2.data.build import finished
+    from minigptv2.data.manifest import MANIFEST_FILE
     from minigptv2.data.sources import CORPORA
     from minigptv2.errors import ConfigError, DataError, MissingFilesError
 
@@ -79,9 +81,12 @@ def _build_all(args: argparse.Namespace) -> int:
         output = Path(args.output) / corpus.name
         print(f"[{number} of {len(rows)}] {corpus.name}: {corpus.title}", flush=True)
         try:
-            if _is_built(output, args.split):
+            there = finished(output)
+            if there is not None and there.split in ("", args.split):
                 print(f"is built already; to build it anew remove {output}")
                 continue
+            if there is None and (output / MANIFEST_FILE).is_file():
+                print("its manifest is damaged or of an older format: built anew")
             _build_one(corpus, root, output, args)
         except MissingFilesError as error:
             missing.append(str(error))
@@ -96,20 +101,6 @@ def _build_all(args: argparse.Namespace) -> int:
     built = len(rows) - len(missing) - len(failed)
     print(f"{built} of {len(rows)} corpora are built below {args.output}")
     return 3 if failed or not built else 0
-
-
-def _is_built(output: Path, split: str) -> bool:
-    """Whether the folder holds that split. A damaged manifest, or one of an older format, is built anew."""
-    from minigptv2.data.manifest import MANIFEST_FILE, parse_manifest
-    from minigptv2.errors import DataError
-
-    if not (output / MANIFEST_FILE).is_file():
-        return False
-    try:
-        return parse_manifest(output).split in ("", split)
-    except DataError as error:
-        print(f"{error}: built anew")
-        return False
 
 
 def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:

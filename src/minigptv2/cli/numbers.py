@@ -24,17 +24,22 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def positive(text: str) -> float:
     """For `type=` of an option: its text as a finite number above 0. Any other is a mistake that argparse tells."""
-    if (value := not_negative(text)) == 0:
+    value = _number(text)
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return value
 
 
 def not_negative(text: str) -> float:
     """For `type=` of an option: its text as a finite number, 0 or more. Any other is a mistake that argparse tells."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

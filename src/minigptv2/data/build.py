@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -111,28 +110,32 @@ def build(corpus: Corpus, root: Path, split: str, output: Path, *, workers: int 
     return BuildReport(corpus, split, manifest, read, expected, summarize(reasons.values()), time.monotonic() - began)
 
 
+def finished(output: Path) -> Manifest | None:
+    """What a folder holds whole. None also where its manifest is damaged or of an older format: it is built anew."""
+    try:
+        return parse_manifest(output) if (output / MANIFEST_FILE).is_file() else None
+    except DataError:
+        return None
+
+
 def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
-    """Nobody's training set is to be lost to a forgotten word. One that is damaged may be built anew."""
-    if not (output / MANIFEST_FILE).is_file():
-        return
-    with suppress(DataError):
-        there = parse_manifest(output)
-        if there.corpus != corpus.name or there.split not in ("", split):
-            raise ConfigError(
-                f"{output} holds {f'{there.corpus} {there.split}'.strip()}; build {corpus.name} {split} into another "
-                "--output, or remove that folder"
-            )
+    """Nobody's training set is to be lost to a forgotten word."""
+    there = finished(output)
+    if there is not None and (there.corpus != corpus.name or there.split not in ("", split)):
+        raise ConfigError(
+            f"{output} holds {there.title}; build {corpus.name} {split} into another --output, or remove that folder"
+        )
 
 
 def _readable(corpus: Corpus, root: Path, split: str) -> Iterator[Draft | Rejected]:
     """The corpus's drafts. Whatever its reader stumbles over is an error that says so, not a bug of this program."""
-    read, last = 0, ""
+    last = ""
     try:
         for item in corpus.drafts(corpus.raw(root), split):
             yield item
-            read, last = read + 1, item.key if isinstance(item, Draft) else item.where
+            last = item.key if isinstance(item, Draft) else item.where
     except MissingFilesError as error:
-        if not read:
+        if not last:
             raise
         raise DataError(str(error)) from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -107,6 +107,11 @@ class Manifest:
     fingerprint: str = field(default="", compare=False)
     """SHA-256 of the manifest file. It covers every byte of the corpus, through the hashes of table and shards."""
 
+    @property
+    def title(self) -> str:
+        """Corpus and split, as messages name them."""
+        return f"{self.corpus} {self.split}".strip()
+
 
 class IndexWriter:
     """The index of a corpus, appended to on the disk as its shards are made: no row of it stays in memory.

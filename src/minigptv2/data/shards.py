@@ -151,7 +151,7 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
     jobs = chain([first], jobs)
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
-    images = num_dropped = 0
+    images = 0
     all_lost: list[Dropped] = []
     with _building(output, corpus, split), IndexWriter(output) as index, _Report(output) as report:
         for shard in _written(jobs, workers):
@@ -171,7 +171,7 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             if progress is not None:
                 progress(shard.items)
         report.add(early)
-        num_dropped = report.finish()
+        dropped = report.finish()
         if not shards:
             raise DataError(_nothing_left(corpus, all_lost))
         left_over = (f"{corpus}-*.tar", f".{corpus}-*.tar.*.tmp", f".{INDEX_FILE}.*.tmp")
@@ -186,7 +186,7 @@ def write_corpus(samples: Iterable[Any], output: Path, corpus: str, *, samples_p
             images=images,
             turns=dict(turns),
             baked_side=bake_side,
-            dropped=num_dropped,
+            dropped=dropped,
             license=license,
             split=split,
         )
@@ -431,8 +431,7 @@ def _write_shard(job: _Job, digest: str) -> _Done:
                     raise DataError(f"{where}: the key came before in this shard")
                 writer.add(sample.key, record, image, extension)
             except (DataError, tar.TarError) as error:
-                annotations = len(sample.record.turns) if sample.record.separate else 1
-                lose(sample.key, str(error).removeprefix(f"{where}: "), annotations)
+                lose(sample.key, str(error).removeprefix(f"{where}: "), sample.record.annotations)
                 continue
             keys.add(sample.key)
             turns.update(sample.record.tasks)

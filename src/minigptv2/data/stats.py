@@ -17,9 +17,8 @@ def describe_corpus(folder: Path, samples: int) -> str:
     """A few lines: counts, sizes, and what `samples` of its records look like."""
     reader = CorpusReader(folder)
     manifest = reader.manifest
-    name = f"{manifest.corpus} {manifest.split}".strip()
     lines = [
-        f"{name}: {manifest.samples:,} samples, {manifest.images:,} with an image; "
+        f"{manifest.title}: {manifest.samples:,} samples, {manifest.images:,} with an image; "
         f"{len(manifest.shards):,} shards, {manifest.shards.bytes / 1e6:,.1f} MB; "
         f"{manifest.dropped:,} left out when it was made",
         f"  layout {manifest.layout}; images "

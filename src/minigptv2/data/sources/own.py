@@ -124,13 +124,13 @@ def _mistakes(line: Line) -> list[str]:
     """What is wrong with an entry, its picture opened."""
     if line.draft is None:
         return [f"  {line.name}: {line.problem}"] if line.mistake else []
-    return [f"  {line.name}: {_advice(one.reason, line.draft)}" for one in losses(line.draft)]
+    return [f"  {line.name}: {_advice(one, line.draft)}" for one in losses(line.draft)]
 
 
-def _advice(reason: str, draft: Draft) -> str:
-    if reason == "image file missing":
-        looked = draft.image if isinstance(draft.image, tuple) else ()
-        return f"image file missing; looked for {' and '.join(looked)}. Give its path from the file's folder, or --root"
+def _advice(loss: Rejected, draft: Draft) -> str:
+    reason = loss.reason
+    if loss.looked_for:
+        return f"{reason}; looked for {' and '.join(loss.looked_for)}. Give its path from the file's folder, or --root"
     if reason.startswith(("box", "empty or inverted box")):
         boxes = [str(box) for turn in draft.turns for region in turn.regions for box in region.boxes]
         more = f" and {len(boxes) - MAX_BOXES_SHOWN} more" if len(boxes) > MAX_BOXES_SHOWN else ""
