@@ -115,6 +115,13 @@ def test_all_builds_what_it_finds_once_and_names_the_rest(tmp_path: Path, capsys
     assert sorted(folder.name for folder in (tmp_path / "shards").iterdir()) == ["ok_vqa", "vqav2"]
     assert cli(words) == 0
     assert capsys.readouterr().out.count("is built already") == 2
+    manifest = tmp_path / "shards/vqav2/manifest.json"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-5])
+    assert cli(words) == 0
+    told = capsys.readouterr().out
+    assert "damaged or of an older format: built anew" in told and told.count("is built already") == 1
+    assert manifest.read_bytes() == whole
 
 
 def test_all_tells_damaged_downloads_from_missing_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
