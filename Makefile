@@ -62,8 +62,9 @@ $(VENV)/.browser: $(STAMP)
 test-docs: $(STAMP)  ## run the commands of the documentation that need no GPU, cluster or download, in a clean checkout
 	$(BIN)/python -m tests.documentation
 
-lint: $(STAMP)  ## ruff, mypy, and shellcheck where it is installed
+lint: $(STAMP)  ## ruff (rules and format), mypy, and shellcheck where it is installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck -x $(SCRIPTS); \
 	else echo "shellcheck is not installed (apt-get install shellcheck): the shell scripts are not checked"; fi
@@ -113,7 +114,7 @@ soak: $(STAMP)  ## hours: kill -9 and signals at random moments, and the tests m
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
 
 fuzz-data: $(STAMP)  ## damaged tars and images by the thousand (N=10000 SEED=1)
-	$(BIN)/python -m tests.data.fuzz --cases $(N) --seed $(SEED)
+	$(BIN)/python -m tests.shards.fuzz --cases $(N) --seed $(SEED)
 
 bench-data: $(VENV)/.peers  ## packing, resume, growth with shards, and the loader beside webdataset, energon and litdata
 	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done

@@ -17,7 +17,13 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
-        "minigptv2": ["data/sources/*.json", "evaluate/metrics/*.txt", "serve/page.js", "serve/page.css", "README.md"]
+        "minigptv2": [
+            "corpora/sources/*.json",
+            "evaluate/metrics/*.txt",
+            "serve/page.js",
+            "serve/page.css",
+            "README.md",
+        ]
     },
     install_requires=[
         "torch>=2.11",
@@ -45,8 +51,16 @@ setup(
         "metrics": ["pycocoevalcap>=1.2"],
         "corpora": ["pyarrow>=20"],
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
-        "dev": ["pytest>=9.0", "aiohttp>=3.10", "hypothesis>=6.150", "ruff>=0.14", "mypy>=1.18", "openai>=2.0",
-                "httpx>=0.28", "pyarrow>=20"],  # fmt: skip
+        "dev": [
+            "pytest>=9.0",
+            "aiohttp>=3.10",
+            "hypothesis>=6.150",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "openai>=2.0",
+            "httpx>=0.28",
+            "pyarrow>=20",
+        ],
         "browser": ["selenium>=4.30"],
     },
     entry_points={"console_scripts": ["minigptv2=minigptv2.cli:main"]},

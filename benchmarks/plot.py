@@ -45,8 +45,9 @@ def main() -> None:
     loader = rows_of("data_loader")
     places[0, 1].barh(
         [row["side"].split(" (")[0].replace(", bicubic, float", "") for row in loader],
-        [row["images/s"] for row in loader], color=[OURS] + ["#999999"] * (len(loader) - 1),
-    )  # fmt: skip
+        [row["images/s"] for row in loader],
+        color=[OURS] + ["#999999"] * (len(loader) - 1),
+    )
     places[0, 1].invert_yaxis()
     places[0, 1].set_title("Loader: images a second, 448 px")
     curves(places[1, 0], rows_of("data_packing"), "way", "ranks", "balance", "ours")

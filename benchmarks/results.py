@@ -25,9 +25,12 @@ def machine(packages: list[str]) -> dict[str, Any]:
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     gpus = [line.split(":")[1].strip() for line in _gpus()]
     return {
-        "cpu": model or platform.processor(), "cores": os.cpu_count(), "python": platform.python_version(),
-        "gpus": gpus, "versions": found,
-    }  # fmt: skip
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "gpus": gpus,
+        "versions": found,
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -35,8 +38,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "n": len(values)}
 
 
-def report(name: str, title: str, rows: list[dict[str, Any]], *, packages: list[str], notes: list[str],
-           more: dict[str, Any] | None = None) -> None:  # fmt: skip
+def report(
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    *,
+    packages: list[str],
+    notes: list[str],
+    more: dict[str, Any] | None = None,
+) -> None:
     """Print the rows as a table, the notes under it, and write all of it as JSON."""
     print(f"\n{title}\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -48,9 +58,14 @@ def report(name: str, title: str, rows: list[dict[str, Any]], *, packages: list[
         print(f"- {note}")
     FOLDER.mkdir(exist_ok=True)
     document = {
-        "name": name, "title": title, "date": time.strftime("%Y-%m-%d"), "machine": machine(packages), "rows": rows,
-        "notes": notes, **(more or {}),
-    }  # fmt: skip
+        "name": name,
+        "title": title,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(packages),
+        "rows": rows,
+        "notes": notes,
+        **(more or {}),
+    }
     (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -64,5 +79,9 @@ def _lines(file: str) -> list[str]:
 
 
 def _gpus() -> list[str]:
-    return [line for file in Path("/proc/driver/nvidia/gpus").glob("*/information") for line in _lines(str(file))
-            if line.startswith("Model")]  # fmt: skip
+    return [
+        line
+        for file in Path("/proc/driver/nvidia/gpus").glob("*/information")
+        for line in _lines(str(file))
+        if line.startswith("Model")
+    ]

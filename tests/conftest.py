@@ -13,9 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from hypothesis import settings
 
-from minigptv2.data.shards import write_corpus
-from minigptv2.data.sources import photographs, toy
-from minigptv2.data.texts import spoken_texts
+from minigptv2.corpora.sources import photographs, toy
+from minigptv2.corpora.token_texts import spoken_texts
+from minigptv2.shards.writer import write_corpus
 from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)

@@ -28,7 +28,7 @@ from minigptv2.cli import main as run_command
 from minigptv2.evaluate.benchmarks import BENCHMARKS
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.tokenizer import load_tokenizer
-from tests.data.miniatures import MINIATURES
+from tests.corpora.miniatures import MINIATURES
 from tests.evaluate.corpora import corpus_for
 from tests.stand_ins import VISION_OPTIONS, random_export, write_published
 
@@ -226,14 +226,26 @@ def _add_inputs(folder: Path) -> None:
         shutil.copyfile(folder / published, folder / other)
     shutil.copytree(folder / "Llama-2-7b-chat-hf", folder / "llama")
     bases = folder / "small-bases"
-    convert = ["convert", "from-published", "--vision", str(folder / "vit.pth"), *VISION_OPTIONS,
-               "--language-model", str(folder / "llama"), "--output", str(bases)]  # fmt: skip
+    convert = [
+        "convert",
+        "from-published",
+        "--vision",
+        str(folder / "vit.pth"),
+        *VISION_OPTIONS,
+        "--language-model",
+        str(folder / "llama"),
+        "--output",
+        str(bases),
+    ]
     assert run_command(convert) == 0
     config = ModelConfig(
-        vision_encoder=str(bases), vision_weights=str(bases), language_model=str(bases / "language_model"),
-        language_weights=str(bases / "language_model"), lora=LoraConfig(r=4, alpha=8, dropout=0.0),
+        vision_encoder=str(bases),
+        vision_weights=str(bases),
+        language_model=str(bases / "language_model"),
+        language_weights=str(bases / "language_model"),
+        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
         trainable=["projector", "lora"],
-    )  # fmt: skip
+    )
     export = random_export(folder / "runs" / "stage3_instruct" / "export", config, tokenizer)
     made: set[str] = set()
     for miniature in MINIATURES:
@@ -242,8 +254,17 @@ def _add_inputs(folder: Path) -> None:
             made.add(miniature.corpus)
     for row in (BENCHMARKS["refcoco_val"], BENCHMARKS["okvqa"]):
         corpus_for(row, folder / "raw" / row.corpus / row.split)
-    earlier = ["evaluate", "--model", str(export), "--benchmark", "refcoco_val,okvqa", "--data", str(folder / "raw"),
-               "--output", str(folder / "eval" / "stage2")]  # fmt: skip
+    earlier = [
+        "evaluate",
+        "--model",
+        str(export),
+        "--benchmark",
+        "refcoco_val,okvqa",
+        "--data",
+        str(folder / "raw"),
+        "--output",
+        str(folder / "eval" / "stage2"),
+    ]
     assert run_command(earlier) == 0
 
 

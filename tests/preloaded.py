@@ -63,13 +63,19 @@ class _Server:
 
     def __init__(self, hash_seed: str) -> None:
         environment = {
-            **os.environ, "PYTHONHASHSEED": hash_seed, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+            **os.environ,
+            "PYTHONHASHSEED": hash_seed,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        }  # fmt: skip
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.preloaded"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY,
+            [sys.executable, "-m", "tests.preloaded"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=REPOSITORY,
             env=environment,
-        )  # fmt: skip
+        )
         self.codes: dict[int, int] = {}
         self._pids: list[int] = []
         self._partial = b""
@@ -105,8 +111,15 @@ class _Server:
 _SERVERS: list[_Server] = []
 
 
-def start(target: str, *, log: Path, environment: dict[str, str], number: int = 0, argv: tuple[str, ...] = (),
-          **arguments: Any) -> PreloadedProcess:  # fmt: skip
+def start(
+    target: str,
+    *,
+    log: Path,
+    environment: dict[str, str],
+    number: int = 0,
+    argv: tuple[str, ...] = (),
+    **arguments: Any,
+) -> PreloadedProcess:
     """`module:name` called with keyword `arguments` (JSON) in a new process; what it returns is the exit code.
 
     `argv` becomes `sys.argv`; output goes to `log`; `environment` is the whole environment, but for the hash seed.

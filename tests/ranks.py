@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigptv2.engine.ports import free_port
+from minigptv2.cluster.rendezvous import free_port
 from tests import preloaded
 
 
@@ -17,10 +17,14 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     """What a launcher sets for a rank, on top of this process's environment."""
     return {
         **os.environ,
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def start_ranks(config: Path, world_size: int, *words: str, logs: Path) -> list[preloaded.PreloadedProcess]:
@@ -28,11 +32,15 @@ def start_ranks(config: Path, world_size: int, *words: str, logs: Path) -> list[
     port = free_port()
     return [
         preloaded.start_training(
-            "--config", str(config), *words,
-            log=logs / f"rank{rank}.log", environment=rank_environment(rank, world_size, port), rank=rank,
+            "--config",
+            str(config),
+            *words,
+            log=logs / f"rank{rank}.log",
+            environment=rank_environment(rank, world_size, port),
+            rank=rank,
         )
         for rank in range(world_size)
-    ]  # fmt: skip
+    ]
 
 
 def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
@@ -44,10 +52,15 @@ def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float =
         output.unlink(missing_ok=True)
         processes.append(
             preloaded.start(
-                "tests.ranks:call", log=tmp_path / f"rank{rank}.log", number=rank, function=function,
-                environment=rank_environment(rank, world_size, port), output=str(output), arguments=arguments,
+                "tests.ranks:call",
+                log=tmp_path / f"rank{rank}.log",
+                number=rank,
+                function=function,
+                environment=rank_environment(rank, world_size, port),
+                output=str(output),
+                arguments=arguments,
             )
-        )  # fmt: skip
+        )
     deadline = time.monotonic() + timeout_s
     try:
         while any(process.poll() is None for process in processes):
@@ -67,7 +80,7 @@ def run_ranks(function: str, world_size: int, tmp_path: Path, timeout_s: float =
 
 def call(function: str, output: str, arguments: dict[str, Any]) -> None:
     """In a rank: call `module:name` and write what it returns to `output`."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
 
     module, name = function.split(":")
     result = getattr(importlib.import_module(module), name)(**arguments)

@@ -57,15 +57,26 @@ def write_published(folder: Path, tokenizer: Tokenizer) -> None:
 
     width, patches = VISION_WIDTH, (SIDE // PATCH) ** 2
     vision = {
-        "cls_token": random(1, 1, width), "pos_embed": random(1, patches + 1, width),
-        "patch_embed.proj.weight": random(width, 3, PATCH, PATCH), "patch_embed.proj.bias": random(width),
-    }  # fmt: skip
+        "cls_token": random(1, 1, width),
+        "pos_embed": random(1, patches + 1, width),
+        "patch_embed.proj.weight": random(width, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": random(width),
+    }
     shapes = {
-        "norm1.weight": (width,), "norm1.bias": (width,), "attn.q_bias": (width,), "attn.v_bias": (width,),
-        "attn.qkv.weight": (3 * width, width), "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
-        "norm2.weight": (width,), "norm2.bias": (width,), "mlp.fc1.weight": (VISION_MLP, width),
-        "mlp.fc1.bias": (VISION_MLP,), "mlp.fc2.weight": (width, VISION_MLP), "mlp.fc2.bias": (width,),
-    }  # fmt: skip
+        "norm1.weight": (width,),
+        "norm1.bias": (width,),
+        "attn.q_bias": (width,),
+        "attn.v_bias": (width,),
+        "attn.qkv.weight": (3 * width, width),
+        "attn.proj.weight": (width, width),
+        "attn.proj.bias": (width,),
+        "norm2.weight": (width,),
+        "norm2.bias": (width,),
+        "mlp.fc1.weight": (VISION_MLP, width),
+        "mlp.fc1.bias": (VISION_MLP,),
+        "mlp.fc2.weight": (width, VISION_MLP),
+        "mlp.fc2.bias": (width,),
+    }
     for block in range(VISION_BLOCKS):
         vision |= {f"blocks.{block}.{name}": random(*shape) for name, shape in shapes.items()}
     torch.save(vision, folder / "eva_vit_g.pth")

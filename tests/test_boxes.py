@@ -22,8 +22,11 @@ def test_a_box_survives_text_within_one_grid_cell(case: tuple[Box, int, int]) ->
     box, width, height = case
     (back,) = parse_boxes(render_box(box, width, height), width, height)
     for before, after, side in (
-        (box.x1, back.x1, width), (box.x2, back.x2, width), (box.y1, back.y1, height), (box.y2, back.y2, height),
-    ):  # fmt: skip
+        (box.x1, back.x1, width),
+        (box.x2, back.x2, width),
+        (box.y1, back.y1, height),
+        (box.y2, back.y2, height),
+    ):
         assert -1e-6 <= before - after <= side / GRID * 1.001
 
 
@@ -70,7 +73,7 @@ def test_iou_by_hand() -> None:
         (Box(float("nan"), 0, 1, 1), "finite"),
         (Box(0, 0, 9, 9), ""),
     ],
-)  # fmt: skip
+)
 def test_problems_are_named(box: Box, word: str) -> None:
     problem = box.problem(10, 10)
     assert (word in problem) if problem else word == ""

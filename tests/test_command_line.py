@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cli import build_parser
-from minigptv2.cli.numbers import at_least, not_negative, positive
+from minigptv2.cli.arguments import at_least, not_negative, positive
 
 ANY_NUMBER = ("--seed", "--code", "--port")
 """A seed may be negative; the codes are the launcher's; serving checks its port itself."""

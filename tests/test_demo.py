@@ -18,8 +18,11 @@ def test_another_kind_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert made in ([".kind"], [".kind", f"made-{kind}"]), "a run of another kind is still here"
         (output / f"made-{kind}").touch()
     assert sorted(folder.name for folder in tmp_path.iterdir()) == [
-        "demo", "demo-quick-1", "demo-quick-2", "demo-whole-1",
-    ]  # fmt: skip
+        "demo",
+        "demo-quick-1",
+        "demo-quick-2",
+        "demo-whole-1",
+    ]
 
 
 def test_elsewhere_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

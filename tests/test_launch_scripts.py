@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cli import main as cli
-from minigptv2.engine.ports import EPHEMERAL, free_port
+from minigptv2.cluster.rendezvous import EPHEMERAL, free_port
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted(
@@ -95,10 +95,12 @@ def over_pdsh(folder: Path, *commands: str, patience: int, deaf: bool = False) -
     began = time.monotonic()
     done = subprocess.run(
         ["bash", "-c", f"{steps} code=0; for job in $(jobs -p); do wait $job || code=$?; done; exit $code"],
-        env=os.environ
-        | {"PATH": f"{folder}:{os.environ['PATH']}", "MINIGPTV2_STOP_OTHERS_AFTER_S": str(patience)},
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "MINIGPTV2_STOP_OTHERS_AFTER_S": str(patience)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     return done.returncode, time.monotonic() - began, done.stderr
 
 

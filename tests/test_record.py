@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from minigptv2.boxes import Box
-from minigptv2.data.sources import photographs, toy
+from minigptv2.corpora.sources import photographs, toy
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn, from_json, to_json, validate
 
@@ -42,7 +42,7 @@ def test_photograph_records_survive_json() -> None:
         (Turn("grounding", answers=("a dog",), regions=(REGION,)), "no span"),
         (Turn("grounding", None, ("a dog",), (dataclasses.replace(REGION, span=(0, 9)),)), "outside the caption"),
     ],
-)  # fmt: skip
+)
 def test_bad_turns_are_named(turn: Turn, words: str) -> None:
     with pytest.raises(DataError, match=f"somewhere: turn 0.*{words}"):
         validate(dataclasses.replace(GOOD, turns=(turn,)), "somewhere")
@@ -54,10 +54,18 @@ def test_a_turn_about_an_image_needs_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b'{"turns": [{"task": "language", "question": "hi", "answers": "red"}]}',
-     b'{"turns": [{"task": "language", "question": 3, "answers": ["red"]}]}',
-     b'{"turns": [{"task": "refer", "regions": [{"boxes": [[1,2,3,4]], "phrases": ["x"], "span": []}]}]}',
-     b"{}", b'{"turns": 3}', b'{"turns": [{"task": "refer", "regions": [{}]}]}', b"\xff\xfe"]
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"turns": [{"task": "language", "question": "hi", "answers": "red"}]}',
+        b'{"turns": [{"task": "language", "question": 3, "answers": ["red"]}]}',
+        b'{"turns": [{"task": "refer", "regions": [{"boxes": [[1,2,3,4]], "phrases": ["x"], "span": []}]}]}',
+        b"{}",
+        b'{"turns": 3}',
+        b'{"turns": [{"task": "refer", "regions": [{}]}]}',
+        b"\xff\xfe",
+    ],
 )
 def test_what_is_not_a_record_is_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError, match="somewhere"):
@@ -72,7 +80,7 @@ def test_separate_turns_keep_their_ids_and_choices() -> None:
 
 @pytest.mark.parametrize(
     "field", ['"question": "\\ud83d", "answers": ["x"]', '"question": "x", "answers": ["\\ud83d"]']
-)  # fmt: skip
+)
 def test_half_a_surrogate_pair_is_a_data_error(field: str) -> None:
     with pytest.raises(DataError, match="somewhere: not a record: UnicodeEncodeError"):
         from_json(f'{{"turns": [{{"task": "language", {field}}}]}}'.encode(), "somewhere")

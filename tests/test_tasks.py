@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from minigptv2.boxes import Box, iou
-from minigptv2.data.sources import toy
+from minigptv2.corpora.sources import toy
 from minigptv2.record import SIX_TASKS, Region, Turn
 from minigptv2.tasks import TASKS, parse_answer, speak, task_of
 

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
-from minigptv2.data.dropped import DropReport, read_report
-from minigptv2.data.reader import CorpusReader
 from minigptv2.engine.guard import StepError
-from minigptv2.engine.log import read_metrics
 from minigptv2.errors import RequeueExit
 from minigptv2.model.export import load_export, load_info
+from minigptv2.shards.dropped import DropReport, read_report
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.tracking.log import read_metrics
 from tests.conftest import REPOSITORY, World
 from tests.preloaded import PreloadedProcess
 from tests.ranks import start_ranks
@@ -166,9 +166,13 @@ def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: P
     """Stage 2 starts from stage 1's export, trains projector and LoRA only, moves from two ranks to one."""
     folder = config.parent / "second"
     words = [
-        "stage=second", f"run_dir={folder}", f"init_from={unbroken}/export", "model.lora={r: 4, dropout: 0.0}",
-        "model.trainable=[projector,lora]", "evaluate.every=0",
-    ]  # fmt: skip
+        "stage=second",
+        f"run_dir={folder}",
+        f"init_from={unbroken}/export",
+        "model.lora={r: 4, dropout: 0.0}",
+        "model.trainable=[projector,lora]",
+        "evaluate.every=0",
+    ]
     run(config, 2, *words, "train.steps=4")
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
     output = run(config, 1, *words, "train.steps=4", "--resume")
@@ -218,7 +222,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
         (["data.max_tokens=3000"], 2, "the longest sample must fit a pack"),
         (["nonsense"], 2, "'nonsense' is not of the form key=value"),
     ],
-)  # fmt: skip
+)
 def test_impossible_configs_end_before_anything_is_loaded(
     config: Path, words: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,9 +357,15 @@ def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.C
 def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """R12 with the real model: an overflow on the way, until the run stops; the kept step shows it again."""
     folder = config.parent / "overflowing"
-    words = [f"run_dir={folder}", "train.learning_rate=1e20", "train.warmup_learning_rate=1e20", "evaluate.every=0",
-             "train.gradient_clipping=0", "train.guard.max_skipped_in_a_row=2",
-             "train.guard.keep_bundles=1"]  # fmt: skip
+    words = [
+        f"run_dir={folder}",
+        "train.learning_rate=1e20",
+        "train.warmup_learning_rate=1e20",
+        "evaluate.every=0",
+        "train.gradient_clipping=0",
+        "train.guard.max_skipped_in_a_row=2",
+        "train.guard.keep_bundles=1",
+    ]
     output = run(config, 2, *words, expect=StepError.exit_code)
     assert "2 steps in a row were discarded" in output
     assert "OVERFLOW" not in output, "DeepSpeed's own verdict, by whose path a step is discarded, may be untrue"

@@ -30,13 +30,13 @@ from PIL import Image
 
 from benchmarks.results import report
 from minigptv2.boxes import Box
-from minigptv2.data import tar
-from minigptv2.data.build import build
-from minigptv2.data.sources.corpus import Corpus
-from minigptv2.data.sources.draft import Draft, TarMember
-from minigptv2.data.sources.raw import Raw
+from minigptv2.corpora.build_corpus import build
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, TarMember
+from minigptv2.corpora.raw import Raw
 from minigptv2.files import HashedFile
 from minigptv2.record import Region, Turn
+from minigptv2.shards import tar
 
 _DIFFERENT_PICTURES = 256
 _ROUNDS = 2
@@ -116,8 +116,14 @@ def write_without_records(folder: Path, size: int, numbers: range, pictures: lis
     os.close(source)
 
 
-def timed(write: Callable[[Path, int, range, list[TarMember]], None], folder: Path, total: int, shards: int,
-          workers: int, pictures: list[TarMember]) -> float:  # fmt: skip
+def timed(
+    write: Callable[[Path, int, range, list[TarMember]], None],
+    folder: Path,
+    total: int,
+    shards: int,
+    workers: int,
+    pictures: list[TarMember],
+) -> float:
     """Seconds in which `workers` processes write `total` bytes in `shards` files."""
     folder.mkdir()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -136,9 +142,13 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
     """One row: builds and what they are held against, in turn. In a process of its own: peak memory is the build's."""
     pictures = write_pictures(folder / "pictures", side)
     corpus = Corpus(
-        name="synthetic", drafts=partial(drafts, pictures=pictures, count=count), tasks=("mixed",),
-        expected={"train": count}, license="none", samples_per_shard=1000,
-    )  # fmt: skip
+        name="synthetic",
+        drafts=partial(drafts, pictures=pictures, count=count),
+        tasks=("mixed",),
+        expected={"train": count},
+        license="none",
+        samples_per_shard=1000,
+    )
     seconds: dict[str, list[float]] = {name: [] for name in ("build", "plain", "freeing", "no records")}
     for _ in range(_ROUNDS):
         began = time.perf_counter()
@@ -148,8 +158,10 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
         total, shards = done.manifest.shards.bytes, len(done.manifest.shards)
         shutil.rmtree(folder / "out")
         for name, write in (
-            ("plain", write_plainly), ("freeing", write_freeing), ("no records", write_without_records),
-        ):  # fmt: skip
+            ("plain", write_plainly),
+            ("freeing", write_freeing),
+            ("no records", write_without_records),
+        ):
             seconds[name].append(timed(write, folder / "alone", total, shards, workers, pictures))
     best = {name: min(times) for name, times in seconds.items()}
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from minigptv2.data.shards import Sample, write_corpus
 from minigptv2.record import Record, Turn
+from minigptv2.shards.writer import Sample, write_corpus
 
 
 def photograph(seed: int, width: int = 640, height: int = 480) -> bytes:
@@ -31,10 +31,13 @@ def write_corpora(folder: Path, corpora: int, samples: int, *, samples_per_shard
         name = f"corpus{corpus:02d}"
         names.append(name)
         rows = [
-            Sample(f"{n:06d}", Record((Turn("conversation", f"what is {n}?", (f"thing {n}",)),), 640, 480),
-                   photographs[(n + corpus) % len(photographs)])
+            Sample(
+                f"{n:06d}",
+                Record((Turn("conversation", f"what is {n}?", (f"thing {n}",)),), 640, 480),
+                photographs[(n + corpus) % len(photographs)],
+            )
             for n in range(samples)
-        ]  # fmt: skip
+        ]
         if not (folder / name / "manifest.json").is_file():
             write_corpus(rows, folder / name, name, samples_per_shard=samples_per_shard)
     return names

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results import report, spread
-from minigptv2.data.manifest import INDEX_DTYPE, ShardInfo, open_index, parse_manifest, save_manifest
-from minigptv2.data.shards import write_corpus
-from minigptv2.data.sources import toy
+from minigptv2.corpora.sources import toy
+from minigptv2.shards.manifest import INDEX_DTYPE, ShardInfo, open_index, parse_manifest, save_manifest
+from minigptv2.shards.writer import write_corpus
 
 SIZES = (10, 1_000, 100_000)
 REPEATS = 7
@@ -122,8 +122,20 @@ def build_energon(folder: Path, shards: int) -> float:
                     member = tarfile.TarInfo(f"{4 * number + place:08d}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", str(folder), "--non-interactive",
-               "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset", "--num-workers", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "megatron.energon.cli.main",
+        "prepare",
+        str(folder),
+        "--non-interactive",
+        "--split-ratio",
+        "1,0,0",
+        "--sample-type",
+        "CrudeWebdataset",
+        "--num-workers",
+        "2",
+    ]
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
@@ -158,11 +170,17 @@ def main() -> None:
     for side, size in sorted(found, key=lambda key: (list(_SIDES).index(key[0]), key[1])):
         first = spread([seconds for seconds, _ in found[side, SIZES[0]]])["median"]
         times = spread([seconds for seconds, _ in found[side, size]])
-        rows.append({
-            "side": side, "shards": size, "first samples s": times["median"], "min": times["min"],
-            "max": times["max"], "of that at 10": times["median"] / first,
-            "memory MB": spread([memory for _, memory in found[side, size]])["median"],
-        })  # fmt: skip
+        rows.append(
+            {
+                "side": side,
+                "shards": size,
+                "first samples s": times["median"],
+                "min": times["min"],
+                "max": times["max"],
+                "of that at 10": times["median"] / first,
+                "memory MB": spread([memory for _, memory in found[side, size]])["median"],
+            }
+        )
     most = rows[len(SIZES) - 1]
     met = float(most["of that at 10"]) <= 1.2 and float(most["first samples s"]) <= 0.5
     extra = 1000 * (float(most["first samples s"]) - float(rows[0]["first samples s"]))
@@ -171,8 +189,13 @@ def main() -> None:
         f"goal: at {SIZES[-1]:,} shards <= 1.2 x the time at 10 and <= 0.5 s: {'met' if met else 'MISSED'}",
         f"the index holds {INDEX_DTYPE.itemsize} bytes a sample (goal 16); worker processes do not depend on corpora",
     ]
-    report("data_growth", "B5: first 32 samples and memory by number of shards", rows,
-           packages=["webdataset", "litdata", "megatron-energon", "numpy"], notes=notes)  # fmt: skip
+    report(
+        "data_growth",
+        "B5: first 32 samples and memory by number of shards",
+        rows,
+        packages=["webdataset", "litdata", "megatron-energon", "numpy"],
+        notes=notes,
+    )
 
 
 if __name__ == "__main__":

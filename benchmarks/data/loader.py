@@ -25,9 +25,9 @@ from benchmarks.data.corpus import WordTokenizer, write_corpora
 from benchmarks.results import report, spread
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset, iterate_steps
-from minigptv2.data.pixels import Stopwatch, square_pixels
 from minigptv2.data.plan import DataPlan
 from minigptv2.prompt import PromptEncoder
+from minigptv2.shards.fast_decode import Stopwatch, square_pixels
 
 SIDE, WORKERS, BATCH = 448, 2, 12
 CORPORA, SAMPLES = 20, 120
@@ -40,9 +40,15 @@ def ours(shards: Path, names: list[str], images: int) -> Iterator[int]:
     recipe = Recipe(corpora={name: CorpusShare(ratio=1) for name in names})
     encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
     dataset = StepDataset(
-        DataPlan(recipe, shards, seed=0), encoder, DataConfig(recipe="", num_workers=WORKERS), image_size=SIDE,
-        global_batch_size=BATCH, micro_batch_size=BATCH, rank=0, world_size=1,
-    )  # fmt: skip
+        DataPlan(recipe, shards, seed=0),
+        encoder,
+        DataConfig(recipe="", num_workers=WORKERS),
+        image_size=SIDE,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+        rank=0,
+        world_size=1,
+    )
     for step in iterate_steps(dataset, position=0, num_steps=-(-images // BATCH)):
         yield sum(len(batch["pixel_values"]) for batch in step.batches)
 
@@ -114,7 +120,7 @@ def write_litdata(shards: Path, names: list[str], folder: Path) -> None:
     """The same photographs as litdata's chunks."""
     import litdata
 
-    from minigptv2.data.reader import CorpusReader
+    from minigptv2.shards.reader import CorpusReader
 
     for name in names:
         reader = CorpusReader(shards / name)
@@ -128,9 +134,20 @@ def write_litdata(shards: Path, names: list[str], folder: Path) -> None:
 def prepare_energon(shards: Path, names: list[str]) -> Path:
     """energon's own index beside our tars, and a blend of all of them."""
     for name in names:
-        command = [sys.executable, "-m", "megatron.energon.cli.main", "prepare", str(shards / name),
-                   "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset",
-                   "--num-workers", "1"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "megatron.energon.cli.main",
+            "prepare",
+            str(shards / name),
+            "--non-interactive",
+            "--split-ratio",
+            "1,0,0",
+            "--sample-type",
+            "CrudeWebdataset",
+            "--num-workers",
+            "1",
+        ]
         subprocess.run(command, check=True, capture_output=True)
     blend = "".join(f"      - weight: 1\n        path: ./{name}\n" for name in names)
     file = shards / "blend.yaml"
@@ -147,9 +164,13 @@ def energon_recipe(blend: Path, images: int) -> Iterator[int]:
         cookers = [energon.Cooker(energon.stateless(_cook))]
 
     data = energon.get_train_dataset(
-        str(blend), batch_size=BATCH, shuffle_buffer_size=100, max_samples_per_sequence=100, task_encoder=Encoder(),
+        str(blend),
+        batch_size=BATCH,
+        shuffle_buffer_size=100,
+        max_samples_per_sequence=100,
+        task_encoder=Encoder(),
         worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=WORKERS),
-    )  # fmt: skip
+    )
     done = 0
     for batch in energon.get_loader(data):
         yield len(batch.image)
@@ -168,7 +189,7 @@ def _cook(sample: dict[str, Any]) -> Any:
 
 def pixel_costs(shards: Path, name: str) -> dict[str, float]:
     """Milliseconds of one thread that has its core alone, an image: reading, decoding, resizing."""
-    from minigptv2.data.reader import CorpusReader
+    from minigptv2.shards.reader import CorpusReader
 
     reader, watch, count = CorpusReader(shards / name), Stopwatch(), 64
     for sample in range(-8, count):
@@ -232,8 +253,15 @@ def main() -> None:
         for name, values in rates.items():
             ratio = float(np.median(np.array(values) / plain))
             found = spread(values)
-            rows.append({"side": name, "images/s": found["median"], "min": found["min"], "max": found["max"],
-                         "of the plain recipe": ratio})  # fmt: skip
+            rows.append(
+                {
+                    "side": name,
+                    "images/s": found["median"],
+                    "min": found["min"],
+                    "max": found["max"],
+                    "of the plain recipe": ratio,
+                }
+            )
         peers = [row for row in rows[2:] if row["side"] != "webdataset, our pixels"] + [rows[1]]
         over_plain = float(rows[0]["of the plain recipe"])
         over_peer = over_plain / max(float(row["of the plain recipe"]) for row in peers)
@@ -245,8 +273,13 @@ def main() -> None:
             f"goal: >= 4 x the plain recipe: {over_plain:.2f} ({'met' if over_plain >= 4 else 'MISSED'}); "
             f">= 1.5 x the best peer measured: {over_peer:.2f} ({'met' if over_peer >= 1.5 else 'MISSED'})",
         ]
-        report("data_loader", "B1: loader", rows, packages=["webdataset", "litdata", "megatron-energon", "pillow",
-               "simplejpeg", "torch"], notes=notes)  # fmt: skip
+        report(
+            "data_loader",
+            "B1: loader",
+            rows,
+            packages=["webdataset", "litdata", "megatron-energon", "pillow", "simplejpeg", "torch"],
+            notes=notes,
+        )
 
 
 if __name__ == "__main__":

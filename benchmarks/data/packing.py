@@ -74,17 +74,23 @@ def measure(packer: Packer, ranks: int, costs: list[Cost], *, padded: bool = Fal
         balance.append(float(np.mean(loads)) / max(loads))
         images = max(images, max(counts) - min(counts))
     return {
-        "real": real / computed, "balance": float(np.mean(balance)), "balance, worst": min(balance),
-        "images": images, "us/sample": 1e6 * seconds / samples,
-    }  # fmt: skip
+        "real": real / computed,
+        "balance": float(np.mean(balance)),
+        "balance, worst": min(balance),
+        "images": images,
+        "us/sample": 1e6 * seconds / samples,
+    }
 
 
 def main() -> None:
     costs = costs_of_mix(100_000)
     rows = []
     for ranks in RANKS:
-        ways: list[tuple[str, Packer, bool]] = [("ours", ours, False), ("padding per batch, as drawn", in_order, True),
-                                                ("packs, greedy", greedy, False)]  # fmt: skip
+        ways: list[tuple[str, Packer, bool]] = [
+            ("ours", ours, False),
+            ("padding per batch, as drawn", in_order, True),
+            ("packs, greedy", greedy, False),
+        ]
         ways.append(("packs, binpacking", binpacking_library, False))
         for name, packer, padded in ways:
             part = costs if name != "packs, binpacking" or ranks < 512 else costs[: 2 * ranks * PER_PACK]

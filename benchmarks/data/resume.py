@@ -32,9 +32,15 @@ def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float,
     plan = DataPlan(recipe, shards, seed=0)
     encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
     dataset = StepDataset(
-        plan, encoder, DataConfig(recipe="", max_pack_tokens=8192), image_size=448, global_batch_size=BATCH,
-        micro_batch_size=1, rank=ranks - 1, world_size=ranks,
-    )  # fmt: skip
+        plan,
+        encoder,
+        DataConfig(recipe="", max_pack_tokens=8192),
+        image_size=448,
+        global_batch_size=BATCH,
+        micro_batch_size=1,
+        rank=ranks - 1,
+        world_size=ranks,
+    )
     dataset[position]
     return time.perf_counter() - began, time.process_time() - worked, list(plan.samples(position, 200))
 
@@ -71,12 +77,17 @@ def main() -> None:
             webdataset_s = per_sample * position
             rows.append(
                 {
-                    "killed at sample": position, "ours, s": statistics.median(seconds), "ours, least s": min(seconds),
-                    "ours, most s": max(seconds), "processor, most s": max(processor),
-                    "state, bytes": len(state), "stream identical": "yes", "webdataset replay, s": webdataset_s,
+                    "killed at sample": position,
+                    "ours, s": statistics.median(seconds),
+                    "ours, least s": min(seconds),
+                    "ours, most s": max(seconds),
+                    "processor, most s": max(processor),
+                    "state, bytes": len(state),
+                    "stream identical": "yes",
+                    "webdataset replay, s": webdataset_s,
                     "ratio": webdataset_s / statistics.median(seconds),
                 }
-            )  # fmt: skip
+            )
         met = all(row["ours, most s"] <= 0.3 and row["state, bytes"] <= 65_536 for row in rows)  # type: ignore[operator]
         notes = [
             f"{CORPORA} corpora of {SAMPLES} samples; from an empty process's plan to the decoded batch, on 1, 2, 3, 8 "

@@ -14,9 +14,17 @@ RECIPE = Path(__file__).parent.parent.parent / "data_recipes" / "stage3_instruct
 IMAGE_TOKENS, MAX_TOKENS = 256, 1024
 IMAGE_COST, ATTENTION_COST = 87, 3.0e-5
 """As `DataConfig` has them for the full-size model."""
-TEXT_TOKENS = {"vqa": (45, 0.25), "caption": (40, 0.25), "grounding": (140, 0.4), "refer": (55, 0.2),
-               "identify": (55, 0.2), "detection": (120, 0.5), "conversation": (230, 0.6), "language": (160, 0.8),
-               "mixed": (260, 0.5)}  # fmt: skip
+TEXT_TOKENS = {
+    "vqa": (45, 0.25),
+    "caption": (40, 0.25),
+    "grounding": (140, 0.4),
+    "refer": (55, 0.2),
+    "identify": (55, 0.2),
+    "detection": (120, 0.5),
+    "conversation": (230, 0.6),
+    "language": (160, 0.8),
+    "mixed": (260, 0.5),
+}
 """Median tokens of text, and the spread (sigma of its logarithm), by task: ours, after the corpora's texts."""
 
 

@@ -23,7 +23,7 @@ from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.sizing.limit import measure_rates
+from minigptv2.train.limit import measure_rates
 
 VISION = VisionEncoderRow(image_size=112, patch_size=14, width=256, depth=4, heads=4, mlp_width=1024)
 LANGUAGE = LanguageModelRow(width=512, depth=6, heads=8, mlp_width=1376, vocab_size=4000)
@@ -57,10 +57,19 @@ class Case:
 ALL = ("vision_encoder", "projector", "language_model")
 CALIBRATION = Case(6, 128)
 CASES = [
-    Case(2, 128), Case(4, 128), Case(8, 128), Case(2, 300), Case(4, 64), Case(8, 64),
-    Case(6, 128, recompute=3), Case(4, 200, recompute=6), Case(4, 128, images=False), Case(8, 100, images=False),
-    Case(4, 128, trainable=ALL), Case(2, 300, trainable=ALL),
-]  # fmt: skip
+    Case(2, 128),
+    Case(4, 128),
+    Case(8, 128),
+    Case(2, 300),
+    Case(4, 64),
+    Case(8, 64),
+    Case(6, 128, recompute=3),
+    Case(4, 200, recompute=6),
+    Case(4, 128, images=False),
+    Case(8, 100, images=False),
+    Case(4, 128, trainable=ALL),
+    Case(2, 300, trainable=ALL),
+]
 
 
 def step(model: MiniGPTv2, batch: dict[str, torch.Tensor]) -> None:
@@ -120,18 +129,31 @@ def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
         predicted = flops / (rate * share)
         errors.append(abs(predicted / measured - 1))
         rows.append(
-            {"samples x tokens": f"{case.samples} x {case.length}", "images": case.images, "recomputed": case.recompute,
-             "trained": "all" if case.trainable == ALL else "LoRA", "FLOPs / torch's": ours / theirs,
-             "measured s": measured, "fastest": min(times), "slowest": max(times), "predicted s": predicted,
-             "error %": 100 * (predicted / measured - 1), "% of the limit": 100 * flops / rate / measured}
-        )  # fmt: skip
+            {
+                "samples x tokens": f"{case.samples} x {case.length}",
+                "images": case.images,
+                "recomputed": case.recompute,
+                "trained": "all" if case.trainable == ALL else "LoRA",
+                "FLOPs / torch's": ours / theirs,
+                "measured s": measured,
+                "fastest": min(times),
+                "slowest": max(times),
+                "predicted s": predicted,
+                "error %": 100 * (predicted / measured - 1),
+                "% of the limit": 100 * flops / rate / measured,
+            }
+        )
     flop_error = max(abs(row["FLOPs / torch's"] - 1) for row in rows)
     figures = {
-        "median_error": statistics.median(errors), "worst_error": max(errors), "worst_flop_error": flop_error,
+        "median_error": statistics.median(errors),
+        "worst_error": max(errors),
+        "worst_flop_error": flop_error,
         "share": share,
-    }  # fmt: skip
+    }
     report(
-        "engine_limit", "B10 (CPU): predicted against measured step time", rows,
+        "engine_limit",
+        "B10 (CPU): predicted against measured step time",
+        rows,
         packages=["torch", "transformers", "peft"],
         notes=[
             f"layers reach {100 * share:.0f} % of a large product's rate (from 6 x 128 tokens, not in the table)",
@@ -140,7 +162,7 @@ def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
             f"FLOPs: largest difference from torch's counter {100 * flop_error:.4f} % (goal 0.1)",
         ],
         more={"figures": figures},
-    )  # fmt: skip
+    )
     return figures
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.engine.memory
 
 State: distinct storages of all tensors alive after a step, the loader's and the code's aside. Kept bytes: exact, by
-torch's saved-tensor hooks, under ZeRO-3, with DeepSpeed's linear layers and with ours (`engine/frozen.py`).
+torch's saved-tensor hooks, under ZeRO-3, with DeepSpeed's linear layers and with ours (`engine/zero.py`).
 """
 
 from __future__ import annotations
@@ -84,35 +84,52 @@ def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
         results = on_ranks("benchmarks.engine.memory:state_bytes", ranks)
         most, total = max(result["bytes"] for result in results), results[0]["total"]
         rows.append(
-            {"what": f"state on {ranks} rank(s), MB", "ours": most / 1e6, "beside": total / ranks / 1e6,
-             "ratio": most / (total / ranks), "goal": 1.02}
-        )  # fmt: skip
+            {
+                "what": f"state on {ranks} rank(s), MB",
+                "ours": most / 1e6,
+                "beside": total / ranks / 1e6,
+                "ratio": most / (total / ranks),
+                "goal": 1.02,
+            }
+        )
     for dropout in (0.0, 0.05):
         ours, theirs = (
             on_ranks("benchmarks.engine.memory:kept_per_token", 1, ours=side, dropout=dropout)[0]["per_token"]
             for side in (True, False)
         )
         rows.append(
-            {"what": f"kept bytes a token, LoRA dropout {dropout}", "ours": ours, "beside": theirs,
-             "ratio": ours / theirs, "goal": 0.77}
-        )  # fmt: skip
+            {
+                "what": f"kept bytes a token, LoRA dropout {dropout}",
+                "ours": ours,
+                "beside": theirs,
+                "ratio": ours / theirs,
+                "goal": 0.77,
+            }
+        )
     real = ModelCosts(ModelConfig(), Sizes(vision_row("eva_vit_g"), language_row("llama2_7b")))
     for fused in (False, True):
         lean, fat = (real.kept_bytes_per_token(fused=fused, lean=side) for side in (True, False))
         kernels = "fused" if fused else "eager"
         rows.append(
-            {"what": f"7B by arithmetic, {kernels} kernels, MB a token", "ours": 32 * lean / 1e6,
-             "beside": 32 * fat / 1e6, "ratio": lean / fat, "goal": 0.77}
-        )  # fmt: skip
+            {
+                "what": f"7B by arithmetic, {kernels} kernels, MB a token",
+                "ours": 32 * lean / 1e6,
+                "beside": 32 * fat / 1e6,
+                "ratio": lean / fat,
+                "goal": 0.77,
+            }
+        )
     report(
-        "engine_memory", "B4: the memory law (beside: total / ranks; DeepSpeed's linear layers)", rows,
+        "engine_memory",
+        "B4: the memory law (beside: total / ranks; DeepSpeed's linear layers)",
+        rows,
         packages=["torch", "deepspeed", "transformers", "peft"],
         notes=[
             f"state: bf16 weights, fp32 masters and moments of {small.LANGUAGE.depth} layers of "
             f"{small.LANGUAGE.width}, LoRA and projector trained",
             "the last two rows are arithmetic that tests hold to autograd's own count on small models",
         ],
-    )  # fmt: skip
+    )
     return rows
 
 

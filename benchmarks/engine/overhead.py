@@ -162,14 +162,25 @@ def theirs_timed() -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=SAMPLES // 2, max_steps=length, learning_rate=1e-3,
-            report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, dataloader_num_workers=0,
-            remove_unused_columns=False, disable_tqdm=True,
+            output_dir=folder,
+            per_device_train_batch_size=SAMPLES // 2,
+            max_steps=length,
+            learning_rate=1e-3,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            use_cpu=True,
+            dataloader_num_workers=0,
+            remove_unused_columns=False,
+            disable_tqdm=True,
             deepspeed={
-                "zero_optimization": {"stage": 3}, "train_batch_size": "auto", "gradient_clipping": "auto",
-                "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+                "zero_optimization": {"stage": 3},
+                "train_batch_size": "auto",
+                "gradient_clipping": "auto",
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
             },
-        )  # fmt: skip
+        )
         clock = Clock()
         trainer = Trainer(
             model=Model(), args=arguments, train_dataset=Samples(), data_collator=padded, callbacks=[clock]
@@ -197,14 +208,16 @@ def main(rounds: int = 3) -> list[dict[str, Any]]:
         },
     ]
     report(
-        "engine_overhead", "B11: trainer overhead on two CPU processes", rows,
+        "engine_overhead",
+        "B11: trainer overhead on two CPU processes",
+        rows,
         packages=["torch", "deepspeed", "transformers", "accelerate", "peft"],
         notes=[
             f"{ratio:.2f} x as fast (goal 2)",
             f"{100 * spread(outside)['median']:.1f} % of our step outside forward, backward and optimizer (goal 3)",
         ],
         more={"ratio": ratio, "outside": spread(outside)},
-    )  # fmt: skip
+    )
     return rows
 
 

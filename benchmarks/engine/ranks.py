@@ -24,10 +24,17 @@ def on_ranks(function: str, ranks: int, **arguments: Any) -> list[Any]:
         processes = []
         for rank in range(ranks):
             environment = {
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(REPOSITORY), "PYTHONWARNINGS": "ignore",
-            }  # fmt: skip
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(REPOSITORY),
+                "PYTHONWARNINGS": "ignore",
+            }
             output = Path(folder) / f"{rank}.json"
             command = [sys.executable, "-m", "benchmarks.engine.ranks", function, str(output), json.dumps(arguments)]
             log = open(Path(folder) / f"{rank}.log", "w")  # noqa: SIM115

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
-from minigptv2.engine import distributed
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
-from minigptv2.engine.sharding import assign, construction, shape_of
 from minigptv2.engine.trainer import Trainer
+from minigptv2.engine.zero import assign, construction, shape_of
 from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
@@ -34,9 +34,12 @@ def model_config(
 ) -> ModelConfig:
     """Frozen vision encoder and language model, projector and LoRA trained: as the real stages."""
     return ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=r, dropout=dropout),
-        trainable=list(trainable), attention="packed_sdpa",
-    )  # fmt: skip
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        lora=LoraConfig(r=r, dropout=dropout),
+        trainable=list(trainable),
+        attention="packed_sdpa",
+    )
 
 
 def costs(config: ModelConfig, sizes: Sizes = SIZES) -> ModelCosts:
@@ -52,16 +55,28 @@ def start() -> torch.device:
     return device
 
 
-def make_trainer(document: dict[str, Any], config: ModelConfig, device: torch.device, *, sizes: Sizes = SIZES,
-                 global_batch: int = 8, micro_batch: int = 1, recompute: int = 0) -> Trainer:  # fmt: skip
+def make_trainer(
+    document: dict[str, Any],
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    sizes: Sizes = SIZES,
+    global_batch: int = 8,
+    micro_batch: int = 1,
+    recompute: int = 0,
+) -> Trainer:
     """Our trainer under a DeepSpeed config given as a document."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(document))
         train = TrainConfig(
-            deepspeed=str(file), steps=1000, global_batch_size=global_batch, micro_batch_size=micro_batch,
-            learning_rate=1e-3, warmup_steps=2,
-        )  # fmt: skip
+            deepspeed=str(file),
+            steps=1000,
+            global_batch_size=global_batch,
+            micro_batch_size=micro_batch,
+            learning_rate=1e-3,
+            warmup_steps=2,
+        )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
     model = build_model(config, 100, construction(resolved), sizes=sizes)
     model.recompute(recompute)
@@ -71,8 +86,9 @@ def make_trainer(document: dict[str, Any], config: ModelConfig, device: torch.de
     return trainer
 
 
-def pack(samples: int, length: int, *, seed: int = 0, images: bool = True, supervised: int = 8,
-         sizes: Sizes = SIZES) -> dict[str, torch.Tensor]:  # fmt: skip
+def pack(
+    samples: int, length: int, *, seed: int = 0, images: bool = True, supervised: int = 8, sizes: Sizes = SIZES
+) -> dict[str, torch.Tensor]:
     """A batch of one pack: `samples` of `length` tokens, an image each, the last `supervised` tokens with labels."""
     rng = np.random.default_rng(seed)
     vision, vocabulary = sizes.vision_encoder, sizes.language_model.vocab_size or 100

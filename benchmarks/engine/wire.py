@@ -27,13 +27,22 @@ def document(plan: str, ranks: int, elements: int) -> dict[str, Any]:
     scale = elements / REAL_ELEMENTS
     if plan.startswith("zero3 ("):
         zero: dict[str, Any] = {
-            "stage": 3, "stage3_param_persistence_threshold": 1e5, "stage3_max_live_parameters": 1e9,
-            "stage3_max_reuse_distance": 1e9, "stage3_prefetch_bucket_size": 5e7,
-        }  # fmt: skip
+            "stage": 3,
+            "stage3_param_persistence_threshold": 1e5,
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_prefetch_bucket_size": 5e7,
+        }
     else:
         zero = json.loads((REPOSITORY / "deepspeed_configs" / plan).read_text())["zero_optimization"]
-    for key in ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
-                "stage3_prefetch_bucket_size", "reduce_bucket_size", "allgather_bucket_size"):  # fmt: skip
+    for key in (
+        "stage3_param_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_prefetch_bucket_size",
+        "reduce_bucket_size",
+        "allgather_bucket_size",
+    ):
         if key in zero:
             zero[key] = max(1, int(zero[key] * scale))
     if "reduce_bucket_size" in zero:
@@ -100,7 +109,7 @@ def measure(plan: str, micro_batches: int, recompute: int = 0) -> dict[str, Any]
     import torch.distributed as dist
 
     from benchmarks.engine import small
-    from minigptv2.sizing.zero import ZeroPlan
+    from minigptv2.planner.zero_plan import ZeroPlan
 
     device = small.start()
     config = small.model_config()
@@ -116,8 +125,9 @@ def measure(plan: str, micro_batches: int, recompute: int = 0) -> dict[str, Any]
         before = counter.everywhere, counter.inside
         loss = trainer.train_step(batches).loss
     moved = counter.everywhere - before[0], counter.inside - before[1]
-    expected = ZeroPlan.of(plan, text).traffic(parts, ranks=ranks, gpus_per_node=ranks // 2 or 1,
-                                               micro_batches=micro_batches)  # fmt: skip
+    expected = ZeroPlan.of(plan, text).traffic(
+        parts, ranks=ranks, gpus_per_node=ranks // 2 or 1, micro_batches=micro_batches
+    )
     others = (ranks - 1) / ranks
     return {"everywhere": moved[0], "inside": moved[1], "loss": loss, "expected": expected.total * others}
 
@@ -135,21 +145,26 @@ def main(worlds: tuple[int, ...] = (2, 4, 8), plans: tuple[str, ...] = PLANS) ->
             base = base or mean
             rows.append(
                 {
-                    "ranks": ranks, "plan": plan, "MB between nodes": mean["everywhere"] / 1e6,
+                    "ranks": ranks,
+                    "plan": plan,
+                    "MB between nodes": mean["everywhere"] / 1e6,
                     "MB inside a node": mean["inside"] / 1e6,
                     "fewer than default": base["everywhere"] / mean["everywhere"],
-                    "counted / predicted": mean["everywhere"] / mean["expected"], "loss": mean["loss"],
+                    "counted / predicted": mean["everywhere"] / mean["expected"],
+                    "loss": mean["loss"],
                     "loss difference": abs(mean["loss"] - base["loss"]),
                 }
-            )  # fmt: skip
+            )
     report(
-        "engine_wire", "B3: bytes per rank and step of one micro-batch", rows,
+        "engine_wire",
+        "B3: bytes per rank and step of one micro-batch",
+        rows,
         packages=["torch", "deepspeed", "transformers", "peft"],
         notes=[
             "goal: >= 100 x fewer with the plan for cards that hold the frozen weights (zero2.json); with hpZ none of "
             "the frozen bytes between nodes (a node here: half the ranks)",
         ],
-    )  # fmt: skip
+    )
     return rows
 
 

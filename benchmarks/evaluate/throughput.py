@@ -15,11 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.results import report, spread
-from minigptv2.data.images import open_image
-from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import Sample, write_corpus
-from minigptv2.data.sources import toy
-from minigptv2.data.texts import spoken_texts
+from minigptv2.corpora.sources import toy
+from minigptv2.corpora.token_texts import spoken_texts
 from minigptv2.evaluate.benchmarks import Benchmark, held_out
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
@@ -27,6 +24,9 @@ from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
 from minigptv2.predict.predictor import Decoding, Predictor, Request, load_predictor
 from minigptv2.record import Record
+from minigptv2.shards.image_files import open_image
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import train_tokenizer
 
 QUESTIONS_PER_PICTURE = 4
@@ -45,9 +45,12 @@ def build(root: Path, pictures: int) -> tuple[str, Path]:
     write_corpus(samples, root / "toy", "toy", samples_per_shard=100)
     train_tokenizer(spoken_texts(root), root / "tokenizer", 512)
     config = ModelConfig(
-        vision_encoder="toy_vit", language_model="toy_llama", tokenizer=str(root / "tokenizer"), lora=LoraConfig(r=0),
+        vision_encoder="toy_vit",
+        language_model="toy_llama",
+        tokenizer=str(root / "tokenizer"),
+        lora=LoraConfig(r=0),
         trainable=["vision_encoder", "projector", "language_model"],
-    )  # fmt: skip
+    )
     return str(save_untrained(root / "export", config, seed=0).folder), root / "toy"
 
 
@@ -75,9 +78,14 @@ def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[floa
             prompt = predictor.prompt_ids(Request(question.asked, (image,)), Decoding(row.max_new_tokens))
             embeddings, mask = predictor.padded([prompt], predictor.image_tokens([image]))
             ids = model.language_model.generate(
-                inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=row.max_new_tokens,
-                bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.eos_id,
-            )  # fmt: skip
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=row.max_new_tokens,
+                bos_token_id=tokenizer.bos_id,
+                eos_token_id=tokenizer.eos_id,
+                pad_token_id=tokenizer.eos_id,
+            )
             answers.append(tokenizer.decode(ids[0].tolist()).strip())
     return time.perf_counter() - began, answers
 
@@ -104,18 +112,26 @@ def main() -> None:
     pairs = zip(*seconds.values(), strict=True)
     ratio = spread([alone / together for alone, together in pairs])
     rows = [
-        {"side": side, "questions/s, median": questions / spread(values)["median"],
-         "slowest": questions / max(values), "fastest": questions / min(values)}
+        {
+            "side": side,
+            "questions/s, median": questions / spread(values)["median"],
+            "slowest": questions / max(values),
+            "fastest": questions / min(values),
+        }
         for side, values in seconds.items()
-    ]  # fmt: skip
+    ]
     report(
-        "evaluate_throughput", f"{questions} questions about {args.pictures} pictures, toy model, one CPU thread", rows,
+        "evaluate_throughput",
+        f"{questions} questions about {args.pictures} pictures, toy model, one CPU thread",
+        rows,
         packages=["torch", "transformers"],
-        notes=[f"{ratio['median']:.1f} times as many ({ratio['min']:.1f} to {ratio['max']:.1f}; goal 5)",
-               f"the same answer to {min(same)} of {questions} questions",
-               "not run on a GPU: none was there"],
+        notes=[
+            f"{ratio['median']:.1f} times as many ({ratio['min']:.1f} to {ratio['max']:.1f}; goal 5)",
+            f"the same answer to {min(same)} of {questions} questions",
+            "not run on a GPU: none was there",
+        ],
         more={"ratio": ratio},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Setting:
             "attention": "packed_sdpa" if self.tiny else "auto",
             "vision_encoder": "tiny_vit" if self.tiny else "eva_vit_g",
             "language_model": "tiny_llama" if self.tiny else "llama2_7b",
-        }  # fmt: skip
+        }
         return ModelConfig(**(values | changes))
 
     @property
@@ -111,10 +111,11 @@ def lengths_like_stage3(count: int, setting: Setting, seed: int) -> list[int]:
 def pack_of(lengths: list[int], setting: Setting, seed: int, *, supervised: int | None = None) -> dict[str, Tensor]:
     """A pack of samples of these lengths with an image each, on the device."""
     parts = [
-        small.pack(1, length, seed=seed + number, supervised=supervised or max(4, (length - 5) // 10),
-                   sizes=setting.sizes)
+        small.pack(
+            1, length, seed=seed + number, supervised=supervised or max(4, (length - 5) // 10), sizes=setting.sizes
+        )
         for number, length in enumerate(lengths)
-    ]  # fmt: skip
+    ]
     joined = {key: torch.cat([part[key] for part in parts], dim=int(key != "pixel_values")) for key in parts[0]}
     joined["segment_ids"] = torch.cat([part["segment_ids"] * (n + 1) for n, part in enumerate(parts)], dim=1)
     return {key: value.to(setting.device) for key, value in joined.items()}

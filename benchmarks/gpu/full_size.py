@@ -37,10 +37,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         assert f"at step {steps // 2} of {steps}" in again, again[-2000:]
         assert (folder / "run" / "export" / "weights.safetensors").is_file()
         rows = [
-            {"steps": steps, "samples/s": metrics[-1]["throughput"]["samples_per_s"],
-             "peak MiB": metrics[-1]["memory_mib"], "loss": metrics[-1]["loss"],
-             "share of the limit": metrics[-1]["limit"]["share"], "resumed": True}
-        ]  # fmt: skip
+            {
+                "steps": steps,
+                "samples/s": metrics[-1]["throughput"]["samples_per_s"],
+                "peak MiB": metrics[-1]["memory_mib"],
+                "loss": metrics[-1]["loss"],
+                "share of the limit": metrics[-1]["limit"]["share"],
+                "resumed": True,
+            }
+        ]
         for line in first.splitlines():
             if "proof" in line or "rehearsed" in line or "this machine" in line:
                 print(line)
@@ -50,16 +55,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
     """Shards, tokenizer and a config that extends the real stage 3."""
-    from minigptv2.data.shards import write_corpus
-    from minigptv2.data.sources import toy
-    from minigptv2.data.texts import spoken_texts
+    from minigptv2.corpora.sources import toy
+    from minigptv2.corpora.token_texts import spoken_texts
+    from minigptv2.shards.writer import write_corpus
     from minigptv2.tokenizer import train_tokenizer
 
     for corpus in ("refer", "conversation"):
         write_corpus(
-            toy.samples(corpus, 24 if tiny else 200, Path(), "train"), folder / "shards" / f"toy_{corpus}",
-            f"toy_{corpus}", samples_per_shard=50,
-        )  # fmt: skip
+            toy.samples(corpus, 24 if tiny else 200, Path(), "train"),
+            folder / "shards" / f"toy_{corpus}",
+            f"toy_{corpus}",
+            samples_per_shard=50,
+        )
     train_tokenizer(spoken_texts(folder / "shards"), folder / "tokenizer", 640)
     (folder / "recipe.yaml").write_text(
         "corpora:\n  toy_refer: {ratio: 1, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"

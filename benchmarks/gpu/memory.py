@@ -13,7 +13,7 @@ import torch
 from benchmarks.engine import small
 from benchmarks.engine.ranks import REPOSITORY
 from benchmarks.gpu.common import pack_of, setting_of, work_of
-from minigptv2.sizing.zero import ZeroPlan
+from minigptv2.planner.zero_plan import ZeroPlan
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -36,9 +36,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
             predicted = state + setting.costs.activation_bytes(work_of(pack), element=plan.element)
             rows.append(
-                {"plan": name, "tokens": pack["input_ids"].shape[1], "predicted GiB": predicted / 2**30,
-                 "measured GiB": peak / 2**30, "error %": 100 * (predicted / peak - 1) if peak else 0.0}
-            )  # fmt: skip
+                {
+                    "plan": name,
+                    "tokens": pack["input_ids"].shape[1],
+                    "predicted GiB": predicted / 2**30,
+                    "measured GiB": peak / 2**30,
+                    "error %": 100 * (predicted / peak - 1) if peak else 0.0,
+                }
+            )
         del trainer
     setting.report("memory", "Predicted against allocated memory", rows, ["goal: within 10 %"])
     return rows

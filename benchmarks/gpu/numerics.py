@@ -44,10 +44,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             model = small.plain_model(config, sizes=small.SIZES, dtype=dtype).to(setting.device)
             ours = _gradients(model, pack)
             rows.append(
-                {"attention": backend, "type": str(dtype), "loss error": abs(ours[0] / truth[0] - 1),
-                 "gradient error": float((ours[1] - truth[1]).norm() / truth[1].norm()),
-                 "proof": prove_packing(model, setting.device)}
-            )  # fmt: skip
+                {
+                    "attention": backend,
+                    "type": str(dtype),
+                    "loss error": abs(ours[0] / truth[0] - 1),
+                    "gradient error": float((ours[1] - truth[1]).norm() / truth[1].norm()),
+                    "proof": prove_packing(model, setting.device),
+                }
+            )
     setting.report("numerics", "Packed attention against float64", rows, ["relative errors; leaks must be exactly 0"])
     return rows
 

@@ -27,11 +27,11 @@ from benchmarks.gpu.common import (
     setting_of,
     work_of,
 )
-from minigptv2.engine.frozen import keep_no_inputs
+from minigptv2.engine.zero import keep_no_inputs
 from minigptv2.model.kernels import choose_kernels, compile_blocks
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.sizing.hardware import KERNEL_SHARE
-from minigptv2.sizing.limit import measure_rates
+from minigptv2.planner.hardware import KERNEL_SHARE
+from minigptv2.train.limit import measure_rates
 
 Prepare = Callable[[MiniGPTv2], object]
 
@@ -80,10 +80,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         if "samples/s" in row:
             row["ours is"] = own["samples/s"] / row["samples/s"] if "samples/s" in own else 0.0
     setting.report(
-        "step", "B7: a training step on one GPU", rows,
-        [f"limit: {rates.matmul / 1e12:.0f} TFLOP/s measured; kernels {choose_kernels('auto')}",
-         "goals: >= 55 samples/s, >= 1.6 x the first baseline, >= 1.3 x the second, <= 74 GiB at 16k, <= 32 GiB at 4k"],
-    )  # fmt: skip
+        "step",
+        "B7: a training step on one GPU",
+        rows,
+        [
+            f"limit: {rates.matmul / 1e12:.0f} TFLOP/s measured; kernels {choose_kernels('auto')}",
+            "goals: >= 55 samples/s, >= 1.6 x the first baseline, >= 1.3 x the second,"
+            " <= 74 GiB at 16k, <= 32 GiB at 4k",
+        ],
+    )
     return rows
 
 
@@ -96,8 +101,16 @@ def _lengths(tokens: int, setting: Setting) -> list[int]:
     return found
 
 
-def _measure(setting: Setting, rate: float, lengths: list[int], name: str, changes: dict[str, Any], prepare: Prepare,
-             packed: bool, kind: str) -> dict[str, Any]:  # fmt: skip
+def _measure(
+    setting: Setting,
+    rate: float,
+    lengths: list[int],
+    name: str,
+    changes: dict[str, Any],
+    prepare: Prepare,
+    packed: bool,
+    kind: str,
+) -> dict[str, Any]:
     row: dict[str, Any] = {"side": name, "tokens": sum(lengths), "samples": len(lengths)}
     try:
         model = make_model(setting, setting.config(**changes))
@@ -125,10 +138,16 @@ def _measure(setting: Setting, rate: float, lengths: list[int], name: str, chang
     recomputed = setting.sizes.language_model.depth if "recomputed" in name else 0
     flops = setting.costs.flops(work, recomputed_layers=recomputed).total
     predicted = flops / (rate * KERNEL_SHARE)
-    return row | times | {
-        "samples/s": len(lengths) / times["median s"], "% of the limit": 100 * flops / rate / times["median s"],
-        "predicted s": predicted, "error %": 100 * (predicted / times["median s"] - 1),
-    }  # fmt: skip
+    return (
+        row
+        | times
+        | {
+            "samples/s": len(lengths) / times["median s"],
+            "% of the limit": 100 * flops / rate / times["median s"],
+            "predicted s": predicted,
+            "error %": 100 * (predicted / times["median s"] - 1),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu.common import make_model, median_seconds, setting_of
 from minigptv2.model.costs import vision_flops
 from minigptv2.model.kernels import compile_blocks
-from minigptv2.sizing.limit import measure_rates
+from minigptv2.train.limit import measure_rates
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -42,9 +42,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             times = median_seconds(run, setting)
             rate_here = images / times["median s"]
             rows.append(
-                {"side": side, "images": images, **times, "images/s": rate_here,
-                 "% of the limit": 100 * rate_here * vision_flops(row_of_table) / rate}
-            )  # fmt: skip
+                {
+                    "side": side,
+                    "images": images,
+                    **times,
+                    "images/s": rate_here,
+                    "% of the limit": 100 * rate_here * vision_flops(row_of_table) / rate,
+                }
+            )
             if truth_model is None and side != "eager attention":
                 rows[-1]["relative error to eager"] = _against_eager(model, pixels[:4])
     setting.report(

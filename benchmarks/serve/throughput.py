@@ -59,9 +59,11 @@ def make_model(folder: Path) -> Path:
     """An export with random weights: the demo's sizes, a tokenizer of a few hundred pieces."""
     train_tokenizer(WORDS, folder / "tokenizer", 400)
     config = ModelConfig(
-        vision_encoder="toy_vit", language_model="toy_llama", tokenizer=str(folder / "tokenizer"),
+        vision_encoder="toy_vit",
+        language_model="toy_llama",
+        tokenizer=str(folder / "tokenizer"),
         trainable=["vision_encoder", "projector", "language_model"],
-    )  # fmt: skip
+    )
     save_untrained(folder / "export", config, seed=1)
     return folder / "export"
 
@@ -72,8 +74,21 @@ def served(model: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "minigptv2.cli", "serve", "--model", str(model), "--port", str(port),
-               "--api-only", "--name", "model", "--max-batch", str(CLIENTS)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "minigptv2.cli",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        str(port),
+        "--api-only",
+        "--name",
+        "model",
+        "--max-batch",
+        str(CLIENTS),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -146,19 +161,25 @@ def main() -> None:
     print(f"{'':24}{'answers/s: min':>16}{'median':>9}{'max':>9}{'wait s: median':>17}{'max':>8}{'errors':>8}")
     for name, side in ((f"{CLIENTS} clients at once", together), ("one after another", single)):
         rates, waits = spread(side.rates), spread(side.waits)
-        print(f"{name:24}{rates['min']:16.1f}{rates['median']:9.1f}{rates['max']:9.1f}"
-              f"{waits['median']:17.2f}{waits['max']:8.2f}{side.errors:8}")  # fmt: skip
+        print(
+            f"{name:24}{rates['min']:16.1f}{rates['median']:9.1f}{rates['max']:9.1f}"
+            f"{waits['median']:17.2f}{waits['max']:8.2f}{side.errors:8}"
+        )
     print(f"ratio {ratio:.1f} (goal {GOAL:g}); {equal} of {len(requests)} answers the same on both sides")
     result = {
         "what": "answers a second of `minigptv2 serve`, 50 clients at once against one after another",
         "model": str(args.model) if args.model else "toy_vit + toy_llama, random weights",
-        "clients": CLIENTS, "rounds": ROUNDS, "max_tokens": MAX_TOKENS, "ratio": ratio, "goal": GOAL,
+        "clients": CLIENTS,
+        "rounds": ROUNDS,
+        "max_tokens": MAX_TOKENS,
+        "ratio": ratio,
+        "goal": GOAL,
         "at_once": {"rate": spread(together.rates), "wait_s": spread(together.waits), "errors": together.errors},
         "one_by_one": {"rate": spread(single.rates), "wait_s": spread(single.waits), "errors": single.errors},
         "same_answers": equal,
         "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()},
         "versions": {name: version(name) for name in ("torch", "transformers", "fastapi", "uvicorn")},
-    }  # fmt: skip
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -132,8 +132,11 @@ def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") 
         if key not in hints:
             leaves = _leaves(schema)
             same_name = [name for name in leaves if name.split(".")[-1] == key]
-            hint = f"; did you mean '{prefix}{same_name[0]}'?" if same_name else nearest(f"{prefix}{key}", [
-                f"{prefix}{name}" for name in leaves])  # fmt: skip
+            hint = (
+                f"; did you mean '{prefix}{same_name[0]}'?"
+                if same_name
+                else nearest(f"{prefix}{key}", [f"{prefix}{name}" for name in leaves])
+            )
             raise ConfigError(f"{origin}: unknown key '{prefix}{key}'{hint}")
         child = layer._get_node(key)
         if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():

@@ -22,8 +22,13 @@ def enlarge(image: Image.Image, min_side: int = MIN_SIDE) -> tuple[Image.Image, 
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), factor
 
 
-def draw_boxes(image: Image.Image, boxes: list[tuple[Box, str]], *, color: tuple[int, int, int] | None = None,
-               min_side: int = MIN_SIDE) -> Image.Image:  # fmt: skip
+def draw_boxes(
+    image: Image.Image,
+    boxes: list[tuple[Box, str]],
+    *,
+    color: tuple[int, int, int] | None = None,
+    min_side: int = MIN_SIDE,
+) -> Image.Image:
     """A copy of `image` with each (box in its pixels, phrase) drawn; boxes of one phrase share a colour.
 
     `color` overrides the colours by phrase. An empty phrase gets no label.
@@ -42,8 +47,14 @@ def draw_boxes(image: Image.Image, boxes: list[tuple[Box, str]], *, color: tuple
     return canvas
 
 
-def _label(pen: ImageDraw.ImageDraw, text: str, x: float, y: float, ink: tuple[int, int, int],
-           font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> None:  # fmt: skip
+def _label(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    x: float,
+    y: float,
+    ink: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+) -> None:
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     y = y - height if y >= height else y

@@ -61,7 +61,6 @@ class Example:
         """Tokens that carry loss."""
         return int((self.labels != IGNORE).sum())
 
-
     @property
     def position_ids(self) -> np.ndarray:
         """int64 [L]: 0, 1, ...; every pair that shares an image goes on from the end of the shared part."""
@@ -88,11 +87,14 @@ def share_image(examples: list[Example]) -> Example:
         return np.concatenate([getattr(first, name)[:shared], *(getattr(e, name)[shared:] for e in examples)])
 
     return Example(
-        joined("input_ids"), joined("labels"), joined("task_ids"), first.num_images,
+        joined("input_ids"),
+        joined("labels"),
+        joined("task_ids"),
+        first.num_images,
         num_turns=sum(example.num_turns for example in examples),
         shared=shared,
         branches=tuple(len(example) - shared for example in examples),
-    )  # fmt: skip
+    )
 
 
 class _Writer:

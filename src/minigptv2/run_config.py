@@ -11,7 +11,7 @@ from minigptv2.config import MISSING, Loaded, load_config
 from minigptv2.data.config import DataConfig
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.evaluate.config import EvaluateConfig
+from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.model.backbones import tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
 
@@ -67,26 +67,68 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
 
 
 MUST_EQUAL = (
-    "stage", "seed", "model.vision_encoder", "model.language_model", "model.lora.r", "model.lora.alpha",
-    "model.lora.target_modules", "model.trainable", "data.max_tokens", "train.global_batch_size", "recipe.*",
-)  # fmt: skip
+    "stage",
+    "seed",
+    "model.vision_encoder",
+    "model.language_model",
+    "model.lora.r",
+    "model.lora.alpha",
+    "model.lora.target_modules",
+    "model.trainable",
+    "data.max_tokens",
+    "train.global_batch_size",
+    "recipe.*",
+)
 """Keys that make a run that run: another value on resume is refused, with both."""
 SAME_CONTENT = (
-    "init_from", "model.vision_weights", "model.language_weights", "model.tokenizer", "data.recipe", "data.shards",
-)  # fmt: skip
+    "init_from",
+    "model.vision_weights",
+    "model.language_weights",
+    "model.tokenizer",
+    "data.recipe",
+    "data.shards",
+)
 """Paths: free to move. What lies there is compared by its hash."""
 MAY_CHANGE = (
-    "run_dir", "model.lora.dropout", "model.attention", "model.recompute_layers", "train.rehearse",
-    "model.kernels", "model.compile_vision", "model.vision_batch",
-    "data.max_pack_tokens", "data.image_cost_tokens", "data.attention_cost_tokens",
-    "data.num_workers", "data.worker_timeout_s", "recipe.max_bad_in_a_row", "recipe.max_bad_rate", "train.deepspeed",
-    "train.steps", "train.micro_batch_size",
-    "train.learning_rate", "train.warmup_steps", "train.warmup_learning_rate", "train.final_learning_rate_ratio",
-    "train.betas", "train.weight_decay", "train.gradient_clipping", "train.log_every", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.keep_every", "train.max_save_stall_s", "train.guard.*", "train.timeout_minutes",
-    "train.time_limit_minutes", "train.hang_minutes", "train.silence_s", "train.crash_loop_limit",
-    "evaluate.*", "deepspeed.*",
-)  # fmt: skip
+    "run_dir",
+    "model.lora.dropout",
+    "model.attention",
+    "model.recompute_layers",
+    "train.rehearse",
+    "model.kernels",
+    "model.compile_vision",
+    "model.vision_batch",
+    "data.max_pack_tokens",
+    "data.image_cost_tokens",
+    "data.attention_cost_tokens",
+    "data.num_workers",
+    "data.worker_timeout_s",
+    "recipe.max_bad_in_a_row",
+    "recipe.max_bad_rate",
+    "train.deepspeed",
+    "train.steps",
+    "train.micro_batch_size",
+    "train.learning_rate",
+    "train.warmup_steps",
+    "train.warmup_learning_rate",
+    "train.final_learning_rate_ratio",
+    "train.betas",
+    "train.weight_decay",
+    "train.gradient_clipping",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.keep_every",
+    "train.max_save_stall_s",
+    "train.guard.*",
+    "train.timeout_minutes",
+    "train.time_limit_minutes",
+    "train.hang_minutes",
+    "train.silence_s",
+    "train.crash_loop_limit",
+    "evaluate.*",
+    "deepspeed.*",
+)
 """Keys that may change on resume; each change is logged. `recipe.*` and `deepspeed.*` are those files' contents."""
 
 

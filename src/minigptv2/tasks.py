@@ -242,9 +242,13 @@ class Answer:
 
 
 _PHRASE = re.compile(
-    re.escape(PHRASE_OPEN) + r"(?P<phrase>[^<]*)" + re.escape(PHRASE_CLOSE) + r"\s*(?P<boxes>\{[^{}]*\}(?:"
-    + re.escape(BOX_DELIMITER) + r"\{[^{}]*\})*)?"
-)  # fmt: skip
+    re.escape(PHRASE_OPEN)
+    + r"(?P<phrase>[^<]*)"
+    + re.escape(PHRASE_CLOSE)
+    + r"\s*(?P<boxes>\{[^{}]*\}(?:"
+    + re.escape(BOX_DELIMITER)
+    + r"\{[^{}]*\})*)?"
+)
 
 
 def parse_answer(text: str, task: str, width: int, height: int) -> Answer:

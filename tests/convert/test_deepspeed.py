@@ -23,10 +23,10 @@ from tests.ranks import run_ranks
 
 def train_and_save(model: dict[str, Any], stage: int, folder: str) -> dict[str, float]:
     """Two steps of a LoRA stage on a LLaMA base, then DeepSpeed's own checkpoint; checksums of the fp32 weights."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
-    from minigptv2.engine.sharding import assign, construction, shape_of
     from minigptv2.engine.trainer import Trainer
+    from minigptv2.engine.zero import assign, construction, shape_of
     from minigptv2.model.bases import fill_weights, open_bases
     from minigptv2.model.build import build_model
     from minigptv2.model.export import tokenizer_of
@@ -57,9 +57,12 @@ def train_and_save(model: dict[str, Any], stage: int, folder: str) -> dict[str, 
 def config(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> ModelConfig:
     llama = write_stock_llama(tmp_path_factory.mktemp("bases") / "llama", tokenizer)
     return ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", language_weights=str(llama),
-        lora=LoraConfig(r=4, alpha=8, dropout=0.0), trainable=["projector", "lora"],
-    )  # fmt: skip
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        language_weights=str(llama),
+        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
+        trainable=["projector", "lora"],
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -67,9 +70,13 @@ def test_a_checkpoint_of_deepspeed_becomes_an_export(stage: int, config: ModelCo
     folder = tmp_path / "theirs"
     folder.mkdir()
     checksums = run_ranks(
-        "tests.convert.test_deepspeed:train_and_save", 2, tmp_path,
-        model=asdict(config), stage=stage, folder=str(folder),
-    )[0]  # fmt: skip
+        "tests.convert.test_deepspeed:train_and_save",
+        2,
+        tmp_path,
+        model=asdict(config),
+        stage=stage,
+        folder=str(folder),
+    )[0]
     info, report = from_deepspeed(folder, tmp_path / "export", config)
     tensors = {name: tensor.read() for name, tensor in info.tensors.items()}
     assert {name: float(tensors[name].double().sum()) for name in checksums} == checksums

@@ -28,9 +28,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, llama: Path, tokenizer: Tokenizer) -> Path:
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", language_weights=str(llama),
-        lora=LoraConfig(r=4, alpha=8, dropout=0.0), trainable=["projector", "lora"],
-    )  # fmt: skip
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        language_weights=str(llama),
+        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
+        trainable=["projector", "lora"],
+    )
     return random_export(tmp_path_factory.mktemp("exports") / "export", config, tokenizer)
 
 
@@ -99,9 +102,11 @@ def test_merged_in_another_type_and_in_shards(export: Path, tmp_path: Path, monk
 
 def test_a_model_trained_whole_merges_too_but_is_no_adapter(tmp_path: Path, tokenizer: Tokenizer, capsys: Any) -> None:
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=0),
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        lora=LoraConfig(r=0),
         trainable=["vision_encoder", "projector", "language_model"],
-    )  # fmt: skip
+    )
     whole = random_export(tmp_path / "whole", config, tokenizer)
     assert main(["convert", "merge", str(whole), "--output", str(tmp_path / "merged")]) == 0
     ours, _, _ = load_export(whole)
@@ -151,7 +156,7 @@ def test_embeddings_shared_with_the_head_are_read_as_two(llama: Path, tmp_path: 
 
 
 def test_a_folder_of_bin_files_converts(export: Path, llama: Path, tmp_path: Path) -> None:
-    from minigptv2.convert.files import KeyReport
+    from minigptv2.convert.inputs import KeyReport
     from minigptv2.convert.llama import copy_llama, open_llama_source
 
     old = tmp_path / "old"

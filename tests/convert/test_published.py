@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minigptv2.cli import main
-from minigptv2.convert.files import REPORT_FILE
+from minigptv2.convert.inputs import REPORT_FILE
 from minigptv2.predict.predictor import Predictor, load_predictor
 from minigptv2.prompt import PromptEncoder
 from tests.conftest import REFERENCE, REPOSITORY, World
@@ -125,9 +125,22 @@ def test_published_inference(folder: Path, tmp_path: Path, expected: dict[str, A
             image = os.path.relpath(REFERENCE / f"image{case['image']}.png", tmp_path)
             stream.write(json.dumps({"image": image, "turns": [{"question": question}], "tag": case["image"]}) + "\n")
     code = main(
-        ["predict", "--model", str(folder), "--input", str(source), "--output", str(output),
-         "--prompt-style", "published", "--max-new-tokens", "12", "--top-tokens", "5"]
-    )  # fmt: skip
+        [
+            "predict",
+            "--model",
+            str(folder),
+            "--input",
+            str(source),
+            "--output",
+            str(output),
+            "--prompt-style",
+            "published",
+            "--max-new-tokens",
+            "12",
+            "--top-tokens",
+            "5",
+        ]
+    )
     assert code == 0
     rows = [json.loads(row) for row in output.read_text().splitlines()]
     for row, case in zip(rows, expected["generation"], strict=True):
@@ -213,9 +226,15 @@ def test_a_folder_of_another_size_of_llama_with_grouped_heads_in_several_half_pr
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-        vocab_size=32000, rms_norm_eps=1e-6, max_position_embeddings=512,
-    )  # fmt: skip
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        vocab_size=32000,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=512,
+    )
     torch.manual_seed(0)
     LlamaForCausalLM(config).half().save_pretrained(str(tmp_path / "llama"), max_shard_size="2MB")
     assert len(list((tmp_path / "llama").glob("model-*.safetensors"))) > 1
@@ -262,8 +281,10 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
     config = json.loads((wider / "config.json").read_text())
     (wider / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
     tensors = load_file(str(wider / "model.safetensors"))
-    save_file({k: torch.zeros([64 if s == 32 else s for s in v.shape]) for k, v in tensors.items()},
-              str(wider / "model.safetensors"))  # fmt: skip
+    save_file(
+        {k: torch.zeros([64 if s == 32 else s for s in v.shape]) for k, v in tensors.items()},
+        str(wider / "model.safetensors"),
+    )
     short = made / "short.pth"
     short.write_bytes((REFERENCE / "minigptv2_checkpoint.pth").read_bytes()[:30_000])
     empty = made / "empty.pth"

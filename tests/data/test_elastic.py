@@ -13,9 +13,9 @@ from PIL import Image
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset, input_bound, iterate_steps
 from minigptv2.data.plan import DataPlan, SampleId
-from minigptv2.data.shards import Sample, write_corpus
 from minigptv2.prompt import PromptEncoder
 from minigptv2.record import Record, Turn
+from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import Tokenizer
 
 SIZES = {"one": 1, "three": 3, "seven": 7, "forty": 40, "many": 150}
@@ -29,17 +29,28 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (16, 16), "red").save(buffer, "JPEG")
     for name, size in SIZES.items():
         samples = [
-            Sample(f"{n}", Record((Turn("conversation", f"what {n}", ("red " * (1 + n % 9),)),), 16, 16),
-                   buffer.getvalue()) if n % 5 else
-            Sample(f"{n}", Record((Turn("language", f"say {n}", ("well " * (1 + n % 7),)),)))
+            Sample(
+                f"{n}", Record((Turn("conversation", f"what {n}", ("red " * (1 + n % 9),)),), 16, 16), buffer.getvalue()
+            )
+            if n % 5
+            else Sample(f"{n}", Record((Turn("language", f"say {n}", ("well " * (1 + n % 7),)),)))
             for n in range(size)
-        ]  # fmt: skip
+        ]
         write_corpus(samples, folder / name, name, samples_per_shard=11)
     return folder
 
 
-def stream(shards: Path, tokenizer: Tokenizer, recipe: Recipe, *, ranks: int, workers: int, position: int, steps: int,
-           batch: int = 12) -> list[list[SampleId]]:  # fmt: skip
+def stream(
+    shards: Path,
+    tokenizer: Tokenizer,
+    recipe: Recipe,
+    *,
+    ranks: int,
+    workers: int,
+    position: int,
+    steps: int,
+    batch: int = 12,
+) -> list[list[SampleId]]:
     """The samples of each step, over all ranks, in the plan's order."""
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=200)
     config = DataConfig(recipe="", num_workers=workers, max_tokens=200, max_pack_tokens=400)
@@ -48,13 +59,22 @@ def stream(shards: Path, tokenizer: Tokenizer, recipe: Recipe, *, ranks: int, wo
         [
             [sample for pack in step.sample_ids for sample in pack]
             for step in iterate_steps(
-                StepDataset(plan, encoder, config, image_size=16, global_batch_size=batch, micro_batch_size=1,
-                            rank=rank, world_size=ranks),
-                position=position, num_steps=steps,
+                StepDataset(
+                    plan,
+                    encoder,
+                    config,
+                    image_size=16,
+                    global_batch_size=batch,
+                    micro_batch_size=1,
+                    rank=rank,
+                    world_size=ranks,
+                ),
+                position=position,
+                num_steps=steps,
             )
         ]
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     found = []
     for number, parts in enumerate(zip(*by_rank, strict=True)):
         held = [sample for part in parts for sample in part]
@@ -83,8 +103,9 @@ def test_the_stream_is_the_same_for_any_ranks_and_workers_over_kills(
     ranks, workers = dice.choice(shapes)
     before = stream(shards, tokenizer, recipe, ranks=ranks, workers=workers, position=0, steps=kill_after)
     ranks, workers = dice.choice(shapes)
-    after = stream(shards, tokenizer, recipe, ranks=ranks, workers=workers, position=12 * kill_after,
-                   steps=5 - kill_after)  # fmt: skip
+    after = stream(
+        shards, tokenizer, recipe, ranks=ranks, workers=workers, position=12 * kill_after, steps=5 - kill_after
+    )
     assert before + after == whole
 
 

@@ -8,11 +8,11 @@ import torch
 
 from minigptv2.data.collate import BATCH_KEYS, collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
-from minigptv2.data.dropped import DropLimit, Dropped, TooManyDropped, keep_last_losses, read_report
 from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder
+from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, keep_last_losses, read_report
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import World
 
@@ -22,8 +22,16 @@ MIXED = Recipe(
 )
 
 
-def dataset(world: World, tokenizer: Tokenizer, *, rank: int = 0, world_size: int = 1, shards: Path | None = None,
-            recipe: Recipe = MIXED, config: DataConfig | None = None) -> StepDataset:  # fmt: skip
+def dataset(
+    world: World,
+    tokenizer: Tokenizer,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    shards: Path | None = None,
+    recipe: Recipe = MIXED,
+    config: DataConfig | None = None,
+) -> StepDataset:
     config = config or DataConfig(recipe="", num_workers=0, max_tokens=900, max_pack_tokens=4000)
     return StepDataset(
         DataPlan(recipe, shards or world.train, seed=1),

@@ -12,8 +12,14 @@ from minigptv2.data.mixture import BLOCK, Mixture, check_recipe
 from minigptv2.errors import ConfigError
 
 
-def mixture(lines: dict[str, dict[str, Any]], sizes: int | list[int | None] = 1000, *, batch: int = 10,
-            tokens: list[float] | None = None, **recipe: Any) -> Mixture:  # fmt: skip
+def mixture(
+    lines: dict[str, dict[str, Any]],
+    sizes: int | list[int | None] = 1000,
+    *,
+    batch: int = 10,
+    tokens: list[float] | None = None,
+    **recipe: Any,
+) -> Mixture:
     made = Recipe(corpora={name: CorpusShare(**line) for name, line in lines.items()}, **recipe)
     check_recipe(made, "recipe.yaml")
     known = sizes if isinstance(sizes, list) else [sizes] * len(lines)
@@ -59,11 +65,12 @@ def test_hundreds_of_small_corpora_do_not_come_in_clumps() -> None:
                 "schedule": st.sampled_from([[], [[0, 1], [50, 0.2]], [[10, 0.01], [11, 1], [300, 2]]]),
             }
         ),
-        min_size=1, max_size=8,
+        min_size=1,
+        max_size=8,
     ),
     st.lists(st.integers(1, 400), min_size=8, max_size=8),
     st.lists(st.integers(0, 9000), min_size=1, max_size=6),
-)  # fmt: skip
+)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_a_seek_equals_reading_on_and_nothing_is_lost_or_doubled(
     lines: list[dict[str, Any]], sizes: list[int], seeks: list[int]
@@ -124,10 +131,11 @@ def test_a_task_keeps_its_share_when_one_of_its_corpora_ends() -> None:
         ({"a": {"ratio": 1.0, "tokens": 300}, "b": {"ratio": 1.0, "tokens": 100}}, {"unit": "token"}, [0.25, 0.75]),
         (
             {"a": {"ratio": 9.0, "task": "vqa"}, "b": {"ratio": 1.0, "task": "refer"}},
-            {"tasks": {"vqa": 2.0, "refer": 3.0}}, [0.4, 0.6],
+            {"tasks": {"vqa": 2.0, "refer": 3.0}},
+            [0.4, 0.6],
         ),
     ],
-)  # fmt: skip
+)
 def test_ratios_mean_what_the_unit_says(
     lines: dict[str, dict[str, Any]], recipe: dict[str, Any], shares: list[float]
 ) -> None:

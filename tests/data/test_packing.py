@@ -14,8 +14,9 @@ def cost(tokens: int, images: int) -> Cost:
 
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2)), min_size=1, max_size=60),
-    st.integers(1, 6), st.integers(1, 3),
-)  # fmt: skip
+    st.integers(1, 6),
+    st.integers(1, 3),
+)
 @settings(deadline=None, derandomize=True)
 def test_packs_hold_every_example_once_within_budget(lengths: list[tuple[int, int]], ranks: int, packs: int) -> None:
     costs = [cost(*length) for length in lengths]
@@ -28,8 +29,9 @@ def test_packs_hold_every_example_once_within_budget(lengths: list[tuple[int, in
 
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.integers(0, 1)), min_size=1, max_size=80),
-    st.integers(1, 6), st.integers(1, 3),
-)  # fmt: skip
+    st.integers(1, 6),
+    st.integers(1, 3),
+)
 @settings(deadline=None, derandomize=True)
 def test_ranks_get_equal_counts_of_packs_and_images(lengths: list[tuple[int, int]], ranks: int, packs: int) -> None:
     costs = [cost(*length) for length in lengths]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cli import main as cli
+from minigptv2.corpora.sources import CORPORA
 from minigptv2.data.config import Recipe
 from minigptv2.data.plan import load_recipe
-from minigptv2.data.sources import CORPORA
 from minigptv2.run_config import load_run_config
 from tests.conftest import REPOSITORY
 
@@ -19,12 +19,29 @@ LIGHT = {1: "stage1_light", 2: "stage2_light", 3: "stage3_light"}
 WEAK = {"laion", "cc3m", "sbu", "grit_caption", "grit_refer", "grit_identify"}
 
 SPEC_STAGE_3 = {
-    "multitask_conversation": 3.75, "llava_conversation": 2.25, "llava_detail": 3.00, "llava_reasoning": 11.99,
-    "unnatural_instructions": 0.37, "visual_genome_refer": 8.99, "flickr_grounded_caption": 5.99,
-    "flickr_caption_to_phrase": 5.99, "flickr_phrase_to_box": 5.99, "coco_caption": 2.25, "text_caps": 6.74,
-    "refcoco": 5.62, "refcoco_plus": 5.62, "refcocog": 5.62, "refcoco_identify": 2.25, "refcoco_plus_identify": 2.25,
-    "refcocog_identify": 2.25, "vqav2": 3.37, "ok_vqa": 1.80, "aok_vqa": 2.70, "gqa": 11.24, "ocr_vqa": 6.74,
-}  # fmt: skip
+    "multitask_conversation": 3.75,
+    "llava_conversation": 2.25,
+    "llava_detail": 3.00,
+    "llava_reasoning": 11.99,
+    "unnatural_instructions": 0.37,
+    "visual_genome_refer": 8.99,
+    "flickr_grounded_caption": 5.99,
+    "flickr_caption_to_phrase": 5.99,
+    "flickr_phrase_to_box": 5.99,
+    "coco_caption": 2.25,
+    "text_caps": 6.74,
+    "refcoco": 5.62,
+    "refcoco_plus": 5.62,
+    "refcocog": 5.62,
+    "refcoco_identify": 2.25,
+    "refcoco_plus_identify": 2.25,
+    "refcocog_identify": 2.25,
+    "vqav2": 3.37,
+    "ok_vqa": 1.80,
+    "aok_vqa": 2.70,
+    "gqa": 11.24,
+    "ocr_vqa": 6.74,
+}
 """Shares of samples that the published ratios per batch give, in percent of all corpora but OCR-VQA."""
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cli import main as cli
-from minigptv2.doctor import machine, run
+from minigptv2.doctor import machine
+from minigptv2.doctor import settings as run
 from minigptv2.doctor.finding import BAD, GOOD, WARNING, Finding
 from minigptv2.run_config import load_run_config
 from tests.conftest import REPOSITORY, World
@@ -98,9 +99,11 @@ def test_several_nodes_want_a_named_network() -> None:
 
 def test_a_slurm_job_is_held_against_its_gpus_and_loaders() -> None:
     job = {
-        "SLURM_JOB_ID": "7", "SLURM_NTASKS_PER_NODE": "1", "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_JOB_ID": "7",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_CPUS_PER_TASK": "2",
         "SLURM_JOB_END_TIME": str(int(time.time()) + 300),
-    }  # fmt: skip
+    }
     findings = machine.check_slurm(job, gpus=8, num_workers=4)
     assert found(findings, "Slurm tasks").do.startswith("#SBATCH --ntasks-per-node=8")
     assert found(findings, "Slurm cores").level == WARNING and "minutes left" in found(findings, "Slurm time").found

@@ -47,8 +47,8 @@ def segfault() -> None:
 
 def train_and_fail(folder: str, fault: str, bad_rank: int, silence_s: float = 5.0, hang_s: float = 30.0) -> Any:
     """Train on; after `SOUND_S` one rank does `fault` while the others wait for it in a collective."""
-    from minigptv2.engine import distributed
-    from minigptv2.engine.watchdog import Watchdog
+    from minigptv2.cluster import distributed
+    from minigptv2.cluster.watchdog import Watchdog
 
     trainer = make_trainer(Path(folder), ZERO3)
     began = time.monotonic()

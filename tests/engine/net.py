@@ -50,13 +50,20 @@ def batch(step: int, number: int, spoil: tuple[float, float] = (1.0, 1.0), label
     return {"x": x, "labels": labels if labelled else torch.full_like(labels, -100), "spoil": torch.tensor(spoil)}
 
 
-def make_trainer(folder: Path, zero: dict[str, Any], *, micro_batches: int = 4, learning_rate: float = 1e-2,
-                 extra: dict[str, Any] | None = None, **train: Any) -> Any:  # fmt: skip
+def make_trainer(
+    folder: Path,
+    zero: dict[str, Any],
+    *,
+    micro_batches: int = 4,
+    learning_rate: float = 1e-2,
+    extra: dict[str, Any] | None = None,
+    **train: Any,
+) -> Any:
     """A trainer of the net on this rank, the process group started; same first weights everywhere."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
-    from minigptv2.engine.sharding import assign, construction, shape_of
     from minigptv2.engine.trainer import Trainer
+    from minigptv2.engine.zero import assign, construction, shape_of
 
     torch.set_num_threads(1)
     device = distributed.choose_device()
@@ -79,7 +86,7 @@ def make_trainer(folder: Path, zero: dict[str, Any], *, micro_batches: int = 4, 
 
 def mine(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """This rank's micro-batches of a step."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
 
     return batches[distributed.rank() :: distributed.world_size()]
 

@@ -37,13 +37,22 @@ def packs_of_step(step: int) -> list[dict[str, torch.Tensor]]:
     return made
 
 
-def make_trainer(mode: str, zero: dict[str, Any], folder: str, *, steps: int, precision: str = "fp32",
-                 dropout: float = 0.0, recompute: int = 0, rate: float = RATE,
-                 global_batch: int = PACKS) -> Any:  # fmt: skip
-    from minigptv2.engine import distributed
+def make_trainer(
+    mode: str,
+    zero: dict[str, Any],
+    folder: str,
+    *,
+    steps: int,
+    precision: str = "fp32",
+    dropout: float = 0.0,
+    recompute: int = 0,
+    rate: float = RATE,
+    global_batch: int = PACKS,
+) -> Any:
+    from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
-    from minigptv2.engine.sharding import assign, construction, shape_of
     from minigptv2.engine.trainer import Trainer
+    from minigptv2.engine.zero import assign, construction, shape_of
     from minigptv2.model.bases import fill_weights
     from minigptv2.model.build import build_model
     from minigptv2.model.weights import named_canonical
@@ -54,9 +63,14 @@ def make_trainer(mode: str, zero: dict[str, Any], folder: str, *, steps: int, pr
     file = Path(folder) / f"ds-{distributed.rank()}.json"
     file.write_text(json.dumps({"zero_optimization": zero, **PRECISION[precision]}))
     config = TrainConfig(
-        deepspeed=str(file), steps=steps, global_batch_size=global_batch, micro_batch_size=1, learning_rate=rate,
-        warmup_steps=WARMUP, gradient_clipping=CLIP,
-    )  # fmt: skip
+        deepspeed=str(file),
+        steps=steps,
+        global_batch_size=global_batch,
+        micro_batch_size=1,
+        learning_rate=rate,
+        warmup_steps=WARMUP,
+        gradient_clipping=CLIP,
+    )
     resolved = resolve_deepspeed_config(config, distributed.world_size())
     parts, r = MODES[mode]
     model_config = tiny_config(parts, r)
@@ -90,7 +104,7 @@ def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
 
 def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
     """Losses and norms of `steps` steps, held elements, weights' sums and counts of module calls, on this rank."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
 
     calls = {"vision": 0, "language": 0}
     trainer.model.vision_encoder.register_forward_hook(lambda *a: calls.__setitem__("vision", calls["vision"] + 1))
@@ -126,8 +140,8 @@ def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dic
 
 def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
     """Losses and weights of two steps, with and without a rehearsal of the fullest pack before them."""
+    from minigptv2.data.collate import fullest_pack
     from minigptv2.data.config import DataConfig
-    from minigptv2.data.fullest import fullest_pack
 
     results = []
     for rehearsed in (False, True):
@@ -141,8 +155,8 @@ def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
 
 def load_from_files(file: str, folder: str) -> dict[str, Any]:
     """Rows that this rank read of a safetensors file while it filled the sharded model, and whether all is right."""
-    from minigptv2.engine import distributed
-    from minigptv2.engine.sharding import LoadProgress, construction, full_value, shape_of
+    from minigptv2.cluster import distributed
+    from minigptv2.engine.zero import LoadProgress, construction, full_value, shape_of
     from minigptv2.model.build import build_model
     from minigptv2.model.weights import TensorInFile, load_weights, named_canonical, read_safetensors
 
@@ -258,8 +272,8 @@ def random_packs(split: int, world_size: int) -> list[list[list[int]]]:
 
 def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[str, Any]:
     """Gradient of each split on this world size, and how often each module ran, on this rank. No weight moves."""
+    from minigptv2.cluster import distributed
     from minigptv2.data.collate import collate
-    from minigptv2.engine import distributed
 
     world_size = int(os.environ["WORLD_SIZE"])
     trainer = make_trainer("lora", ZERO[zero], folder, steps=10**6, global_batch=world_size)

@@ -37,8 +37,10 @@ FILES = ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors",
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
     """What a run at `step` would save; different at every step."""
     names = {"a.weight": (3, 5), "b.bias": (7,), "scalar": (), "nothing": (0, 4)}
-    return {stem: {name: torch.full(shape, float(step + number)) for name, shape in names.items()}
-            for number, stem in enumerate((WEIGHTS, *MOMENTS))}  # fmt: skip
+    return {
+        stem: {name: torch.full(shape, float(step + number)) for name, shape in names.items()}
+        for number, stem in enumerate((WEIGHTS, *MOMENTS))
+    }
 
 
 def save(run: Path, step: int) -> Path:
@@ -166,7 +168,7 @@ def test_list_and_show_say_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.C
 
 def train_on(folder: str, zero: dict[str, Any], steps: int, resume: bool, micro_batches: int = 12) -> Any:
     """Train the net from its checkpoint, if asked, to `steps`, saving at the end; losses of this leg."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
     from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint, restore_checkpoint
 
     run = Path(folder)
@@ -191,13 +193,27 @@ def test_a_run_moves_between_rank_counts_and_zero_stages(tmp_path: Path) -> None
     legs = [(2, ZERO3), (1, {"stage": 0}), (3, {"stage": 2}), (2, ZERO3)]
     losses: list[float] = []
     for number, (ranks, zero) in enumerate(legs):
-        results = run_ranks("tests.engine.test_checkpoint:train_on", ranks, tmp_path, folder=str(tmp_path), zero=zero,
-                            steps=5 * (number + 1), resume=number > 0)  # fmt: skip
+        results = run_ranks(
+            "tests.engine.test_checkpoint:train_on",
+            ranks,
+            tmp_path,
+            folder=str(tmp_path),
+            zero=zero,
+            steps=5 * (number + 1),
+            resume=number > 0,
+        )
         losses += results[0]["losses"]
         assert all(result["losses"] == results[0]["losses"] for result in results)
     (tmp_path / "one").mkdir()
-    (whole,) = run_ranks("tests.engine.test_checkpoint:train_on", 1, tmp_path, folder=str(tmp_path / "one"),
-                         zero={"stage": 0}, steps=20, resume=False)  # fmt: skip
+    (whole,) = run_ranks(
+        "tests.engine.test_checkpoint:train_on",
+        1,
+        tmp_path,
+        folder=str(tmp_path / "one"),
+        zero={"stage": 0},
+        steps=20,
+        resume=False,
+    )
     assert losses == pytest.approx(whole["losses"], abs=1e-5)
     assert results[0]["end"] == pytest.approx(whole["end"], rel=1e-4, abs=1e-6)
 
@@ -207,7 +223,7 @@ def save_on_a_small_disk(folder: str, limit: int) -> Any:
     import resource
     import signal as signals
 
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
     from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint
 
     run = Path(folder)
@@ -237,8 +253,9 @@ def save_on_a_small_disk(folder: str, limit: int) -> Any:
 
 def test_all_ranks_agree_that_a_save_failed(tmp_path: Path) -> None:
     """R4 with real ranks: one failure warns, the second in a row is an error on every rank; no hang."""
-    results = run_ranks("tests.engine.test_checkpoint:save_on_a_small_disk", 2, tmp_path, folder=str(tmp_path),
-                        limit=400)  # fmt: skip
+    results = run_ranks(
+        "tests.engine.test_checkpoint:save_on_a_small_disk", 2, tmp_path, folder=str(tmp_path), limit=400
+    )
     for result in results:
         assert len(result["errors"]) == 2 and all("File too large" in error for error in result["errors"])
         assert result["step"] == 1 and result["seconds"] < 10

@@ -34,7 +34,7 @@ def batches_of(step: int, sound: bool = False) -> list[dict[str, torch.Tensor]]:
 
 def train_past_bad_steps(folder: str, zero: dict[str, Any], extra: dict[str, Any] | None = None) -> Any:
     """Train through the bad steps, then again without them; the figures of both on this rank."""
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
 
     trainer = make_trainer(Path(folder), zero, extra=extra)
     reports, untouched, before = [], [], snapshot(trainer)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from minigptv2.data.collate import fullest_pack
 from minigptv2.data.config import DataConfig
-from minigptv2.data.fullest import fullest_pack
 from minigptv2.model import minigptv2 as model_module
 from minigptv2.model.proof import LeakError, prove_packing
 from minigptv2.model.weights import named_canonical
@@ -34,9 +34,7 @@ def test_ranks_read_their_own_rows_only_and_each_byte_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("zero", "ranks"), [(3, 2), (2, 1), (0, 1)])
 def test_a_rehearsal_changes_nothing(tmp_path: Path, zero: int, ranks: int) -> None:
-    results = run_ranks(
-        "tests.engine.numerics:rehearse_and_step", ranks, tmp_path, folder=str(tmp_path), zero=zero
-    )  # fmt: skip
+    results = run_ranks("tests.engine.numerics:rehearse_and_step", ranks, tmp_path, folder=str(tmp_path), zero=zero)
     for result in results:
         for key in ("losses", "norms", "sums"):
             assert result["plain"][key] == result["rehearsed"][key], key

@@ -19,24 +19,34 @@ from tests.ranks import run_ranks
 
 STEPS = 10
 TWO_RANKS = [
-    {"mode": "lora", "zero": 3}, {"mode": "all", "zero": 3}, {"mode": "lora", "zero": 2}, {"mode": "lora", "zero": 1},
+    {"mode": "lora", "zero": 3},
+    {"mode": "all", "zero": 3},
+    {"mode": "lora", "zero": 2},
+    {"mode": "lora", "zero": 1},
     {"mode": "lora", "zero": 3, "more": {"recompute": 1}},
-]  # fmt: skip
+]
 ONE_RANK = [
-    {"mode": "lora", "zero": 0}, {"mode": "all", "zero": 0}, {"mode": "all", "zero": 0, "more": {"recompute": 2}},
+    {"mode": "lora", "zero": 0},
+    {"mode": "all", "zero": 0},
+    {"mode": "all", "zero": 0, "more": {"recompute": 2}},
     {"mode": "all", "zero": 3, "more": {"precision": "bf16"}, "gradients": False},
     {"mode": "lora", "zero": 3, "more": {"precision": "bf16"}, "gradients": False},
     {"mode": "lora", "zero": 3, "more": {"dropout": 0.1}},
     {"mode": "lora", "zero": 3, "more": {"dropout": 0.1}},
-]  # fmt: skip
+]
 
 
 def run_cases(cases: list[dict[str, Any]], ranks: int, folder: Path, steps: int = STEPS) -> list[list[dict[str, Any]]]:
     """Results by case, then by rank."""
     by_rank = run_ranks(
-        "tests.engine.numerics:train_many", ranks, folder, cases=cases, folder=str(folder), steps=steps,
+        "tests.engine.numerics:train_many",
+        ranks,
+        folder,
+        cases=cases,
+        folder=str(folder),
+        steps=steps,
         timeout_s=3000,
-    )  # fmt: skip
+    )
     return [list(results) for results in zip(*by_rank, strict=True)]
 
 
@@ -116,9 +126,10 @@ def check_splits(ranks: int, splits: list[int], folder: Path) -> None:
         "tests.engine.numerics:gradients_of_splits", ranks, folder, timeout_s=3000, splits=splits, folder=str(folder)
     )
     text_only = [
-        split for split in splits
+        split
+        for split in splits
         if len({any(reference_images(split, pack) for pack in packs) for packs in random_packs(split, ranks)}) == 2
-    ]  # fmt: skip
+    ]
     assert ranks == 1 or text_only, "some split must leave a rank without any image"
     for result in results:
         assert result["calls"] == results[0]["calls"] and result["calls"]["vision_encoder"] > 0

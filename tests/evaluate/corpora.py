@@ -10,13 +10,13 @@ from typing import Any
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import Sample, write_corpus
 from minigptv2.evaluate.benchmarks import Benchmark
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.predict.predictor import Case, Decoding, Reply, Request, Score
 from minigptv2.prompt import PromptStyle
 from minigptv2.record import Record, Region, Turn
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.writer import Sample, write_corpus
 
 WIDTH, HEIGHT = 200, 100
 COUNT = 5

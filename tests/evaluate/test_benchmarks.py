@@ -9,14 +9,14 @@ from random import Random
 import pytest
 
 from minigptv2.cli import main as cli
-from minigptv2.data.reader import CorpusReader
-from minigptv2.data.sources import CORPORA, toy
+from minigptv2.corpora.sources import CORPORA, toy
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
 from minigptv2.evaluate.protocols import PROTOCOLS, Reply
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.evaluate.tables import summary
+from minigptv2.shards.reader import CorpusReader
 from tests.evaluate.corpora import Oracle, corpus_for
 
 ROWS = pytest.mark.parametrize("row", BENCHMARKS.values(), ids=lambda row: row.name)
@@ -104,11 +104,14 @@ def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
     assert len(chosen(["all"])) == len(BENCHMARKS)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--benchmark", "okvqa", "--data", ".", "--shards", "."], "--shards and --corpus"),
-    (["--benchmark", "okvqa", "--data", "/nowhere"], "--data /nowhere: there is no such folder"),
-    (["--shards", ".", "--corpus", "../toy_vqa"], "want the name of a folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--benchmark", "okvqa", "--data", ".", "--shards", "."], "--shards and --corpus"),
+        (["--benchmark", "okvqa", "--data", "/nowhere"], "--data /nowhere: there is no such folder"),
+        (["--shards", ".", "--corpus", "../toy_vqa"], "want the name of a folder"),
+    ],
+)
 def test_impossible_words_are_refused_before_a_model_is_loaded(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

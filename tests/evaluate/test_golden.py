@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from minigptv2.boxes import Box
-from minigptv2.evaluate.metrics.boxes import Convention, overlap
+from minigptv2.boxes import Box, Convention, overlap
 from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import coco_objects
 from minigptv2.evaluate.metrics.statistics import auroc
 from minigptv2.evaluate.metrics.texts import tokenize
-from minigptv2.evaluate.metrics.vqa import direct_answer_accuracy, normalize_vqa, vqa_accuracy
+from minigptv2.evaluate.metrics.vqa_accuracy import direct_answer_accuracy, normalize_vqa, vqa_accuracy
 from tests.evaluate import cases
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,10 +53,16 @@ def test_meteor_is_the_official_program() -> None:
     assert printed([corpus]) == printed([golden("captions")["corpus"]["meteor"]])
 
 
-@pytest.mark.parametrize(("answer", "people", "accuracy"), [
-    ("two", ["two"] * 10, 1.0), ("T-shirt", ["t-shirt"] * 10, 1.0), ("the dog", ["the dog"] * 9 + ["x"], 1.0),
-    ("dog", ["Dog"] * 2 + ["cat"] * 8, (8 * 2 / 3 + 2 * 1 / 3) / 10), ("2", ["two"] * 10, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "people", "accuracy"),
+    [
+        ("two", ["two"] * 10, 1.0),
+        ("T-shirt", ["t-shirt"] * 10, 1.0),
+        ("the dog", ["the dog"] * 9 + ["x"], 1.0),
+        ("dog", ["Dog"] * 2 + ["cat"] * 8, (8 * 2 / 3 + 2 * 1 / 3) / 10),
+        ("2", ["two"] * 10, 0.0),
+    ],
+)
 def test_people_who_agree_are_taken_at_their_word(answer: str, people: list[str], accuracy: float) -> None:
     assert vqa_accuracy(answer, people) == pytest.approx(accuracy)
 

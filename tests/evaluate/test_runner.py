@@ -13,7 +13,6 @@ import pytest
 
 from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
-from minigptv2.data.reader import CorpusReader
 from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
 from minigptv2.evaluate.protocols import Reply, choice, phrases
@@ -22,8 +21,9 @@ from minigptv2.evaluate.runner import Settings, _cost, deal, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
 from minigptv2.record import Region, Turn
+from minigptv2.shards.reader import CorpusReader
 from tests.conftest import World
-from tests.data.miniatures import textcaps_val
+from tests.corpora.miniatures import textcaps_val
 from tests.evaluate.corpora import Oracle, corpus_for
 from tests.ranks import run_ranks
 
@@ -34,9 +34,12 @@ TASKS = ("refer", "vqa", "identify")
 def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model with random weights: its answers are noise, of many lengths."""
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", tokenizer=str(world.tokenizer_folder),
-        lora=LoraConfig(r=0), trainable=["vision_encoder", "projector", "language_model"],
-    )  # fmt: skip
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        tokenizer=str(world.tokenizer_folder),
+        lora=LoraConfig(r=0),
+        trainable=["vision_encoder", "projector", "language_model"],
+    )
     return str(save_untrained(tmp_path_factory.mktemp("tiny") / "export", config, seed=1).folder)
 
 
@@ -53,8 +56,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluate(export: str, world: World, data: Path, output: Path, *words: str) -> dict[str, str]:
     """Both benchmarks and some held-out shards by the command; the text of what it wrote, by file."""
     corpora = [word for task in TASKS for word in ("--corpus", f"toy_{task}")]
-    command = ["evaluate", "--model", export, "--benchmark", "okvqa,iconqa", "--data", str(data), "--shards",
-               str(world.val), *corpora, "--output", str(output), "--samples", "2", *words]  # fmt: skip
+    command = [
+        "evaluate",
+        "--model",
+        export,
+        "--benchmark",
+        "okvqa,iconqa",
+        "--data",
+        str(data),
+        "--shards",
+        str(world.val),
+        *corpora,
+        "--output",
+        str(output),
+        "--samples",
+        "2",
+        *words,
+    ]
     assert cli(command) == 0
     return written(output)
 
@@ -89,8 +107,24 @@ def in_rank(**arguments: Any) -> int:
 def test_two_ranks_give_the_same(export: str, world: World, data: Path, plain: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     corpora = [word for task in TASKS for word in ("--corpus", f"toy_{task}")]
-    words = ["evaluate", "--model", export, "--benchmark", "okvqa,iconqa", "--data", str(data), "--shards",
-             str(world.val), *corpora, "--output", str(output), "--samples", "2", "--batch-size", "3"]  # fmt: skip
+    words = [
+        "evaluate",
+        "--model",
+        export,
+        "--benchmark",
+        "okvqa,iconqa",
+        "--data",
+        str(data),
+        "--shards",
+        str(world.val),
+        *corpora,
+        "--output",
+        str(output),
+        "--samples",
+        "2",
+        "--batch-size",
+        "3",
+    ]
     assert run_ranks("tests.evaluate.test_runner:in_rank", 2, tmp_path, words=words) == [0, 0]
     assert written(output) == written(plain)
 
@@ -217,7 +251,7 @@ def test_tables_and_page_say_what_the_predictions_say(plain: Path) -> None:
 
 
 def test_the_worst_samples_on_the_page_are_the_worst(tmp_path: Path) -> None:
-    from minigptv2.evaluate.page import pick
+    from minigptv2.evaluate.html import pick
 
     row = BENCHMARKS["gqa"]
     corpus = corpus_for(row, tmp_path / "corpus")

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.boxes import Box
-from minigptv2.evaluate.heldout import HeldOut, load_heldout
-from minigptv2.evaluate.metrics.boxes import match_boxes
+from minigptv2.boxes import Box, match_boxes
+from minigptv2.demo.scoring import baseline, score_all, table
 from minigptv2.evaluate.metrics.turns import headline, score, token_f1
-from minigptv2.evaluate.run import baseline, score_all, table
+from minigptv2.heldout.samples import HeldOut, load_heldout
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
 from tests.conftest import World
@@ -80,8 +79,8 @@ def test_the_baseline_says_one_thing(world: World) -> None:
 
 
 def test_pictures_and_report_are_drawn(world: World, tmp_path: Path) -> None:
-    from minigptv2.evaluate.report import _html_cards, _some_of_each_task
-    from minigptv2.evaluate.run import Evaluation
+    from minigptv2.demo.report import _html_cards, _some_of_each_task
+    from minigptv2.demo.scoring import Evaluation
 
     items = [one for task in TASKS for one in load_heldout(world.val / f"toy_{task}", 2)]
     evaluation = Evaluation(items, [one.answer for one in items], {})

@@ -11,7 +11,7 @@ from benchmarks.engine.saved import kept_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigptv2.data.collate import collate
-from minigptv2.engine.frozen import keep_no_inputs
+from minigptv2.engine.zero import keep_no_inputs
 from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, LanguageModelRow, Sizes
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
@@ -25,9 +25,12 @@ GROUPED = LanguageModelRow(width=64, depth=3, heads=4, mlp_width=160, vocab_size
 
 def config_of(trainable: list[str], r: int, dropout: float = 0.0) -> ModelConfig:
     return ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=r, dropout=dropout),
-        trainable=trainable, attention="packed_sdpa",
-    )  # fmt: skip
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        lora=LoraConfig(r=r, dropout=dropout),
+        trainable=trainable,
+        attention="packed_sdpa",
+    )
 
 
 @pytest.mark.parametrize(

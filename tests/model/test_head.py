@@ -8,7 +8,7 @@ from benchmarks.engine.saved import kept_bytes
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from minigptv2.engine.frozen import FrozenLinear, keep_no_inputs
+from minigptv2.engine.zero import FrozenLinear, keep_no_inputs
 from minigptv2.model import head
 from minigptv2.model.head import ChunkedHead, chunk_head
 

@@ -48,17 +48,42 @@ def test_full_size_counts_are_the_papers() -> None:
     assert model.vision_encoder.encoder.layers[0].layer_norm1.eps == 1e-6
 
 
-@pytest.mark.parametrize(("row", "changed"), [("llama2_7b", {}), ("llama2_13b", {
-    "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
-    "num_key_value_heads": 40})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        ("llama2_7b", {}),
+        (
+            "llama2_13b",
+            {
+                "hidden_size": 5120,
+                "intermediate_size": 13824,
+                "num_hidden_layers": 40,
+                "num_attention_heads": 40,
+                "num_key_value_heads": 40,
+            },
+        ),
+    ],
+)
 def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp_path: Path) -> None:
     real = {
-        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
-        "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 4096, "model_type": "llama",
-        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 32,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
         "vocab_size": 32000,
-    }  # fmt: skip
+    }
     (tmp_path / "config.json").write_text(json.dumps(real | changed))
     assert language_row(str(tmp_path)) == LANGUAGE_MODELS[row]
     for key, value in (
@@ -140,8 +165,9 @@ def test_samples_of_unlike_length_share_no_padded_batch_and_change_nothing(monke
     module = torch.nn.Module()
     outputs = [attention.packed_sdpa(module, q, k, v, None, pack_layout=layout)[0] for layout in (together, apart)]
     torch.testing.assert_close(*outputs)
-    alone = attention.packed_sdpa(module, q[:, :, 59:89], k[:, :, 59:89], v[:, :, 59:89], None,
-                                  pack_layout=PackLayout.of(positions[:, 59:89]))[0]  # fmt: skip
+    alone = attention.packed_sdpa(
+        module, q[:, :, 59:89], k[:, :, 59:89], v[:, :, 59:89], None, pack_layout=PackLayout.of(positions[:, 59:89])
+    )[0]
     torch.testing.assert_close(outputs[1][:, 59:89], alone)
 
 
@@ -250,14 +276,22 @@ def test_forward_equals_the_published_code() -> None:
     size = expected["vision"]
     llama = json.loads((REFERENCE / "llama" / "config.json").read_text())
     vision = VisionEncoderRow(
-        image_size=size["image_size"], patch_size=size["patch_size"], width=size["width"], depth=size["depth"],
-        heads=size["heads"], mlp_width=size["mlp"],
-    )  # fmt: skip
+        image_size=size["image_size"],
+        patch_size=size["patch_size"],
+        width=size["width"],
+        depth=size["depth"],
+        heads=size["heads"],
+        mlp_width=size["mlp"],
+    )
     language = LanguageModelRow(
-        width=llama["hidden_size"], depth=llama["num_hidden_layers"], heads=llama["num_attention_heads"],
-        mlp_width=llama["intermediate_size"], vocab_size=llama["vocab_size"],
-        key_value_heads=llama.get("num_key_value_heads"), norm_eps=llama["rms_norm_eps"],
-    )  # fmt: skip
+        width=llama["hidden_size"],
+        depth=llama["num_hidden_layers"],
+        heads=llama["num_attention_heads"],
+        mlp_width=llama["intermediate_size"],
+        vocab_size=llama["vocab_size"],
+        key_value_heads=llama.get("num_key_value_heads"),
+        norm_eps=llama["rms_norm_eps"],
+    )
     model = MiniGPTv2(
         vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASK_NAMES), attention="packed_sdpa"
     )
@@ -319,8 +353,13 @@ def _load_published(model: MiniGPTv2, llama: dict[str, torch.Tensor], size: dict
         new[ours + "self_attn.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v_bias])
         new[ours + "self_attn.qkv.weight"] = vit[theirs + "attn.qkv.weight"]
         for kind in ("weight", "bias"):
-            for a, b in (("attn.proj", "self_attn.projection"), ("norm1", "layer_norm1"), ("norm2", "layer_norm2"),
-                         ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):  # fmt: skip
+            for a, b in (
+                ("attn.proj", "self_attn.projection"),
+                ("norm1", "layer_norm1"),
+                ("norm2", "layer_norm2"),
+                ("mlp.fc1", "mlp.fc1"),
+                ("mlp.fc2", "mlp.fc2"),
+            ):
                 new[f"{ours}{b}.{kind}"] = vit[f"{theirs}{a}.{kind}"]
     width = size["width"]
     new[v + "post_layernorm.weight"], new[v + "post_layernorm.bias"] = torch.ones(width), torch.zeros(width)

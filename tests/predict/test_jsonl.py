@@ -19,9 +19,12 @@ from tests.predict.test_predictor import A, B
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str:
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", lora=LoraConfig(r=0), trainable=["projector"],
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        lora=LoraConfig(r=0),
+        trainable=["projector"],
         tokenizer=str(tokenizer.path),
-    )  # fmt: skip
+    )
     return str(save_untrained(tmp_path_factory.mktemp("model") / "export", config, seed=3).folder)
 
 

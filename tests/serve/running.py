@@ -38,8 +38,16 @@ def scripted(script: Script, slow_s: float = 0.0) -> type[Batcher]:
 
 
 @contextmanager
-def running(predictor: Predictor, *, limits: Limits | None = None, access: Access | None = None, page: bool = False,
-            script: Script | None = None, slow_s: float = 0.0, **options: Any) -> Iterator[str]:  # fmt: skip
+def running(
+    predictor: Predictor,
+    *,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    page: bool = False,
+    script: Script | None = None,
+    slow_s: float = 0.0,
+    **options: Any,
+) -> Iterator[str]:
     """The address of a server of `predictor`; with `script`, one that says what it says."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

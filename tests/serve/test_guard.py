@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from minigptv2.serve import guard as guard_module
+from minigptv2.serve import access as guard_module
+from minigptv2.serve.access import BODIES_AT_ONCE, Guard, Message, Receive, Scope, Send
 from minigptv2.serve.config import Access
-from minigptv2.serve.guard import BODIES_AT_ONCE, Guard, Message, Receive, Scope, Send
 
 SCOPE = {
-    "type": "http", "method": "POST", "path": "/v1/chat/completions",
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/chat/completions",
     "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
-}  # fmt: skip
+}
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:

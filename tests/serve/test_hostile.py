@@ -153,14 +153,34 @@ def test_a_body_over_the_limit_is_cut_off_even_if_it_says_no_length(predictor: P
 
 
 ROUTES_THAT_ARE_NOT = [
-    "/gradio_api/file=/etc/passwd", "/gradio_api/file=../../../etc/passwd", "/gradio_api/file/etc/passwd",
-    "/file=/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/", "/gradio_api/file=http://169.254.169.254/",
-    "/static/../../../../etc/passwd", "/static/..%2f..%2f..%2f..%2fetc/passwd", "/assets/%2e%2e/%2e%2e/%2e%2e/setup.py",
-    "/assets//etc/passwd", "/gradio_api/upload", "/gradio_api/info", "/gradio_api/call/ask", "/gradio_api/vibe-code",
-    "/docs", "/openapi.json", "/monitoring", "/gradio_api/component_server", "/gradio_api/stream/a/b/c/playlist.m3u8",
-    "/../../etc/passwd", "//etc/passwd", "/v1/models/../../etc/passwd", "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-    "/custom_component/../../x", "/gradio_api/deep_link", "/pwa_icon", "/svelte/../../../etc/passwd",
-]  # fmt: skip
+    "/gradio_api/file=/etc/passwd",
+    "/gradio_api/file=../../../etc/passwd",
+    "/gradio_api/file/etc/passwd",
+    "/file=/etc/passwd",
+    "/gradio_api/proxy=http://127.0.0.1/",
+    "/gradio_api/file=http://169.254.169.254/",
+    "/static/../../../../etc/passwd",
+    "/static/..%2f..%2f..%2f..%2fetc/passwd",
+    "/assets/%2e%2e/%2e%2e/%2e%2e/setup.py",
+    "/assets//etc/passwd",
+    "/gradio_api/upload",
+    "/gradio_api/info",
+    "/gradio_api/call/ask",
+    "/gradio_api/vibe-code",
+    "/docs",
+    "/openapi.json",
+    "/monitoring",
+    "/gradio_api/component_server",
+    "/gradio_api/stream/a/b/c/playlist.m3u8",
+    "/../../etc/passwd",
+    "//etc/passwd",
+    "/v1/models/../../etc/passwd",
+    "/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "/custom_component/../../x",
+    "/gradio_api/deep_link",
+    "/pwa_icon",
+    "/svelte/../../../etc/passwd",
+]
 
 
 @pytest.mark.parametrize("path", ROUTES_THAT_ARE_NOT)
@@ -181,8 +201,13 @@ def test_the_page_takes_no_file_of_the_servers(server: str) -> None:
     config = httpx.get(server + "/config").json()
     upload = next(d for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == "upload")
     forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [None, forged], "event_data": {"picture": "/etc/passwd"}, "fn_index": upload["id"],
-            "session_hash": "abc", "trigger_id": None}  # fmt: skip
+    body = {
+        "data": [None, forged],
+        "event_data": {"picture": "/etc/passwd"},
+        "fn_index": upload["id"],
+        "session_hash": "abc",
+        "trigger_id": None,
+    }
     said = queued(server, body)
     assert "root:" not in said and ("Not taken" in said or '"success":false' in said.replace(" ", ""))
 
@@ -276,7 +301,7 @@ def test_an_archive_escapes_what_was_said() -> None:
 )
 def test_a_region_that_is_none_is_not_marked(corners: Any) -> None:
     from minigptv2.serve.page import _corners
-    from minigptv2.serve.pictures import Picture
+    from minigptv2.serve.uploads import Picture
 
     session = Session(picture=Picture(Image.new("RGB", (8, 8)), 100, 50))
     assert session.mark(_corners(corners)) is None and session.region is None

@@ -65,10 +65,21 @@ def test_commands(tmp_path: Path) -> None:
     draw_picture().save(file)
     place = PLACES["blue"]
     lines = [
-        "/box 1 2 3 4", f"/image {file}", f"/box {place.x1} {place.y1} {place.x2} {place.y2}", "/again", "/new",
-        "/help", "/tasks", "/box 1 2 x 4", "/box 9 9 2 2", f"/image {tmp_path / 'none.png'}", "/again", "", "/quit",
+        "/box 1 2 3 4",
+        f"/image {file}",
+        f"/box {place.x1} {place.y1} {place.x2} {place.y2}",
+        "/again",
+        "/new",
+        "/help",
+        "/tasks",
+        "/box 1 2 x 4",
+        "/box 9 9 2 2",
+        f"/image {tmp_path / 'none.png'}",
+        "/again",
+        "",
+        "/quit",
         "never read",
-    ]  # fmt: skip
+    ]
     said, model = talk(lines)
     assert "a box is of a picture" in said and "640 x 480 px" in said
     assert said.count("the blue one\n") == 2 and "/image FILE" in said
@@ -134,9 +145,11 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said() -> None:
 def export(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model on disk."""
     config = ModelConfig(
-        vision_encoder="tiny_vit", language_model="tiny_llama", tokenizer=str(predictor.tokenizer.path),
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        tokenizer=str(predictor.tokenizer.path),
         trainable=["vision_encoder", "projector", "language_model"],
-    )  # fmt: skip
+    )
     folder = tmp_path_factory.mktemp("served") / "tiny"
     save_untrained(folder, config, seed=1)
     return folder

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from minigptv2.engine.log import read_metrics
+from minigptv2.tracking.log import read_metrics
 from tests.conftest import REPOSITORY, World
 
 SCRIPT = REPOSITORY / "tests" / "slurm" / "cluster.sh"
@@ -34,9 +34,11 @@ class Cluster:
         self.folder = folder
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))},
-            "MINIGPTV2_HOME": str(REPOSITORY), "MINIGPTV2_PYTHON": sys.executable, "DS_ACCELERATOR": "cpu",
+            "MINIGPTV2_HOME": str(REPOSITORY),
+            "MINIGPTV2_PYTHON": sys.executable,
+            "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+        }
 
     def control(self, action: str, *words: object) -> subprocess.CompletedProcess[str]:
         command = ["bash", str(SCRIPT), str(self.folder), action, *map(str, words)]
@@ -77,10 +79,20 @@ class Stage:
     def submit(self, name: str, *words: str, nodes: int = 2, options: tuple[str, ...] = (), **variables: str) -> str:
         """Queue a job that trains into the run folder `name`; returns its number."""
         return self.cluster.run(
-            "sbatch", "--parsable", f"--nodes={nodes}", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
-            f"--output={self.folder}/{name}.log", *options, "launch/slurm/stage1.sbatch",
-            f"run_dir={self.run_dir(name)}", *words, CONFIG=str(self.config), **variables,
-        ).strip()  # fmt: skip
+            "sbatch",
+            "--parsable",
+            f"--nodes={nodes}",
+            "--gpus-per-node=0",
+            "--ntasks-per-node=1",
+            "--cpus-per-task=1",
+            f"--output={self.folder}/{name}.log",
+            *options,
+            "launch/slurm/stage1.sbatch",
+            f"run_dir={self.run_dir(name)}",
+            *words,
+            CONFIG=str(self.config),
+            **variables,
+        ).strip()
 
     def wait_for_step(self, name: str, step: int) -> None:
         """Until the run has logged the step."""

@@ -13,19 +13,27 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
-from minigptv2.data.reader import CorpusReader
 from minigptv2.evaluate.questions import questions_of
-from minigptv2.evaluate.session import held_out_jobs
+from minigptv2.evaluate.suite import held_out_jobs
 from minigptv2.model.export import load_info
+from minigptv2.shards.reader import CorpusReader
 from tests.conftest import REPOSITORY, World
 from tests.slurm.conftest import Cluster, Stage
 
 pytestmark = pytest.mark.slurm
 TINY = (
-    "model.vision_encoder=tiny_vit", "model.language_model=tiny_llama", "train.steps=6", "train.global_batch_size=8",
-    "train.micro_batch_size=4", "train.warmup_steps=2", "train.checkpoint_every=3", "train.log_every=1",
-    "data.max_tokens=900", "data.max_pack_tokens=2000", "evaluate.every=0",
-)  # fmt: skip
+    "model.vision_encoder=tiny_vit",
+    "model.language_model=tiny_llama",
+    "train.steps=6",
+    "train.global_batch_size=8",
+    "train.micro_batch_size=4",
+    "train.warmup_steps=2",
+    "train.checkpoint_every=3",
+    "train.log_every=1",
+    "data.max_tokens=900",
+    "data.max_pack_tokens=2000",
+    "evaluate.every=0",
+)
 
 
 def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
@@ -35,9 +43,17 @@ def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
     shutil.copytree(world.tokenizer_folder, tmp_path / "tokenizer")
     environment = Path(sys.executable).parents[1]
     printed = cluster.run(
-        "make", "--no-print-directory", "slurm-stages", f"VENV={environment}", f"STAMP={environment}/pyvenv.cfg",
-        f"OVERRIDES={' '.join(TINY)}", TOY="1", NODES="2", QUICK="1", DEMO_DIR=str(tmp_path),
-    )  # fmt: skip
+        "make",
+        "--no-print-directory",
+        "slurm-stages",
+        f"VENV={environment}",
+        f"STAMP={environment}/pyvenv.cfg",
+        f"OVERRIDES={' '.join(TINY)}",
+        TOY="1",
+        NODES="2",
+        QUICK="1",
+        DEMO_DIR=str(tmp_path),
+    )
     jobs = re.findall(r"job (\d+)", printed)
     assert len(jobs) == 4, printed
     last = cluster.wait(jobs[-1], "COMPLETED", "FAILED", "CANCELLED", timeout_s=400)
@@ -74,10 +90,19 @@ def test_other_launchers_train_the_same_and_hear_the_warning(
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     number = cluster.run(
-        "sbatch", "--parsable", "--nodes=3", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
-        f"--output={tmp_path}/doctor.log", "launch/slurm/doctor.sbatch", f"--shared={tmp_path}", "--seconds=2",
-        LAUNCHER=launcher, MINIGPTV2_LOGS=str(tmp_path),
-    ).strip()  # fmt: skip
+        "sbatch",
+        "--parsable",
+        "--nodes=3",
+        "--gpus-per-node=0",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        f"--output={tmp_path}/doctor.log",
+        "launch/slurm/doctor.sbatch",
+        f"--shared={tmp_path}",
+        "--seconds=2",
+        LAUNCHER=launcher,
+        MINIGPTV2_LOGS=str(tmp_path),
+    ).strip()
     job = cluster.wait(number, "COMPLETED", "FAILED")
     text = (tmp_path / "doctor.log").read_text()
     assert job["JobState"] == "COMPLETED" and "the nodes can train together" in text, text
@@ -89,11 +114,17 @@ def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: 
 @pytest.mark.slow
 def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_path: Path) -> None:
     done = cluster.run(
-        "srun", "--nodes=2", "--ntasks-per-node=1", "--nodelist=node1,node2", "bash", "-c",
-        'exec "$0" -c "$1"', sys.executable,
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--nodelist=node1,node2",
+        "bash",
+        "-c",
+        'exec "$0" -c "$1"',
+        sys.executable,
         "from pathlib import Path; from minigptv2.engine.nodes import check_nodes; "
         f"print(check_nodes(Path('{cluster.folder}/local'), seconds=0.2, patience_s=4).text())",
-    )  # fmt: skip
+    )
     assert re.search(r"PROBLEM: node[12] does not see files that node[12] wrote", done), done
 
 
@@ -101,11 +132,22 @@ def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_p
 def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbroken: Path, world: World) -> None:
     output = stage.folder / "evaluation"
     number = stage.cluster.run(
-        "sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", "--ntasks-per-node=1", "--cpus-per-task=1",
-        f"--output={output}.log", "launch/slurm/evaluate.sbatch", f"--model={unbroken}/export",
-        f"--shards={world.val}", "--corpus=toy_refer", "--corpus=toy_vqa", "--limit=6", f"--output={output}",
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--gpus-per-node=0",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=1",
+        f"--output={output}.log",
+        "launch/slurm/evaluate.sbatch",
+        f"--model={unbroken}/export",
+        f"--shards={world.val}",
+        "--corpus=toy_refer",
+        "--corpus=toy_vqa",
+        "--limit=6",
+        f"--output={output}",
         MINIGPTV2_LOGS=str(stage.folder),
-    ).strip()  # fmt: skip
+    ).strip()
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     assert job["JobState"] == "COMPLETED", Path(f"{output}.log").read_text()
     rows = [json.loads(line) for file in output.rglob("predictions.jsonl") for line in file.read_text().splitlines()]
@@ -126,11 +168,15 @@ def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: C
         pytest.skip("needs pdsh (apt-get install pdsh)")
     log = tmp_path / "job.log"
     number = cluster.run(
-        "sbatch", "--parsable", "--nodes=2", f"--output={log}", "--wrap",
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        f"--output={log}",
+        "--wrap",
         f"PATH={REPOSITORY}/launch/slurm/srun_as_ssh:$PATH pdsh -S -R ssh -w node1,node2 "
         "'if [[ $SLURMD_NODENAME == node1 ]]; then exit 3; else sleep 500; fi'",
         MINIGPTV2_STOP_OTHERS_AFTER_S="5",
-    ).strip()  # fmt: skip
+    ).strip()
     job = cluster.wait(number, "COMPLETED", "FAILED", timeout_s=60)
     said = log.read_text()
     assert job["JobState"] == "FAILED", said

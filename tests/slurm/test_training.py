@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigptv2.engine.log import read_metrics
+from minigptv2.tracking.log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.slurm.conftest import Stage, wait_for
 
@@ -160,10 +160,31 @@ def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> No
         stage.wait_for_checkpoint("badnode", step)
         wait_for(lambda: f"start {start}" in stage.log("badnode"), f"start {start}", 60)  # noqa: B023
         assert stage.cluster.job(number)["NodeList"] == "node[1-2]"
-        rank = stage.cluster.run("srun", "--overlap", "--jobid", number, "--nodelist=node2", "--nodes=1", "--ntasks=1",
-                                 "pgrep", "-f", "launch/train.py").split()  # fmt: skip
-        stage.cluster.run("srun", "--overlap", "--jobid", number, "--nodelist=node2", "--nodes=1", "--ntasks=1",
-                          "kill", "-KILL", *rank, check=False)  # fmt: skip
+        rank = stage.cluster.run(
+            "srun",
+            "--overlap",
+            "--jobid",
+            number,
+            "--nodelist=node2",
+            "--nodes=1",
+            "--ntasks=1",
+            "pgrep",
+            "-f",
+            "launch/train.py",
+        ).split()
+        stage.cluster.run(
+            "srun",
+            "--overlap",
+            "--jobid",
+            number,
+            "--nodelist=node2",
+            "--nodes=1",
+            "--ntasks=1",
+            "kill",
+            "-KILL",
+            *rank,
+            check=False,
+        )
         wait_for(lambda: stage.cluster.job(number)["JobState"] != "RUNNING", "the job to end", 60)
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     text = stage.log("badnode")

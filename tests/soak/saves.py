@@ -26,8 +26,10 @@ ELEMENTS = 50_000
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
     """0.6 MB that say which step they are of."""
-    return {stem: {"a": torch.full((ELEMENTS,), float(step)), "b": torch.full((3, 5), -float(step))}
-            for stem in (WEIGHTS, *MOMENTS)}  # fmt: skip
+    return {
+        stem: {"a": torch.full((ELEMENTS,), float(step)), "b": torch.full((3, 5), -float(step))}
+        for stem in (WEIGHTS, *MOMENTS)
+    }
 
 
 def save_for_ever(run: Path, step: int, done: int) -> None:

@@ -15,15 +15,21 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from minigptv2.engine.log import read_metrics
-from minigptv2.engine.ports import free_port
+from minigptv2.cluster.rendezvous import free_port
+from minigptv2.tracking.log import read_metrics
 from tests import preloaded
 from tests.conftest import REPOSITORY, make_world
 from tests.ranks import rank_environment
 
 STEPS = 12
-PHASES = {"load": "loading", "data": "data of step", "step": "step", "save": "saving", "evaluate": "evaluation",
-          "export": "exporting"}  # fmt: skip
+PHASES = {
+    "load": "loading",
+    "data": "data of step",
+    "step": "step",
+    "save": "saving",
+    "evaluate": "evaluation",
+    "export": "exporting",
+}
 """What a rank's watchdog is told it is in, by its first words."""
 
 
@@ -85,7 +91,7 @@ evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max
 
 def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
     """In a rank: `launch/train.py`, which sends itself a signal at the moment."""
-    from minigptv2.engine.watchdog import Watchdog
+    from minigptv2.cluster.watchdog import Watchdog
     from minigptv2.train import main
 
     if moment:
@@ -111,10 +117,14 @@ def start_and_wait(config: Path, run: Path, ranks: int, moment: Moment | None = 
         mine = moment.__dict__ if moment and moment.rank == rank else None
         processes.append(
             preloaded.start(
-                "tests.soak.stage:train_with_a_moment", log=run.with_suffix(f".rank{rank}.log"), number=rank,
-                environment=rank_environment(rank, ranks, port), words=words, moment=mine,
+                "tests.soak.stage:train_with_a_moment",
+                log=run.with_suffix(f".rank{rank}.log"),
+                number=rank,
+                environment=rank_environment(rank, ranks, port),
+                words=words,
+                moment=mine,
             )
-        )  # fmt: skip
+        )
     first = None
     deadline = time.monotonic() + 300
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:

@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from minigptv2.engine.attempts import read_attempts
+from minigptv2.cluster.attempts import read_attempts
 from minigptv2.engine.checkpoint import list_checkpoints, step_of
 from minigptv2.errors import RequeueExit
 from tests.soak.stage import draw_moment, ends_equal, make_stage, start_and_wait, unbroken_runs

@@ -115,12 +115,14 @@ def _lineage(args: argparse.Namespace) -> int:
                 text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
                 print(f"     {key}: {text}")
         config = stage.get("config", {})
-        print(f"     config: {len(config)} keys; lr {config.get('train.learning_rate')}, "
-              f"batch {config.get('train.global_batch_size')}, trained {config.get('model.trainable')}")  # fmt: skip
+        print(
+            f"     config: {len(config)} keys; lr {config.get('train.learning_rate')}, "
+            f"batch {config.get('train.global_batch_size')}, trained {config.get('model.trainable')}"
+        )
     return 0
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from minigptv2.replay import replay
+    from minigptv2.train.replay import replay
 
     return replay(args.bundle, device=args.device)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -103,9 +103,14 @@ def _from_published(args: argparse.Namespace) -> int:
     told = Told(args.vision_heads, args.vision_depth, args.image_size, args.lora_alpha)
     checkpoint = Path(args.checkpoint) if args.checkpoint else None
     info, report = from_published(
-        Path(args.vision), Path(args.language_model), Path(args.output),
-        checkpoint=checkpoint, told=told, copy=not args.no_copy, overwrite=args.overwrite,
-    )  # fmt: skip
+        Path(args.vision),
+        Path(args.language_model),
+        Path(args.output),
+        checkpoint=checkpoint,
+        told=told,
+        copy=not args.no_copy,
+        overwrite=args.overwrite,
+    )
     _say(report.lines())
     row = info.sizes.vision_encoder
     print(
@@ -138,9 +143,13 @@ def _merge(args: argparse.Namespace) -> int:
     from minigptv2.convert.adapters import merge
 
     info, report = merge(
-        Path(args.export), Path(args.output), dtype=args.dtype, vision_weights=args.vision_weights,
-        language_weights=args.language_weights, overwrite=args.overwrite,
-    )  # fmt: skip
+        Path(args.export),
+        Path(args.output),
+        dtype=args.dtype,
+        vision_weights=args.vision_weights,
+        language_weights=args.language_weights,
+        overwrite=args.overwrite,
+    )
     return _say([*report.lines(), f"{info.folder}: language model in {info.model.language_weights}"])
 
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 if TYPE_CHECKING:
-    from minigptv2.data.sources import Corpus
+    from minigptv2.corpora.sources import Corpus
 
 EVERYTHING = "all"
 
@@ -48,8 +48,8 @@ def add_commands(shard_commands: Any) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from minigptv2.data.sources import CORPORA
-    from minigptv2.data.sources.own import FORMATS, own_corpus
+    from minigptv2.corpora.own import FORMATS, own_corpus
+    from minigptv2.corpora.sources import CORPORA
     from minigptv2.errors import ConfigError, nearest
 
     if args.corpus == EVERYTHING:
@@ -70,10 +70,10 @@ def _build(args: argparse.Namespace) -> int:
 
 def _build_all(args: argparse.Namespace) -> int:
     """Each corpus of the stages in turn; what is not there is told at the end."""
-    from minigptv2.data.build import finished
-    from minigptv2.data.manifest import MANIFEST_FILE
-    from minigptv2.data.sources import CORPORA
+    from minigptv2.corpora.build_corpus import finished
+    from minigptv2.corpora.sources import CORPORA
     from minigptv2.errors import ConfigError, DataError, MissingFilesError
+    from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
     rows = [row for row in CORPORA.values() if row.stages and args.split in row.expected]
@@ -106,7 +106,7 @@ def _build_all(args: argparse.Namespace) -> int:
 def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from minigptv2.data.build import build
+    from minigptv2.corpora.build_corpus import build
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -116,9 +116,17 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:
         report = build(
-            corpus, root, args.split, output, workers=workers, samples_per_shard=args.size, limit=args.limit,
-            per_question=args.per_question, bake_side=args.bake, progress=bar.update,
-        )  # fmt: skip
+            corpus,
+            root,
+            args.split,
+            output,
+            workers=workers,
+            samples_per_shard=args.size,
+            limit=args.limit,
+            per_question=args.per_question,
+            bake_side=args.bake,
+            progress=bar.update,
+        )
     for line in report.lines():
         print(line)
     if read:
@@ -127,7 +135,7 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
 
 def _show(folder: Path, tokenizer: str | None) -> None:
     """Write the page to look at beside the shards."""
-    from minigptv2.data.preview import write_preview
+    from minigptv2.corpora.preview import write_preview
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
@@ -142,7 +150,7 @@ def _show(folder: Path, tokenizer: str | None) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from minigptv2.data.sources.listing import as_markdown, as_text
+    from minigptv2.corpora.sources.listing import as_markdown, as_text
 
     print(as_markdown() if args.markdown else as_text())
     return 0

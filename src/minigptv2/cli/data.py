@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.cli import corpora, shards
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _tokenizer(args: argparse.Namespace) -> int:
-    from minigptv2.data.texts import spoken_texts
+    from minigptv2.corpora.token_texts import spoken_texts
     from minigptv2.tokenizer import load_tokenizer, train_tokenizer
 
     file = train_tokenizer(spoken_texts(Path(args.shards)), Path(args.output), args.vocab_size)

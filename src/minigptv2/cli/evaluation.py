@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.arguments import at_least
 from minigptv2.cli.inference import add_model, load_model
-from minigptv2.cli.numbers import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -67,7 +67,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if beside := [name for name in args.corpus or () if Path(name).name != name]:
         raise ConfigError(f"evaluate: --corpus {beside[0]}: want the name of a folder of --shards")
 
-    from minigptv2.engine import distributed
+    from minigptv2.cluster import distributed
 
     alone = distributed.world_size_from_environment() == 1
     if not alone:
@@ -81,10 +81,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate_here(args: argparse.Namespace, rows: list[Any]) -> int:
-    from minigptv2.engine import distributed
-    from minigptv2.evaluate.page import PAGE_FILE
+    from minigptv2.cluster import distributed
+    from minigptv2.evaluate.html import PAGE_FILE
     from minigptv2.evaluate.runner import Settings
-    from minigptv2.evaluate.session import benchmark_jobs, evaluate_all, held_out_jobs
+    from minigptv2.evaluate.suite import benchmark_jobs, evaluate_all, held_out_jobs
     from minigptv2.evaluate.tables import MARKDOWN_FILE, RESULTS_FILE
 
     output = Path(args.output)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 if TYPE_CHECKING:
     from minigptv2.predict.jsonl import Outcome
@@ -38,8 +38,13 @@ def add_commands(commands: Any) -> None:
     add_model(predict)
     _add_files(predict)
     add_decoding(predict)
-    predict.add_argument("--top-tokens", type=at_least(0), default=0, metavar="K",
-                         help="also write the K likeliest first tokens of each answer, with their logits")  # fmt: skip
+    predict.add_argument(
+        "--top-tokens",
+        type=at_least(0),
+        default=0,
+        metavar="K",
+        help="also write the K likeliest first tokens of each answer, with their logits",
+    )
     predict.set_defaults(run=_predict)
 
     score = commands.add_parser(
@@ -93,9 +98,13 @@ def load_model(args: argparse.Namespace) -> Predictor:
     from minigptv2.predict.predictor import load_predictor
 
     return load_predictor(
-        args.model, style=args.prompt_style, device=args.device, dtype=args.dtype,
-        vision_weights=args.vision_weights, language_weights=args.language_weights,
-    )  # fmt: skip
+        args.model,
+        style=args.prompt_style,
+        device=args.device,
+        dtype=args.dtype,
+        vision_weights=args.vision_weights,
+        language_weights=args.language_weights,
+    )
 
 
 def decoding_of(args: argparse.Namespace) -> Decoding:
@@ -106,10 +115,10 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from minigptv2.data.images import open_photo
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
     from minigptv2.predict.predictor import Request
+    from minigptv2.shards.image_files import open_photo
     from minigptv2.tasks import parse_answer, task_of
 
     file = Path(args.image)
@@ -166,9 +175,14 @@ def _predict(args: argparse.Namespace) -> int:
     if not 0 <= args.top_tokens <= most:
         raise ConfigError(f"--top-tokens {args.top_tokens}: want 0 to the vocabulary's {most}")
     outcome = predict_file(
-        predictor, Path(args.input), Path(args.output), decoding_of(args),
-        batch_size=args.batch_size, top=args.top_tokens, warn=_warn,
-    )  # fmt: skip
+        predictor,
+        Path(args.input),
+        Path(args.output),
+        decoding_of(args),
+        batch_size=args.batch_size,
+        top=args.top_tokens,
+        warn=_warn,
+    )
     return _told("answered", outcome, args.output)
 
 
@@ -176,9 +190,13 @@ def _score(args: argparse.Namespace) -> int:
     from minigptv2.predict.jsonl import mean_loss, score_file
 
     outcome = score_file(
-        load_model(args), Path(args.input), Path(args.output), batch_size=args.batch_size, layout=args.layout,
+        load_model(args),
+        Path(args.input),
+        Path(args.output),
+        batch_size=args.batch_size,
+        layout=args.layout,
         warn=_warn,
-    )  # fmt: skip
+    )
     if outcome.done or outcome.before:
         loss, tokens = mean_loss(Path(args.output))
         print(f"mean loss {loss:.6f} over {tokens} supervised tokens")

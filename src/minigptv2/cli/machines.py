@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least, not_negative, positive
+from minigptv2.cli.arguments import at_least, not_negative, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -16,7 +16,7 @@ def add_commands(commands: Any) -> None:
     plan.add_argument("overrides", nargs="*", metavar="key=value")
     plan.add_argument("--gpus", type=at_least(1), default=8, help="GPUs in all")
     plan.add_argument("--gpus-per-node", type=at_least(1), default=8)
-    plan.add_argument("--gpu", default="h100", help="a row of GPUS in sizing/hardware.py")
+    plan.add_argument("--gpu", default="h100", help="a row of GPUS in planner/hardware.py")
     plan.add_argument("--gpu-memory", type=positive, metavar="GIB", help="default: the card's own")
     plan.add_argument(
         "--network", type=positive, default=45.0, metavar="GB/S", help="of a node, all its cards together"
@@ -34,18 +34,21 @@ def add_commands(commands: Any) -> None:
     doctor.add_argument("overrides", nargs="*", metavar="key=value")
     doctor.add_argument("--world-size", type=at_least(1), help="processes of the run; default: one for each GPU")
     doctor.add_argument("--json", action="store_true", help="for scripts")
-    doctor.add_argument("--nodes", action="store_true",
-                        help="instead, in every rank of srun or torchrun: can these nodes train together")  # fmt: skip
+    doctor.add_argument(
+        "--nodes",
+        action="store_true",
+        help="instead, in every rank of srun or torchrun: can these nodes train together",
+    )
     doctor.add_argument("--shared", default="runs", metavar="DIR", help="with --nodes: a folder that all nodes see")
     doctor.add_argument("--seconds", type=positive, default=10.0, help="with --nodes: how long to gather")
     doctor.set_defaults(run=_doctor)
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from minigptv2.planner.hardware import describe
+    from minigptv2.planner.plan_table import plan_run, render_json, shipped_plans
+    from minigptv2.planner.step_time import Samples
     from minigptv2.run_config import load_run_config
-    from minigptv2.sizing.hardware import describe
-    from minigptv2.sizing.predict import Samples
-    from minigptv2.sizing.report import plan_run, render_json, shipped_plans
 
     config = load_run_config(args.config, args.overrides).value
     hardware = describe(
@@ -85,8 +88,8 @@ def _check_nodes(shared: Path, seconds: float) -> int:
     """In each rank of a launcher: the report on rank 0, each rank's own failure where it happens."""
     import os
 
-    from minigptv2.engine import distributed
-    from minigptv2.engine.nodes import check_nodes
+    from minigptv2.cluster import distributed
+    from minigptv2.doctor.nodes import check_nodes
 
     distributed.adopt_launcher()
     report = check_nodes(shared, seconds=seconds)

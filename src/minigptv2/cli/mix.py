@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 
 def add_commands(commands: Any) -> None:
@@ -24,9 +24,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _mix(args: argparse.Namespace) -> int:
-    from minigptv2.data.mixing import corpora_of, mix, save_picture, table
+    from minigptv2.corpora.sources import CORPORA
+    from minigptv2.data.mix_report import corpora_of, mix, save_picture, table
     from minigptv2.data.plan import load_recipe
-    from minigptv2.data.sources import CORPORA
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
 

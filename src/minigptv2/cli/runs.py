@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 from minigptv2.errors import ConfigError
 
 

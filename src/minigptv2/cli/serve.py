@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from minigptv2.cli.arguments import at_least
 from minigptv2.cli.inference import add_decoding, add_model, decoding_of, load_model
-from minigptv2.cli.numbers import at_least
 from minigptv2.serve.config import Access, Limits
 
 PASSWORD_VARIABLE = "MINIGPTV2_PASSWORD"
@@ -29,8 +29,13 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--host", default=access.host, help=f"address to listen on; default: {access.host}")
     serve.add_argument("--port", type=int, default=access.port, help=f"default: {access.port}")
     serve.add_argument("--password-file", metavar="FILE", help="its first line is the password, and programs' API key")
-    serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME",
-                       help="a name that requests may call this server by; repeat for several")  # fmt: skip
+    serve.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that requests may call this server by; repeat for several",
+    )
     serve.add_argument("--api-only", action="store_true", help="no page")
     serve.add_argument("--examples", metavar="FILE", help="JSON lines of questions, as `predict` reads them")
     serve.add_argument("--max-batch", type=at_least(1), default=defaults.max_batch, help="answers computed together")
@@ -56,15 +61,26 @@ def add_commands(commands: Any) -> None:
     add_model(chat)
     chat.add_argument("image", nargs="?", help="a JPEG, PNG or WebP file")
     chat.add_argument("--draw", metavar="FILE", help="write the picture with the latest answer's boxes here")
-    chat.add_argument("--show", default="auto", choices=("auto", "kitty", "iterm", "blocks", "none"),
-                      help="how pictures are shown in the terminal; auto: if it says that it can")  # fmt: skip
+    chat.add_argument(
+        "--show",
+        default="auto",
+        choices=("auto", "kitty", "iterm", "blocks", "none"),
+        help="how pictures are shown in the terminal; auto: if it says that it can",
+    )
     add_decoding(chat)
     chat.set_defaults(run=_chat)
 
 
 def _serve(args: argparse.Namespace) -> int:
-    limits = Limits(args.max_body_mib, args.max_megapixels, args.max_images, args.max_text, args.max_new_tokens,
-                    args.max_batch, args.max_waiting)  # fmt: skip
+    limits = Limits(
+        args.max_body_mib,
+        args.max_megapixels,
+        args.max_images,
+        args.max_text,
+        args.max_new_tokens,
+        args.max_batch,
+        args.max_waiting,
+    )
     access = Access(args.host, args.port, _password(args.password_file), tuple(args.allowed_host))
     _check_port(access)
     examples = Path(args.examples) if args.examples else None
@@ -126,8 +142,11 @@ def _chat(args: argparse.Namespace) -> int:
         check_drawing(Path(args.draw))
     image = open_file(args.image) if args.image else None
     chat = Chat(
-        load_model(args), decoding_of(args), image, draw=Path(args.draw) if args.draw else None,
+        load_model(args),
+        decoding_of(args),
+        image,
+        draw=Path(args.draw) if args.draw else None,
         mode=picture_mode(args.show, dict(os.environ)),
-    )  # fmt: skip
+    )
     chat.run()
     return 0

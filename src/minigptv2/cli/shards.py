@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.numbers import at_least
+from minigptv2.cli.arguments import at_least
 
 if TYPE_CHECKING:
-    from minigptv2.data.dropped import Dropped
+    from minigptv2.shards.dropped import Dropped
 
 _SHOWN_FAULTS = 20
 
@@ -52,15 +52,19 @@ def add_commands(commands: Any) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from minigptv2.data.indexing import index_corpus
     from minigptv2.errors import DataError
+    from minigptv2.shards.indexing import index_corpus
 
     corpus = args.corpus or args.folder.resolve().name
     with _bar("indexing", "shard") as bar:
         manifest, faults = index_corpus(
-            args.folder, corpus, workers=args.workers, skip_faults=args.skip_faults, license=args.license,
+            args.folder,
+            corpus,
+            workers=args.workers,
+            skip_faults=args.skip_faults,
+            license=args.license,
             progress=bar.update,
-        )  # fmt: skip
+        )
     _print_faults(faults, args.report)
     if manifest is None:
         raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves them out by name")
@@ -70,8 +74,8 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.data.verify import verify_corpus
     from minigptv2.errors import DataError
+    from minigptv2.shards.verify import verify_corpus
 
     faults = []
     folders = _corpora(args.folder)
@@ -85,7 +89,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from minigptv2.data.stats import describe_corpus, describe_shards
+    from minigptv2.corpora.stats import describe_corpus, describe_shards
 
     for folder in _corpora(args.folder):
         print(describe_corpus(folder, args.samples))
@@ -95,7 +99,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _preview(args: argparse.Namespace) -> int:
-    from minigptv2.data.preview import write_preview
+    from minigptv2.corpora.preview import write_preview
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
 
@@ -111,7 +115,7 @@ def _preview(args: argparse.Namespace) -> int:
 
 def _corpora(folders: list[Path]) -> list[Path]:
     """Each folder that is a corpus, and the corpora in one that is not."""
-    from minigptv2.data.manifest import MANIFEST_FILE
+    from minigptv2.shards.manifest import MANIFEST_FILE
 
     found = []
     for folder in folders:
@@ -121,7 +125,7 @@ def _corpora(folders: list[Path]) -> list[Path]:
 
 
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
-    from minigptv2.data.dropped import summarize
+    from minigptv2.shards.dropped import summarize
 
     if report is not None:
         report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minigptv2.engine.requeue import Attempt, Limits
+    from minigptv2.cluster.restart import Attempt, Limits
     from minigptv2.run_config import RunConfig
 
 _VISIBLE_S = 30.0
@@ -41,8 +41,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _begin(args: argparse.Namespace) -> int:
-    from minigptv2.engine.requeue import Attempt, bad_nodes, judge, newest_step, note_end, note_start, read_attempts
-    from minigptv2.engine.slurm import expand_hosts, nodes_that_failed
+    from minigptv2.cluster.restart import Attempt, bad_nodes, judge, newest_step, note_end, note_start, read_attempts
+    from minigptv2.cluster.slurm import expand_hosts, nodes_that_failed
 
     config, limits = _config(args), _limits()
     run, job = Path(config.run_dir), os.environ["SLURM_JOB_ID"]
@@ -73,15 +73,15 @@ def _begin(args: argparse.Namespace) -> int:
 
 
 def _port(args: argparse.Namespace) -> int:
-    from minigptv2.engine.ports import free_port
+    from minigptv2.cluster.rendezvous import free_port
 
     print(free_port())
     return 0
 
 
 def _end(args: argparse.Namespace) -> int:
-    from minigptv2.engine.requeue import judge, newest_step, note_end, read_attempts
-    from minigptv2.engine.slurm import nodes_blamed_by_ranks, nodes_blamed_by_srun, nodes_lost_by_srun
+    from minigptv2.cluster.restart import judge, newest_step, note_end, read_attempts
+    from minigptv2.cluster.slurm import nodes_blamed_by_ranks, nodes_blamed_by_srun, nodes_lost_by_srun
     from minigptv2.errors import ConfigError
 
     config = _config(args)
@@ -113,7 +113,7 @@ def _config(args: argparse.Namespace) -> RunConfig:
 
 
 def _limits() -> Limits:
-    from minigptv2.engine.requeue import Limits
+    from minigptv2.cluster.restart import Limits
 
     known = Limits()
     return Limits(
@@ -123,8 +123,9 @@ def _limits() -> Limits:
     )
 
 
-def _ended(attempt: Attempt, step: int, *, code: int | None, failed: list[str], asked: bool = False,
-           reason: str = "") -> Attempt:  # fmt: skip
+def _ended(
+    attempt: Attempt, step: int, *, code: int | None, failed: list[str], asked: bool = False, reason: str = ""
+) -> Attempt:
     from dataclasses import replace
 
     return replace(attempt, end_step=step, code=code, failed_nodes=tuple(failed), asked=asked, reason=reason)
@@ -138,7 +139,7 @@ def _describe(nodes: tuple[str, ...]) -> str:
 
 def _finished(config: RunConfig) -> bool:
     """Whether the run's last step is saved and exported. Another node may have written it, so it may be seen late."""
-    from minigptv2.engine.requeue import newest_step
+    from minigptv2.cluster.restart import newest_step
 
     run = Path(config.run_dir)
     deadline = time.monotonic() + _VISIBLE_S

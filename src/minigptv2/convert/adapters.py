@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from minigptv2.convert.files import KeyReport, refuse_existing
+from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.llama import copy_small_files, write_llama, write_llama_config
 from minigptv2.convert.names import LANGUAGE, PEFT_PREFIX
 from minigptv2.errors import CheckpointError, ConfigError
@@ -77,10 +77,15 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
             report.drop(str(export), name, "neither LoRA nor projector: this format has no place for it")
     lora = info.model.lora
     config = peft.LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules),
-        bias="none", task_type="CAUSAL_LM", inference_mode=True,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+        inference_mode=True,
         base_model_name_or_path=str(Path(folder).resolve()) if folder and Path(folder).is_dir() else folder,
-    )  # fmt: skip
+    )
     with new_folder(output) as made:
         report.write(made)
         config.save_pretrained(str(made))
@@ -91,9 +96,14 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
 
 
 def merge(
-    export: Path, output: Path, *, dtype: str | None = None, vision_weights: str | None = None,
-    language_weights: str | None = None, overwrite: bool = False,
-) -> tuple[ExportInfo, KeyReport]:  # fmt: skip
+    export: Path,
+    output: Path,
+    *,
+    dtype: str | None = None,
+    vision_weights: str | None = None,
+    language_weights: str | None = None,
+    overwrite: bool = False,
+) -> tuple[ExportInfo, KeyReport]:
     """Write a model folder without adapters: W + alpha / r * B A, in fp32, then cast.
 
     `<output>/language_model` is a stock Hugging Face LLaMA; the whole folder loads here. `dtype` None: that of the
@@ -154,9 +164,16 @@ def merge(
     base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
     lineage: list[dict[str, Any]] = [*info.lineage, {"stage": "merged", "steps": 0, "parent": info.weights_sha256}]
     written = save_export(
-        output, projector, model, tokenizer, lineage, base_sha256=base_sha256, sizes=info.sizes, more=write_bases,
+        output,
+        projector,
+        model,
+        tokenizer,
+        lineage,
+        base_sha256=base_sha256,
+        sizes=info.sizes,
+        more=write_bases,
         inside=True,
-    )  # fmt: skip
+    )
     return written, report
 
 

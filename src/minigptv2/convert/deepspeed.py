@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minigptv2.convert import names
-from minigptv2.convert.files import KeyReport, first_line, refuse_existing
+from minigptv2.convert.inputs import KeyReport, first_line, refuse_existing
 from minigptv2.errors import CheckpointError
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model

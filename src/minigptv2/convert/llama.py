@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from minigptv2.convert.files import KeyReport, read_torch, tensors_only
+from minigptv2.convert.inputs import KeyReport, read_torch, tensors_only
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.errors import CheckpointError
 from minigptv2.files import finish_file, write_atomically
@@ -23,9 +23,14 @@ SHARD_BYTES = 4_000_000_000
 """Largest file of a written folder, and so the memory that writing takes."""
 INDEX_FILE = "model.safetensors.index.json"
 BESIDE = (
-    "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 """Small files of a Hugging Face folder that go along with the weights."""
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from minigptv2.convert.files import KeyReport, refuse_existing
+from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.llama import write_llama, write_llama_config
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.errors import CheckpointError, ConfigError
@@ -162,8 +162,9 @@ def _write_llama(file: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(str(folder))
 
 
-def _check(model: ModelConfig, vocab_size: int, vision: dict[str, Tensor],
-           language: dict[str, tuple[int, ...]]) -> None:  # fmt: skip
+def _check(
+    model: ModelConfig, vocab_size: int, vision: dict[str, Tensor], language: dict[str, tuple[int, ...]]
+) -> None:
     """Raise `CheckpointError` unless the weights fill the two backbones, exactly."""
     with torch.device("meta"):
         built = build_model(model, vocab_size, sizes=sizes_of(model))

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from minigptv2.convert import names
-from minigptv2.convert.files import KeyReport, read_torch, refuse_existing, report_of, tensors_only
+from minigptv2.convert.inputs import KeyReport, read_torch, refuse_existing, report_of, tensors_only
 from minigptv2.convert.llama import LlamaSource, copy_llama, open_llama_source
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file
@@ -69,9 +69,15 @@ class Told:
 
 
 def from_published(
-    vision: Path, language_model: Path, output: Path, *, checkpoint: Path | None = None, told: Told | None = None,
-    copy: bool = True, overwrite: bool = False,
-) -> tuple[ExportInfo, KeyReport]:  # fmt: skip
+    vision: Path,
+    language_model: Path,
+    output: Path,
+    *,
+    checkpoint: Path | None = None,
+    told: Told | None = None,
+    copy: bool = True,
+    overwrite: bool = False,
+) -> tuple[ExportInfo, KeyReport]:
     """Write a model folder of ours. Without a checkpoint it holds bases only: something to train a first stage on.
 
     `copy` False leaves the language model where it is and refers to it. Needs the memory of one vision file at most.
@@ -123,9 +129,16 @@ def from_published(
         "files": [file.name for file in (vision, language_model, checkpoint) if file],
     }
     info = save_export(
-        output, trained_tensors, model, tokenizer, [lineage], base_sha256=base_sha256, sizes=sizes, more=write_bases,
+        output,
+        trained_tensors,
+        model,
+        tokenizer,
+        [lineage],
+        base_sha256=base_sha256,
+        sizes=sizes,
+        more=write_bases,
         inside=True,
-    )  # fmt: skip
+    )
     return info, report
 
 
@@ -161,8 +174,9 @@ def _checkpoint_state(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors_only(document["model"], file), config if isinstance(config, dict) else {}
 
 
-def _vision_row(vit: dict[str, Tensor], file: Path, told: Told,
-                config: dict[str, Any]) -> tuple[VisionEncoderRow, str | None]:  # fmt: skip
+def _vision_row(
+    vit: dict[str, Tensor], file: Path, told: Told, config: dict[str, Any]
+) -> tuple[VisionEncoderRow, str | None]:
     """Sizes of the vision encoder, and the table's name for them if it has one.
 
     Width, patch and MLP are read from the file; heads, depth used and image size are those told, or the checkpoint's,
@@ -245,8 +259,9 @@ def _resize_positions(positions: Tensor, row: VisionEncoderRow) -> Tensor:
     return torch.cat([positions[:, :1].float(), patches], dim=1)
 
 
-def _map_checkpoint(state: dict[str, Tensor], config: dict[str, Any], file: Path,
-                    report: KeyReport) -> tuple[int, dict[str, Tensor]]:  # fmt: skip
+def _map_checkpoint(
+    state: dict[str, Tensor], config: dict[str, Any], file: Path, report: KeyReport
+) -> tuple[int, dict[str, Tensor]]:
     """LoRA's rank, and projector and LoRA under our names, with the norm after the encoder where a file holds it."""
     source, mapped = str(file), {}
     for key, value in state.items():
@@ -294,9 +309,15 @@ def _alpha(told: Told, config: dict[str, Any], vision: str | None, language: Lan
 
 
 def _check_whole(
-    model: ModelConfig, sizes: Sizes, vocab_size: int, vision: dict[str, Tensor], llama: LlamaSource,
-    trained: dict[str, Tensor] | None, vision_file: Path, checkpoint: Path | None,
-) -> None:  # fmt: skip
+    model: ModelConfig,
+    sizes: Sizes,
+    vocab_size: int,
+    vision: dict[str, Tensor],
+    llama: LlamaSource,
+    trained: dict[str, Tensor] | None,
+    vision_file: Path,
+    checkpoint: Path | None,
+) -> None:
     """Raise `CheckpointError` unless the three sources together fill a model of these sizes, exactly."""
     with torch.device("meta"):
         built = build_model(model, vocab_size, sizes=sizes)
@@ -342,8 +363,10 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
         report.take(str(export), name, key)
     lora, sizes = info.model.lora, info.sizes
     if not lora.r or sizes.vision_encoder.family != "eva":
-        raise CheckpointError(f"{export}: published files hold a LoRA beside EVA's ViT; this has r={lora.r}, "
-                              f"{sizes.vision_encoder.family}")  # fmt: skip
+        raise CheckpointError(
+            f"{export}: published files hold a LoRA beside EVA's ViT; this has r={lora.r}, "
+            f"{sizes.vision_encoder.family}"
+        )
     document: dict[str, Any] = {
         "model": state,
         "optimizer": {"state": {}, "param_groups": []},

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from minigptv2.data.collate import Batch, collate
 from minigptv2.data.config import DataConfig
-from minigptv2.data.dropped import DropLimit, Dropped
 from minigptv2.data.packing import Cost, pack_step
-from minigptv2.data.pixels import Stopwatch, square_pixels
 from minigptv2.data.plan import DataPlan, SampleId
 from minigptv2.data.workers import WorkerPool
 from minigptv2.errors import DataError
 from minigptv2.prompt import Example, PromptEncoder
+from minigptv2.shards.dropped import DropLimit, Dropped
+from minigptv2.shards.fast_decode import Stopwatch, square_pixels
 
 
 @dataclass
@@ -47,8 +47,18 @@ class StepDataset:
     `micro_batch_size` is the mean number of samples per micro-batch; packs of long samples hold fewer.
     """
 
-    def __init__(self, plan: DataPlan, encoder: PromptEncoder, config: DataConfig, *, image_size: int,
-                 global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        plan: DataPlan,
+        encoder: PromptEncoder,
+        config: DataConfig,
+        *,
+        image_size: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.plan = plan
         self.encoder = encoder
         self.config = config
@@ -104,11 +114,13 @@ class StepDataset:
         looks = self.config.attention_cost_tokens * length**2
         return Cost(length, length + looks + self.config.image_cost_tokens * images, images)
 
-    def _batch(self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped],
-               watch: Stopwatch) -> tuple[Batch, list[SampleId]]:  # fmt: skip
+    def _batch(
+        self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped], watch: Stopwatch
+    ) -> tuple[Batch, list[SampleId]]:
         examples, ids = [], []
-        images = torch.empty((sum(example.num_images for _, example in pack), 3, self.image_size, self.image_size),
-                             dtype=torch.uint8)  # fmt: skip
+        images = torch.empty(
+            (sum(example.num_images for _, example in pack), 3, self.image_size, self.image_size), dtype=torch.uint8
+        )
         num_images = 0
         for sample, example in pack:
             try:

@@ -110,8 +110,14 @@ class Mixture:
     not known.
     """
 
-    def __init__(self, recipe: Recipe, sizes: Sequence[int | None], *, tokens: Sequence[float] | None = None,
-                 global_batch_size: int = 1) -> None:  # fmt: skip
+    def __init__(
+        self,
+        recipe: Recipe,
+        sizes: Sequence[int | None],
+        *,
+        tokens: Sequence[float] | None = None,
+        global_batch_size: int = 1,
+    ) -> None:
         self.recipe = recipe
         self.names = list(recipe.corpora)
         self._lines = list(recipe.corpora.values())

@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
 from minigptv2.config import load_config
 from minigptv2.data.config import CorpusShare, Recipe
-from minigptv2.data.encoding import encode_sample
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
-from minigptv2.data.reader import CorpusReader
-from minigptv2.data.remote import below
 from minigptv2.errors import ConfigError, DataError
-from minigptv2.prompt import Example, PromptEncoder
+from minigptv2.prompt import Example, PromptEncoder, share_image
+from minigptv2.record import Record
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.remote import below
 
 MEASURED_SAMPLES = 256
 """Samples of a corpus, evenly spread, whose lengths stand for all of them where ratios count tokens."""
@@ -53,8 +54,15 @@ class DataPlan:
     ratios count tokens. Raises `ConfigError` where a recipe needs one that is not given.
     """
 
-    def __init__(self, recipe: Recipe, shards: Path | str, seed: int, *, global_batch_size: int | None = None,
-                 encoder: PromptEncoder | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        recipe: Recipe,
+        shards: Path | str,
+        seed: int,
+        *,
+        global_batch_size: int | None = None,
+        encoder: PromptEncoder | None = None,
+    ) -> None:
         self.recipe = recipe
         self.seed = seed
         self.names = list(recipe.corpora)
@@ -72,9 +80,11 @@ class DataPlan:
         self._steps_of = global_batch_size if scheduled else None
         self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
         self.mixture = Mixture(
-            recipe, [len(reader) for reader in self.corpora], tokens=self._tokens,
+            recipe,
+            [len(reader) for reader in self.corpora],
+            tokens=self._tokens,
             global_batch_size=global_batch_size or 1,
-        )  # fmt: skip
+        )
         self.shares = self.mixture.shares
         self._window_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_window)
         self._shard_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_shards)
@@ -114,9 +124,13 @@ class DataPlan:
         """The sample's example, its wording drawn by (seed, corpus, sample, epoch) alone. Raises `DataError` if bad."""
         name = self.names[sample.corpus]
         return encode_sample(
-            self.corpora[sample.corpus], sample.sample, sample.epoch, encoder,
-            share_images=self.recipe.corpora[name].share_images, dice=f"{self.seed}/{name}",
-        )  # fmt: skip
+            self.corpora[sample.corpus],
+            sample.sample,
+            sample.epoch,
+            encoder,
+            share_images=self.recipe.corpora[name].share_images,
+            dice=f"{self.seed}/{name}",
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 over seed, recipe and manifests: equal fingerprints mean the same global sequence."""
@@ -183,3 +197,47 @@ def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder
 def _generator(seed: int, *path: int) -> np.random.Generator:
     """A random stream of its own for each (seed, corpus, epoch[, window])."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=path)))
+
+
+def encode_sample(
+    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, dice: str
+) -> Example:
+    """The example of a sample's visit number `epoch`; the wording is drawn by (`dice`, sample, epoch) alone.
+
+    A record of separate turns trains the next `share_images` of them at each visit, round and round in an order of
+    its own, so that none comes twice before all came once. Raises `DataError` if the record is bad or nothing of it
+    fits into `encoder.max_tokens`.
+    """
+    record = reader.record(sample)
+    draw = Random(f"{dice}/{sample}/{epoch}")
+    if record.separate and len(record.turns) > 1:
+        example = _of_separate_turns(
+            record, _turns_of_visit(record, epoch, share_images, f"{dice}/{sample}"), encoder, draw
+        )
+    else:
+        example = encoder.encode(record, draw)
+    if example is None:
+        raise DataError(f"{reader.where(sample)}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
+    return example
+
+
+def _turns_of_visit(record: Record, epoch: int, count: int, dice: str) -> list[int]:
+    order = list(range(len(record.turns)))
+    Random(dice).shuffle(order)
+    count = min(count, len(order))
+    return [order[(epoch * count + number) % len(order)] for number in range(count)]
+
+
+def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:
+    """The turns that fit, each as it would be alone, sharing the image if they are several; None if none fits."""
+    examples: list[Example] = []
+    for number in turns:
+        example = encoder.encode(replace(record, turns=(record.turns[number],), separate=False), draw)
+        if example is None:
+            continue
+        joined = share_image([*examples, example]) if examples and example.num_images else example
+        if len(joined) <= encoder.max_tokens and (example.num_images or not examples):
+            examples.append(example)
+    if not examples:
+        return None
+    return share_image(examples) if len(examples) > 1 else examples[0]

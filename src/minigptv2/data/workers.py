@@ -40,8 +40,9 @@ class WorkerPool(Generic[T]):
     after MAX_RESTARTS for the same job `DataError` is raised. What `work` raises is raised here.
     """
 
-    def __init__(self, work: Callable[[int], T], jobs: Sequence[int], num_workers: int, timeout_s: float, *,
-                 name: str = "data") -> None:  # fmt: skip
+    def __init__(
+        self, work: Callable[[int], T], jobs: Sequence[int], num_workers: int, timeout_s: float, *, name: str = "data"
+    ) -> None:
         self._work = work
         self._jobs = jobs
         self._timeout_s = timeout_s

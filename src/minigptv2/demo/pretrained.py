@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.shards import MANIFEST_FILE
 from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.shards.writer import MANIFEST_FILE
 
 STAGE = "pretrained"
 CONFIG = "launch/configs/pretrained.yaml"
@@ -44,9 +44,9 @@ def _prepare(output: Path, environment: dict[str, str]) -> None:
 def _report(output: Path, seconds: dict[str, float]) -> None:
     import torch
 
-    from minigptv2.evaluate.heldout import load_heldout
-    from minigptv2.evaluate.report import write_report, write_results
-    from minigptv2.evaluate.run import baseline, evaluate_items, table
+    from minigptv2.demo.report import write_report, write_results
+    from minigptv2.demo.scoring import baseline, evaluate_items, table
+    from minigptv2.heldout.samples import load_heldout
     from minigptv2.model.export import save_untrained
     from minigptv2.predict.predictor import load_predictor
     from minigptv2.run_config import load_run_config

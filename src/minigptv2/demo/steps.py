@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigptv2.engine.ports import free_port
+from minigptv2.cluster.rendezvous import free_port
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 if TYPE_CHECKING:
-    from minigptv2.evaluate.heldout import HeldOut
+    from minigptv2.heldout.samples import HeldOut
 
 
 LAUNCHER = "launch/train.py"

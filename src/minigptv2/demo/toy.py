@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.shards import MANIFEST_FILE
 from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.shards.writer import MANIFEST_FILE
 
 STAGES = ("stage1", "stage2", "stage3")
 HELDOUT = ("refer", "vqa", "identify", "detection", "grounding", "caption", "conversation", "language")
@@ -65,9 +65,9 @@ def _train(stage: str, quick: bool, processes: int, environment: dict[str, str])
 
 
 def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
-    from minigptv2.evaluate.heldout import load_heldout
-    from minigptv2.evaluate.report import write_report, write_results
-    from minigptv2.evaluate.run import baseline, evaluate_items, table
+    from minigptv2.demo.report import write_report, write_results
+    from minigptv2.demo.scoring import baseline, evaluate_items, table
+    from minigptv2.heldout.samples import load_heldout
     from minigptv2.predict.predictor import load_predictor
 
     limit = _QUICK_HELDOUT if quick else None
@@ -86,7 +86,7 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     write_results(output / "results.json", {**figures, "photographs": shown.figures, "seconds": seconds})
     page, picture = write_report(
         output, {stage: output / stage for stage in STAGES}, figures, seconds, photographs=shown, scenes=final
-    )  # fmt: skip
+    )
     print(how_to_ask(output, output / STAGES[-1] / "export", items[0]))
     print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from minigptv2.doctor import machine, run
+from minigptv2.doctor import machine
+from minigptv2.doctor import settings as run
 from minigptv2.doctor.finding import Finding
 from minigptv2.run_config import RunConfig
 

@@ -70,9 +70,11 @@ def _check_python(here: tuple[int, ...] = tuple(sys.version_info[:3])) -> Findin
     if floor is None or here[2] >= floor:
         return Finding(GOOD, "python", text)
     return Finding(
-        WARNING, "python", f"{text}: tarfile loops for ever on a crafted tar (CVE-2025-8194)",
+        WARNING,
+        "python",
+        f"{text}: tarfile loops for ever on a crafted tar (CVE-2025-8194)",
         f"Python {here[0]}.{here[1]}.{floor} or newer before reading tars from strangers; training reads by index",
-    )  # fmt: skip
+    )
 
 
 def check_gpus() -> list[Finding]:
@@ -82,10 +84,12 @@ def check_gpus() -> list[Finding]:
     if not torch.cuda.is_available():
         return [
             Finding(
-                WARNING, "GPUs", f"none that torch {torch.__version__} can use",
+                WARNING,
+                "GPUs",
+                f"none that torch {torch.__version__} can use",
                 "for the toy world on a CPU this is fine; else check `nvidia-smi` and that torch is a CUDA build",
             )
-        ]  # fmt: skip
+        ]
     findings = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -112,9 +116,13 @@ def check_limits() -> list[Finding]:
     shm = shutil.disk_usage("/dev/shm").total / 2**30 if os.path.isdir("/dev/shm") else 0.0
     if shm < SHM_GIB:
         findings.append(
-            Finding(BAD, "/dev/shm", f"{shm:.2f} GiB: loader processes die of a bus error",
-                    "docker run --ipc=host, or data.num_workers=0")
-        )  # fmt: skip
+            Finding(
+                BAD,
+                "/dev/shm",
+                f"{shm:.2f} GiB: loader processes die of a bus error",
+                "docker run --ipc=host, or data.num_workers=0",
+            )
+        )
     else:
         findings.append(Finding(GOOD, "/dev/shm", f"{shm:.1f} GiB"))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -125,9 +133,13 @@ def check_limits() -> list[Finding]:
     threads, cores = os.environ.get("OMP_NUM_THREADS"), os.cpu_count() or 1
     if threads is None:
         findings.append(
-            Finding(WARNING, "OMP_NUM_THREADS", f"unset on {cores} cores: several ranks on a machine spin against "
-                    "each other (8 x slower was seen)", "export OMP_NUM_THREADS=cores / ranks of the machine")
-        )  # fmt: skip
+            Finding(
+                WARNING,
+                "OMP_NUM_THREADS",
+                f"unset on {cores} cores: several ranks on a machine spin against each other (8 x slower was seen)",
+                "export OMP_NUM_THREADS=cores / ranks of the machine",
+            )
+        )
     else:
         findings.append(Finding(GOOD, "OMP_NUM_THREADS", threads))
     return findings
@@ -142,14 +154,22 @@ def check_network(environment: Mapping[str, str], *, nodes: int = 1) -> list[Fin
     timeout = environment.get("DEEPSPEED_TIMEOUT")
     if timeout is not None:
         findings.append(
-            Finding(WARNING, "DEEPSPEED_TIMEOUT", f"{timeout} minutes",
-                    "unset it: train.timeout_minutes is what this package sets")
-        )  # fmt: skip
+            Finding(
+                WARNING,
+                "DEEPSPEED_TIMEOUT",
+                f"{timeout} minutes",
+                "unset it: train.timeout_minutes is what this package sets",
+            )
+        )
     if nodes > 1 and not {"NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"} & set(environment):
         findings.append(
-            Finding(WARNING, "NCCL_SOCKET_IFNAME", f"unset on {nodes} nodes: a machine with several networks may pick "
-                    "one that the others cannot reach", "export NCCL_SOCKET_IFNAME=ib0 (see `ip -br addr`)")
-        )  # fmt: skip
+            Finding(
+                WARNING,
+                "NCCL_SOCKET_IFNAME",
+                f"unset on {nodes} nodes: a machine with several networks may pick one that the others cannot reach",
+                "export NCCL_SOCKET_IFNAME=ib0 (see `ip -br addr`)",
+            )
+        )
     return findings or [Finding(GOOD, "network settings", "none that slows or hides")]
 
 
@@ -167,9 +187,13 @@ def check_slurm(environment: Mapping[str, str], *, gpus: int, num_workers: int =
     cores = environment.get("SLURM_CPUS_PER_TASK", "")
     if cores.isdigit() and int(cores) < num_workers + 1:
         findings.append(
-            Finding(WARNING, "Slurm cores", f"{cores} a task for {num_workers} loader processes and the trainer",
-                    f"#SBATCH --cpus-per-task={num_workers + 2}, or fewer data.num_workers")
-        )  # fmt: skip
+            Finding(
+                WARNING,
+                "Slurm cores",
+                f"{cores} a task for {num_workers} loader processes and the trainer",
+                f"#SBATCH --cpus-per-task={num_workers + 2}, or fewer data.num_workers",
+            )
+        )
     end = environment.get("SLURM_JOB_END_TIME", "")
     if end.isdigit():
         minutes = (int(end) - time.time()) / 60

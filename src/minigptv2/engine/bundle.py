@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
@@ -44,8 +44,14 @@ class Bundle:
     folder: Path
 
 
-def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[dict[str, Tensor]],
-                samples: list[list[str]], keep: int) -> Path | None:  # fmt: skip
+def keep_bundle(
+    run: Path,
+    trainer: Trainer,
+    report: StepReport,
+    batches: list[dict[str, Tensor]],
+    samples: list[list[str]],
+    keep: int,
+) -> Path | None:
     """Keep the step just discarded (a collective), the first `keep` of a run only; returns its folder.
 
     None: there are enough already, or the disk is full, which is said and is no reason to stop training.
@@ -69,24 +75,38 @@ def keep_bundle(run: Path, trainer: Trainer, report: StepReport, batches: list[d
     return folder
 
 
-def _write(folder: Path, run: Path, trainer: Trainer, report: StepReport, batches: list[dict[str, Tensor]],
-           samples: list[list[str]], weights: dict[str, Tensor]) -> None:  # fmt: skip
+def _write(
+    folder: Path,
+    run: Path,
+    trainer: Trainer,
+    report: StepReport,
+    batches: list[dict[str, Tensor]],
+    samples: list[list[str]],
+    weights: dict[str, Tensor],
+) -> None:
     """This rank's part of a bundle; the main rank's also holds the weights, the config and what the step was."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     rank = distributed.rank()
-    tensors = {f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches)
-               for key, value in batch.items()}  # fmt: skip
+    tensors = {
+        f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches) for key, value in batch.items()
+    }
     save_file(tensors, str(folder / f"rank{rank}.safetensors"))
     (folder / f"rank{rank}.json").write_text(redact(json.dumps({"samples": samples, "suspects": report.suspects})))
     if distributed.is_main():
         save_file(weights, str(folder / WEIGHTS_FILE))
         if (run / CONFIG_FILE).is_file():
             shutil.copyfile(run / CONFIG_FILE, folder / CONFIG_FILE)
-        about = {"step": report.step, "reason": report.skipped, "seed": trainer.seed, "loss": report.loss,
-                 "gradient_norm": report.gradient_norm, "world_size": distributed.world_size(),
-                 "supervised": report.supervised}  # fmt: skip
+        about = {
+            "step": report.step,
+            "reason": report.skipped,
+            "seed": trainer.seed,
+            "loss": report.loss,
+            "gradient_norm": report.gradient_norm,
+            "world_size": distributed.world_size(),
+            "supervised": report.supervised,
+        }
         (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
 
 

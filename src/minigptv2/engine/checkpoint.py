@@ -76,8 +76,10 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        sums = {f"{stem}.safetensors": _write_tensors(temporary / f"{stem}.safetensors", named)
-                for stem, named in tensors.items()}  # fmt: skip
+        sums = {
+            f"{stem}.safetensors": _write_tensors(temporary / f"{stem}.safetensors", named)
+            for stem, named in tensors.items()
+        }
         sums[STATE_FILE] = _write_bytes(temporary / STATE_FILE, document)
         _write_bytes(temporary / CHECKSUM_FILE, json.dumps(sums, indent=1).encode())
         sync_folder(temporary)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.engine.guard import StepError
 from minigptv2.engine.trainer import Trainer
 

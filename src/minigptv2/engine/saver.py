@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import (
     MOMENTS,
     WEIGHTS,
@@ -25,8 +25,8 @@ from minigptv2.engine.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
-from minigptv2.engine.sharding import shape_of
 from minigptv2.engine.trainer import Trainer
+from minigptv2.engine.zero import shape_of
 from minigptv2.errors import CheckpointError
 
 
@@ -48,8 +48,9 @@ class CheckpointSaver:
     ranks. `say` gets lines for the log.
     """
 
-    def __init__(self, run: Path, *, keep: int, keep_every: int, max_stall_s: float,
-                 say: Callable[[str], None]) -> None:  # fmt: skip
+    def __init__(
+        self, run: Path, *, keep: int, keep_every: int, max_stall_s: float, say: Callable[[str], None]
+    ) -> None:
         self._run, self._keep, self._keep_every = run, keep, keep_every
         self._max_stall_s = max_stall_s
         self._say = say

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import MOMENTS
 from minigptv2.engine.config import TrainConfig
-from minigptv2.engine.frozen import keep_no_inputs
 from minigptv2.engine.guard import NO_LABELS, StepGuard, discarding, local_gradients, squared_norm
-from minigptv2.engine.schedule import learning_rate
-from minigptv2.engine.sharding import assign, elements_held, shape_of, zero_stage
+from minigptv2.engine.optimizer import learning_rate
+from minigptv2.engine.zero import assign, elements_held, keep_no_inputs, shape_of, zero_stage
 from minigptv2.prompt import IGNORE
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -54,8 +53,16 @@ class Trainer:
     dropout: its stream is a function of (seed, step, rank), so a resumed run repeats it.
     """
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], config: TrainConfig,
-                 deepspeed_config: dict[str, Any], *, device: torch.device, seed: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: dict[str, nn.Parameter],
+        config: TrainConfig,
+        deepspeed_config: dict[str, Any],
+        *,
+        device: torch.device,
+        seed: int,
+    ) -> None:
         import deepspeed
 
         self.config = config
@@ -237,11 +244,7 @@ class Trainer:
         if self.stage == 0:
             state = parameter if key is None else self.optimizer.state[parameter][key]
             return state
-        value = (
-            safe_get_full_fp32_param(parameter)
-            if key is None
-            else safe_get_full_optimizer_state(parameter, key)
-        )  # fmt: skip
+        value = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
         assert value is not None and value.numel() == math.prod(shape_of(parameter)), "an empty tensor from DeepSpeed"
         return value
 

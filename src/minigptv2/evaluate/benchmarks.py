@@ -60,16 +60,35 @@ def _paper(table: str, stage_2: float, chat: float) -> tuple[Published, ...]:
 
 
 def _refer(name: str, corpus: str, title: str, split: str, stage_2: float, chat: float) -> Benchmark:
-    sources = {"refcoco": "Kazemzadeh et al. 2014; Yu et al. 2016", "refcoco_plus": "Yu et al. 2016",
-               "refcocog": "Mao et al. 2016; Nagaraja et al. 2016 (UMD split)"}  # fmt: skip
+    sources = {
+        "refcoco": "Kazemzadeh et al. 2014; Yu et al. 2016",
+        "refcoco_plus": "Yu et al. 2016",
+        "refcocog": "Mao et al. 2016; Nagaraja et al. 2016 (UMD split)",
+    }
     return Benchmark(
-        name, f"{title} {split}", corpus, split, "refer", "refer", sources[corpus], max_new_tokens=32,
+        name,
+        f"{title} {split}",
+        corpus,
+        split,
+        "refer",
+        "refer",
+        sources[corpus],
+        max_new_tokens=32,
         published=_paper("REC", stage_2, chat),
-    )  # fmt: skip
+    )
 
 
-def _vqa(name: str, title: str, corpus: str, split: str, protocol: str, source: str, *, prompt: str | None = None,
-         published: tuple[Published, ...] = ()) -> Benchmark:  # fmt: skip
+def _vqa(
+    name: str,
+    title: str,
+    corpus: str,
+    split: str,
+    protocol: str,
+    source: str,
+    *,
+    prompt: str | None = None,
+    published: tuple[Published, ...] = (),
+) -> Benchmark:
     return Benchmark(name, title, corpus, split, "vqa", protocol, source, prompt=prompt, published=published)
 
 
@@ -88,16 +107,44 @@ _ROWS = (
     _refer("refcocog_test", "refcocog", "RefCOCOg", "test", 84.66, 84.31),
     _vqa("okvqa", "OK-VQA val", "ok_vqa", "val", "vqa", "Marino et al. 2019", published=_paper("VQA", 56.9, 57.8)),
     _vqa("vqav2", "VQAv2 val", "vqav2", "val", "vqa", "Goyal et al. 2017"),
-    _vqa("gqa", "GQA testdev, balanced", "gqa", "testdev", "exact", "Hudson and Manning 2019",
-         published=_paper("VQA", 60.3, 60.1)),
-    _vqa("vsr", "VSR zero-shot test", "vsr", "test", "exact", "Liu et al. 2023",
-         prompt="[vqa] Based on the image, is this statement true or false? {query}",
-         published=_paper("VQA", 60.6, 62.9)),
-    _vqa("iconqa", "IconQA test, choices in words", "iconqa", "test", "choice", "Lu et al. 2021",
-         published=_paper("VQA", 47.7, 51.5)),
+    _vqa(
+        "gqa",
+        "GQA testdev, balanced",
+        "gqa",
+        "testdev",
+        "exact",
+        "Hudson and Manning 2019",
+        published=_paper("VQA", 60.3, 60.1),
+    ),
+    _vqa(
+        "vsr",
+        "VSR zero-shot test",
+        "vsr",
+        "test",
+        "exact",
+        "Liu et al. 2023",
+        prompt="[vqa] Based on the image, is this statement true or false? {query}",
+        published=_paper("VQA", 60.6, 62.9),
+    ),
+    _vqa(
+        "iconqa",
+        "IconQA test, choices in words",
+        "iconqa",
+        "test",
+        "choice",
+        "Lu et al. 2021",
+        published=_paper("VQA", 47.7, 51.5),
+    ),
     _vqa("vizwiz", "VizWiz val", "vizwiz", "val", "vqa", "Gurari et al. 2018", published=_paper("VQA", 32.9, 53.6)),
-    _vqa("hateful_memes", "Hateful Memes dev (seen)", "hateful_memes", "dev_seen", "hateful", "Kiela et al. 2020",
-         published=_paper("VQA", 58.2, 58.8)),
+    _vqa(
+        "hateful_memes",
+        "Hateful Memes dev (seen)",
+        "hateful_memes",
+        "dev_seen",
+        "hateful",
+        "Kiela et al. 2020",
+        published=_paper("VQA", 58.2, 58.8),
+    ),
     _vqa("ocrvqa", "OCR-VQA test", "ocr_vqa", "test", "exact", "Mishra et al. 2019"),
     _vqa("aokvqa", "A-OKVQA val, direct answers", "aok_vqa", "val", "direct", "Schwenk et al. 2022"),
     _vqa("aokvqa_choice", "A-OKVQA val, multiple choice", "aok_vqa", "val", "choice", "Schwenk et al. 2022"),
@@ -109,18 +156,50 @@ _ROWS = (
         _vqa(f"pope_{split}", f"POPE on COCO, {split}", "pope", split, "pope", "Li et al. 2023 (arXiv:2305.10355)")
         for split in ("random", "popular", "adversarial")
     ),
-    Benchmark("chair", "CHAIR on COCO, Karpathy test", "coco_chair", "test", "caption", "chair",
-              "Rohrbach et al. 2018 (arXiv:1809.02156)", max_new_tokens=64),
-    Benchmark("flickr30k_grounding", "Flickr30k Entities test, grounded captions", "flickr_grounded_caption", "test",
-              "grounding", "phrases", "Plummer et al. 2015", max_new_tokens=320),
-    Benchmark("flickr30k_detection", "Flickr30k Entities test, phrases to boxes", "flickr_phrase_to_box", "test",
-              "detection", "phrases", "Plummer et al. 2015", max_new_tokens=320),
+    Benchmark(
+        "chair",
+        "CHAIR on COCO, Karpathy test",
+        "coco_chair",
+        "test",
+        "caption",
+        "chair",
+        "Rohrbach et al. 2018 (arXiv:1809.02156)",
+        max_new_tokens=64,
+    ),
+    Benchmark(
+        "flickr30k_grounding",
+        "Flickr30k Entities test, grounded captions",
+        "flickr_grounded_caption",
+        "test",
+        "grounding",
+        "phrases",
+        "Plummer et al. 2015",
+        max_new_tokens=320,
+    ),
+    Benchmark(
+        "flickr30k_detection",
+        "Flickr30k Entities test, phrases to boxes",
+        "flickr_phrase_to_box",
+        "test",
+        "detection",
+        "phrases",
+        "Plummer et al. 2015",
+        max_new_tokens=320,
+    ),
     *(
-        Benchmark(f"refcocog_identify_{split}", f"RefCOCOg {split}, expressions of objects", "refcocog_identify", split,
-                  "identify", "identify", "Mao et al. 2016", max_new_tokens=48)
+        Benchmark(
+            f"refcocog_identify_{split}",
+            f"RefCOCOg {split}, expressions of objects",
+            "refcocog_identify",
+            split,
+            "identify",
+            "identify",
+            "Mao et al. 2016",
+            max_new_tokens=48,
+        )
         for split in ("val", "test")
     ),
-)  # fmt: skip
+)
 
 BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in _ROWS}
 """Every benchmark by name, in the order of the paper's tasks."""
@@ -141,9 +220,15 @@ def held_out(corpus: str, task: str) -> Benchmark:
     """A row for one task of any corpus folder, scored by the task's own metric."""
     lengths = {"vqa": 32, "refer": 32, "identify": 48, "caption": 96, "grounding": 320, "detection": 320}
     return Benchmark(
-        f"{corpus}/{task}", f"{corpus}, {task}", corpus, "", task, "turns", "held-out shards",
+        f"{corpus}/{task}",
+        f"{corpus}, {task}",
+        corpus,
+        "",
+        task,
+        "turns",
+        "held-out shards",
         max_new_tokens=lengths.get(task, 128),
-    )  # fmt: skip
+    )
 
 
 def listing() -> str:

@@ -41,8 +41,10 @@ def compare_runs(run_a: Path, run_b: Path) -> list[Comparison]:
 
 def render(comparisons: list[Comparison], *, flips: int = 5) -> str:
     """For the terminal: a line per benchmark, then some of the questions that flipped."""
-    lines = [f"{'benchmark':<26}{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':<19}{'p':>8}{'gained':>8}{'lost':>6}"
-             f"{'questions':>11}"]  # fmt: skip
+    lines = [
+        f"{'benchmark':<26}{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':<19}{'p':>8}{'gained':>8}{'lost':>6}"
+        f"{'questions':>11}"
+    ]
     for one in comparisons:
         d = one.difference
         ends = f"{100 * d.low:+.2f} .. {100 * d.high:+.2f}"
@@ -90,10 +92,16 @@ def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
     for one, score_a, score_b in zip(ids, a, b, strict=True):
         if (score_a > _RIGHT) != (score_b > _RIGHT):
             row_a, row_b = rows_a[one], rows_b[one]
-            flips[score_b > score_a].append({
-                "id": one, "question": row_a["question"], "truth": row_a["truth"], "a": row_a["answer"],
-                "b": row_b["answer"], "scores": [score_a, score_b],
-            })  # fmt: skip
+            flips[score_b > score_a].append(
+                {
+                    "id": one,
+                    "question": row_a["question"],
+                    "truth": row_a["truth"],
+                    "a": row_a["answer"],
+                    "b": row_b["answer"],
+                    "scores": [score_a, score_b],
+                }
+            )
     return Comparison(name, len(ids), sum(a) / len(a), sum(b) / len(b), difference, flips[True], flips[False])
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from minigptv2.boxes import Box
-from minigptv2.evaluate.metrics.boxes import IOU_THRESHOLD, Convention, match_boxes, overlap, size_name
+from minigptv2.boxes import IOU_THRESHOLD, Box, Convention, match_boxes, overlap, size_name
 from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import Chair, chair, chair_figures, pope_figures, yes_or_no
 from minigptv2.evaluate.metrics.statistics import auroc
 from minigptv2.evaluate.metrics.turns import headline, normalize, score
-from minigptv2.evaluate.metrics.vqa import direct_answer_accuracy, exact_match, normalize_vqa, vqa_accuracy
+from minigptv2.evaluate.metrics.vqa_accuracy import direct_answer_accuracy, exact_match, normalize_vqa, vqa_accuracy
 from minigptv2.evaluate.questions import Question
 from minigptv2.tasks import GroundedPhrase, parse_answer
 
@@ -64,12 +63,14 @@ def refer(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
         said = parsed.boxes[0] if parsed.boxes else None
         inclusive = overlap(said, truth, Convention.INCLUSIVE) if said else 0.0
         exact = overlap(said, truth, Convention.EXACT) if said else 0.0
-        each.append({
-            "accuracy": float(inclusive > IOU_THRESHOLD),
-            "accuracy_exact": float(exact > IOU_THRESHOLD),
-            "mean_iou": exact,
-            "well_formed": float(parsed.well_formed),
-        })  # fmt: skip
+        each.append(
+            {
+                "accuracy": float(inclusive > IOU_THRESHOLD),
+                "accuracy_exact": float(exact > IOU_THRESHOLD),
+                "mean_iou": exact,
+                "well_formed": float(parsed.well_formed),
+            }
+        )
         groups.append({"size": size_name(truth)})
     return Scored(each, _means(each), groups)
 
@@ -89,8 +90,9 @@ def exact(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     return _answers(questions, replies, exact_match)
 
 
-def _answers(questions: Sequence[Question], replies: Sequence[Reply],
-             accuracy: Callable[[str, Sequence[str]], float]) -> Scored:  # fmt: skip
+def _answers(
+    questions: Sequence[Question], replies: Sequence[Reply], accuracy: Callable[[str, Sequence[str]], float]
+) -> Scored:
     each, groups = [], []
     for question, reply in zip(questions, replies, strict=True):
         right = accuracy(reply.answer, question.turn.answers)
@@ -146,9 +148,7 @@ def pope(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     said = [yes_or_no(reply.answer) for reply in replies]
     meant = [normalize(question.turn.answers[0]) for question in questions]
     formed = [float(normalize(reply.answer) in (YES, NO)) for reply in replies]
-    each = [
-        {"accuracy": float(s == m), "well_formed": w} for s, m, w in zip(said, meant, formed, strict=True)
-    ]  # fmt: skip
+    each = [{"accuracy": float(s == m), "well_formed": w} for s, m, w in zip(said, meant, formed, strict=True)]
     groups = [{"answer": answer} for answer in meant]
     return Scored(each, {**pope_figures(said, meant), "well_formed": sum(formed) / len(formed)}, groups)
 
@@ -161,13 +161,15 @@ def hallucinated(questions: Sequence[Question], replies: Sequence[Reply]) -> Sco
         there = [name for name in question.facts.get("objects", "").split("|") if name]
         one = chair(reply.answer, there, question.turn.answers)
         found.append(one)
-        each.append({
-            "faithful": float(not one.hallucinated),
-            "words": float(len(reply.answer.split())),
-            "objects": float(len(one.spoken)),
-            "hallucinated": float(len(one.hallucinated)),
-            "well_formed": float(bool(reply.answer.strip())),
-        })  # fmt: skip
+        each.append(
+            {
+                "faithful": float(not one.hallucinated),
+                "words": float(len(reply.answer.split())),
+                "objects": float(len(one.spoken)),
+                "hallucinated": float(len(one.hallucinated)),
+                "well_formed": float(bool(reply.answer.strip())),
+            }
+        )
     return Scored(each, {**_means(each), **chair_figures(found)}, [{} for _ in each])
 
 
@@ -198,16 +200,21 @@ def phrases(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
         found, overlaps, mentions = [], [], _mentions(parsed.grounded)
         for region in question.turn.regions:
             boxes = _next_mention(mentions, _phrase_of(question, region.phrases[0], region.span))
-            found.append(float(any(overlap(boxes[0], true, Convention.EXACT) >= IOU_THRESHOLD
-                                   for true in region.boxes)) if boxes else 0.0)  # fmt: skip
+            found.append(
+                float(any(overlap(boxes[0], true, Convention.EXACT) >= IOU_THRESHOLD for true in region.boxes))
+                if boxes
+                else 0.0
+            )
             overlaps += match_boxes(boxes, region.boxes)
-        each.append({
-            "phrase_recall": sum(found) / len(found),
-            "found": sum(found),
-            "phrases": float(len(found)),
-            "mean_iou": sum(overlaps) / len(overlaps),
-            "well_formed": float(parsed.well_formed),
-        })  # fmt: skip
+        each.append(
+            {
+                "phrase_recall": sum(found) / len(found),
+                "found": sum(found),
+                "phrases": float(len(found)),
+                "mean_iou": sum(overlaps) / len(overlaps),
+                "well_formed": float(parsed.well_formed),
+            }
+        )
         groups.append({"size": size_name(question.turn.regions[0].boxes[0])})
     overall = _means(each)
     overall["phrase_recall"] = overall.pop("found") / overall.pop("phrases")  # of all phrases, not the mean of pictures

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigptv2.data.build import build
-from minigptv2.data.images import open_image
-from minigptv2.data.reader import CorpusReader
-from minigptv2.data.shards import MANIFEST_FILE
-from minigptv2.data.sources import CORPORA
+from minigptv2.corpora.build_corpus import build
+from minigptv2.corpora.sources import CORPORA
 from minigptv2.errors import DataError
-from minigptv2.evaluate.heldout import HeldOut
+from minigptv2.heldout.samples import HeldOut
 from minigptv2.record import Record, Region, Turn
+from minigptv2.shards.image_files import open_image
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.writer import MANIFEST_FILE
 from minigptv2.tasks import speak
 
 
@@ -48,13 +48,12 @@ class Question:
         image = open_image(reader.image(self.sample), reader.where(self.sample)) if self.has_image else None
         if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
             image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
-        return HeldOut(
-            self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample
-        )  # fmt: skip
+        return HeldOut(self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample)
 
 
-def questions_of(reader: CorpusReader, *, task: str | None = None, prompt: str | None = None,
-                 limit: int | None = None) -> list[Question]:  # fmt: skip
+def questions_of(
+    reader: CorpusReader, *, task: str | None = None, prompt: str | None = None, limit: int | None = None
+) -> list[Question]:
     """The questions of a corpus folder, in its order, of the first `limit` samples: of `task`, or of any.
 
     `prompt` replaces the task's evaluation wording; its slot `{query}` takes the question. Turns of a conversation
@@ -68,8 +67,7 @@ def questions_of(reader: CorpusReader, *, task: str | None = None, prompt: str |
     return found
 
 
-def _of_record(record: Record, corpus: str, sample: int, task: str | None,
-               prompt: str | None) -> Iterator[Question]:  # fmt: skip
+def _of_record(record: Record, corpus: str, sample: int, task: str | None, prompt: str | None) -> Iterator[Question]:
     width, height = record.width or 0, record.height or 0
     key = record.source.get("id", str(sample))
     history: list[tuple[str, str]] = []
@@ -80,9 +78,18 @@ def _of_record(record: Record, corpus: str, sample: int, task: str | None,
             for place, one in enumerate(_expressions(turn)):
                 asked = speak(one, width, height).question if prompt is None else prompt.replace("{query}", _query(one))
                 yield Question(
-                    f"{sample}/{key}/{turn.source.get('id', number)}/{place}", one, width, height, asked,
-                    speak(one, width, height).answer, corpus, sample, record.has_image, facts, tuple(history),
-                )  # fmt: skip
+                    f"{sample}/{key}/{turn.source.get('id', number)}/{place}",
+                    one,
+                    width,
+                    height,
+                    asked,
+                    speak(one, width, height).answer,
+                    corpus,
+                    sample,
+                    record.has_image,
+                    facts,
+                    tuple(history),
+                )
         if not record.separate:
             history.append((spoken.question, spoken.answer))
 
@@ -93,10 +100,16 @@ def _expressions(turn: Turn) -> list[Turn]:
         return [turn]
     region = turn.regions[0]
     return [
-        Turn(turn.task, turn.question, turn.answers, (Region(region.boxes, (phrase,), region.span),), turn.choices,
-             turn.source)
+        Turn(
+            turn.task,
+            turn.question,
+            turn.answers,
+            (Region(region.boxes, (phrase,), region.span),),
+            turn.choices,
+            turn.source,
+        )
         for phrase in region.phrases
-    ]  # fmt: skip
+    ]
 
 
 def _query(turn: Turn) -> str:

@@ -18,15 +18,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigptv2.data.images import open_image
-from minigptv2.data.reader import CorpusReader
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.evaluate.benchmarks import Benchmark
 from minigptv2.evaluate.protocols import Reply, Scored
 from minigptv2.evaluate.questions import Question, questions_of
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Request
+from minigptv2.shards.image_files import open_image
+from minigptv2.shards.reader import CorpusReader
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _PARTS = "answers.{rank}.jsonl"
@@ -54,8 +54,9 @@ class Outcome:
     reader: CorpusReader
 
 
-def evaluate_benchmark(predictor: Predictor, row: Benchmark, corpus: Path, output: Path,
-                       settings: Settings) -> Outcome | None:  # fmt: skip
+def evaluate_benchmark(
+    predictor: Predictor, row: Benchmark, corpus: Path, output: Path, settings: Settings
+) -> Outcome | None:
     """Ask what is not answered yet in `output`, score everything; None on ranks other than the main one.
 
     Raises `DataError`, on all ranks, where `output` holds answers of another model, corpus or setting, or answers to
@@ -114,8 +115,15 @@ def _cost(question: Question) -> int:
     return _PICTURE_COST + len(question.asked) + 10 * len(question.answer)
 
 
-def _ask(predictor: Predictor, row: Benchmark, reader: CorpusReader, questions: list[Question], part: Path,
-         context: str, settings: Settings) -> None:  # fmt: skip
+def _ask(
+    predictor: Predictor,
+    row: Benchmark,
+    reader: CorpusReader,
+    questions: list[Question],
+    part: Path,
+    context: str,
+    settings: Settings,
+) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     _cut_half_line(part)
     shown = sys.stderr.isatty() and distributed.is_main()
@@ -145,8 +153,9 @@ def _windows(questions: list[Question], size: int) -> Iterator[list[Question]]:
         yield window
 
 
-def _replies(predictor: Predictor, row: Benchmark, reader: CorpusReader, window: list[Question],
-             settings: Settings) -> Iterator[tuple[list[Question], list[Reply]]]:  # fmt: skip
+def _replies(
+    predictor: Predictor, row: Benchmark, reader: CorpusReader, window: list[Question], settings: Settings
+) -> Iterator[tuple[list[Question], list[Reply]]]:
     """Batches of a window with their replies: the longest prompts first, each picture encoded once."""
     seen: ImageTokens = {}
     pictures = {q.sample: q for q in window}
@@ -176,8 +185,13 @@ def _choices(choices: tuple[str, ...] | None, weighed: tuple[str, ...], question
     return found
 
 
-def weigh(predictor: Predictor, requests: Sequence[Request], choices: Sequence[Sequence[str]], settings: Settings,
-          seen: ImageTokens) -> list[dict[str, float]]:  # fmt: skip
+def weigh(
+    predictor: Predictor,
+    requests: Sequence[Request],
+    choices: Sequence[Sequence[str]],
+    settings: Settings,
+    seen: ImageTokens,
+) -> list[dict[str, float]]:
     """Mean loss per token (its end included) of each choice as the answer to its request, rounded to 1e-4."""
     cases, owners = [], []
     for number, (request, options) in enumerate(zip(requests, choices, strict=True)):
@@ -196,9 +210,15 @@ def weigh(predictor: Predictor, requests: Sequence[Request], choices: Sequence[S
 def _context(predictor: Predictor, row: Benchmark, reader: CorpusReader, settings: Settings) -> str:
     """What answers depend on, as a digest. Batch size, layout, limit and ranks are not of it."""
     parts = (
-        predictor.identity, predictor.style, row.name, row.prompt, row.task, row.max_new_tokens, row.protocol,
+        predictor.identity,
+        predictor.style,
+        row.name,
+        row.prompt,
+        row.task,
+        row.max_new_tokens,
+        row.protocol,
         reader.manifest.fingerprint,
-    )  # fmt: skip
+    )
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
 
 
@@ -256,9 +276,17 @@ def write_predictions(outcome: Outcome, file: Path, context: str) -> None:
     rows = zip(outcome.questions, outcome.replies, outcome.scored.each, outcome.scored.groups, strict=True)
     for question, reply, figures, groups in rows:
         line: dict[str, Any] = {
-            "id": question.id, "of": context, "benchmark": outcome.row.name, "task": question.turn.task,
-            "picture": f"{question.corpus}/{question.sample}", "question": question.asked, "answer": reply.answer,
-            "truth": question.answer, "score": figures[outcome.row.rule.headline], "figures": figures, "groups": groups,
-        }  # fmt: skip
+            "id": question.id,
+            "of": context,
+            "benchmark": outcome.row.name,
+            "task": question.turn.task,
+            "picture": f"{question.corpus}/{question.sample}",
+            "question": question.asked,
+            "answer": reply.answer,
+            "truth": question.answer,
+            "score": figures[outcome.row.rule.headline],
+            "figures": figures,
+            "groups": groups,
+        }
         lines.append(json.dumps(line | ({"losses": reply.losses} if reply.losses else {}), ensure_ascii=False))
     write_atomically(file, "".join(line + "\n" for line in lines).encode())

@@ -47,8 +47,10 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
     """For the terminal: a line per benchmark, groups below it."""
-    lines = [f"{'benchmark':<26}{'metric':<16}{'value':>8}  {'95 % interval':<17}{'well-formed':>11}{'mean IoU':>10}"
-             f"{'questions':>11}  published"]  # fmt: skip
+    lines = [
+        f"{'benchmark':<26}{'metric':<16}{'value':>8}  {'95 % interval':<17}{'well-formed':>11}{'mean IoU':>10}"
+        f"{'questions':>11}  published"
+    ]
     for one in summaries:
         lines.append(
             f"{one['benchmark']:<26}{one['metric']:<16}{one['value']:>8.2f}  {_ends(one):<17}"

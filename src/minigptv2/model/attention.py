@@ -92,9 +92,14 @@ class PackLayout:
             return torch.from_numpy(values).to(device=device, dtype=dtype)
 
         return cls(
-            tensor(to_rows), tensor(to_pack), batches, tensor(np.append(starts, length), torch.int32), max(lengths),
-            tensor(samples), tensor(branches),
-        )  # fmt: skip
+            tensor(to_rows),
+            tensor(to_pack),
+            batches,
+            tensor(np.append(starts, length), torch.int32),
+            max(lengths),
+            tensor(samples),
+            tensor(branches),
+        )
 
     def kwargs(self) -> dict[str, Any]:
         """What the language model's forward hands on to any attention that knows packs."""
@@ -149,9 +154,17 @@ def _rows_of(lengths: list[int]) -> tuple[tuple[tuple[int, int], ...], list[int]
 
 
 def packed_dense(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    pack_layout: PackLayout | None = None, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pack_layout: PackLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """As `packed_sdpa`, by a mask of the whole pack."""
     if pack_layout is None:
         return sdpa_attention_forward(
@@ -165,9 +178,17 @@ def packed_dense(
 
 
 def packed_flex(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    pack_layout: PackLayout | None = None, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pack_layout: PackLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """As `packed_sdpa`, by flex attention's block mask; compiled on CUDA. On a CPU torch has its forward pass only."""
     if pack_layout is None:
         return sdpa_attention_forward(
@@ -185,9 +206,17 @@ def _compiled_flex() -> Any:
 
 
 def packed_sdpa(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    pack_layout: PackLayout | None = None, scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    pack_layout: PackLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Attention of [1, H, L, d] queries within the samples of `pack_layout`; returns [1, L, H, d]."""
     if pack_layout is None:
         return sdpa_attention_forward(

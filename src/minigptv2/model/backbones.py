@@ -93,14 +93,18 @@ LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
     "llama2_7b": LanguageModelRow(width=4096, depth=32, heads=32, mlp_width=11008),
     "llama2_13b": LanguageModelRow(width=5120, depth=40, heads=40, mlp_width=13824),
     "smollm2_135m": LanguageModelRow(
-        width=576, depth=30, heads=9, mlp_width=1536, vocab_size=49152, key_value_heads=3, max_positions=8192,
+        width=576,
+        depth=30,
+        heads=9,
+        mlp_width=1536,
+        vocab_size=49152,
+        key_value_heads=3,
+        max_positions=8192,
         rope_theta=100000.0,
     ),
-    "toy_llama": LanguageModelRow(
-        width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024
-    ),
+    "toy_llama": LanguageModelRow(width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024),
     "tiny_llama": LanguageModelRow(width=48, depth=2, heads=2, mlp_width=96, vocab_size=None, max_positions=1024),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

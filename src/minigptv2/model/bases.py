@@ -87,9 +87,14 @@ def check_base_hashes(expected: dict[str, str], found: dict[str, str], who: str,
 
 
 def fill_weights(
-    model: nn.Module, bases: list[Base], parent: tuple[str, Tensors] | None, assign: Assign, *, seed: int | None,
+    model: nn.Module,
+    bases: list[Base],
+    parent: tuple[str, Tensors] | None,
+    assign: Assign,
+    *,
+    seed: int | None,
     shape_of: ShapeOf = plain_shape,
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Fill every parameter: from base folders first, then from the parent (its name, its tensors), then from `seed`.
 
     Returns, per part, where its weights come from. `seed` None admits no random weights: `CheckpointError` instead.

@@ -17,9 +17,12 @@ from minigptv2.record import TASK_NAMES
 
 
 def build_model(
-    config: ModelConfig, vocab_size: int, construction: AbstractContextManager[object] | None = None, *,
+    config: ModelConfig,
+    vocab_size: int,
+    construction: AbstractContextManager[object] | None = None,
+    *,
     sizes: Sizes | None = None,
-) -> MiniGPTv2:  # fmt: skip
+) -> MiniGPTv2:
     """The model, without weights. `construction` is the context in which modules are made (`zero.Init`).
 
     `sizes` stand in for the rows that the config names. LoRA is added after construction: PEFT layers built inside

@@ -95,9 +95,10 @@ class ModelCosts:
             ("lora", language.depth * lora, max([self.lora_r * max(s) for s in self.lora_shapes], default=0), True),
         ]
         return [
-            Part(name, count, largest, name in self.trained, backward) for name, count, largest, backward in counts
+            Part(name, count, largest, name in self.trained, backward)
+            for name, count, largest, backward in counts
             if count
-        ]  # fmt: skip
+        ]
 
     def flops(self, work: Work, *, recomputed_layers: int = 0) -> StepFlops:
         """FLOPs of forward and backward over `work`."""
@@ -134,7 +135,7 @@ class ModelCosts:
         """Bytes that one layer of the language model keeps for the backward pass per token of a pack.
 
         `element`: bytes of an activation. `fused`: with fused norm, rotation and SwiGLU kernels. `lean`: frozen linears
-        keep no input (`engine/frozen.py`); DeepSpeed's own keep it.
+        keep no input (`engine/zero.py`); DeepSpeed's own keep it.
         """
         language = self.language
         width, mlp = language.width, language.mlp_width

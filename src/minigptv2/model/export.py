@@ -110,10 +110,17 @@ def _resolve(key: str, value: str | None, folder: Path) -> str | None:
 
 
 def save_export(
-    folder: Path, tensors: dict[str, Tensor] | None, config: ModelConfig, tokenizer: Tokenizer,
-    lineage: list[dict[str, Any]], *, base_sha256: dict[str, str], sizes: Sizes | None = None,
-    more: Callable[[Path], None] | None = None, inside: bool = False,
-) -> ExportInfo:  # fmt: skip
+    folder: Path,
+    tensors: dict[str, Tensor] | None,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    lineage: list[dict[str, Any]],
+    *,
+    base_sha256: dict[str, str],
+    sizes: Sizes | None = None,
+    more: Callable[[Path], None] | None = None,
+    inside: bool = False,
+) -> ExportInfo:
     """Write an export whole or not at all: into a temporary folder that is renamed into place.
 
     `sizes`: of the model, where they are not those of the config's rows. `more` writes further files into the folder.
@@ -177,9 +184,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def load_export(
-    folder: str | Path, *, vision_weights: str | None = None, language_weights: str | None = None,
-    dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:  # fmt: skip
+    folder: str | Path,
+    *,
+    vision_weights: str | None = None,
+    language_weights: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
     """The whole model of an export on this process, in evaluation mode, with its tokenizer.
 
     `vision_weights`, `language_weights`: where its bases lie now, if not where they lay. Raises `CheckpointError` for a

@@ -27,9 +27,13 @@ def use_liger(language_model: nn.Module) -> None:
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(
-        rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False,
+        rope=True,
+        rms_norm=True,
+        swiglu=True,
+        cross_entropy=False,
+        fused_linear_cross_entropy=False,
         model=language_model,
-    )  # fmt: skip
+    )
 
 
 def compile_blocks(vision_encoder: nn.Module) -> int:

@@ -51,8 +51,9 @@ class MiniGPTv2(nn.Module):
     `attention` names the implementation over packs (see `model.attention.choose_attention`).
     """
 
-    def __init__(self, vision: VisionEncoderRow, language: LanguageModelRow, *, vocab_size: int, num_tasks: int,
-                 attention: str) -> None:  # fmt: skip
+    def __init__(
+        self, vision: VisionEncoderRow, language: LanguageModelRow, *, vocab_size: int, num_tasks: int, attention: str
+    ) -> None:
         super().__init__()
         self.num_tasks = num_tasks
         self.attention = attention
@@ -70,9 +71,15 @@ class MiniGPTv2(nn.Module):
         self._rotary_frequencies = [language.rope_theta**-exponent for exponent in exponents]
 
     def forward(
-        self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, segment_ids: Tensor, pixel_values: Tensor,
+        self,
+        *,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        segment_ids: Tensor,
+        pixel_values: Tensor,
         task_ids: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """The batch contract of `data.collate` -> sums over the supervised tokens of the pack, in float32.
 
         `loss_sum` [] carries the gradient; `num_tokens` [] counts; `task_loss` and `task_tokens` [num_tasks] are the
@@ -96,14 +103,14 @@ class MiniGPTv2(nn.Module):
         hidden, targets, supervised = self._supervised(embeddings, labels, position_ids)
         return self.language_model.lm_head(hidden, targets), supervised
 
-    def answer_logits(self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor,
-                      pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def answer_logits(
+        self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, pixel_values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits float32 [T, vocabulary], target [T] and position [T] of each supervised token of a pack."""
         hidden, targets, supervised = self._supervised(self.embed(input_ids, pixel_values), labels, position_ids)
         return self.language_model.lm_head(hidden).float(), targets, supervised
 
-    def _supervised(self, embeddings: Tensor, labels: Tensor,
-                    position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def _supervised(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
         layout = PackLayout.of(position_ids)
         check_layout(self.attention, layout)

@@ -18,9 +18,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from minigptv2.data.images import open_photo
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Reply, Request
+from minigptv2.shards.image_files import open_photo
 from minigptv2.tasks import parse_answer, task_of
 
 CACHED_IMAGES = 128
@@ -59,9 +59,15 @@ class Outcome:
 
 
 def predict_file(
-    predictor: Predictor, source: Path, output: Path, decoding: Decoding, *, batch_size: int = 16, top: int = 0,
+    predictor: Predictor,
+    source: Path,
+    output: Path,
+    decoding: Decoding,
+    *,
+    batch_size: int = 16,
+    top: int = 0,
     warn: Callable[[str], None] = print,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Answer every turn without an answer, in the order of the conversation; earlier answers are its history.
 
     Each turn gets `answer`, `boxes` (pixels of the first image, with their phrases), `well_formed` and
@@ -81,9 +87,12 @@ def predict_file(
                     failed.setdefault(line.number, error)
             seed = hash((decoding.seed, lines[0].number, number)) & 0x7FFFFFFF  # no two batches draw alike
             replies = predictor.reply(
-                [request for _, request in requests], replace(decoding, seed=seed), batch_size=batch_size, top=top,
+                [request for _, request in requests],
+                replace(decoding, seed=seed),
+                batch_size=batch_size,
+                top=top,
                 seen=seen,
-            )  # fmt: skip
+            )
             for (line, _), reply in zip(requests, replies, strict=True):
                 line.turns[number] |= _spoken(line, number, reply)
         return [failed.get(line.number, line.fields) for line in lines]
@@ -103,18 +112,20 @@ def predict_file(
 
 
 def score_file(
-    predictor: Predictor, source: Path, output: Path, *, batch_size: int = 16, layout: str = "packed",
+    predictor: Predictor,
+    source: Path,
+    output: Path,
+    *,
+    batch_size: int = 16,
+    layout: str = "packed",
     warn: Callable[[str], None] = print,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     """Score the answers of every case: `length`, `target_ids`, `nll` and `loss`, one output line a case."""
 
     def work(lines: list[Line], seen: ImageTokens) -> list[Result]:
         cases = [_case(line) for line in lines]
         scores = predictor.score(cases, batch_size=batch_size, layout=layout, seen=seen)
-        return [
-            {"length": s.length, "target_ids": s.target_ids, "nll": s.nll, "loss": s.loss}
-            for s in scores
-        ]  # fmt: skip
+        return [{"length": s.length, "target_ids": s.target_ids, "nll": s.nll, "loss": s.loss} for s in scores]
 
     def check(line: Line) -> None:
         if any("answer" not in turn for turn in line.turns):
@@ -142,8 +153,15 @@ def _case(line: Line) -> Case:
 
 def _spoken(line: Line, number: int, reply: Reply) -> Turn:
     answer = parse_answer(reply.text, task_of(line.turns[number]["question"]), *line.size)
-    boxes = [{"phrase": item.phrase, "box": [box.x1, box.y1, box.x2, box.y2]}
-             for item in answer.grounded for box in item.boxes] if line.images else []  # fmt: skip
+    boxes = (
+        [
+            {"phrase": item.phrase, "box": [box.x1, box.y1, box.x2, box.y2]}
+            for item in answer.grounded
+            for box in item.boxes
+        ]
+        if line.images
+        else []
+    )
     spoken: Turn = {
         "answer": reply.text,
         "boxes": boxes,
@@ -156,8 +174,9 @@ def _spoken(line: Line, number: int, reply: Reply) -> Turn:
 class _Run:
     """One pass over a file: bad lines named, good ones worked on in batches, each batch written before the next."""
 
-    def __init__(self, predictor: Predictor, source: Path, output: Path, context: str,
-                 warn: Callable[[str], None]) -> None:  # fmt: skip
+    def __init__(
+        self, predictor: Predictor, source: Path, output: Path, context: str, warn: Callable[[str], None]
+    ) -> None:
         self._predictor = predictor
         self._source = source
         self._output = output
@@ -167,8 +186,9 @@ class _Run:
         self._seen: ImageTokens = {}
         self._outcome = Outcome()
 
-    def run(self, work: Callable[[list[Line], ImageTokens], list[Result]], check: Callable[[Line], None],
-            batch_size: int) -> Outcome:  # fmt: skip
+    def run(
+        self, work: Callable[[list[Line], ImageTokens], list[Result]], check: Callable[[Line], None], batch_size: int
+    ) -> Outcome:
         """Append one output line per good line, beginning with its `line` and, as `of`, its digest."""
         if batch_size < 1:
             raise ConfigError(f"batch size {batch_size}: want at least 1")

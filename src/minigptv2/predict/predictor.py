@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from minigptv2.data.images import square
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import IGNORE, Example, PromptEncoder, PromptStyle
+from minigptv2.shards.image_files import square
 from minigptv2.tasks import SpokenTurn, task_of
 from minigptv2.tokenizer import Tokenizer
 
@@ -121,8 +121,15 @@ class Predictor:
     model sharded by ZeRO-3: a rank whose answers are complete runs on until those of all ranks are.
     """
 
-    def __init__(self, model: MiniGPTv2, tokenizer: Tokenizer, *, style: PromptStyle = PromptStyle.TRAINED,
-                 identity: str = "", in_step: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: MiniGPTv2,
+        tokenizer: Tokenizer,
+        *,
+        style: PromptStyle = PromptStyle.TRAINED,
+        identity: str = "",
+        in_step: bool = False,
+    ) -> None:
         self.model = model
         self.in_step = in_step
         self.identity = identity
@@ -130,19 +137,28 @@ class Predictor:
         """Held while the model runs: generating changes its mode and the random state, one at a time."""
         self.tokenizer = tokenizer
         self.style = style
-        self.encoder = PromptEncoder(
-            tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions
-        )  # fmt: skip
+        self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions)
 
-    def answer(self, requests: list[Request], decoding: Decoding | None = None, *, batch_size: int = 64,
-               seen: ImageTokens | None = None) -> list[str]:  # fmt: skip
+    def answer(
+        self,
+        requests: list[Request],
+        decoding: Decoding | None = None,
+        *,
+        batch_size: int = 64,
+        seen: ImageTokens | None = None,
+    ) -> list[str]:
         """One text per request, in order."""
         return [reply.text for reply in self.reply(requests, decoding, batch_size=batch_size, seen=seen)]
 
     def reply(
-        self, requests: list[Request], decoding: Decoding | None = None, *, batch_size: int = 64, top: int = 0,
+        self,
+        requests: list[Request],
+        decoding: Decoding | None = None,
+        *,
+        batch_size: int = 64,
+        top: int = 0,
         seen: ImageTokens | None = None,
-    ) -> list[Reply]:  # fmt: skip
+    ) -> list[Reply]:
         """One reply per request, in order, with the `top` likeliest first tokens.
 
         Requests of like length share a batch, longest first. An image that several requests share (the same object)
@@ -212,8 +228,9 @@ class Predictor:
             stop.set()
             thread.join()
 
-    def score(self, cases: list[Case], *, batch_size: int = 16, layout: str = "packed",
-              seen: ImageTokens | None = None) -> list[Score]:  # fmt: skip
+    def score(
+        self, cases: list[Case], *, batch_size: int = 16, layout: str = "packed", seen: ImageTokens | None = None
+    ) -> list[Score]:
         """The likelihood of given answers, as training sees them: loss on every answer and its `</s>`, in order.
 
         `layout`: one of `LAYOUTS`; results agree within rounding. Raises `DataError` for a case too long for the model.
@@ -380,9 +397,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load_predictor(
-    folder: str, *, style: str = PromptStyle.TRAINED, device: str | None = None, dtype: str | None = None,
-    vision_weights: str | None = None, language_weights: str | None = None,
-) -> Predictor:  # fmt: skip
+    folder: str,
+    *,
+    style: str = PromptStyle.TRAINED,
+    device: str | None = None,
+    dtype: str | None = None,
+    vision_weights: str | None = None,
+    language_weights: str | None = None,
+) -> Predictor:
     """A predictor for a model folder or an export, whose bases may be given if they lie elsewhere now.
 
     `device` None: a GPU if there is one. `dtype` None: bfloat16 on a GPU, float32 on a CPU.
@@ -398,8 +420,11 @@ def load_predictor(
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
     model, tokenizer, info = load_export(
-        folder, vision_weights=vision_weights, language_weights=language_weights,
-        dtype=getattr(torch, dtype), device=device,
-    )  # fmt: skip
+        folder,
+        vision_weights=vision_weights,
+        language_weights=language_weights,
+        dtype=getattr(torch, dtype),
+        device=device,
+    )
     identity = f"{info.weights_sha256} {sorted(info.base_sha256.items())}"
     return Predictor(model, tokenizer, style=PromptStyle(style), identity=identity)

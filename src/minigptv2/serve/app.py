@@ -18,12 +18,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.predictor import Request as Question
+from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Batcher, Busy, Ticket
 from minigptv2.serve.config import Access, Limits
-from minigptv2.serve.guard import ROUTES, App, Guard
-from minigptv2.serve.metrics import Metrics
-from minigptv2.serve.pictures import Picture, PictureStore
-from minigptv2.serve.protocol import Chat, Envelope, RequestError, boxes_of, parse_chat, parse_json, usage_of
+from minigptv2.serve.openai_api import Chat, Envelope, RequestError, boxes_of, parse_chat, parse_json, usage_of
+from minigptv2.serve.prometheus import Metrics
+from minigptv2.serve.uploads import Picture, PictureStore
 
 log = logging.getLogger(__name__)
 METRICS_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,8 +46,15 @@ class Service:
         return [await asyncio.to_thread(self.pictures.open, data) for data in files]
 
 
-def build_app(predictor: Predictor, *, name: str, limits: Limits | None = None, access: Access | None = None,
-              page: bool = True, examples: Path | None = None) -> App:  # fmt: skip
+def build_app(
+    predictor: Predictor,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    page: bool = True,
+    examples: Path | None = None,
+) -> App:
     """The ASGI app. `name` is what clients call the model; `examples` a JSON lines file of questions for the page."""
     limits, access = limits or Limits(), access or Access()
     service = Service(predictor, name, limits)

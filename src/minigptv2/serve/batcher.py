@@ -111,8 +111,14 @@ class Load:
 class Batcher:
     """Answers tickets with one model. `max_rows`: answers under way together; `max_waiting`: requests beside them."""
 
-    def __init__(self, predictor: Predictor, *, max_rows: int = 32, max_waiting: int = 128,
-                 observe: Callable[[int, float], None] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        max_rows: int = 32,
+        max_waiting: int = 128,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
         if max_rows < 1 or max_waiting < 0:
             raise ConfigError(f"max_rows={max_rows}, max_waiting={max_waiting}: want at least 1 and 0")
         self.predictor = predictor
@@ -210,11 +216,17 @@ class Batcher:
             embeddings, mask = self.predictor.padded(prompts, self.predictor.image_tokens(images, self._seen))
             cache = DynamicCache()
             logits = self.predictor.model.language_model(
-                inputs_embeds=embeddings, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-                past_key_values=cache, use_cache=True, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
-            rows = [_Row(ticket, _dice(ticket.decoding, logits.device), len(prompt)) for ticket, prompt in
-                    zip(tickets, prompts, strict=True)]  # fmt: skip
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            rows = [
+                _Row(ticket, _dice(ticket.decoding, logits.device), len(prompt))
+                for ticket, prompt in zip(tickets, prompts, strict=True)
+            ]
         except Exception as error:
             log.exception("a prompt could not be read")
             for ticket in tickets:
@@ -248,9 +260,12 @@ class Batcher:
         ids = torch.tensor(self._next, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
         logits = self.predictor.model.language_model(
-            input_ids=ids, attention_mask=self._mask, position_ids=self._mask.sum(-1, keepdim=True) - 1,
-            past_key_values=self._cache, use_cache=True,
-        ).logits[:, -1]  # fmt: skip
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(-1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
         self._choose(list(self._rows), logits)
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> None:

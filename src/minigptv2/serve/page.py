@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from fastapi import FastAPI
 
-from minigptv2.data.sources import toy
+from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Decoding
-from minigptv2.serve.pictures import data_url, decode_data_url
 from minigptv2.serve.session import Session, Turn, is_identify
+from minigptv2.serve.uploads import data_url, decode_data_url
 from minigptv2.tasks import TASKS, speak
 
 if TYPE_CHECKING:
@@ -109,11 +109,22 @@ def mount_page(app: FastAPI, service: Service, examples: Path | None) -> FastAPI
     blocks.state_session_capacity = KEPT_SESSIONS
     script = (FOLDER / "page.js").read_text()
     return gr.mount_gradio_app(
-        app, blocks, path="/", allowed_paths=[], show_error=True, max_file_size=1, ssr_mode=False, pwa=False,
-        mcp_server=False, footer_links=[], run_history=False, enable_monitoring=False,
+        app,
+        blocks,
+        path="/",
+        allowed_paths=[],
+        show_error=True,
+        max_file_size=1,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
         theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace")),
-        css=(FOLDER / "page.css").read_text(), head=f"<script>{script}</script>",
-    )  # fmt: skip
+        css=(FOLDER / "page.css").read_text(),
+        head=f"<script>{script}</script>",
+    )
 
 
 class Page:
@@ -131,17 +142,28 @@ class Page:
             gr.HTML(f"<h1>{_escape(self._service.name)}</h1>", elem_id="title")
             with gr.Row(elem_id="columns"):
                 with gr.Column(scale=1, min_width=320):
-                    stage = _element("stage", '<div class="stage"></div>', {"src": ""},
-                                     max_bytes=limits.max_body_mib * 2**20 * 3 // 4 - 2**20)  # fmt: skip
+                    stage = _element(
+                        "stage",
+                        '<div class="stage"></div>',
+                        {"src": ""},
+                        max_bytes=limits.max_body_mib * 2**20 * 3 // 4 - 2**20,
+                    )
                 with gr.Column(scale=1, min_width=320):
                     talk = _element("talk", LOG, [], hint=HINT)
                     with gr.Row(elem_id="tasks"):
                         tasks = {name: gr.Button(row.identifier, size="sm") for name, row in TASKS.items()}
                     with gr.Row(elem_id="ask"):
                         question = gr.Textbox(
-                            show_label=False, label="Question", placeholder="Ask about the picture", lines=1,
-                            max_lines=6, max_length=limits.max_text, elem_id="question", scale=4, autofocus=True,
-                        )  # fmt: skip
+                            show_label=False,
+                            label="Question",
+                            placeholder="Ask about the picture",
+                            lines=1,
+                            max_lines=6,
+                            max_length=limits.max_text,
+                            elem_id="question",
+                            scale=4,
+                            autofocus=True,
+                        )
                         send = gr.Button("Send", variant="primary", elem_id="send")
                         stop = gr.Button("Stop", variant="stop", elem_id="stop", visible=False)
                     with gr.Row(elem_id="actions"):
@@ -164,9 +186,11 @@ class Page:
             gallery = _element("examples", EXAMPLES, self._gallery())
 
             answering: dict[str, Any] = {
-                "outputs": [session, talk, question, send, stop], "concurrency_limit": None, "show_progress": "hidden",
+                "outputs": [session, talk, question, send, stop],
+                "concurrency_limit": None,
+                "show_progress": "hidden",
                 "api_visibility": "private",
-            }  # fmt: skip
+            }
             quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
             focus = "() => window.minigptv2.focusQuestion()"
             for ask in (send.click, question.submit):
@@ -217,9 +241,15 @@ class Page:
             yield state
 
     async def _answer(
-        self, session: Session, question: str, temperature: float, tokens: float, *, keep: str = "",
+        self,
+        session: Session,
+        question: str,
+        temperature: float,
+        tokens: float,
+        *,
+        keep: str = "",
         instead: Turn | None = None,
-    ) -> AsyncIterator[list[Any]]:  # fmt: skip
+    ) -> AsyncIterator[list[Any]]:
         """`keep` is what the question's field holds meanwhile; `instead` a turn that this one takes the place of."""
         turn = Turn(question)
         try:
@@ -328,9 +358,13 @@ def _element(kind: str, skeleton: str, value: Any, **props: Any) -> gr.HTML:
     """An element of `page.js`. The skeleton never holds the value: gradio would make markup of it."""
     events = "'upload', 'select'"
     return gr.HTML(
-        value, html_template=skeleton, elem_id=kind, apply_default_css=False,
-        js_on_load=f"/* {events} */ window.minigptv2.{kind}(element, props, trigger, watch);", **props,
-    )  # fmt: skip
+        value,
+        html_template=skeleton,
+        elem_id=kind,
+        apply_default_css=False,
+        js_on_load=f"/* {events} */ window.minigptv2.{kind}(element, props, trigger, watch);",
+        **props,
+    )
 
 
 def _data(event: gr.EventData) -> dict[str, Any]:

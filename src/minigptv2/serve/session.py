@@ -18,7 +18,7 @@ from minigptv2.boxes import Box, render_box
 from minigptv2.draw import PREDICTED_COLORS, draw_boxes
 from minigptv2.predict.predictor import Request
 from minigptv2.serve.batcher import Ticket
-from minigptv2.serve.pictures import Picture, data_url
+from minigptv2.serve.uploads import Picture, data_url
 from minigptv2.tasks import TASKS, GroundedPhrase, segments, task_of
 
 IDENTIFY = TASKS["identify"]

@@ -18,10 +18,10 @@ from pathlib import Path
 from PIL import Image
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.data.images import open_photo
 from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.shards.image_files import open_photo
 from minigptv2.tasks import TASKS, GroundedPhrase, segments
 
 HELP = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from minigptv2.engine import distributed
+from minigptv2.cluster import distributed
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.run_config import load_run_config
 from minigptv2.secrets import guarded_output

@@ -8,24 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigptv2.data.dropped import Dropped, DropReport, TooManyDropped, keep_last_losses
+from minigptv2.cluster import distributed
+from minigptv2.cluster.attempts import Attempts
+from minigptv2.cluster.signals import StopRequests
+from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.data.loader import StepBatches
 from minigptv2.data.plan import DataPlan
-from minigptv2.engine import distributed
-from minigptv2.engine.attempts import Attempts
 from minigptv2.engine.bundle import keep_bundle
 from minigptv2.engine.checkpoint import CheckpointState
-from minigptv2.engine.log import RunLog
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver
-from minigptv2.engine.signals import StopRequests
 from minigptv2.engine.trainer import StepReport, Trainer
-from minigptv2.engine.watchdog import Watchdog
 from minigptv2.errors import RequeueExit
-from minigptv2.evaluate.looks import Looks
+from minigptv2.heldout.monitor import Looks
 from minigptv2.run_config import RunConfig
-from minigptv2.sizing.limit import LimitReport
-from minigptv2.sizing.meter import Meter
+from minigptv2.shards.dropped import Dropped, DropReport, TooManyDropped, keep_last_losses
+from minigptv2.tracking.log import RunLog
+from minigptv2.train.limit import LimitReport
+from minigptv2.train.meter import Meter
 
 
 @dataclass
@@ -46,8 +46,18 @@ class Edge:
         self.attempts.saved_step = trainer.step
 
 
-def run_loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], plan: DataPlan, log: RunLog,
-          looks: Looks, run: Path, edge: Edge, limit: LimitReport, position: int) -> int:  # fmt: skip
+def run_loop(
+    config: RunConfig,
+    trainer: Trainer,
+    steps: Iterator[StepBatches],
+    plan: DataPlan,
+    log: RunLog,
+    looks: Looks,
+    run: Path,
+    edge: Edge,
+    limit: LimitReport,
+    position: int,
+) -> int:
     """Train to the last step, logging, drawing and saving on the way; returns the position reached in the plan.
 
     Raises `RequeueExit` on all ranks, after a save, if any of them was asked to stop.
@@ -98,8 +108,9 @@ def run_loop(config: RunConfig, trainer: Trainer, steps: Iterator[StepBatches], 
     return position
 
 
-def _telling_last_losses(steps: Iterator[StepBatches], run: Path, trainer: Trainer,
-                         losses: list[tuple[int, int, Dropped]]) -> Iterator[StepBatches]:  # fmt: skip
+def _telling_last_losses(
+    steps: Iterator[StepBatches], run: Path, trainer: Trainer, losses: list[tuple[int, int, Dropped]]
+) -> Iterator[StepBatches]:
     """The steps; where this rank loses too much to go on, what it had not reported yet is kept first."""
     try:
         yield from steps
@@ -109,8 +120,9 @@ def _telling_last_losses(steps: Iterator[StepBatches], run: Path, trainer: Train
         raise
 
 
-def _explain_skip(config: RunConfig, trainer: Trainer, report: StepReport, step: StepBatches, plan: DataPlan,
-                  log: RunLog, run: Path) -> None:  # fmt: skip
+def _explain_skip(
+    config: RunConfig, trainer: Trainer, report: StepReport, step: StepBatches, plan: DataPlan, log: RunLog, run: Path
+) -> None:
     """Name the samples of a discarded step, keep it for `minigptv2 replay`, and stop if it is one too many."""
     names = [[plan.name_of(sample) for sample in ids] for ids in step.sample_ids]
     suspects = [name for number in report.suspects for name in names[number]]

@@ -10,21 +10,20 @@ from pathlib import Path
 import torch
 
 from minigptv2 import __version__
+from minigptv2.cluster import distributed
+from minigptv2.cluster.attempts import Attempts
+from minigptv2.cluster.signals import StopRequests, stop_listening
+from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
 from minigptv2.data.loader import StepBatches, StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan, load_recipe
-from minigptv2.engine import distributed
-from minigptv2.engine.attempts import Attempts
 from minigptv2.engine.config import resolve_deepspeed_config
-from minigptv2.engine.log import RunLog
 from minigptv2.engine.saver import CheckpointSaver
-from minigptv2.engine.sharding import full_value
-from minigptv2.engine.signals import StopRequests, stop_listening
 from minigptv2.engine.trainer import Trainer
-from minigptv2.engine.watchdog import Watchdog
+from minigptv2.engine.zero import full_value
 from minigptv2.errors import ConfigError
-from minigptv2.evaluate.looks import Looks
-from minigptv2.evaluate.training import HeldOutSlice
+from minigptv2.heldout.monitor import Looks
+from minigptv2.heldout.slice import HeldOutSlice
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import names_to_export
 from minigptv2.model.export import save_export, tokenizer_of
@@ -34,11 +33,12 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
 from minigptv2.run_config import RunConfig, check_run_config
 from minigptv2.secrets import redact_all
-from minigptv2.sizing.start import limit_report, recomputed_layers
 from minigptv2.tokenizer import Tokenizer
+from minigptv2.tracking.log import RunLog
+from minigptv2.train.assembly import build_trainer, rehearse, restore
+from minigptv2.train.limit import limit_report, recomputed_layers
 from minigptv2.train.loop import Edge, run_loop
-from minigptv2.train.start import Start, check_stage_before, find_start
-from minigptv2.train.trainer import build_trainer, rehearse, restore
+from minigptv2.train.resume import Start, check_stage_before, find_start
 
 
 def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = False) -> Path:
@@ -71,8 +71,16 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     return export
 
 
-def _train(loaded: Loaded[RunConfig], device: torch.device, stop: StopRequests, watch: Watchdog, attempts: Attempts, *,
-           fresh: bool, resume: bool) -> Path:  # fmt: skip
+def _train(
+    loaded: Loaded[RunConfig],
+    device: torch.device,
+    stop: StopRequests,
+    watch: Watchdog,
+    attempts: Attempts,
+    *,
+    fresh: bool,
+    resume: bool,
+) -> Path:
     """Build data, model and engine, join them, run the loop."""
     config = loaded.value
     run = Path(config.run_dir)
@@ -138,9 +146,12 @@ def _prompt_encoder(config: RunConfig, tokenizer: Tokenizer) -> PromptEncoder:
 def _plan(config: RunConfig, encoder: PromptEncoder) -> DataPlan:
     """The run's data plan. Raises `ConfigError` if the recipe's corpora end before the run does."""
     plan = DataPlan(
-        load_recipe(config.data.recipe), config.data.shards, config.seed,
-        global_batch_size=config.train.global_batch_size, encoder=encoder,
-    )  # fmt: skip
+        load_recipe(config.data.recipe),
+        config.data.shards,
+        config.seed,
+        global_batch_size=config.train.global_batch_size,
+        encoder=encoder,
+    )
     needed = config.train.steps * config.train.global_batch_size
     if plan.length is not None and plan.length < needed:
         raise ConfigError(
@@ -151,8 +162,9 @@ def _plan(config: RunConfig, encoder: PromptEncoder) -> DataPlan:
     return plan
 
 
-def _steps(config: RunConfig, plan: DataPlan, encoder: PromptEncoder, *, position: int,
-           step: int) -> Iterator[StepBatches]:  # fmt: skip
+def _steps(
+    config: RunConfig, plan: DataPlan, encoder: PromptEncoder, *, position: int, step: int
+) -> Iterator[StepBatches]:
     """This rank's batches of the steps that are left."""
     dataset = StepDataset(
         plan,
@@ -177,8 +189,14 @@ def _log_mixture(log: RunLog, plan: DataPlan, title: str, position: int) -> None
 
 
 def _export(
-    folder: Path, config: RunConfig, start: Start, trainer: Trainer, tokenizer: Tokenizer, plan: DataPlan, log: RunLog,
-) -> Path:  # fmt: skip
+    folder: Path,
+    config: RunConfig,
+    start: Start,
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    plan: DataPlan,
+    log: RunLog,
+) -> Path:
     """Gather what an export holds (a collective) and write it on the main rank."""
     parent, base_sha256 = start.parent, start.identity["base_sha256"]
     trained = trainer.trained_weights()

@@ -14,11 +14,33 @@ from pathlib import Path
 from minigptv2.evaluate.metrics.texts import all_tokens
 
 _DOUBLE_WORDS = (
-    "motor bike", "motor cycle", "air plane", "traffic light", "street light", "traffic signal", "stop light",
-    "fire hydrant", "stop sign", "parking meter", "suit case", "sports ball", "baseball bat", "baseball glove",
-    "tennis racket", "wine glass", "hot dog", "cell phone", "mobile phone", "teddy bear", "hair drier", "potted plant",
-    "laptop computer", "stove top oven", "home plate", "train track",
-)  # fmt: skip
+    "motor bike",
+    "motor cycle",
+    "air plane",
+    "traffic light",
+    "street light",
+    "traffic signal",
+    "stop light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "suit case",
+    "sports ball",
+    "baseball bat",
+    "baseball glove",
+    "tennis racket",
+    "wine glass",
+    "hot dog",
+    "cell phone",
+    "mobile phone",
+    "teddy bear",
+    "hair drier",
+    "potted plant",
+    "laptop computer",
+    "stove top oven",
+    "home plate",
+    "train track",
+)
 """Two words that are one thing. `home plate` and `train track` are none of COCO's, and neither plate nor train."""
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 """A baby or an adult one is no person."""
@@ -28,12 +50,23 @@ _VEHICLES = ("jet", "train")
 _SINGULAR = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        ("^scissors$", "scissors"), ("children$", "child"), ("men$", "man"), ("people$", "person"), ("geese$", "goose"),
-        ("oxen$", "ox"), ("(collie|doggie)s$", r"\1"), ("oes$", "o"), ("buses$", "bus"), ("mice$", "mouse"),
-        ("(x|ch|ss|sh)es$", r"\1"), ("([^aeiouy])ies$", r"\1y"), ("([aeo]l)ves$", r"\1f"), ("([nlw]i)ves$", r"\1fe"),
+        ("^scissors$", "scissors"),
+        ("children$", "child"),
+        ("men$", "man"),
+        ("people$", "person"),
+        ("geese$", "goose"),
+        ("oxen$", "ox"),
+        ("(collie|doggie)s$", r"\1"),
+        ("oes$", "o"),
+        ("buses$", "bus"),
+        ("mice$", "mouse"),
+        ("(x|ch|ss|sh)es$", r"\1"),
+        ("([^aeiouy])ies$", r"\1y"),
+        ("([aeo]l)ves$", r"\1f"),
+        ("([nlw]i)ves$", r"\1fe"),
         ("s$", ""),
     )
-]  # fmt: skip
+]
 """First match counts. As in the official script's library, every last s goes, that of `bus` and `tennis` too."""
 
 

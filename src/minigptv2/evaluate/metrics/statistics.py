@@ -25,8 +25,15 @@ def auroc(scores: Sequence[float], labels: Sequence[int]) -> float:
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], size: int, *, groups: Sequence[object] | None = None,
-              resamples: int = RESAMPLES, level: float = 0.95, seed: int = 0) -> tuple[float, float]:  # fmt: skip
+def bootstrap(
+    statistic: Callable[[np.ndarray], float],
+    size: int,
+    *,
+    groups: Sequence[object] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Percentile interval of `statistic` over resampled indices of `size` samples.
 
     With `groups` (one label per sample), whole groups are drawn: questions about one image are not independent.
@@ -47,8 +54,9 @@ def bootstrap(statistic: Callable[[np.ndarray], float], size: int, *, groups: Se
     return float(low), float(high)
 
 
-def mean_interval(values: Sequence[float], *, groups: Sequence[object] | None = None, resamples: int = RESAMPLES,
-                  seed: int = 0) -> tuple[float, float]:  # fmt: skip
+def mean_interval(
+    values: Sequence[float], *, groups: Sequence[object] | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
     """95 % bootstrap interval of a mean, whole groups resampled."""
     array = np.asarray(values, dtype=np.float64)
     if groups is None:
@@ -74,8 +82,14 @@ class Difference:
     p: float
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], *, groups: Sequence[object] | None = None,
-                      resamples: int = 10_000, seed: int = 0) -> Difference:  # fmt: skip
+def paired_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    groups: Sequence[object] | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
     """Bootstrap interval and a two-sided sign-flip test of b - a; whole groups are resampled and flipped."""
     delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     names = [str(group) for group in (groups if groups is not None else range(len(delta)))]

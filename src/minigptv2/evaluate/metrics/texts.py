@@ -8,17 +8,59 @@ from __future__ import annotations
 
 import re
 
-PUNCTUATION = frozenset(("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--",
-                         "...", ";"))  # fmt: skip
+PUNCTUATION = frozenset(
+    ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";")
+)
 """Tokens the official tools leave out. The brackets' names come out in lower case and so stay in, as there."""
 
 _SPELLED = {
-    "(": "-lrb-", ")": "-rrb-", "{": "-lcb-", "}": "-rcb-", "[": "-lsb-", "]": "-rsb-",
-    "…": "...", "–": "--", "—": "--", "“": "``", "”": "''", "€": "$", "£": "#",
-}  # fmt: skip
-_ABBREVIATIONS = ("mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "prof", "vs", "etc", "no", "inc", "co", "corp",
-                  "ltd", "ave", "blvd", "rd", "ft", "gen", "rev", "sgt", "capt", "jan", "feb", "aug", "sept", "oct",
-                  "nov", "dec")  # fmt: skip
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "…": "...",
+    "–": "--",
+    "—": "--",
+    "“": "``",
+    "”": "''",
+    "€": "$",
+    "£": "#",
+}
+_ABBREVIATIONS = (
+    "mr",
+    "mrs",
+    "ms",
+    "dr",
+    "st",
+    "mt",
+    "jr",
+    "sr",
+    "prof",
+    "vs",
+    "etc",
+    "no",
+    "inc",
+    "co",
+    "corp",
+    "ltd",
+    "ave",
+    "blvd",
+    "rd",
+    "ft",
+    "gen",
+    "rev",
+    "sgt",
+    "capt",
+    "jan",
+    "feb",
+    "aug",
+    "sept",
+    "oct",
+    "nov",
+    "dec",
+)
 _WORD = r"[^\W\d_][\w]*"
 _TOKEN = re.compile(
     "|".join(
@@ -50,9 +92,17 @@ _TOKEN = re.compile(
 )
 _TAIL = re.compile(r"(.+?)(n't|'(?:s|m|d|ll|re|ve))$")
 _SPLIT = {
-    "cannot": "can not", "gonna": "gon na", "wanna": "wan na", "gotta": "got ta", "gimme": "gim me", "lemme": "lem me",
-    "'tis": "'t is", "'twas": "'t was", "y'all": "y' all", "more'n": "more 'n",
-}  # fmt: skip
+    "cannot": "can not",
+    "gonna": "gon na",
+    "wanna": "wan na",
+    "gotta": "got ta",
+    "gimme": "gim me",
+    "lemme": "lem me",
+    "'tis": "'t is",
+    "'twas": "'t was",
+    "y'all": "y' all",
+    "more'n": "more 'n",
+}
 
 
 def tokenize(caption: str) -> list[str]:

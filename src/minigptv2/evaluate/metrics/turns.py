@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Protocol
 
-from minigptv2.boxes import iou
-from minigptv2.evaluate.metrics.boxes import IOU_THRESHOLD, match_boxes
+from minigptv2.boxes import IOU_THRESHOLD, iou, match_boxes
 from minigptv2.record import Turn
 from minigptv2.tasks import TASKS, Answer, parse_answer
 

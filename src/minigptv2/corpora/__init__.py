@@ -1,0 +1,1 @@
+"""Data sets to shards, at build time."""

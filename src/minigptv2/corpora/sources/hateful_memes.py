@@ -1,0 +1,51 @@
+"""Hateful Memes: is a picture with its words hateful? Evaluation only.
+
+Source: Kiela et al. 2020 (hatefulmemeschallenge.com). Licence: the challenge's own; for research. Layout: JSON lines
+(`id`, `img`, `label`, `text`) and `img/`. Expected memes: train 8,500, dev_seen 500, dev_unseen 540, test_seen 1,000,
+test_unseen 2,000; `dev.jsonl` of the first phase is `dev_seen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected, one_line
+from minigptv2.corpora.raw import Raw, read_lines
+from minigptv2.record import Turn
+
+YES, NO = "yes", "no"
+QUESTION = 'The words in this picture are "{text}". Is it hateful?'
+
+
+def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """A meme a sample, `yes` or `no` the answer; its words stand in the question and in `source["text"]`."""
+    older = ("hateful_memes/dev.jsonl",) if split == "dev_seen" else ()
+    seen: set[str] = set()
+    for row in read_lines(raw.find(f"hateful_memes/{split}.jsonl", *older)):
+        key, text = str(row["id"]), one_line(row["text"])
+        if key in seen:
+            yield Rejected(key, "duplicate id")
+        elif "label" not in row:
+            yield Rejected(key, "no label")
+        else:
+            answer = YES if int(row["label"]) else NO
+            turn = Turn("vqa", QUESTION.replace("{text}", text), (answer,), choices=(YES, NO))
+            source = {"corpus": raw.corpus, "id": key, "text": text}
+            yield Draft(key, (turn,), (str(raw.root / "hateful_memes" / row["img"]),), source)
+        seen.add(key)
+
+
+CORPORA = (
+    Corpus(
+        name="hateful_memes",
+        title="Hateful Memes",
+        drafts=drafts,
+        tasks=("vqa",),
+        expected={"dev_seen": 500, "dev_unseen": 540, "test_seen": 1_000, "test_unseen": 2_000, "train": 8_500},
+        counted="memes",
+        license="Hateful Memes licence (research)",
+        download="https://hatefulmemeschallenge.com (registration) unpacked in hateful_memes/ (dev_seen.jsonl, img/)",
+        size="4 GB",
+    ),
+)

@@ -1,0 +1,75 @@
+"""IconQA: questions about diagrams with choices in words. Evaluation only.
+
+Source: Lu et al. 2021 (iconqa.github.io). Licence: CC BY-NC-SA 4.0. Layouts: that of the zip, where
+`iconqa_data/problems.json` has the questions, `pid_splits.json` beside it their ids by kind and split
+(`choose_txt_test`) and `iconqa_data/iconqa/test/choose_txt/<id>/image.png` the pictures; or a folder a question with
+`data.json` and `image.png`. Expected questions with choices in words: 18,946 / 6,316 / 6,316.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected
+from minigptv2.corpora.raw import Raw, read_json
+from minigptv2.errors import DataError
+from minigptv2.record import Turn
+
+_KIND = "choose_txt"
+
+
+def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """A question a sample; the answer is one of its choices."""
+    problems = next((f for f in ("iconqa/problems.json", "iconqa/iconqa_data/problems.json") if raw.has(f)), None)
+    places = ("iconqa", "iconqa/iconqa", "iconqa/iconqa_data/iconqa")
+    folder = raw.find(*(f"{place}/{split}/{_KIND}" for place in places))
+    for key, entry in _listed(raw, problems, split) if problems else _in_folders(folder):
+        choices, answer = tuple(map(str, entry["choices"])), str(entry["answer"])
+        chosen = int(answer) if answer.isdecimal() else -1  # the official reader takes numbers and digits alike
+        if not 0 <= chosen < len(choices):
+            yield Rejected(key, "answer is not the number of a choice")
+            continue
+        turn = Turn("vqa", entry["question"], (choices[chosen],), choices=choices, source={"id": key})
+        yield Draft(key, (turn,), (str(folder / key / "image.png"),), {"corpus": raw.corpus, "id": key})
+
+
+def _in_folders(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(folder.glob("*/data.json"), key=lambda file: (len(file.parent.name), file.parent.name)):
+        yield file.parent.name, read_json(file)
+
+
+def _listed(raw: Raw, problems: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    document = read_json(raw.root / problems)
+    file = raw.find(f"{Path(problems).parent}/pid_splits.json")
+    for key in map(str, _ids(file, split)):
+        if key not in document:
+            raise DataError(f"{file}: problem {key} is not in {problems}; take both of one zip")
+        if document[key].get("ques_type") == _KIND:
+            yield key, document[key]
+
+
+def _ids(file: Path, split: str) -> list[Any]:
+    """The ids of a split: of this kind of question where the file tells kinds apart, as the zip's does, else of all."""
+    splits = read_json(file)
+    for name in (f"{_KIND}_{split}", split):
+        if name in splits:
+            return list(splits[name])
+    raise DataError(f"{file}: has neither {_KIND}_{split} nor {split}; it has {', '.join(map(str, splits))}")
+
+
+CORPORA = (
+    Corpus(
+        name="iconqa",
+        title="IconQA, choices in words",
+        drafts=drafts,
+        tasks=("vqa",),
+        expected={"test": 6_316, "val": 6_316, "train": 18_946},
+        counted="questions",
+        license="CC BY-NC-SA 4.0",
+        download="iconqa_data.zip from https://iconqa.github.io unpacked in iconqa/",
+        size="0.4 GB",
+    ),
+)

@@ -1,0 +1,50 @@
+"""The corpora as a table: for the terminal, and in Markdown for `docs/corpora.md`."""
+
+from __future__ import annotations
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.sources import CORPORA
+
+DEMO, EVALUATION = "demo", "evaluation"
+
+
+def stages_of(corpus: Corpus) -> str:
+    """`1, 2, 3`, or what the corpus is for where no stage has it."""
+    return ", ".join(map(str, corpus.stages)) or (EVALUATION if corpus.has_files else DEMO)
+
+
+def counts_of(corpus: Corpus) -> str:
+    """Annotations by split; `?` where nobody printed a number or links have died."""
+    splits = (f"{split} {'?' if count is None else f'{count:,}'}" for split, count in corpus.expected.items())
+    return f"{', '.join(splits)} {corpus.counted}"
+
+
+def as_text() -> str:
+    """All corpora, a line each."""
+    rows = [("corpus", "tasks", "stages", "size", "licence", "counts by split")]
+    for name, corpus in CORPORA.items():
+        rows.append((name, ", ".join(corpus.tasks), stages_of(corpus), corpus.size, corpus.license, counts_of(corpus)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def as_markdown() -> str:
+    """The corpora that are read from files, with where they come from."""
+    columns = ("corpus", "what", "task", "stages", "counts", "size", "licence", "where from")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for name, corpus in CORPORA.items():
+        if corpus.has_files:
+            cells = (
+                f"`{name}`",
+                corpus.title,
+                ", ".join(corpus.tasks),
+                stages_of(corpus),
+                counts_of(corpus),
+                corpus.size,
+                corpus.license,
+                corpus.download,
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

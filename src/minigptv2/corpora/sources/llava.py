@@ -1,0 +1,102 @@
+"""LLaVA-Instruct (conversation, detail, reasoning) and the multi-task conversations: talk about COCO's pictures.
+
+Source: Liu et al. 2023 (huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K); the multi-task conversations come
+with MiniGPT-v2. Licence: CC BY 4.0, made with GPT-4: OpenAI's terms apply. Layout: a list (`id`, `image`,
+`conversations` of `from` and `value`); `image` with or without a folder, or left out and told from `id`. Turns of the
+multi-task conversations carry task identifiers and boxes on the grid; they are kept word for word. Letters and
+punctuation are kept as they are: published training lower-cased them, which harms what this data is for. Expected
+conversations: 56,681; 23,240; 76,643.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected, clean
+from minigptv2.corpora.raw import Raw, stream_json
+from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture
+from minigptv2.errors import DataError
+from minigptv2.record import CHAT, LANGUAGE, Turn
+
+_IMAGE_MARK = re.compile(r"\s*<(?:image|ImageHere)>\s*")
+_ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
+
+
+def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> tuple[Turn, ...]:
+    """The turns of a conversation as LLaVA writes it. Raises `DataError` with a countable reason."""
+    if not conversation or len(conversation) % 2:
+        raise DataError("conversation without an answer to each question")
+    turns = []
+    for asked, answered in zip(conversation[::2], conversation[1::2], strict=True):
+        if asked["from"] not in _ASKS or answered["from"] not in _ANSWERS:
+            raise DataError("conversation that does not alternate between human and gpt")
+        question = _IMAGE_MARK.sub(" ", asked["value"]).strip()
+        turns.append(Turn(CHAT if has_image else LANGUAGE, question, (answered["value"],)))
+    return tuple(turns)
+
+
+def drafts(raw: Raw, split: str, *, files: tuple[str, ...]) -> Iterator[Draft | Rejected]:
+    """A conversation a sample; the second of an id and picture with the same first question is left out."""
+    need_pictures(raw)
+    file = raw.find(*files)
+    seen: dict[str, set[int]] = {}
+    for number, entry in stream_json(file):
+        name = str(entry.get("image") or entry["id"])
+        key = clean(str(entry.get("id", number)))
+        try:
+            turns = turns_of(entry["conversations"])
+        except DataError as error:
+            yield Rejected(key, str(error))
+            continue
+        said = hash((name, turns[0].question, turns[0].answers))
+        if said in seen.setdefault(key, set()):
+            yield Rejected(key, "duplicate conversation")
+            continue
+        unique = f"{key}-{len(seen[key])}" if seen[key] else key
+        seen[key].add(said)
+        yield Draft(unique, turns, picture(raw, name), {"corpus": raw.corpus, "id": key})
+
+
+_LICENSE = "CC BY 4.0, OpenAI terms (text), Flickr terms (pictures)"
+
+
+def _row(name: str, title: str, file: str, conversations: int) -> Corpus:
+    return Corpus(
+        name=name,
+        title=f"LLaVA-Instruct, {title}",
+        drafts=partial(drafts, files=(f"llava/{file}",)),
+        tasks=(CHAT,),
+        expected={"train": conversations},
+        counted="conversations",
+        license=_LICENSE,
+        stages=(3,),
+        download=f"{PICTURES}; {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
+        size="19 GB (COCO 2017)",
+    )
+
+
+CORPORA = (
+    _row("llava_conversation", "conversation", "conversation_58k.json", 56_681),
+    _row("llava_detail", "detail", "detail_23k.json", 23_240),
+    _row("llava_reasoning", "reasoning", "complex_reasoning_77k.json", 76_643),
+    Corpus(
+        name="multitask_conversation",
+        title="multi-task conversation",
+        drafts=partial(
+            drafts,
+            files=tuple(f"multitask_conversation/{n}_conversation.json" for n in ("multi_task", "multitask")),
+        ),
+        tasks=(CHAT,),
+        expected={"train": None},
+        counted="conversations",
+        license=_LICENSE,
+        stages=(3,),
+        download=f"{PICTURES}; multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
+        "README_MINIGPTv2_FINETUNE.md says, in multitask_conversation/",
+        size="19 GB (COCO)",
+    ),
+)

@@ -1,0 +1,48 @@
+"""POPE: is an object in the picture? Asked of objects that are and are not. Evaluation only.
+
+Source: Li et al. 2023 (github.com/RUCAIBox/POPE). Licence: MIT, pictures under their Flickr terms. Layout: JSON lines
+`coco_pope_random.json` and so on (`question_id`, `image`, `text`, `label`); some copies are lists and say `question`
+for `text`. Pictures are COCO's val2014. Expected questions: 3,000 each (an older `random` has 2,910).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected
+from minigptv2.corpora.raw import Raw, is_list, read_lines, stream_json
+from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.record import Turn
+
+
+def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """A picture's questions, `yes` or `no` the answer."""
+    need_pictures(raw)
+    name = f"coco_pope_{split}.json"
+    file = raw.find(f"pope/{name}", f"pope/{name}l", f"pope/coco/{name}")
+    rows = (entry for _, entry in stream_json(file)) if is_list(file) else read_lines(file)
+    pictures: dict[str, list[Turn]] = {}
+    for number, row in enumerate(rows):
+        identity = str(row.get("question_id", number))
+        text = row.get("text") or row.get("question")
+        turn = Turn("vqa", text, (row["label"],), choices=("yes", "no"), source={"id": identity})
+        pictures.setdefault(row["image"], []).append(turn)
+    for image, turns in pictures.items():
+        key = str(picture_id(image))
+        yield Draft(key, tuple(turns), picture(raw, image), {"corpus": raw.corpus, "id": key}, separate=True)
+
+
+CORPORA = (
+    Corpus(
+        name="pope",
+        title="POPE",
+        drafts=drafts,
+        tasks=("vqa",),
+        expected={"adversarial": 3_000, "popular": 3_000, "random": None},
+        counted="questions",
+        license="MIT (annotations), Flickr terms (pictures)",
+        download=f"{PICTURES}; https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
+        size="7 GB (COCO val2014)",
+    ),
+)

@@ -1,0 +1,162 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: objects of COCO's pictures and expressions that single them out.
+
+Source: Kazemzadeh et al. 2014, Yu et al. 2016, Mao et al. 2016. Licence: Apache-2.0 (REFER), pictures under their
+Flickr terms. Layouts: REFER's `refs(unc|umd|google).p` with `instances.json` (pickles, read without executing
+anything), and the list that evaluation scripts use, `refcoco_val.json` (`img_id`, `sents`, `bbox` x, y, w, h). A
+picture's objects are separate turns; the expression is drawn per visit. Splits without a prefix are UNC's for RefCOCO
+and +, UMD's for g. Expected objects: 42,404 / 3,811 / 1,975 / 1,810; 42,278 / 3,805 / 1,975 / 1,798; 42,226 / 2,573 /
+5,023.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from minigptv2.boxes import Box
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected, one_line
+from minigptv2.corpora.raw import Raw, read_plain_pickle, stream_json
+from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.errors import DataError
+from minigptv2.record import Region, Turn
+
+SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+"""Whose split `train`, `val`, ... are. `google_train`, ... are Google's."""
+
+
+@dataclass(slots=True)
+class Referred:
+    """An object and its expressions. `box` is x, y, w, h in pixels."""
+
+    id: str
+    picture: str
+    box: tuple[float, float, float, float]
+    expressions: list[str] = field(default_factory=list)
+
+
+def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | Rejected]:
+    """A picture's objects, each a turn of `task` (refer or identify) with all its expressions."""
+    need_pictures(raw)
+    pictures: dict[str, list[Referred]] = {}
+    seen: set[str] = set()
+    for referred in referred_objects(raw, split, folder):
+        if referred.id in seen:
+            yield Rejected(referred.id, "duplicate id")
+            continue
+        seen.add(referred.id)
+        pictures.setdefault(referred.picture, []).append(referred)
+    for name, objects in pictures.items():
+        turns = []
+        for one in objects:
+            x, y, w, h = one.box
+            region = Region((Box(x, y, x + w, y + h),), tuple(one.expressions))  # one said twice counts twice
+            turns.append(Turn(task, regions=(region,), source={"id": one.id}))
+        number = str(picture_id(name))
+        yield Draft(number, tuple(turns), picture(raw, name), {"corpus": raw.corpus, "id": number}, separate=True)
+
+
+def referred_objects(raw: Raw, split: str, folder: str) -> Iterator[Referred]:
+    """The objects of a split, in the file's order, from whichever layout is there."""
+    by_google = split.startswith("google_")
+    name = split.removeprefix("google_")
+    pickled = f"{folder}/refs({'google' if by_google else SPLIT_BY[folder]}).p"
+    listed = f"{folder}/{folder}_{name}.json"
+    if raw.has(pickled) or by_google or not raw.has(listed):
+        return _from_refer(raw, raw.find(pickled, *(() if by_google else (listed,))).name, name, folder)
+    return _from_list(raw, listed)
+
+
+def _from_refer(raw: Raw, refs: str, split: str, folder: str) -> Iterator[Referred]:
+    file = raw.find(f"{folder}/{refs}")
+    boxes = {a["id"]: a["bbox"] for _, a in stream_json(raw.find(f"{folder}/instances.json"), "annotations")}
+    entries = read_plain_pickle(file)
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: want a list of references, found {type(entries).__name__}")
+    for entry in entries:
+        if entry["split"] != split:
+            continue
+        if entry["ann_id"] not in boxes:
+            raise DataError(f"{file}: object {entry['ann_id']} is not in {folder}/instances.json; take both of one zip")
+        texts = [one_line(s.get("raw") or s["sent"]) for s in entry["sentences"]]
+        name = f"COCO_train2014_{entry['image_id']:012d}.jpg"
+        yield Referred(str(entry["ref_id"]), name, tuple(boxes[entry["ann_id"]]), texts)
+
+
+def _from_list(raw: Raw, listed: str) -> Iterator[Referred]:
+    """One row an expression; `img_id` is the picture's name with the object's number behind.
+
+    A list of bare names tells objects by their boxes alone: the second of a name is numbered.
+    """
+    objects: dict[tuple[str, tuple[float, ...]], Referred] = {}
+    boxes_of: Counter[str] = Counter()
+    for _, row in stream_json(raw.find(listed)):
+        key, box = str(row["img_id"]), tuple(row["bbox"])
+        texts = [row["sents"]] if isinstance(row["sents"], str) else row["sents"]
+        match = re.match(r"COCO_train2014_\d{12}", key)
+        if match is None:
+            raise DataError(f"{raw.root / listed}: img_id '{key}' names no picture of COCO's train2014")
+        if (key, box) not in objects:
+            boxes_of[key] += 1
+            identity = key if boxes_of[key] == 1 else f"{key}-{boxes_of[key]}"
+            objects[key, box] = Referred(identity, f"{match[0]}.jpg", box)
+        objects[key, box].expressions += map(one_line, texts)
+    yield from objects.values()
+
+
+def _rows(name: str, folder: str, title: str, expected: dict[str, int | None]) -> tuple[Corpus, ...]:
+    rest: dict[str, Any] = {
+        "license": "Apache-2.0 (annotations), Flickr terms (pictures)",
+        "expected": expected,
+        "counted": "objects",
+        "train_pictures": {"refcoco": 16_994, "refcoco_plus": 16_992, "refcocog": 21_899}[name],
+        "stages": (1, 2, 3),
+        "download": f"{PICTURES}; https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+        f"{folder}.zip unpacked below the root ({folder}/refs(...).p, {folder}/instances.json)",
+        "size": "13 GB (COCO train2014)",
+    }
+    return (
+        Corpus(name, partial(drafts, folder=folder, task="refer"), ("refer",), title=f"{title}, refer", **rest),
+        Corpus(
+            f"{name}_identify",
+            partial(drafts, folder=folder, task="identify"),
+            ("identify",),
+            title=f"{title}, identify",
+            **rest,
+        ),
+    )
+
+
+CORPORA = (
+    *_rows(
+        "refcoco",
+        "refcoco",
+        "RefCOCO",
+        {
+            "train": 42_404,
+            "val": 3_811,
+            "testA": 1_975,
+            "testB": 1_810,
+            "google_train": None,
+            "google_val": None,
+            "google_test": None,
+        },
+    ),
+    *_rows("refcoco_plus", "refcoco+", "RefCOCO+", {"train": 42_278, "val": 3_805, "testA": 1_975, "testB": 1_798}),
+    *_rows(
+        "refcocog",
+        "refcocog",
+        "RefCOCOg",
+        {
+            "train": 42_226,
+            "val": 2_573,
+            "test": 5_023,
+            "google_train": 44_822,
+            "google_val": 5_000,
+        },
+    ),
+)

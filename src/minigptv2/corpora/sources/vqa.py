@@ -1,0 +1,203 @@
+"""VQAv2, OK-VQA, A-OKVQA and VizWiz: questions with ten people's answers.
+
+Sources: Goyal et al. 2017 (visualqa.org), Marino et al. 2019 (okvqa.allenai.org), Schwenk et al. 2022, Gurari et al.
+2018. Licence: CC BY 4.0, A-OKVQA Apache-2.0; pictures under their Flickr terms. Layouts: VQA's questions and
+annotations, or the merged list (`image`, `question`, `answer`, `question_id`). Answers keep their frequency: one that
+nine of ten people gave is trained nine times of ten. A picture's questions are separate turns. Expected questions:
+443,757 / 214,354; 9,009 / 5,046; 17,056 / 1,145; 20,523 / 4,319.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.draft import Draft, Rejected
+from minigptv2.corpora.raw import Raw, stream_json
+from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.record import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as its file has it; `picture` as its file names it."""
+
+    id: str
+    picture: str
+    text: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    answer_type: str = ""
+    choice: str = ""
+    """The right one of `choices`, where the file says which."""
+
+
+def group(raw: Raw, questions: Iterable[Question], locate: Any) -> Iterator[Draft | Rejected]:
+    """One draft per picture, its questions as separate turns; a second question of an id is left out.
+
+    A picture's questions are scattered over the file, so all of a split are held in memory once the last is read:
+    some 430 bytes a question of GQA and 570 of VQAv2 (100,000 made-up ones of their lengths), which comes to 0.4 and
+    0.25 GiB of their train splits. `locate(raw, name)` gives the key of a picture and the paths where it may lie.
+    """
+    pictures: dict[str, list[Question]] = {}
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            yield Rejected(question.id, "duplicate id")
+            continue
+        seen.add(question.id)
+        key, _ = locate(raw, question.picture)
+        pictures.setdefault(key, []).append(question)
+    for key, asked in pictures.items():
+        _, paths = locate(raw, asked[0].picture)
+        yield Draft(key, tuple(map(_turn, asked)), paths, {"corpus": raw.corpus, "id": key}, separate=True)
+
+
+def _turn(question: Question) -> Turn:
+    facts = {"id": question.id, "answer_type": question.answer_type, "choice": question.choice}
+    source = {name: value for name, value in facts.items() if value or name == "id"}
+    return Turn("vqa", question.text, question.answers, choices=question.choices, source=source)
+
+
+def shared(texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts, each held once in the process however often it is read: answers are few, questions many."""
+    return tuple(map(sys.intern, texts))
+
+
+def locate_coco(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
+    """Key and paths of a picture of COCO."""
+    return str(picture_id(name)), picture(raw, name)
+
+
+def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | Rejected]:
+    """VQAv2 and OK-VQA. `prefix` begins the names of the official files (`v2_` for VQAv2)."""
+    need_pictures(raw)
+    year = f"{split}2014"
+    files = tuple(
+        f"{folder}/{prefix}{name}.json" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
+    )
+    merged = (f"{folder}/{folder}_{split}.json", f"{folder}/vqa_{split}.json")
+    found = raw.find(files[0], *merged)
+    questions = _official(found, raw.find(files[1]), year) if found.name == Path(files[0]).name else _merged(found)
+    yield from group(raw, questions, locate_coco)
+
+
+def _official(questions: Path, annotations: Path, year: str) -> Iterator[Question]:
+    entries = (entry for _, entry in stream_json(annotations, "annotations"))
+    answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type") or "")) for entry in entries}
+    for _, entry in stream_json(questions, "questions"):
+        given, kind = answers.pop(entry["question_id"], ((), ""))
+        name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
+        yield Question(str(entry["question_id"]), name, entry["question"], given, answer_type=kind)
+
+
+def _merged(file: Path) -> Iterator[Question]:
+    for number, entry in stream_json(file):
+        given = entry.get("answer", entry.get("answers", ()))
+        texts = shared((given,) if isinstance(given, str) else given)
+        yield Question(str(entry.get("question_id", f"row-{number}")), entry["image"], entry["question"], texts)
+
+
+def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
+    return shared(answer["answer"] for answer in annotation["answers"])
+
+
+def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """A-OKVQA, with its choices. The official list names pictures by COCO's id, the merged one by file."""
+    need_pictures(raw)
+    file = raw.find(f"aokvqa/aokvqa_v1p0_{split}.json", f"aokvqa/aokvqa_{split}.json")
+
+    def questions() -> Iterator[Question]:
+        for _, entry in stream_json(file):
+            name = str(entry.get("image") or entry["image_id"])
+            answers, choices = entry.get("direct_answers") or entry.get("answer") or (), entry.get("choices") or ()
+            right = entry.get("correct_choice_idx")
+            yield Question(
+                str(entry["question_id"]),
+                name,
+                entry["question"],
+                tuple(answers),
+                tuple(choices),
+                choice=choices[right] if isinstance(right, int) and 0 <= right < len(choices) else "",
+            )
+
+    yield from group(raw, questions(), locate_coco)
+
+
+def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
+    """VizWiz-VQA: a question a picture, some of which nobody could answer."""
+    file = raw.find(f"vizwiz/{split}.json", f"vizwiz/Annotations/{split}.json", f"vizwiz/vizwiz_{split}.json")
+    raw.find("vizwiz/images", f"vizwiz/{split}")
+
+    def questions() -> Iterator[Question]:
+        for _, entry in stream_json(file):
+            name = Path(entry["image"]).name
+            kind = entry.get("answer_type", "")
+            yield Question(name, name, entry["question"], _answers(entry), answer_type=kind)
+
+    def locate(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
+        return Path(name).stem, tuple(str(raw.root / "vizwiz" / place / name) for place in (split, "images"))
+
+    yield from group(raw, questions(), locate)
+
+
+_CC = "CC BY 4.0 (annotations), Flickr terms (pictures)"
+
+CORPORA = (
+    Corpus(
+        name="vqav2",
+        title="VQAv2",
+        drafts=partial(vqa, folder="vqav2", prefix="v2_"),
+        tasks=("vqa",),
+        expected={"train": 443_757, "val": 214_354},
+        train_pictures=82_783,
+        counted="questions",
+        license=_CC,
+        stages=(1, 2, 3),
+        download=f"{PICTURES}; questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
+        size="20 GB (COCO 2014)",
+    ),
+    Corpus(
+        name="ok_vqa",
+        title="OK-VQA",
+        drafts=partial(vqa, folder="okvqa", prefix=""),
+        tasks=("vqa",),
+        expected={"train": 9_009, "val": 5_046},
+        train_pictures=8_998,
+        counted="questions",
+        license=_CC,
+        stages=(1, 2, 3),
+        download=f"{PICTURES}; questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
+        size="20 GB (COCO 2014)",
+    ),
+    Corpus(
+        name="aok_vqa",
+        title="A-OKVQA",
+        drafts=a_okvqa,
+        tasks=("vqa",),
+        expected={"train": 17_056, "val": 1_145},
+        train_pictures=16_540,
+        counted="questions",
+        license="Apache-2.0 (annotations), Flickr terms (pictures)",
+        stages=(1, 2, 3),
+        download=f"{PICTURES}; aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
+        size="20 GB (COCO)",
+    ),
+    Corpus(
+        name="vizwiz",
+        title="VizWiz-VQA",
+        drafts=vizwiz,
+        tasks=("vqa",),
+        expected={"train": 20_523, "val": 4_319},
+        train_pictures=20_523,
+        counted="questions",
+        license="CC BY 4.0",
+        download="pictures and annotations from https://vizwiz.org/tasks-and-datasets/vqa/ in vizwiz/ (val.json, val/)",
+        size="12 GB",
+    ),
+)

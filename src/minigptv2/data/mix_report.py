@@ -1,0 +1,230 @@
+"""What a recipe comes to: shares asked and realised, epochs, tokens, images, and pictures of the mixture over time.
+
+Reads manifests where shards are there and takes the sizes of the table of corpora where they are not, so a recipe can
+be looked at before anything is downloaded.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minigptv2.data.config import Recipe
+from minigptv2.data.mixture import Mixture
+from minigptv2.data.plan import mean_tokens
+from minigptv2.errors import ConfigError
+from minigptv2.prompt import PromptEncoder
+from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.remote import below, is_remote
+from minigptv2.shards.writer import MANIFEST_FILE
+
+_SPARKS = " ▁▂▃▄▅▆▇█"
+_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#bab0ac")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is known of a corpus: samples and images, from its manifest (`built`) or the table of corpora; mean tokens
+    of a sample where they were measured or given. None: not known."""
+
+    samples: int | None
+    images: int | None
+    tokens: float | None
+    built: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One corpus over a run. `ratio` is as the recipe has it, None for the corpus's size; shares are of samples; a
+    sample is visited `epochs` times, rounded up for some; `ended` is the step before which its epochs were over."""
+
+    name: str
+    task: str
+    ratio: float | None
+    asked: float
+    realised: float
+    samples: int
+    epochs: float | None
+    tokens: float | None
+    images: int | None
+    ended: float | None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A recipe's run of `steps`. `shares` float64 [columns, corpora]: realised shares over equal stretches of it."""
+
+    rows: list[Row]
+    steps: int
+    global_batch_size: int
+    shares: np.ndarray
+
+
+def corpora_of(
+    recipe: Recipe, shards: Path | str, expected: Mapping[str, int], encoder: PromptEncoder | None, seed: int
+) -> dict[str, Corpus]:
+    """What is known of the recipe's corpora. `expected`: samples by corpus, for those without shards. Shards behind
+    a URL have to be there."""
+    known = {}
+    for name, share in recipe.corpora.items():
+        folder = below(shards, share.shards or name)
+        if not is_remote(folder) and not (Path(folder) / MANIFEST_FILE).is_file():
+            known[name] = Corpus(expected.get(name), None, share.tokens, built=False)
+            continue
+        reader = CorpusReader(folder)
+        tokens = share.tokens
+        if tokens is None and encoder is not None:
+            tokens = mean_tokens(reader, share, encoder, f"{seed}/{name}")
+        known[name] = Corpus(len(reader), reader.manifest.images, tokens, built=True)
+    return known
+
+
+def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_batch_size: int, columns: int = 48) -> Mix:
+    """The mixture of a run of `steps`, by the very arithmetic that trains. Raises `ConfigError` if it ends before."""
+    known = list(corpora.values())
+    tokens = [corpus.tokens or 0.0 for corpus in known] if recipe.unit == "token" else None
+    mixture = Mixture(recipe, [corpus.samples for corpus in known], tokens=tokens, global_batch_size=global_batch_size)
+    end = steps * global_batch_size
+    if mixture.length is not None and mixture.length < end:
+        raise ConfigError(
+            f"all corpora have `epochs` and end after {mixture.length} samples: at most "
+            f"{mixture.length // global_batch_size} steps of {global_batch_size}, not {steps}"
+        )
+    counts, asked = mixture.counts(end), mixture.expected(end) / end
+    rows = []
+    for number, (name, corpus) in enumerate(corpora.items()):
+        count = int(counts[number])
+        ended = mixture.exhausted_at(number) if recipe.corpora[name].epochs is not None else None
+        share_of_images = corpus.images / corpus.samples if corpus.images is not None and corpus.samples else None
+        rows.append(
+            Row(
+                name,
+                recipe.corpora[name].task,
+                recipe.corpora[name].ratio,
+                float(asked[number]),
+                count / end,
+                count,
+                epochs=count / corpus.samples if corpus.samples else None,
+                tokens=count * corpus.tokens if corpus.tokens else None,
+                images=round(count * share_of_images) if share_of_images is not None else None,
+                ended=ended / global_batch_size if ended is not None and ended <= end else None,
+            )
+        )
+    edges = [end * column // columns for column in range(columns + 1)] if end >= columns else [0, end]
+    taken = np.array([mixture.counts(edge) for edge in edges])
+    parts = np.diff(taken, axis=0)
+    return Mix(rows, steps, global_batch_size, parts / parts.sum(axis=1, keepdims=True))
+
+
+def table(mixed: Mix) -> str:
+    """The rows for a terminal, the mixture over time as a strip per corpus, each strip to its own scale."""
+    head = (
+        "corpus",
+        "task",
+        "ratio",
+        "asked %",
+        "realised %",
+        "samples",
+        "epochs",
+        "repeats",
+        "tokens %",
+        "images",
+        "ends at step",
+    )
+    tokens = sum(row.tokens or 0.0 for row in mixed.rows)
+    complete = all(row.tokens is not None for row in mixed.rows)
+    lines = [[*head, "over time"]]
+    for number, row in enumerate(mixed.rows):
+        strip = mixed.shares[:, number]
+        levels = np.ceil(8 * strip / strip.max()).astype(int) if strip.max() else np.zeros(len(strip), dtype=int)
+        lines.append(
+            [
+                row.name,
+                row.task,
+                "size" if row.ratio is None else f"{row.ratio:g}",
+                f"{100 * row.asked:.2f}",
+                f"{100 * row.realised:.2f}",
+                f"{row.samples:,}",
+                "-" if row.epochs is None else f"{row.epochs:.2f}",
+                "-" if row.epochs is None else f"{math.ceil(row.epochs)}",
+                f"{100 * (row.tokens or 0) / tokens:.2f}" if complete else "-",
+                "-" if row.images is None else f"{row.images:,}",
+                "-" if row.ended is None else f"{row.ended:.0f}",
+                "".join(_SPARKS[level] for level in levels),
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=False))
+        )
+        + "  "
+        + line[-1]
+        for line in lines
+    ]
+    return "\n".join(text)
+
+
+def save_picture(mixed: Mix, file: Path, title: str) -> None:
+    """Stacked shares over the run's steps as `.png` or `.html`. Raises `ConfigError` for another ending."""
+    if file.suffix == ".html":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_page(mixed, title))
+    elif file.suffix == ".png":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _draw(mixed, file, title)
+    else:
+        raise ConfigError(f"{file}: a picture of a mixture is a .png or a .html file")
+
+
+def _bands(mixed: Mix, width: float, height: float) -> list[list[tuple[float, float]]]:
+    """The outline of each corpus's band, in pixels from the upper left corner of the plot."""
+    columns = len(mixed.shares)
+    tops = np.concatenate([np.zeros((columns, 1)), np.cumsum(mixed.shares, axis=1)], axis=1)
+    x = [(column + 0.5) / columns * width for column in range(columns)]
+    x[0], x[-1] = 0.0, width
+    return [
+        [(at, float(height * tops[column, band])) for column, at in enumerate(x)]
+        + [(at, float(height * tops[column, band + 1])) for column, at in reversed(list(enumerate(x)))]
+        for band in range(len(mixed.rows))
+    ]
+
+
+def _draw(mixed: Mix, file: Path, title: str) -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height, left, top = 720, 24 * max(14, len(mixed.rows)), 20, 50
+    image = Image.new("RGB", (left + width + 320, top + height + 50), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
+    pen.text((left, 15), title, fill="black", font=font)
+    for number, (band, row) in enumerate(zip(_bands(mixed, width, height), mixed.rows, strict=True)):
+        color = _COLORS[number % len(_COLORS)]
+        pen.polygon([(left + x, top + y) for x, y in band], fill=color, outline="white")
+        pen.rectangle((left + width + 20, top + 24 * number, left + width + 34, top + 24 * number + 14), fill=color)
+        label = f"{row.name} {100 * row.realised:.2f} %"
+        pen.text((left + width + 42, top + 24 * number - 2), label, fill="black", font=font)
+    pen.text((left, top + height + 12), "step 0", fill="black", font=font)
+    pen.text((left + width, top + height + 12), f"{mixed.steps:,}", fill="black", font=font, anchor="ra")
+    image.save(file)
+
+
+def _page(mixed: Mix, title: str) -> str:
+    bands = []
+    for number, (band, row) in enumerate(zip(_bands(mixed, 900, 420), mixed.rows, strict=True)):
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in band)
+        name = f"{html.escape(row.name)}: {100 * row.realised:.2f} %"
+        color = _COLORS[number % len(_COLORS)]
+        bands.append(f'<polygon points="{points}" fill="{color}"><title>{name}</title></polygon>')
+    return (
+        f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
+        "<body style='font-family:sans-serif;margin:2em'>"
+        f"<h1>{html.escape(title)}</h1><svg viewBox='0 0 900 420' width=900 height=420>{''.join(bands)}</svg>"
+        f"<p>Shares of samples from step 0 to step {mixed.steps:,}, {mixed.global_batch_size} samples a step. "
+        f"Point at a band for its name.</p><pre>{html.escape(table(mixed))}</pre>"
+    )

@@ -1,0 +1,239 @@
+"""A check of real nodes before a long job: do they meet, can they talk, do they see each other's files in time?
+
+Run in every rank by any launcher. The ranks meet at a store first, so that a rank that does not come is named; then
+they gather from each other for some seconds, and write files that the others wait for. Returns findings; changes
+nothing but a folder of its own, which it removes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from minigptv2 import __version__
+from minigptv2.cluster import distributed
+from minigptv2.errors import MiniGPTv2Error
+from minigptv2.files import write_atomically
+
+_SIZES = (4 << 10, 1 << 20, 16 << 20)
+"""Bytes that each rank gives to the others in one gather: latency, a bucket, a large shard."""
+_POLL_S = 0.02
+_MAX_CLOCK_S = 30.0
+
+
+class NodesError(MiniGPTv2Error):
+    """The nodes cannot train together."""
+
+    exit_code = 9
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs, and with what."""
+
+    rank: int
+    host: str
+    device: str
+    versions: str
+    clock: float
+
+
+@dataclass(frozen=True)
+class Gather:
+    """All-gathers of one size: `bytes_per_s` received by a rank, and the slowest of `count`."""
+
+    num_bytes: int
+    count: int
+    median_s: float
+    slowest_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class NodesReport:
+    """What was found; `problems` is empty where the nodes can train together. The same on all ranks."""
+
+    places: list[Place]
+    gathers: list[Gather]
+    seen_after_s: dict[str, float]
+    """Per host, the longest that a file written elsewhere took to be seen there."""
+    problems: list[str]
+
+    def text(self) -> str:
+        """The report for people."""
+        lines = [f"rank {p.rank}: {p.host}, {p.device}, {p.versions}" for p in self.places]
+        for gather in self.gathers:
+            lines.append(
+                f"all-gather of {gather.num_bytes / 1024:g} KiB a rank: median {1000 * gather.median_s:.2f} ms, "
+                f"slowest {1000 * gather.slowest_s:.2f} ms of {gather.count}, "
+                f"{gather.bytes_per_s / 1e6:.0f} MB/s received"
+            )
+        for host, seconds in self.seen_after_s.items():
+            lines.append(f"files: {host} sees what others write within {seconds:.2f} s")
+        lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["the nodes can train together"]
+        return "\n".join(lines)
+
+
+def check_nodes(shared: Path, *, seconds: float = 10.0, patience_s: float = 60.0) -> NodesReport:
+    """Meet, gather for `seconds`, and share files in `shared`, waiting at most `patience_s` for each.
+
+    Raises `NodesError` where the ranks cannot meet or a gather fails, with the ranks that are missing.
+    """
+    device = distributed.choose_device()
+    store, rank, world = _rendezvous(patience_s)
+    try:
+        places = _meet(store, rank, world, device, patience_s)
+    except dist.DistError as error:
+        raise NodesError(f"{socket.gethostname()}, rank {rank}: rank 0 has left; see what it says") from error
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("nodes", store),
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=patience_s),
+        )
+        try:
+            gathers = [_gather(size, seconds / len(_SIZES), device) for size in _SIZES]
+            seen, problems = _share_files(shared, places, patience_s)
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        hosts = ", ".join(sorted({place.host for place in places}))
+        raise NodesError(
+            f"{places[rank].host}, rank {rank}: {hosts} met, but cannot exchange data over {backend}: {error}. Name "
+            "the network that joins them in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, and look at firewalls."
+        ) from error
+    return NodesReport(places, gathers, seen, _disagreements(places) + problems)
+
+
+def _rendezvous(patience_s: float) -> tuple[dist.Store, int, int]:
+    """The store that all ranks meet at, and who this one is."""
+    distributed.adopt_launcher()
+    distributed.stand_alone()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one already
+    try:
+        store = dist.TCPStore(
+            host, port, is_master=hosts_store, wait_for_workers=False, timeout=timedelta(seconds=patience_s)
+        )
+    except (RuntimeError, ValueError) as error:
+        raise NodesError(
+            f"{socket.gethostname()}, rank {rank}: cannot reach {host}:{port} (MASTER_ADDR:MASTER_PORT) within "
+            f"{patience_s:.0f} s: {error}. Does the name resolve here? Is the port free there? Is a firewall between?"
+        ) from error
+    return dist.PrefixStore("doctor", store), rank, world
+
+
+def _meet(store: dist.Store, rank: int, world: int, device: torch.device, patience_s: float) -> list[Place]:
+    """Everybody's place. Raises `NodesError` naming the ranks that do not come."""
+    what = f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
+    versions = f"python {platform.python_version()}, torch {torch.__version__}, minigptv2 {__version__}"
+    mine = Place(rank, socket.gethostname(), what, versions, time.time())
+    store.set(f"place/{rank}", json.dumps(asdict(mine)))
+    deadline = time.monotonic() + patience_s
+    keys = [f"place/{other}" for other in range(world)]
+    while not store.check(keys):
+        if time.monotonic() > deadline:
+            missing = [other for other, key in enumerate(keys) if not store.check([key])]
+            raise NodesError(
+                f"{mine.host}, rank {rank}: {len(missing)} of {world} ranks did not come within {patience_s:.0f} s: "
+                f"{', '.join(map(str, missing[:20]))}. Look at their logs, and at whether their nodes run."
+            )
+        time.sleep(_POLL_S)
+    return [Place(**json.loads(store.get(key))) for key in keys]
+
+
+def _gather(size: int, seconds: float, device: torch.device) -> Gather:
+    """All-gathers of `size` bytes a rank for `seconds`, the contents checked."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = torch.full((size,), rank % 251, dtype=torch.uint8, device=device)
+    received = [torch.empty_like(mine) for _ in range(world)]
+    times: list[float] = []
+    go_on, began = torch.ones(1, device=device), time.monotonic()
+    while bool(go_on.item()):
+        start = time.monotonic()
+        dist.all_gather(received, mine)
+        total = [int(part[0]) for part in received]  # also waits for a GPU
+        times.append(time.monotonic() - start)
+        if total != [other % 251 for other in range(world)]:
+            raise NodesError(f"{socket.gethostname()}, rank {rank}: an all-gather of {size} bytes brought other bytes")
+        go_on.fill_(float(time.monotonic() - began < seconds))
+        dist.broadcast(go_on, src=0)
+    times = sorted(times[1:] or times)  # the first makes connections
+    median = times[len(times) // 2]
+    return Gather(size, len(times), median, times[-1], size * (world - 1) / median)
+
+
+def _share_files(shared: Path, places: list[Place], patience_s: float) -> tuple[dict[str, float], list[str]]:
+    """How long files of other nodes take to be seen, per host; and who does not see whose."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    name = str(distributed.agree(f".nodes-{uuid.uuid4().hex}"))
+    folder = shared / name
+    folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    write_atomically(folder / f"rank-{rank}", f"{name} {rank}".encode())
+    written = time.monotonic()
+    dist.barrier()
+    unseen = [
+        other
+        for other in range(world)
+        if not _is_seen(folder / f"rank-{other}", f"{name} {other}", written + patience_s)
+    ]
+    mine = (time.monotonic() - written, unseen)
+    everyone: list[tuple[float, list[int]]] = [mine] * world
+    dist.all_gather_object(everyone, mine)
+    if rank == 0 or unseen:  # unseen: it may be another folder of the same name, on this node's own disk
+        shutil.rmtree(folder, ignore_errors=True)
+    seen: dict[str, float] = {}
+    problems: list[str] = []
+    for place, (seconds, missing) in zip(places, everyone, strict=True):
+        seen[place.host] = max(seen.get(place.host, 0.0), seconds)
+        if missing:
+            hosts = ", ".join(sorted({places[other].host for other in missing}))
+            problems.append(
+                f"{place.host} does not see files that {hosts} wrote in {shared} {patience_s:.0f} s ago: is it the "
+                "same file system on both?"
+            )
+    return {host: seconds for host, seconds in seen.items() if not problems}, sorted(set(problems))
+
+
+def _is_seen(file: Path, content: str, deadline: float) -> bool:
+    while True:
+        try:
+            os.listdir(file.parent)  # makes a network file system look again
+            if file.read_text() == content:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+
+
+def _disagreements(places: list[Place]) -> list[str]:
+    problems = []
+    versions = sorted({place.versions for place in places})
+    if len(versions) > 1:
+        hosts = [f"{v} on {', '.join(sorted({p.host for p in places if p.versions == v}))}" for v in versions]
+        problems.append(f"versions differ: {'; '.join(hosts)}")
+    clocks = [place.clock for place in places]
+    if max(clocks) - min(clocks) > _MAX_CLOCK_S:
+        first, last = (choose(places, key=lambda place: place.clock).host for choose in (min, max))
+        apart = max(clocks) - min(clocks)
+        problems.append(f"{first} and {last} came {apart:.0f} s apart, or their clocks differ: logs will mislead")
+    return problems

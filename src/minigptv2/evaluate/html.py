@@ -1,0 +1,86 @@
+"""A page of an evaluation that opens in any browser: the table, then the worst and random samples with boxes drawn."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from minigptv2.evaluate.runner import Outcome
+from minigptv2.heldout.pictures import picture_of
+
+PAGE_FILE = "page.html"
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left } img { max-width: 100% }
+.card { display: inline-block; width: 270px; margin: .4em; vertical-align: top; overflow-wrap: anywhere }
+.q { color: #666 } .a { font-weight: 600 } .t { color: #965 } .f { color: #888; font-size: 13px } b { color: #2ecc40 }
+"""
+
+
+def write_page(
+    outcomes: Sequence[Outcome], summaries: Sequence[dict[str, Any]], file: Path, *, samples: int = 12, seed: int = 0
+) -> None:
+    """`samples` worst and as many random questions of each benchmark, with the figures that the table is made of."""
+    parts = [
+        f"<!doctype html><meta charset='utf-8'><title>minigptv2 evaluation</title><style>{_STYLE}</style>",
+        "<h1>Evaluation</h1>",
+        _table(summaries),
+        "<p>True boxes are <b>green</b>, predicted ones in other colours; the box a question names is white.</p>",
+    ]
+    for outcome, one in zip(outcomes, summaries, strict=True):
+        worst, random = pick(outcome, samples, seed)
+        parts += [
+            f"<h2 id='{html.escape(outcome.row.name)}'>{html.escape(outcome.row.title)}: {one['value']:.2f}</h2>",
+            f"<h3>Worst {len(worst)}</h3>",
+            *(_card(outcome, i) for i in worst),
+            f"<h3>Random {len(random)}</h3>",
+            *(_card(outcome, i) for i in random),
+        ]
+    file.write_text("\n".join(parts), encoding="utf-8")
+
+
+def pick(outcome: Outcome, samples: int, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the worst questions (lowest score, then overlap, then by lot) and of random ones, in order."""
+    random, headline = Random(seed), outcome.row.rule.headline
+    places = list(range(len(outcome.questions)))
+    lots = {i: random.random() for i in places}
+    each = outcome.scored.each
+    worst = sorted(places, key=lambda i: (each[i][headline], each[i].get("mean_iou", 0.0), lots[i]))[:samples]
+    return worst, sorted(random.sample(places, min(samples, len(places))))
+
+
+def _table(summaries: Sequence[dict[str, Any]]) -> str:
+    rows = ["<tr><th>benchmark<th>metric<th>value<th>95 % interval<th>questions<th>published</tr>"]
+    for one in summaries:
+        published = " / ".join(f"{p['value']:g}" for p in one["published"]) or "none"
+        low, high = one["interval"]
+        rows.append(
+            f"<tr><td><a href='#{html.escape(one['benchmark'])}'>{html.escape(one['title'])}</a><td>{one['metric']}"
+            f"<td>{one['value']:.2f}<td>{low:.2f} .. {high:.2f}<td>{one['questions']}<td>{published}</tr>"
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _card(outcome: Outcome, place: int) -> str:
+    question, reply = outcome.questions[place], outcome.replies[place]
+    figures = "  ".join(f"{name} {value:.2f}" for name, value in outcome.scored.each[place].items())
+    image = picture_of(question.held_out(outcome.reader), reply.answer)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    picture = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    truth = "" if question.answer == reply.answer else f"<div class='t'>true: {_text(question.answer)}</div>"
+    return (
+        f"<div class='card'>{picture if question.has_image else ''}<div class='q'>{_text(question.asked)}</div>"
+        f"<div class='a'>{_text(reply.answer)}</div>{truth}<div class='f'>{html.escape(figures)}</div></div>"
+    )
+
+
+def _text(text: str) -> str:
+    return html.escape(textwrap.shorten(text, 400, placeholder=" ..."))

@@ -1,0 +1,1 @@
+"""Evaluation during training, on a held-out slice of each corpus."""

@@ -1,0 +1,92 @@
+"""What a machine can do: the table of GPUs, and the rates that every prediction divides by. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigptv2.errors import ConfigError, nearest
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Dense bf16 FLOP/s of the data sheet, those of a large matrix product, memory and in-node link.
+
+    `matmul` was measured for h100 (8192 cubed, 798 TFLOP/s); the others are the same share, 0.81, of their sheet.
+    `link` is bytes/s of one GPU to its neighbours in all-gathers: NVLink, or PCIe where there is none.
+    """
+
+    peak: float
+    matmul: float
+    memory_gib: float
+    link: float
+
+
+GPUS = {
+    "h100": Gpu(peak=989e12, matmul=798e12, memory_gib=80, link=360e9),
+    "h200": Gpu(peak=989e12, matmul=798e12, memory_gib=141, link=360e9),
+    "b200": Gpu(peak=2250e12, matmul=1820e12, memory_gib=180, link=700e9),
+    "a100": Gpu(peak=312e12, matmul=252e12, memory_gib=80, link=230e9),
+    "a100-40": Gpu(peak=312e12, matmul=252e12, memory_gib=40, link=230e9),
+    "l40s": Gpu(peak=362e12, matmul=292e12, memory_gib=48, link=20e9),
+    "rtx4090": Gpu(peak=165e12, matmul=133e12, memory_gib=24, link=20e9),
+}
+"""GPUs by name, as `plan --gpu` takes them."""
+KERNEL_SHARE = 0.70
+"""What whole layers reach of a large matrix product's rate; norms, rotations and launches take the rest."""
+DECODE_RATE = 300.0
+"""Images/s that one core decodes and resizes (640 x 480 JPEG to 448 px; `make bench-data` measures it)."""
+RESERVED_GIB = 2.0
+"""CUDA's context, NCCL's buffers and fragments: what a process holds beside its tensors."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One cluster as a prediction sees it. Rates per second: `matmul` FLOPs, `network` bytes a node, `link` a GPU."""
+
+    gpus: int
+    gpus_per_node: int
+    memory: float
+    matmul: float
+    network: float
+    link: float
+    cores_per_gpu: float
+    kernel_share: float = KERNEL_SHARE
+    decode_rate: float = DECODE_RATE
+
+    @property
+    def nodes(self) -> int:
+        """Number of machines."""
+        return -(-self.gpus // self.gpus_per_node)
+
+    @property
+    def gather_rate(self) -> float:
+        """Bytes/s that a rank receives in a collective over all ranks: the network where there is one, else links."""
+        return self.link if self.nodes == 1 else min(self.link, self.network)
+
+
+def describe(
+    *,
+    gpu: str,
+    gpus: int,
+    gpus_per_node: int = 8,
+    memory_gib: float | None = None,
+    network_gbytes: float = 45.0,
+    cores_per_gpu: float = 8.0,
+) -> Hardware:
+    """The cluster of `gpus` cards named `gpu`. `network_gbytes`: GB/s of a node, all its cards together."""
+    if gpu not in GPUS:
+        raise ConfigError(f"--gpu {gpu} is not known{nearest(gpu, list(GPUS))} Known: {', '.join(GPUS)}")
+    if gpus < 1 or gpus_per_node < 1 or network_gbytes <= 0:
+        raise ConfigError("--gpus, --gpus-per-node and --network must be positive")
+    row = GPUS[gpu]
+    return Hardware(
+        gpus=gpus,
+        gpus_per_node=min(gpus, gpus_per_node),
+        memory=(memory_gib or row.memory_gib) * GIB,
+        matmul=row.matmul,
+        network=network_gbytes * 1e9,
+        link=row.link,
+        cores_per_gpu=cores_per_gpu,
+    )

@@ -1,0 +1,204 @@
+"""Which ZeRO plan and micro-batch a run should take on given machines: memory, traffic, step time, what binds.
+
+No torch and no weights: arithmetic on the config, the DeepSpeed JSONs and the table of machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minigptv2.model.costs import ModelCosts, Work
+from minigptv2.planner.hardware import GIB, RESERVED_GIB, Hardware
+from minigptv2.planner.zero_plan import Traffic, ZeroPlan
+
+HOST_RATE = 25e9
+"""Bytes/s from host memory to one GPU, pinned, over PCIe 4."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a mean sample of the mixture holds, and the longest pack."""
+
+    tokens: float = 300.0
+    images: float = 1.0
+    supervised: float = 30.0
+    max_pack_tokens: int = 16384
+    max_tokens: int = 1024
+
+    def work(self, count: float) -> Work:
+        """The work of `count` mean samples."""
+        one = Work(self.tokens, self.images, self.images, self.tokens**2, self.supervised)
+        return one.scaled(count)
+
+    def fullest_pack(self, micro_batch: int) -> Work:
+        """The largest pack that a micro-batch of this many mean samples can become: 15 % above its mean, or the cap.
+
+        The packer balances a step's packs, so they differ by less than that; one sample alone may be `max_tokens` long.
+        """
+        tokens = min(float(self.max_pack_tokens), max(float(self.max_tokens), 1.15 * micro_batch * self.tokens))
+        return self.work(tokens / self.tokens)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one optimizer step, part by part; `limit` is what perfect overlap at the measured rates would take."""
+
+    compute: float
+    kernels: float
+    wire: float
+    data: float
+    host: float
+
+    @property
+    def limit(self) -> float:
+        """The longest of what must happen."""
+        return max(self.compute, self.wire, self.data, self.host)
+
+    @property
+    def predicted(self) -> float:
+        """With kernels as they are; gathers overlap with compute, data is read ahead."""
+        return max(self.kernels, self.wire, self.data, self.host)
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        by_name = {"compute": self.kernels, "wire": self.wire, "data": self.data, "host memory": self.host}
+        return max(by_name, key=lambda name: by_name[name])
+
+
+@dataclass(frozen=True)
+class Option:
+    """A plan at one micro-batch size: what it holds, moves and takes."""
+
+    plan: ZeroPlan
+    micro_batch: int
+    micro_batches: int
+    recomputed_layers: int
+    memory: dict[str, float]
+    traffic: Traffic
+    times: Times
+
+    @property
+    def memory_total(self) -> float:
+        """Bytes per rank at the fullest moment."""
+        return sum(self.memory.values())
+
+
+def option(
+    costs: ModelCosts,
+    plan: ZeroPlan,
+    hardware: Hardware,
+    samples: Samples,
+    *,
+    global_batch: int,
+    micro_batch: int,
+    recomputed_layers: int = 0,
+    fused: bool = False,
+) -> Option:
+    """What `plan` needs with packs of `micro_batch` mean samples."""
+    micro_batches = max(1, global_batch // (micro_batch * hardware.gpus))
+    memory = plan.state_bytes(costs.parts, hardware.gpus)
+    memory["activations"] = costs.activation_bytes(
+        samples.fullest_pack(micro_batch), element=plan.element, recomputed_layers=recomputed_layers, fused=fused
+    )
+    memory["reserved"] = RESERVED_GIB * GIB
+    traffic = plan.traffic(
+        costs.parts, ranks=hardware.gpus, gpus_per_node=hardware.gpus_per_node, micro_batches=micro_batches
+    )
+    per_rank = samples.work(global_batch / hardware.gpus)
+    flops = costs.flops(per_rank, recomputed_layers=recomputed_layers).total
+    return Option(
+        plan,
+        micro_batch,
+        micro_batches,
+        recomputed_layers,
+        memory,
+        traffic,
+        times(flops, traffic, per_rank.images, hardware),
+    )
+
+
+def times(flops: float, traffic: Traffic, images: float, hardware: Hardware) -> Times:
+    """Seconds of a step of `flops` and `images` on one rank."""
+    others = (hardware.gpus - 1) / hardware.gpus
+    wire = traffic.total * others / hardware.gather_rate
+    inside = traffic.inside_node * (hardware.gpus_per_node - 1) / max(1, hardware.gpus_per_node) / hardware.link
+    return Times(
+        compute=flops / hardware.matmul,
+        kernels=flops / (hardware.matmul * hardware.kernel_share),
+        wire=wire + inside,
+        data=images / (hardware.decode_rate * hardware.cores_per_gpu),
+        host=traffic.from_host / HOST_RATE,
+    )
+
+
+def options(
+    costs: ModelCosts,
+    plans: list[ZeroPlan],
+    hardware: Hardware,
+    samples: Samples,
+    *,
+    global_batch: int,
+    fused: bool = False,
+) -> list[Option]:
+    """Of each plan its best option: the fastest that fits; where none fits, the smallest."""
+    found = []
+    for plan in plans:
+        tried = [
+            option(
+                costs,
+                plan,
+                hardware,
+                samples,
+                global_batch=global_batch,
+                micro_batch=size,
+                fused=fused,
+                recomputed_layers=layers,
+            )
+            for size in _micro_batches(global_batch, hardware.gpus, samples)
+            for layers in _layers(costs.language.depth)
+        ]
+        fitting = [one for one in tried if one.memory_total <= hardware.memory]
+        found.append(
+            min(fitting, key=lambda one: (round(one.times.predicted, 4), one.recomputed_layers, one.micro_batches))
+            if fitting
+            else min(tried, key=lambda one: one.memory_total)
+        )
+    return found
+
+
+def recommended(found: list[Option], hardware: Hardware) -> Option | None:
+    """The fastest option that fits; of those within 2 % of it, the one that moves least. None: none fits.
+
+    A plan that rounds the frozen weights to 8 bits trains another model: it is named only where no exact one fits.
+    """
+    fitting = [one for one in found if one.memory_total <= hardware.memory]
+    fitting = [one for one in fitting if not one.plan.quantized] or fitting
+    if not fitting:
+        return None
+    fastest = min(one.times.predicted for one in fitting)
+    close = [one for one in fitting if one.times.predicted <= 1.02 * fastest]
+    return min(close, key=lambda one: (one.traffic.total, one.traffic.inside_node, one.memory_total))
+
+
+def layers_to_recompute(
+    costs: ModelCosts, plan: ZeroPlan, *, ranks: int, memory: float, pack: Work, fused: bool = False
+) -> int:
+    """The fewest layers to recompute so that `pack` fits `memory` bytes; all of them where nothing fits."""
+    state = sum(plan.state_bytes(costs.parts, ranks).values()) + RESERVED_GIB * GIB
+    for layers in range(costs.language.depth + 1):
+        kept = costs.activation_bytes(pack, element=plan.element, recomputed_layers=layers, fused=fused)
+        if state + kept <= memory:
+            return layers
+    return costs.language.depth
+
+
+def _micro_batches(global_batch: int, ranks: int, samples: Samples) -> list[int]:
+    """Samples per pack that divide a rank's share of the step, up to the cap on a pack's tokens."""
+    share = max(1, global_batch // ranks)
+    cap = max(1, int(samples.max_pack_tokens / samples.tokens))
+    return [size for size in range(1, share + 1) if share % size == 0 and size <= cap] or [1]
+
+
+def _layers(depth: int) -> list[int]:
+    return sorted({0, depth // 4, depth // 2, 3 * depth // 4, depth})

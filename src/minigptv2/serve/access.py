@@ -1,0 +1,205 @@
+"""What stands before every route: the name the request uses, the password, the size of its body, the routes there are.
+
+Plain ASGI, around the protocol and the page alike. A route of the page's library that is not on the list below
+(uploads, files, proxies, its own API) does not exist here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from minigptv2.serve.config import Access
+from minigptv2.serve.openai_api import RequestError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ROUTES = {
+    "GET": (
+        "/health",
+        "/metrics",
+        "/v1/models",
+        "/",
+        "/config",
+        "/theme.css",
+        "/favicon.ico",
+        "/robots.txt",
+        "/gradio_api/queue/data",
+        "/gradio_api/startup-events",
+        "/gradio_api/app_id",
+    ),
+    "POST": (
+        "/v1/chat/completions",
+        "/gradio_api/queue/join",
+        "/gradio_api/run/predict",
+        "/gradio_api/cancel",
+        "/gradio_api/reset",
+    ),
+}
+FOLDERS = ("/v1/models/", "/assets/", "/static/", "/gradio_api/heartbeat/")
+"""Routes that end in a name; read only."""
+OPEN_TO_ALL = ("/health",)
+"""Routes that need no password: a probe has none."""
+JSON_ONLY = "POST"
+"""A page elsewhere can make a browser post a form without asking; JSON it cannot."""
+WRONG_PASSWORD_S = 0.5
+"""How long a wrong password waits for its answer."""
+BODIES_AT_ONCE = 8
+"""Bodies of the largest size that are held together, or as many more as are smaller, until they are answered."""
+SILENCE_S = 30.0
+"""How long a body may stay incomplete without another byte."""
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
+        b"'unsafe-inline'; frame-ancestors 'none'; form-action 'none'; object-src 'none'; base-uri 'self'",
+    ),
+)
+"""Sent with everything: the browser loads nothing from elsewhere and shows the page in no frame."""
+
+
+class Guard:
+    """An ASGI app around `app` that lets through what `access` and the list of routes allow."""
+
+    def __init__(self, app: App, access: Access, *, max_body: int) -> None:
+        self._app, self._access, self._max_body = app, access, max_body
+        self._room = _Room(BODIES_AT_ONCE * max_body)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        body = _Limited(receive, self._max_body, self._room)
+        try:
+            await self._check(scope)
+            if await body.read():
+                await self._app(scope, body, _with_headers(send))
+        except RequestError as error:
+            await refuse(send, error)
+        finally:
+            body.close()
+
+    async def _check(self, scope: Scope) -> None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        path, method = scope["path"], scope["method"]
+        if not self._access.admits_host(headers.get("host", "")):
+            raise RequestError(
+                f"this server is not {headers.get('host', '')!r}; start it with --allowed-host to use that name",
+                status=421,
+            )
+        if not _exists(method, path):
+            raise RequestError(f"there is no {method} {path}", status=404)
+        if self._access.password and path not in OPEN_TO_ALL and not self._knows_password(headers):
+            await asyncio.sleep(WRONG_PASSWORD_S)
+            raise RequestError("wrong or no password", status=401, code="invalid_api_key")
+        if method == JSON_ONLY and headers.get("content-type", "").split(";")[0].strip() != "application/json":
+            raise RequestError("want Content-Type: application/json", status=415)
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self._max_body:
+            raise _too_large(self._max_body)
+
+    def _knows_password(self, headers: dict[str, str]) -> bool:
+        """Bearer (programs: the API key) or Basic (browsers: any name)."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(given.encode(), (self._access.password or "").encode())
+
+
+def _exists(method: str, path: str) -> bool:
+    reading = "GET" if method == "HEAD" else method
+    if path in ROUTES.get(reading, ()):
+        return True
+    return reading == "GET" and path.startswith(FOLDERS) and ".." not in path.split("/")
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(f"the body is over {limit // 2**20} MiB", status=413)
+
+
+@dataclass
+class _Room:
+    """Bytes that the bodies of all requests together may still take."""
+
+    left: int
+
+
+class _Limited:
+    """A request's body, received whole before the app is called, and stopped at the limit: one that says no length, or
+    a wrong one, is cut off there. It takes its bytes from `room`, until `close`."""
+
+    def __init__(self, receive: Receive, limit: int, room: _Room) -> None:
+        self._receive, self._limit, self._room = receive, limit, room
+        self._size = 0
+        self._messages: deque[Message] = deque()
+
+    async def read(self) -> bool:
+        """Whether the body arrived; False if its sender left. Raises `RequestError` at a limit or after silence."""
+        more = True
+        while more:
+            try:
+                message = await asyncio.wait_for(self._receive(), SILENCE_S)
+            except TimeoutError as error:
+                raise RequestError(f"nothing more of the body in {SILENCE_S:g} s", status=408) from error
+            if message["type"] == "http.disconnect":
+                return False
+            length = len(message.get("body", b""))
+            self._size += length
+            self._room.left -= length
+            if self._size > self._limit:
+                raise _too_large(self._limit)
+            if self._room.left < 0:
+                raise RequestError("other requests' bodies fill the memory: try again later", status=429, code="busy")
+            self._messages.append(message)
+            more = message.get("more_body", False)
+        return True
+
+    async def __call__(self) -> Message:
+        return self._messages.popleft() if self._messages else await self._receive()
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._room.left += self._size
+        self._size = 0
+
+
+def _with_headers(send: Send) -> Send:
+    async def sender(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *HEADERS]
+        await send(message)
+
+    return sender
+
+
+async def refuse(send: Send, error: RequestError) -> None:
+    """Answer with the error as JSON."""
+    body = json.dumps(error.as_json()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="minigptv2", charset="UTF-8"'))
+    if error.status in (408, 413, 429):  # the rest of the body is not read
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,271 @@
+"""Tars that are there already to a corpus: find their samples, name every fault, write index, table and manifest.
+
+For tars of records (ours, or made by any webdataset tool) and of captioned images (img2dataset's: an image beside a
+json or txt). The tars are read once and never changed. Members are parsed, checked and left where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from minigptv2.errors import DataError
+from minigptv2.files import write_atomically
+from minigptv2.record import Record, from_json
+from minigptv2.shards import tar
+from minigptv2.shards.dropped import DROPPED_FILE, Dropped
+from minigptv2.shards.image_files import image_size, open_image
+from minigptv2.shards.manifest import (
+    CAPTIONS,
+    INDEX_DTYPE,
+    MAX_MEMBER_BYTES,
+    RECORDS,
+    IndexWriter,
+    Manifest,
+    ShardInfo,
+    save_manifest,
+)
+from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
+from minigptv2.shards.writer import IMAGE_EXTENSIONS
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class ShardScan:
+    """What one tar holds: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
+
+    info: ShardInfo
+    rows: np.ndarray
+    images: int = 0
+    turns: Counter[str] = field(default_factory=Counter)
+    faults: list[Dropped] = field(default_factory=list)
+
+
+def scan_shard(
+    file: Path,
+    *,
+    corpus: str,
+    layout: str,
+    name: str | None = None,
+    baked_side: int | None = None,
+    decode: bool = False,
+) -> ShardScan:
+    """The samples and faults of one tar. `name` is the shard's in the table; `decode` decodes every image whole.
+
+    A sample is what stands side by side under one key: one json or txt and at most one image. Faults: members missing,
+    doubled or apart, members of any other kind (never opened), what is not a record or an image, sizes that disagree,
+    and an archive that is damaged or cut, of which what lies before the damage is still read.
+    """
+    name = name or file.name
+    data = _mapped(file)
+    sha256 = hashlib.sha256(data).hexdigest()
+    scan = _Scanner(data, corpus, name, layout, baked_side, decode)
+    scan.run()
+    info = ShardInfo(name, len(data), sha256, len(scan.rows))
+    return ShardScan(info, np.array(scan.rows, dtype=INDEX_DTYPE), scan.images, scan.turns, scan.faults)
+
+
+def _mapped(file: Path) -> memoryview:
+    with open(file, "rb") as stream:
+        empty = stream.seek(0, 2) == 0  # which cannot be mapped
+        return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class _Scanner:
+    """Walks one tar, a group of members with one key at a time."""
+
+    def __init__(
+        self, data: memoryview, corpus: str, shard: str, layout: str, baked_side: int | None, decode: bool
+    ) -> None:
+        self.data, self.corpus, self.shard, self.layout = data, corpus, shard, layout
+        self.baked_side, self.decode = baked_side, decode
+        self.rows: list[tuple[int, int, int, int, int]] = []
+        self.images = 0
+        self.turns: Counter[str] = Counter()
+        self.faults: list[Dropped] = []
+        self._seen: set[str] = set()
+
+    def run(self) -> None:
+        group: list[tuple[str, tar.Member]] = []
+        key = None
+        try:
+            for member in tar.find_members(self.data):
+                member_key, extension = split_name(member.name)
+                if member_key != key:
+                    self._close(key, group)
+                    key, group = member_key, []
+                group.append((extension, member))
+        except tar.TarError as error:
+            self._close(key, group)
+            self._fault("", f"damaged archive: {error}; nothing after that is read")
+            return
+        self._close(key, group)
+
+    def _fault(self, key: str, reason: str) -> None:
+        self.faults.append(Dropped(self.corpus, self.shard, key, reason))
+
+    def _close(self, key: str | None, group: list[tuple[str, tar.Member]]) -> None:
+        if key is None:
+            return
+        problem = self._problem(key, group)
+        if problem:
+            self._fault(key, problem)
+        self._seen.add(key)
+
+    def _problem(self, key: str, group: list[tuple[str, tar.Member]]) -> str | None:
+        """Take the group as a sample, or say why it is none."""
+        if key in self._seen:
+            return "the key came before in this shard: its members are doubled or not side by side"
+        extensions = [extension for extension, _ in group]
+        for extension, member in group:
+            if extension not in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS):
+                return f"member '{member.name}' is not an image, json or txt; it was not opened"
+            if extensions.count(extension) > 1:
+                return f"two members '{member.name}'"
+        members = dict(group)
+        image = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
+        text_kinds = TEXT_EXTENSIONS if self.layout == CAPTIONS else TEXT_EXTENSIONS[:1]
+        kind = next((extension for extension in text_kinds if extension in members), None)
+        if kind is None:
+            return f"no {' or '.join(text_kinds)} beside the image"
+        if len(image) > 1:
+            return "two images under one key"
+        text = members[kind]
+        try:
+            self._row(key, kind, text, image[0] if image else None, [member for _, member in group])
+        except DataError as error:
+            return str(error).removeprefix(": ")
+        return None
+
+    def _row(self, key: str, kind: str, text: tar.Member, image: tar.Member | None, all_of: list[tar.Member]) -> None:
+        start = all_of[0].offset
+        text_block, text_blocks = (text.offset - start) // tar.BLOCK, (text.end - text.offset) // tar.BLOCK
+        if all_of[-1].end - start > MAX_MEMBER_BYTES:
+            raise DataError(f"its members are over {MAX_MEMBER_BYTES} bytes")
+        record = self._record(kind, text, image)
+        rest = 0
+        for member in all_of:
+            if member is not text:
+                rest = zlib.crc32(self.data[member.offset : member.end], rest)
+        text_crc = zlib.crc32(self.data[text.offset : text.end])
+        self.rows.append((start // tar.BLOCK, text_block, text_blocks, text_crc, rest))
+        self.turns.update(record.tasks)
+        self.images += image is not None
+
+    def _record(self, kind: str, text: tar.Member, image: tar.Member | None) -> Record:
+        pixels = bytes(self._bytes(image)) if image is not None else b""
+        size = image_size(pixels, "") if image is not None else None
+        data = bytes(self._bytes(text))
+        if self.layout == CAPTIONS:
+            if size is None:
+                raise DataError("no image beside the caption")
+            record = record_of_caption(kind, data, lambda: size, "")
+        else:
+            record = from_json(data, "")
+        if record.has_image != (size is not None):
+            raise DataError("record and image disagree on whether there is an image")
+        stored = (self.baked_side, self.baked_side) if self.baked_side else (record.width, record.height)
+        if size is not None and size[1:] != stored:
+            raise DataError(f"the image is {size[1]} x {size[2]} px, its record says {stored[0]} x {stored[1]}")
+        if size is not None and self.decode:
+            open_image(pixels, "")
+        return record
+
+    def _bytes(self, member: tar.Member) -> memoryview:
+        return self.data[member.data_offset : member.data_offset + member.size]
+
+
+def index_corpus(
+    folder: Path,
+    corpus: str,
+    *,
+    workers: int = 0,
+    skip_faults: bool = False,
+    license: str = "",
+    progress: Callable[[int], object] | None = None,
+) -> tuple[Manifest | None, list[Dropped]]:
+    """Write index, table and manifest for the tars under `folder`; returns the manifest and every fault.
+
+    With faults nothing is written (None), unless `skip_faults` leaves the faulty samples out; `dropped.jsonl` names
+    them then. Raises `DataError` where there is no tar, or no good sample.
+    """
+    files = sorted(folder.rglob("*.tar"))
+    if not files:
+        raise DataError(f"no .tar in {folder}")
+    layout = detect_layout(files)
+    shards: list[ShardInfo] = []
+    faults: list[Dropped] = []
+    turns: Counter[str] = Counter()
+    images = 0
+    with IndexWriter(folder) as index:
+        for scan in in_order(partial(_scan_below, folder, corpus, layout), files, workers):
+            faults += scan.faults
+            if len(scan.rows):
+                shards.append(scan.info)
+                index.append(scan.rows)
+                turns.update(scan.turns)
+                images += scan.images
+            if progress is not None:
+                progress(1)
+        if faults and not skip_faults:
+            return None, faults
+        if not shards:
+            raise DataError(
+                f"{folder}: no good sample in {len(files)} tars; first fault: {faults[0] if faults else '-'}"
+            )
+        if faults:
+            lines = "".join(f"{fault.to_json()}\n" for fault in faults)
+            write_atomically(folder / DROPPED_FILE, lines.encode())
+        manifest = save_manifest(
+            folder,
+            shards,
+            index,
+            corpus=corpus,
+            images=images,
+            turns=dict(turns),
+            layout=layout,
+            dropped=len(faults),
+            license=license,
+        )
+    return manifest, faults
+
+
+def _scan_below(folder: Path, corpus: str, layout: str, file: Path) -> ShardScan:
+    return scan_shard(file, corpus=corpus, layout=layout, name=str(file.relative_to(folder)))
+
+
+def detect_layout(files: Iterable[Path]) -> str:
+    """`records` where the first json has turns, `captions` else."""
+    for file in files:
+        data = _mapped(file)
+        try:
+            for member in tar.find_members(data):
+                if split_name(member.name)[1] == "json":
+                    document = json.loads(bytes(data[member.data_offset : member.data_offset + member.size]))
+                    return RECORDS if isinstance(document, dict) and "turns" in document else CAPTIONS
+        except (ValueError, RecursionError):  # a damaged tar or json: the next one may tell
+            continue
+    return CAPTIONS
+
+
+def in_order(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterable[Result]:
+    """`map`, by `workers` processes (0: this one), results in the items' order."""
+    if workers == 0:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, items)

@@ -1,0 +1,272 @@
+"""What lies beside a corpus's tars: a small manifest, a table of shards, an index of samples; the last two are mapped.
+
+`manifest.json` says what the corpus is and the hashes of the other two; `shards.npy` holds file name, bytes, samples
+and SHA-256 of every shard; `index.npy` sixteen bytes a sample. Opening a corpus reads little, however large it is: what
+a full check would cost on every start is checked where it is used (each sample carries checksums) and by
+`minigptv2 shards verify`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from minigptv2.errors import DataError
+from minigptv2.files import close_and_remove, sha256_of, sync_file, sync_folder, write_atomically
+
+MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.npy"
+FORMAT = 2
+RECORDS, CAPTIONS = "records", "captions"
+LAYOUTS = (RECORDS, CAPTIONS)
+"""`records`: a sample's json is one of our records. `captions`: an image beside a json or txt with its caption."""
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("block", "<u4"),
+        ("text_block", "<u2"),
+        ("text_blocks", "<u2"),
+        ("text_crc", "<u4"),
+        ("rest_crc", "<u4"),
+    ]
+)
+"""Per sample, in tar blocks of 512 bytes: where it starts in the shard; from there, where its text (record or caption)
+starts and how long it is, header included; CRC-32 of that; CRC-32 of the sample's other members (0: none)."""
+MAX_MEMBER_BYTES = 65535 * 512
+"""32 MiB: the largest image or record an index entry can speak of."""
+_HASHED_AT_OPENING = 1 << 20
+"""Index and table are hashed when a corpus is opened if they are no larger than this (a few milliseconds)."""
+_LOOKED_FOR_AT_OPENING = 64
+"""So many shards, evenly spread, are looked for when a corpus is opened."""
+
+
+TABLE_FIELDS = ("bytes", "samples", "sha256", "file")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard of the table."""
+
+    file: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+class ShardTable(Sequence[ShardInfo]):
+    """The shards of a corpus in order, read from a memory-mapped table as they are asked for."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        if rows.dtype.names != TABLE_FIELDS:
+            raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS}")
+        self._rows = rows
+        starts = np.zeros(len(rows) + 1, dtype=np.int64)
+        starts[1:] = rows["samples"]  # out of the mapped rows once, then summed in place
+        self.starts: np.ndarray = np.cumsum(starts, out=starts)
+        """int64 [shards + 1]: number of each shard's first sample, and the total."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, shard: int) -> ShardInfo:  # type: ignore[override]  # slices are not offered
+        size, samples, sha256, name = self._rows[shard].item()
+        file = name.decode()
+        if file.startswith("/") or ".." in file.split("/") or ":" in file:
+            raise DataError(f"{TABLE_FILE}: shard '{file}' is not a file below its corpus's folder")
+        return ShardInfo(file, size, sha256.hex(), samples)
+
+    def __iter__(self) -> Iterator[ShardInfo]:
+        return (self[shard] for shard in range(len(self)))
+
+    @property
+    def bytes(self) -> int:
+        """Of all shards together."""
+        return int(self._rows["bytes"].sum())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a corpus folder holds. `turns` counts turns by task."""
+
+    corpus: str
+    samples: int
+    images: int
+    turns: dict[str, int]
+    index_sha256: str
+    shards_sha256: str
+    shards: ShardTable = field(compare=False)
+    layout: str = RECORDS
+    baked_side: int | None = None
+    """Side of the square that images were squashed to when they were stored; None: they are as they came."""
+    dropped: int = 0
+    """Samples that the source had and the shards have not; `dropped.jsonl` names them."""
+    license: str = ""
+    split: str = ""
+    """Of the original corpus, where it has any; empty also for what was indexed or built before this was noted."""
+    format: int = FORMAT
+    fingerprint: str = field(default="", compare=False)
+    """SHA-256 of the manifest file. It covers every byte of the corpus, through the hashes of table and shards."""
+
+    @property
+    def title(self) -> str:
+        """Corpus and split, as messages name them."""
+        return f"{self.corpus} {self.split}".strip()
+
+
+class IndexWriter:
+    """The index of a corpus, appended to on the disk as its shards are made: no row of it stays in memory.
+
+    A context: what was not finished at its end is removed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.samples = 0
+        self._file = folder / INDEX_FILE
+        self.temporary = folder / f".{INDEX_FILE}.{os.getpid()}.tmp"
+        self._stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `finish` or at the context's end
+        self._write_header()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close_and_remove(self._stream, self.temporary)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Rows (`INDEX_DTYPE`) of the next shard."""
+        self._stream.write(rows.tobytes())
+        self.samples += len(rows)
+
+    def finish(self) -> str:
+        """Give the file its name; returns its SHA-256."""
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+        return _named(self.temporary, self._file)
+
+    def _write_header(self) -> None:
+        """The one that `numpy.save` writes, which takes as many bytes for any number of rows."""
+        described = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._stream, {**described, "shape": (self.samples,)})
+
+
+def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter, **facts: object) -> Manifest:
+    """Write index, table and manifest, the manifest last; `facts` are `Manifest`'s other fields. Returns it loaded."""
+    shards = list(shards)
+    width = max((len(shard.file.encode()) for shard in shards), default=1)
+    table = np.array(
+        [(shard.bytes, shard.samples, bytes.fromhex(shard.sha256), shard.file.encode()) for shard in shards],
+        dtype=[("bytes", "<u8"), ("samples", "<u4"), ("sha256", "V32"), ("file", f"S{width}")],
+    )
+    manifest = Manifest(
+        shards=ShardTable(table),
+        index_sha256=index.finish(),
+        shards_sha256=_save_array(folder / TABLE_FILE, table),
+        samples=index.samples,
+        **facts,  # type: ignore[arg-type]
+    )
+    document = {key: getattr(manifest, key) for key in Manifest.__dataclass_fields__ if key not in _NOT_WRITTEN}
+    document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
+    document["sha256"] = _own_hash(document)
+    write_atomically(folder / MANIFEST_FILE, json.dumps(document, indent=1).encode())
+    sync_folder(folder)
+    return load_manifest(folder)
+
+
+def _own_hash(document: dict[str, object]) -> str:
+    """Of everything in the manifest but this hash, so that a changed digit does not go by."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _save_array(file: Path, array: np.ndarray) -> str:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as stream:
+        np.save(stream, array)
+    return _named(temporary, file)
+
+
+def _named(temporary: Path, file: Path) -> str:
+    """Sync the file and give it its name; returns its SHA-256."""
+    sync_file(temporary)
+    digest = sha256_of(temporary)
+    os.replace(temporary, file)
+    return digest
+
+
+_NOT_WRITTEN = ("shards", "fingerprint")
+_ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
+
+
+def load_manifest(folder: Path, *, look: bool = True) -> Manifest:
+    """The manifest of a corpus folder, after a check that does not grow with the corpus.
+
+    `look` False leaves out the look for shards, where they lie elsewhere.
+    Raises `DataError` naming what is missing and how to make it: a file, a shard (a few dozen are looked for, all of
+    a small corpus), a table that is not the manifest's.
+    """
+    manifest = parse_manifest(folder)
+    shards = manifest.shards
+    if not look:
+        return manifest
+    looked_for = np.unique(np.linspace(0, len(shards) - 1, _LOOKED_FOR_AT_OPENING, dtype=np.int64)).tolist()
+    missing = [file for file in (shards[shard].file for shard in looked_for) if not os.path.isfile(f"{folder}/{file}")]
+    if missing:
+        raise DataError(
+            f"{folder}: of {len(looked_for)} shards looked for (of {len(shards)}) {len(missing)} are missing, "
+            f"first {missing[0]}; `minigptv2 shards verify {folder}` names them all"
+        )
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """The manifest and its table, without a look at the shards."""
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise DataError(
+            f"no {MANIFEST_FILE} in {folder}: build the corpus with `minigptv2 shards build {folder.name} "
+            f"--output {folder}`, index tars that are there with `minigptv2 shards index {folder}`, or set data.shards"
+        )
+    data = file.read_bytes()
+    try:
+        document = json.loads(data)
+        if document.get("format") != FORMAT:
+            raise DataError(f"{file}: format {document.get('format')}, this version reads {FORMAT}: build it again")
+        if document.pop("sha256") != _own_hash(document):
+            raise ValueError("its content is not what it was written with; `minigptv2 shards index` makes it anew")
+        num_shards, _ = (document.pop(key) for key in _ONLY_FOR_READERS_OF_JSON)
+        rows = _mapped(folder / TABLE_FILE, document["shards_sha256"], num_shards)
+        manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
+    if manifest.layout not in LAYOUTS:
+        raise DataError(f"{file}: layout '{manifest.layout}' is not one of {', '.join(LAYOUTS)}")
+    if manifest.shards.starts[-1] != manifest.samples:
+        held = manifest.shards.starts[-1]
+        raise DataError(f"{folder / TABLE_FILE}: {held} samples, {file.name} says {manifest.samples}")
+    return manifest
+
+
+def open_index(folder: Path, manifest: Manifest) -> np.ndarray:
+    """The memory-mapped index (`INDEX_DTYPE`). Raises `DataError` where it is not the manifest's."""
+    index = _mapped(folder / INDEX_FILE, manifest.index_sha256, manifest.samples)
+    if index.dtype != INDEX_DTYPE:
+        raise DataError(f"{folder / INDEX_FILE}: entries are {index.dtype}, expected {INDEX_DTYPE}")
+    return index
+
+
+def _mapped(file: Path, sha256: str, rows: int) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}; `minigptv2 shards index` makes it anew") from error
+    if array.shape != (rows,):
+        raise DataError(f"{file}: {array.shape} entries, {MANIFEST_FILE} says {rows}")
+    if file.stat().st_size <= _HASHED_AT_OPENING and sha256_of(file) != sha256:
+        raise DataError(f"{file}: not the file that its manifest was written with")
+    return array

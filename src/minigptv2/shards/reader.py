@@ -1,0 +1,177 @@
+"""Random access to the samples of one corpus: number in, record or image out.
+
+Members are read as raw bytes, held against the checksums of the index, and interpreted by our own short allow-list;
+nothing is unpickled, executed or extracted. What comes out is what was written, or a `DataError` that names corpus,
+shard and key.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from minigptv2.errors import DataError
+from minigptv2.record import Record, Turn, from_json, validate
+from minigptv2.shards import tar
+from minigptv2.shards.dropped import Dropped
+from minigptv2.shards.image_files import image_size
+from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
+from minigptv2.shards.remote import files_of, local_copy
+from minigptv2.shards.writer import IMAGE_EXTENSIONS
+
+
+class CorpusReader:
+    """Reads samples 0 .. len - 1 of a corpus, in the order of its manifest.
+
+    `folder` is a path or an `https://` or `s3://` URL; of a remote corpus, manifest, table and index are copied to a
+    cache on this machine and samples are read by byte ranges. `look` False does not ask whether shards are there.
+    """
+
+    def __init__(self, folder: Path | str, *, look: bool = True) -> None:
+        self.folder = folder
+        self._beside = local_copy(folder)
+        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == Path(folder))
+        self._index = open_index(self._beside, self.manifest)
+        self._files = files_of(folder)
+
+    def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
+        return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors do not travel
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    @property
+    def shard_starts(self) -> np.ndarray:
+        """int64 [shards + 1]: number of each shard's first sample, and the total."""
+        return self.manifest.shards.starts
+
+    def key(self, sample: int) -> str:
+        """The sample's key in its shard; `#n` for the n-th sample of a shard that cannot be read there."""
+        shard = self._shard_of(sample)
+        try:
+            name, _ = self._text(sample)
+        except DataError:
+            return f"#{sample - self.shard_starts[shard]}"
+        return split_name(name)[0]
+
+    def where(self, sample: int) -> str:
+        """Provenance of a sample, for messages: shard, number in it, key."""
+        shard = self._shard_of(sample)
+        place = f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
+        key = self.key(sample)
+        return place if key.startswith("#") else f"{place} ({key})"
+
+    def dropped(self, sample: int, error: DataError) -> Dropped:
+        """The loss of a sample for a reason that one of the methods below, or a later stage, gave."""
+        shard = self.manifest.shards[self._shard_of(sample)].file
+        reason = str(error).removeprefix(f"{self.where(sample)}: ")
+        return Dropped(self.manifest.corpus, shard, self.key(sample), reason)
+
+    def record(self, sample: int) -> Record:
+        """The validated record. Raises `DataError` if it is not the one that was written, or none."""
+        name, data = self._text(sample)
+        where = self.where(sample) if self.manifest.layout == CAPTIONS else ""
+        if self.manifest.layout == CAPTIONS:
+            return record_of_caption(split_name(name)[1], data, lambda: image_size(self.image(sample), where), where)
+        try:
+            return from_json(data, "")
+        except DataError as error:  # the message's place costs reads, so it is made where it is needed
+            raise DataError(f"{self.where(sample)}{error}") from error
+
+    def image(self, sample: int) -> bytes:
+        """The image file's bytes, undecoded. Raises `DataError` if they are not those that were written."""
+        start, text_at, text_bytes, text_crc, rest_crc = self._entry(sample)
+        shard = self._shard_of(sample)
+        last = sample + 1 == self.shard_starts[shard + 1]
+        end = self.manifest.shards[shard].bytes if last else self._entry(sample + 1)[0]
+        span = self._read(sample, start, min(end - start, 2 * MAX_MEMBER_BYTES))
+        image, key, checksum = None, None, 0
+        if zlib.crc32(memoryview(span)[text_at : text_at + text_bytes]) != text_crc:
+            self._fail(sample, "the record's checksum is wrong: its bytes changed since they were indexed", named=False)
+        try:
+            for member in tar.find_members(span, whole=False):
+                member_key, extension = split_name(member.name)
+                if key not in (None, member_key):
+                    break
+                key = member_key
+                if member.offset == text_at:
+                    continue
+                checksum = zlib.crc32(memoryview(span)[member.offset : member.end], checksum)
+                if extension in IMAGE_EXTENSIONS:
+                    image = span[member.data_offset : member.data_offset + member.size]
+                if image is not None and checksum == rest_crc:
+                    return image
+        except tar.TarError as error:
+            self._fail(sample, f"damaged shard: {error}")
+        if image is None:
+            self._fail(sample, "has no image")
+        self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+
+    def _text(self, sample: int) -> tuple[str, bytes]:
+        """Name and data of the member that holds the sample's record or caption."""
+        start, text_at, text_bytes, text_crc, _ = self._entry(sample)
+        data = self._read(sample, start + text_at, text_bytes)
+        if zlib.crc32(data) != text_crc:
+            self._fail(sample, "the record's checksum is wrong: its bytes changed since they were indexed", named=False)
+        try:
+            member = next(tar.find_members(data, whole=False))
+        except (tar.TarError, StopIteration) as error:
+            self._fail(sample, f"damaged shard: {error}", named=False)
+        return member.name, data[member.data_offset : member.data_offset + member.size]
+
+    def _entry(self, sample: int) -> tuple[int, int, int, int, int]:
+        """Byte of the sample in its shard; from there, byte and size of its text; the two checksums."""
+        block, text_block, text_blocks, text_crc, rest_crc = self._index[sample].item()
+        return block * tar.BLOCK, text_block * tar.BLOCK, text_blocks * tar.BLOCK, text_crc, rest_crc
+
+    def _shard_of(self, sample: int) -> int:
+        return int(np.searchsorted(self.shard_starts, sample, side="right")) - 1
+
+    def _read(self, sample: int, offset: int, count: int) -> bytes:
+        info = self.manifest.shards[self._shard_of(sample)]
+        return self._files.read(info.file, info.bytes, offset, count)
+
+    def _fail(self, sample: int, reason: str, *, named: bool = True) -> NoReturn:
+        shard = self._shard_of(sample)
+        place = f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
+        raise DataError(f"{self.where(sample) if named else place}: {reason}")
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member's name, as webdataset splits it: at the first dot after the last slash."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+TEXT_EXTENSIONS = ("json", "txt")
+"""Where a caption may stand, the better place first."""
+_CAPTION_KEYS = ("caption", "text")
+_KEPT_KEYS = ("url", "key", "sha256")
+"""What of img2dataset's json is kept as provenance."""
+
+
+def record_of_caption(extension: str, data: bytes, size: Callable[[], tuple[str, int, int]], where: str) -> Record:
+    """The caption record of one sample. `size` gives format, width and height of the image, asked only where the text
+    does not say. Raises `DataError`, beginning with `where`, for a sample without a caption."""
+    try:
+        document = {"caption": data.decode()} if extension == "txt" else json.loads(data)
+        caption = next((document[key] for key in _CAPTION_KEYS if document.get(key)), None)
+        width, height = document.get("width"), document.get("height")
+        if isinstance(caption, str):
+            caption.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here, not in the tokenizer
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where}: not a captioned image's {extension}: {error}") from error
+    if not isinstance(caption, str) or not caption.strip():
+        raise DataError(f"{where}: no caption ({' or '.join(_CAPTION_KEYS)}) in its {extension}")
+    if not (isinstance(width, int) and isinstance(height, int)):
+        _, width, height = size()
+    source = {key: str(document[key]) for key in _KEPT_KEYS if document.get(key)}
+    record = Record((Turn("caption", answers=(caption.strip(),)),), width, height, source)
+    validate(record, where)
+    return record

@@ -1,0 +1,1 @@
+"""The log of a run and its experiment trackers."""

@@ -1,0 +1,115 @@
+"""The model of a run, its weights, and the trainer around it, in the order that ZeRO-3, LoRA and resuming need."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from minigptv2.cluster import distributed
+from minigptv2.data.collate import fullest_pack
+from minigptv2.engine.saver import restore_checkpoint
+from minigptv2.engine.trainer import Trainer
+from minigptv2.engine.zero import LoadProgress, construction, shape_of
+from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.model.backbones import vision_row
+from minigptv2.model.bases import fill_weights
+from minigptv2.model.build import build_model
+from minigptv2.model.kernels import compile_blocks
+from minigptv2.model.weights import named_canonical
+from minigptv2.run_config import RunConfig
+from minigptv2.tracking.log import RunLog
+from minigptv2.train.meter import peak_memory_mib
+from minigptv2.train.resume import Start
+
+
+def build_trainer(
+    config: RunConfig,
+    deepspeed_config: dict[str, Any],
+    start: Start,
+    log: RunLog,
+    *,
+    vocab_size: int,
+    device: torch.device,
+    layers: int,
+) -> Trainer:
+    """The model filled from the stage before and the bases, under DeepSpeed; `layers` of it are recomputed."""
+    model = build_model(config.model, vocab_size, construction(deepspeed_config))
+    began = time.monotonic()
+    inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
+    fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)
+    sources = fill_weights(model, start.bases, inherited, fill, seed=config.seed, shape_of=shape_of)
+    _check_bases_named(start, sources)
+    model.recompute(layers)
+    if config.model.compile_vision:
+        compile_blocks(model.vision_encoder)
+    trainer = Trainer(model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed)
+    model.restore_float32_buffers()
+    _log_model(log, trainer, sources, time.monotonic() - began)
+    return trainer
+
+
+def _check_bases_named(start: Start, sources: dict[str, str]) -> None:
+    """Raise `CheckpointError` where the stage before stood on a base that this run names no folder for."""
+    for part in start.parent.base_sha256 if start.parent else ():
+        if "random" in sources[part]:
+            assert start.parent is not None
+            raise CheckpointError(
+                f"{start.parent.folder} was trained on a base {part}, and this run has random weights there: name its "
+                f"folder in model.{'vision' if part.startswith('vision') else 'language'}_weights"
+            )
+
+
+def restore(trainer: Trainer, start: Start, config: RunConfig, log: RunLog) -> int:
+    """Go on from the checkpoint, if there is one; returns the position in the data plan."""
+    if start.checkpoint is None:
+        return 0
+    folder, state = start.checkpoint
+    restore_checkpoint(folder, state, trainer)
+    log.line(f"resumed from {folder} at step {state.step} of {config.train.steps}")
+    for change in start.changes:
+        log.line(change)
+    return state.position
+
+
+def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> None:
+    """Run the fullest pack once, so that memory which does not suffice ends the run before its first step."""
+    asked = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
+    if not asked:
+        return
+    row = vision_row(config.model.vision_encoder)
+    pack = fullest_pack(
+        config.data,
+        image_size=row.image_size,
+        tokens_per_image=row.tokens_per_image,
+        global_batch_size=config.train.global_batch_size,
+    )
+    tokens, images = pack["input_ids"].shape[1], pack["pixel_values"].shape[0]
+    what = f"the fullest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"
+    try:
+        trainer.rehearse(pack)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{what}: does not fit this GPU. Lower data.max_pack_tokens={config.data.max_pack_tokens}, raise "
+            f"model.recompute_layers, or ask `minigptv2 plan`. ({str(error).splitlines()[0]})"
+        ) from error
+    log.line(f"rehearsed {what}: peak memory {peak_memory_mib() / 1024:.2f} GiB")
+
+
+def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: float) -> None:
+    for part, (held, total) in trainer.held_by_part().items():
+        share = 100 * held / total
+        log.line(f"{part}: {total:,} parameters, {held:,} held by this rank ({share:.1f} %), from {sources[part]}")
+    trained = sum(_numel(p) for p in trainer.trainable.values())
+    log.line(
+        f"ZeRO stage {trainer.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
+        f"model ready in {seconds:.1f} s, peak memory {peak_memory_mib() / 1024:.2f} GiB"
+    )
+
+
+def _numel(parameter: Any) -> int:
+    total = 1
+    for side in shape_of(parameter):
+        total *= side
+    return total

@@ -1,0 +1,126 @@
+"""The figures of the log: sums over the steps since the last line, as one line for people and as values for curves."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from minigptv2.data.loader import StepBatches, input_bound
+from minigptv2.engine.trainer import StepReport
+from minigptv2.model.costs import Work
+from minigptv2.record import TASK_NAMES
+from minigptv2.train.limit import LimitReport
+
+
+def peak_memory_mib() -> float:
+    """Most memory so far: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@dataclass
+class Meter:
+    """Sums over the steps since the last log line. `limit`: what to measure them against."""
+
+    limit: LimitReport | None = None
+    began: float = 0.0
+    steps: int = 0
+    loss: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    images: int = 0
+    supervised: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    micro_batches: int = 0
+    squares: float = 0.0
+    data_wait_s: float = 0.0
+    data_stages: dict[str, float] = field(default_factory=dict)
+    task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
+    task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+
+    def add(self, report: StepReport, batches: StepBatches) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.dropped += len(batches.dropped)
+        for stage, value in batches.seconds.items():
+            self.data_stages[stage] = self.data_stages.get(stage, 0.0) + value
+        self.micro_batches += len(batches.batches)
+        if report.skipped:  # its loss may be no number
+            self.skipped += 1
+            return
+        self.samples += batches.num_samples
+        self.tokens += report.tokens
+        self.images += report.images
+        self.supervised += report.supervised
+        self.squares += sum_of_squares(batch["segment_ids"] for batch in batches.batches)
+        self.loss += report.loss * report.supervised
+        pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
+        self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
+        self.task_tokens = tuple(a + b for a, b in zip(self.task_tokens, report.task_tokens, strict=True))
+
+    def summary(self, report: StepReport, steps_left: int) -> tuple[str, dict[str, Any]]:
+        """The log line and the figures of the interval."""
+        seconds = max(1e-9, time.monotonic() - self.began)
+        tasks = {
+            name: loss / count
+            for name, loss, count in zip(TASK_NAMES, self.task_loss, self.task_tokens, strict=True)
+            if count
+        }
+        loss = self.loss / max(1, self.supervised)
+        minutes_left = steps_left * seconds / self.steps / 60
+        memory = peak_memory_mib()
+        share = self._share(seconds)
+        text = (
+            f"step {report.step + 1}  loss {loss:.4f}  lr {report.learning_rate:.2e}  norm {report.gradient_norm:.2f}  "
+            f"{self.samples / seconds:.1f} samples/s  {self.tokens / seconds:.0f} tokens/s  "
+            f"{input_bound(self.data_wait_s / seconds, self.data_stages)}  {memory / 1024:.1f} GiB  "
+            f"{minutes_left:.1f} min left  | " + "  ".join(f"{name} {value:.3f}" for name, value in tasks.items())
+        )
+        if share is not None:
+            text += f"  | {share}"
+        values = {
+            "loss": loss,
+            "task_loss": tasks,
+            "learning_rate": report.learning_rate,
+            "gradient_norm": report.gradient_norm,
+            "throughput": {
+                "samples_per_s": self.samples / seconds,
+                "tokens_per_s": self.tokens / seconds,
+                "images_per_s": self.images / seconds,
+                "step_s": seconds / self.steps,
+                "data_wait_share": self.data_wait_s / seconds,
+            },
+            "data_seconds": self.data_stages,
+            "dropped": self.dropped,
+            "skipped_steps": self.skipped,
+            "memory_mib": memory,
+        }
+        return text, values | ({"limit": share.values()} if share is not None else {})
+
+    def _share(self, seconds: float) -> Any:
+        if self.limit is None or not self.tokens:
+            return None
+        # Squares are this rank's, and its packs are balanced with the others'.
+        work = Work(self.tokens, self.images, self.images, self.squares * self.limit.ranks, self.supervised)
+        return self.limit.share(
+            work, steps=self.steps, micro_batches=self.micro_batches, seconds=seconds, data_wait_s=self.data_wait_s
+        )
+
+
+def sum_of_squares(segments: Iterable[torch.Tensor]) -> float:
+    """Of the lengths of all samples in packs of `segment_ids` [1, L]; padding (segment 0) aside."""
+    total = 0.0
+    for segment_ids in segments:
+        lengths = torch.bincount(segment_ids.flatten())[1:].double()
+        total += float((lengths * lengths).sum())
+    return total

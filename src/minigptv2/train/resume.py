@@ -1,0 +1,156 @@
+"""What a run starts from: the stage before, the base weights, its own newest checkpoint; and whether it may go on."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from minigptv2.cluster import distributed
+from minigptv2.config import Loaded, flat_values, render_yaml
+from minigptv2.data.plan import DataPlan
+from minigptv2.engine.checkpoint import CheckpointState
+from minigptv2.engine.config import load_deepspeed_config
+from minigptv2.engine.saver import choose_checkpoint
+from minigptv2.errors import CheckpointError
+from minigptv2.files import wait_until_seen, write_atomically
+from minigptv2.heldout.monitor import BEST_FILE, BEST_FOLDER
+from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
+from minigptv2.model.build import sizes_of
+from minigptv2.model.export import ExportInfo, check_weights_file, load_info
+from minigptv2.run_config import RunConfig, check_identity, check_resume
+from minigptv2.secrets import redact, redact_all
+from minigptv2.shards.dropped import DROPPED_FILE
+from minigptv2.tokenizer import Tokenizer
+from minigptv2.tracking.log import HELDOUT_FILE
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins. `identity` and `known` are what a checkpoint says of the run, and compares on resume.
+
+    `parent` is the export of the stage before, `bases` are the folders of frozen weights, `checkpoint` is the run's own
+    newest good one with its state (None: from step 0), `changes` is what may and did change since it was written.
+    """
+
+    parent: ExportInfo | None
+    bases: list[Base]
+    identity: dict[str, Any]
+    known: dict[str, Any]
+    checkpoint: tuple[Path, CheckpointState] | None
+    changes: list[str]
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.checkpoint[1].step if self.checkpoint else 0
+
+
+def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, *, fresh: bool, resume: bool) -> Start:
+    """Look at what is there and prepare the run folder. A collective; raises `CheckpointError` on all ranks."""
+    config = loaded.value
+    parent = _load_parent(config)
+    bases = open_bases(config.model)
+    identity = _identity(config, tokenizer, plan, bases, parent)
+    known = _resume_record(loaded, plan)
+    checkpoint, changes = _prepare_run_folder(config, identity, known, fresh=fresh, resume=resume)
+    return Start(parent, bases, identity, known, checkpoint, changes)
+
+
+def check_stage_before(config: RunConfig) -> None:
+    """Raise `CheckpointError`, before anything is built, where the export this stage starts from is not there."""
+    if config.init_from is not None and not Path(config.init_from).is_dir():
+        raise CheckpointError(
+            f"{config.stage} starts from init_from={config.init_from}, and there is no such export: the stage before "
+            "is missing or not finished. Train it first, name another export, or say init_from=null to start without"
+        )
+
+
+def _load_parent(config: RunConfig) -> ExportInfo | None:
+    """The export this stage starts from, its file checked; None for a first stage."""
+    if config.init_from is None:
+        return None
+    folder = config.init_from
+
+    def read() -> tuple[ExportInfo, dict[str, int]]:
+        info = load_info(folder)
+        check_weights_file(info)
+        return info, {file.name: file.stat().st_size for file in sorted(info.folder.iterdir()) if file.is_file()}
+
+    parent, files = distributed.on_main(read)
+    for name, num_bytes in files.items():  # the stage before may have written them on another node a moment ago
+        wait_until_seen(parent.folder / name, num_bytes)
+    ours, theirs = sizes_of(config.model), parent.sizes
+    pairs = {
+        "vision encoder": (ours.vision_encoder, theirs.vision_encoder),
+        "language model": (ours.language_model, theirs.language_model),
+    }
+    if parent.model.lora.r and config.model.lora.r:
+        lora = [(m.lora.r, m.lora.alpha, sorted(m.lora.target_modules)) for m in (config.model, parent.model)]
+        pairs["LoRA's rank, alpha and modules"] = (lora[0], lora[1])
+    for what, (asked, had) in pairs.items():
+        if asked != had:
+            raise CheckpointError(f"init_from={config.init_from}: its {what} is {had}, this run's is {asked}")
+    return parent
+
+
+def _identity(
+    config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: list[Base], parent: ExportInfo | None
+) -> dict[str, Any]:
+    """Hashes of the contents that a run must go on with. Raises if the parent was trained on other bases."""
+    hashes = distributed.on_main(lambda: hash_bases(bases))
+    if parent:
+        check_base_hashes(parent.base_sha256, hashes, str(parent.folder), bases)
+    return {
+        "tokenizer_sha256": tokenizer.sha256,
+        "data_plan": plan.fingerprint(),
+        "seed": config.seed,
+        "init_from": parent.weights_sha256 if parent else None,
+        "base_sha256": hashes,
+    }
+
+
+def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
+    """The resolved config by dotted key, with what its recipe and its DeepSpeed JSON say: compared on resume."""
+    record = {
+        **loaded.flat,
+        **flat_values(asdict(plan.recipe), "recipe."),
+        **flat_values(load_deepspeed_config(loaded.value.train.deepspeed), "deepspeed."),
+    }
+    return cast(dict[str, Any], redact_all(record))
+
+
+def _prepare_run_folder(
+    config: RunConfig,
+    identity: dict[str, Any],
+    known: dict[str, Any],
+    *,
+    fresh: bool,
+    resume: bool,
+) -> tuple[tuple[Path, CheckpointState] | None, list[str]]:
+    """Write the resolved config and choose the checkpoint to go on from, the same on all ranks (None: from step 0).
+
+    Returns it with its state, and what may and did change since.
+    """
+    run = Path(config.run_dir)
+    if distributed.is_main():
+        if fresh:
+            for part in ("checkpoints", "tensorboard", "export", BEST_FOLDER, "bundles"):
+                shutil.rmtree(run / part, ignore_errors=True)
+            for part in ("metrics.jsonl", HELDOUT_FILE, BEST_FILE, "log.txt", "attempts.jsonl", DROPPED_FILE):
+                (run / part).unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+    distributed.barrier()
+    checkpoint = choose_checkpoint(run, lambda text: print(f"warning: {text}", flush=True))
+    changes: list[str] = []
+    if checkpoint is None:
+        if resume:
+            raise CheckpointError(f"--resume: there is no checkpoint in {run} to go on from")
+    else:
+        folder, state = checkpoint
+        changes = check_resume(state.config, known, folder)
+        check_identity(state.identity, identity, folder)
+    if distributed.is_main():
+        write_atomically(run / "config.yaml", redact(render_yaml(config)).encode())
+    return checkpoint, changes

@@ -1,0 +1,73 @@
+"""`minigptv2 mix`: the figures are those of the plan that trains, and the pictures exist."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigptv2.cli import main
+from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.mix_report import corpora_of, mix, save_picture, table
+from minigptv2.data.plan import DataPlan
+from minigptv2.errors import ConfigError
+from minigptv2.prompt import PromptEncoder
+from minigptv2.tokenizer import Tokenizer
+from tests.conftest import REPOSITORY, World
+
+RECIPE = Recipe(
+    shuffle_window=2,
+    corpora={
+        "toy_refer": CorpusShare(ratio=2, task="refer", epochs=3),
+        "toy_vqa": CorpusShare(ratio=1, task="vqa", schedule=[[0, 1], [20, 3]]),
+        "toy_language": CorpusShare(ratio=1, task="language"),
+    },
+)
+
+
+def test_the_figures_are_those_of_the_plan(world: World, tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
+    mixed = mix(RECIPE, corpora_of(RECIPE, world.train, {}, encoder, seed=0), steps=50, global_batch_size=12)
+    plan = DataPlan(RECIPE, world.train, seed=0, global_batch_size=12)
+    samples = plan.samples(0, 600)
+    for number, row in enumerate(mixed.rows):
+        mine = [sample for sample in samples if sample.corpus == number]
+        assert row.samples == len(mine) and row.realised == len(mine) / 600
+        assert abs(row.asked - row.realised) < 0.005
+        assert row.epochs == pytest.approx(len(mine) / 40)
+        tokens = sum(len(plan.encode(sample, encoder)) for sample in mine)
+        assert row.tokens == pytest.approx(tokens, rel=0.05)
+        assert row.images == (0 if row.name == "toy_language" else len(mine))
+    last = max(n for n, sample in enumerate(samples) if sample.corpus == 0)
+    assert mixed.rows[0].samples == 120 and mixed.rows[0].ended == pytest.approx((last + 1) / 12)
+    assert mixed.shares.shape == (48, 3) and np.allclose(mixed.shares.sum(axis=1), 1)
+    assert mixed.shares[-1, 0] == 0 and mixed.shares[0, 1] < mixed.shares[-1, 1]
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "data_recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_can_be_looked_at_before_its_shards_exist(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "asked %" in said and "sizes are those of the table of corpora" in said
+
+
+def test_pictures(world: World, tmp_path: Path) -> None:
+    mixed = mix(RECIPE, corpora_of(RECIPE, world.train, {}, None, seed=0), steps=50, global_batch_size=12)
+    save_picture(mixed, tmp_path / "mix.png", "a title")
+    with Image.open(tmp_path / "mix.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 3
+    save_picture(mixed, tmp_path / "mix.html", "a <title>")
+    page = (tmp_path / "mix.html").read_text()
+    assert page.count("<polygon") == 3 and "a &lt;title&gt;" in page and "toy_refer" in page
+    with pytest.raises(ConfigError, match=".png or a .html"):
+        save_picture(mixed, tmp_path / "mix.gif", "a title")
+    strips = [line[-48:] for line in table(mixed).splitlines()[1:]]
+    assert strips[0].startswith("█") and strips[0].endswith("  ") and strips[1].endswith("█")
+
+
+def test_a_mixture_that_ends_before_the_run_is_refused(world: World) -> None:
+    short = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, epochs=2)})
+    with pytest.raises(ConfigError, match="at most 8 steps of 10, not 9"):
+        mix(short, corpora_of(short, world.train, {}, None, seed=0), steps=9, global_batch_size=10)

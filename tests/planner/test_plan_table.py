@@ -1,0 +1,134 @@
+"""`minigptv2 plan`: figures that are known, the right plan in each regime, and no torch on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigptv2.cli import main as cli
+from minigptv2.engine.config import load_deepspeed_config
+from minigptv2.model.backbones import Sizes, language_row, vision_row
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.costs import ModelCosts
+from minigptv2.planner.hardware import GIB, describe
+from minigptv2.planner.step_time import Samples, layers_to_recompute, option, options, recommended
+from minigptv2.planner.zero_plan import ZeroPlan
+from tests.conftest import REPOSITORY
+
+PLANS = {
+    name: ZeroPlan.of(name, load_deepspeed_config(REPOSITORY / "deepspeed_configs" / f"{name}.json"))
+    for name in ("zero3", "zero3_hpz", "zero3_int8", "zero3_offload", "zero2")
+}
+SAMPLES = Samples()
+
+
+@pytest.fixture(scope="module")
+def costs() -> ModelCosts:
+    return ModelCosts(ModelConfig(), Sizes(vision_row("eva_vit_g"), language_row("llama2_7b")))
+
+
+def test_plain_zero3_gathers_29_gb_of_frozen_weights_a_micro_batch(costs: ModelCosts) -> None:
+    """2 x 13.48 GB of the language model and 1.97 GB of the vision encoder, but for what is still there to go back."""
+    traffic = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
+    assert traffic.frozen == pytest.approx(28.9e9 - 1e9, rel=0.01)
+    thrice = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=3)
+    assert thrice.frozen == 3 * traffic.frozen
+
+
+def test_kept_whole_the_frozen_weights_cost_no_traffic(costs: ModelCosts) -> None:
+    traffic = PLANS["zero2"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
+    zero3 = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
+    assert traffic.total == pytest.approx(0.2265e9, rel=0.01) and zero3.total >= 100 * traffic.total
+    hpz = PLANS["zero3_hpz"].traffic(costs.parts, ranks=16, gpus_per_node=8, micro_batches=1)
+    int8 = PLANS["zero3_int8"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
+    assert int8.frozen == zero3.frozen / 2
+    assert hpz.frozen == 0 and hpz.inside_node == zero3.frozen
+
+
+def test_a_rank_holds_its_share_of_a_sharded_model_and_all_of_a_whole_one(costs: ModelCosts) -> None:
+    def weights(plan: str, ranks: int) -> float:
+        state = PLANS[plan].state_bytes(costs.parts, ranks)
+        return state["vision_encoder"] + state["language_model"]
+
+    whole = 2 * (987_033_600 + 6_738_415_616)
+    for ranks in (1, 2, 8, 64):
+        assert weights("zero3", ranks) == pytest.approx(whole / ranks)
+        assert weights("zero2", ranks) == whole
+        assert weights("zero3_hpz", ranks) == pytest.approx(whole / ranks + whole / 8)
+    assert weights("zero3_int8", 8) == weights("zero3", 8) and weights("zero3_offload", 8) == 0
+
+
+@pytest.mark.parametrize(
+    ("machines", "plan"),
+    [
+        ({"gpu": "h100", "gpus": 8}, "zero2"),
+        ({"gpu": "a100-40", "gpus": 16, "network_gbytes": 11.0}, "zero2"),
+        ({"gpu": "rtx4090", "gpus": 8}, "zero2"),
+        ({"gpu": "rtx4090", "gpus": 8, "memory_gib": 16.0}, "zero3"),
+    ],
+)
+def test_the_recommended_plan_of_each_regime(costs: ModelCosts, machines: dict[str, object], plan: str) -> None:
+    hardware = describe(**machines)  # type: ignore[arg-type]
+    plans = [one for one in PLANS.values() if one.hpz <= hardware.gpus]
+    found = options(costs, plans, hardware, SAMPLES, global_batch=64)
+    best = recommended(found, hardware)
+    assert best is not None and best.memory_total <= hardware.memory
+    assert best.plan.name.startswith(plan) and not best.plan.quantized
+
+
+def test_plain_zero3_with_small_packs_is_bound_by_the_wire(costs: ModelCosts) -> None:
+    """Below 3 to 5 samples a micro-batch on NVLink, 30 to 49 at 45 GB/s: the arithmetic of the limit."""
+    for machines, samples in (({"gpus": 8}, 4), ({"gpus": 16, "network_gbytes": 45.0}, 35)):
+        hardware = describe(gpu="h100", **machines)  # type: ignore[arg-type]
+        bounds = {}
+        for size in (samples // 2, 2 * samples):
+            one = option(costs, PLANS["zero3"], hardware, SAMPLES, global_batch=size * hardware.gpus, micro_batch=size)
+            bounds[size] = one.times.bound
+        assert list(bounds.values()) == ["wire", "compute"], bounds
+
+
+def test_layers_are_recomputed_only_as_memory_asks(costs: ModelCosts) -> None:
+    pack = SAMPLES.work(16384 / SAMPLES.tokens)
+    layers = [
+        layers_to_recompute(costs, PLANS["zero3"], ranks=8, memory=gib * GIB, pack=pack) for gib in (20, 40, 60, 141)
+    ]
+    assert layers == sorted(layers, reverse=True) and layers[0] > layers[-1] == 0
+    fits = option(
+        costs,
+        PLANS["zero3"],
+        describe(gpu="a100-40", gpus=8),
+        Samples(max_pack_tokens=16384),
+        global_batch=8 * 54,
+        micro_batch=54,
+        recomputed_layers=layers[1],
+    )
+    assert fits.memory_total <= 40 * GIB
+
+
+def test_the_command_prints_a_table_and_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = ["plan", "--config", "launch/configs/stage3_instruct.yaml", "--gpus", "8", "--gpu-memory", "80"]
+    assert cli([*words, "--network", "50"]) == 0
+    text = capsys.readouterr().out
+    assert "recommended: train.deepspeed=deepspeed_configs/zero2.json" in text and "bound by" in text
+    assert cli([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["recommended"] == "zero2.json" and set(report["options"]) >= {"zero3.json", "zero3_hpz.json"}
+    assert cli([*words[:-2], "--gpu", "h10"]) == 2 and "did you mean 'h100'" in capsys.readouterr().err
+    assert cli(["plan", "--config", "launch/configs/stage3_instruct.yaml", "--gpus", "64"]) == 2
+    assert "is not a multiple of" in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = (
+        "import sys; from minigptv2.cli import main; "
+        "main(['plan', '--config', 'launch/configs/stage1_pretrain.yaml']); "
+        "assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(REPOSITORY), capture_output=True)
