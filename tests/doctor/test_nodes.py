@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 PROGRAM = """
 import sys
 from pathlib import Path
-from minigptv2.engine.nodes import check_nodes
+from minigptv2.doctor.nodes import check_nodes
 from minigptv2.errors import MiniGPTv2Error
 try:
     report = check_nodes(Path(sys.argv[1]), seconds=0.3, patience_s=float(sys.argv[2]))

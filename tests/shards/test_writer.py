@@ -45,7 +45,7 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> No
     code = textwrap.dedent("""
         import itertools, sys, os, signal
         from pathlib import Path
-        from minigptv2.data import shards
+        from minigptv2.shards import writer as shards
         from minigptv2.corpora.sources import toy
         from minigptv2.record import to_json
         stored = itertools.count()
@@ -160,7 +160,7 @@ def test_a_full_disk_ends_a_build_without_litter(tmp_path: Path, workers: int) -
         textwrap.dedent("""
         import resource, signal, sys
         from pathlib import Path
-        from minigptv2.data.shards import write_corpus
+        from minigptv2.shards.writer import write_corpus
         from minigptv2.corpora.sources import toy
         if __name__ == "__main__":
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

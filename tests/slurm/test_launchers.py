@@ -122,7 +122,7 @@ def test_the_doctor_names_a_node_whose_folder_is_its_own(cluster: Cluster, tmp_p
         "-c",
         'exec "$0" -c "$1"',
         sys.executable,
-        "from pathlib import Path; from minigptv2.engine.nodes import check_nodes; "
+        "from pathlib import Path; from minigptv2.doctor.nodes import check_nodes; "
         f"print(check_nodes(Path('{cluster.folder}/local'), seconds=0.2, patience_s=4).text())",
     )
     assert re.search(r"PROBLEM: node[12] does not see files that node[12] wrote", done), done
