@@ -12,7 +12,7 @@ from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder
-from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, keep_last_losses, read_report
+from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, read_report, save_unreported_drops
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import World
 
@@ -128,7 +128,7 @@ def test_what_stopped_a_rank_is_kept_in_its_own_file(tmp_path: Path) -> None:
     one = Dropped("c", "c-0.tar", "k", "bad")
     with pytest.raises(TooManyDropped) as stop:
         DropLimit(max_in_a_row=1, max_rate=1).judge([False], [one])
-    keep_last_losses(tmp_path, [(7, 3, loss) for loss in stop.value.dropped])
+    save_unreported_drops(tmp_path, [(7, 3, loss) for loss in stop.value.dropped])
     (row,) = read_report(tmp_path / "dropped.rank3.jsonl")
     assert (row["step"], row["key"], row["reason"]) == (7, "k", "bad")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
-from minigptv2.corpora.preview import SeenBox, suspicions
+from minigptv2.corpora.preview import SeenBox, find_box_problems
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
@@ -290,11 +290,11 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
     """Corners in a 640 x 480 image, spread as in photographs."""
     import random
 
-    dice = random.Random(3)
+    rng = random.Random(3)
     boxes = []
     for _ in range(300):
-        width, height = dice.uniform(20, 400), dice.uniform(20, 300)
-        x, y = dice.uniform(0, 640 - width), dice.uniform(0, 480 - height)
+        width, height = rng.uniform(20, 400), rng.uniform(20, 300)
+        x, y = rng.uniform(0, 640 - width), rng.uniform(0, 480 - height)
         boxes.append((x, y, x + width, y + height))
     return boxes
 
@@ -312,7 +312,7 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
 def test_boxes_of_another_format_are_flagged(written, words: str | None) -> None:  # type: ignore[no-untyped-def]
     boxes = [Box(*written(*corners)) for corners in true_boxes()]
     valid = [SeenBox(box, 640, 480) for box in boxes if box.problem(640, 480) is None]
-    found = suspicions(valid)
+    found = find_box_problems(valid)
     assert (found == []) if words is None else (len(found) == 1 and words in found[0]), found
 
 
@@ -324,7 +324,7 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
         for region in turn.regions
         for box in region.boxes
     ]
-    assert suspicions(boxes) == []
+    assert find_box_problems(boxes) == []
 
 
 @pytest.mark.parametrize(

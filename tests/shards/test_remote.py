@@ -13,7 +13,7 @@ from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.shards import remote
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.shards.remote import below, is_remote, shown
+from minigptv2.shards.remote import below, is_remote, public_url
 from minigptv2.shards.writer import write_corpus
 
 SAMPLES = list(toy.samples("refer", 12, Path(), "val"))
@@ -173,4 +173,4 @@ def test_names_below_a_place() -> None:
 
 
 def test_secrets_of_a_url_are_not_shown() -> None:
-    assert shown("https://me:secret@host:81/a/b?token=secret") == "https://host:81/a/b"
+    assert public_url("https://me:secret@host:81/a/b?token=secret") == "https://host:81/a/b"

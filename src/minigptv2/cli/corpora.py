@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minigptv2.cli.arguments import at_least
 
 if TYPE_CHECKING:
-    from minigptv2.corpora.sources import Corpus
+    from minigptv2.corpora.sources import CorpusSpec
 
 EVERYTHING = "all"
 
@@ -103,14 +103,14 @@ def _build_all(args: argparse.Namespace) -> int:
     return 3 if failed or not built else 0
 
 
-def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
+def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from minigptv2.corpora.build_corpus import build
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    read = corpus.has_files or corpus.yours  # and not drawn
+    read = corpus.has_files or corpus.is_own  # and not drawn
     workers = args.workers if args.workers is not None else cpus if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()

@@ -25,7 +25,7 @@ def add_commands(commands: Any) -> None:
 
 def _mix(args: argparse.Namespace) -> int:
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.data.mix_report import corpora_of, mix, save_picture, table
+    from minigptv2.data.mix_report import collect_stats, format_table, mix, save_chart
     from minigptv2.data.plan import load_recipe
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
@@ -38,7 +38,7 @@ def _mix(args: argparse.Namespace) -> int:
         )
     sizes = {name: corpus.train_samples for name, corpus in CORPORA.items()}
     expected = {name: size for name, size in sizes.items() if size}
-    corpora = corpora_of(recipe, args.shards, expected, encoder, seed=0)
+    corpora = collect_stats(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
     tasks = ", ".join(f"{task} {ratio:g}" for task, ratio in recipe.tasks.items())
     ratios = [share.ratio for share in recipe.corpora.values() if share.ratio is not None]
@@ -47,13 +47,13 @@ def _mix(args: argparse.Namespace) -> int:
         f"{args.recipe}: {args.steps:,} steps of {args.global_batch_size} samples; ratios by {recipe.unit}{total}, "
         f"temperature {recipe.temperature:g}" + (f"; tasks: {tasks}" if tasks else "")
     )
-    print(table(mixed))
+    print(format_table(mixed))
     missing = [name for name, corpus in corpora.items() if not corpus.built]
     if missing:
         print(f"no shards under {args.shards} for {', '.join(missing)}: sizes are those of the table of corpora")
     if encoder is None:
         print("tokens are not known: give --tokenizer, and shards to measure")
     if args.output:
-        save_picture(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
+        save_chart(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
         print(args.output)
     return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
@@ -27,7 +27,7 @@ MANY_LOST = 0.2
 class BuildReport:
     """What a build did. `read` counts annotations as the corpus counts them; `expected` is None where nobody knows."""
 
-    corpus: Corpus
+    corpus: CorpusSpec
     split: str
     manifest: Manifest
     read: int
@@ -65,7 +65,7 @@ class BuildReport:
 
 
 def build(
-    corpus: Corpus,
+    corpus: CorpusSpec,
     root: Path,
     split: str,
     output: Path,
@@ -128,7 +128,7 @@ def finished(output: Path) -> Manifest | None:
         return None
 
 
-def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
+def _refuse_another_corpus(corpus: CorpusSpec, split: str, output: Path) -> None:
     """Nobody's training set is to be lost to a forgotten word."""
     there = finished(output)
     if there is not None and (there.corpus != corpus.name or there.split not in ("", split)):
@@ -137,7 +137,7 @@ def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
         )
 
 
-def _readable(corpus: Corpus, root: Path, split: str) -> Iterator[Draft | Rejected]:
+def _readable(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft | Rejected]:
     """The corpus's drafts. Whatever its reader stumbles over is an error that says so, not a bug of this program."""
     last = ""
     try:

@@ -84,7 +84,7 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     return _finish(draft, _read)
 
 
-def losses(draft: Draft) -> list[Rejected]:
+def find_rejections(draft: Draft) -> list[Rejected]:
     """What `finish` would leave out. Of a picture only the head is read where that says its size."""
     return _finish(draft, _read_head)[1]
 
@@ -111,7 +111,7 @@ def _finish(draft: Draft, read: Callable[[Where], Read]) -> tuple[Sample | None,
     return Sample(safe_key(draft.key), record, image, extension), dropped
 
 
-def drafted(samples: Iterator[Sample]) -> Iterator[Draft]:
+def drafts_of(samples: Iterator[Sample]) -> Iterator[Draft]:
     """Drafts of samples that are made already, with their pictures in memory."""
     for sample in samples:
         record = sample.record

@@ -75,7 +75,7 @@ class StepDataset:
         numbers: list[int] = []
         kept: list[SampleId] = []
         examples: list[Example] = []
-        with watch.at("records"):
+        with watch.measure("records"):
             for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
                 try:
                     examples.append(self.plan.encode(sample, self.encoder))
@@ -86,7 +86,7 @@ class StepDataset:
                     continue
                 kept.append(sample)
                 numbers.append(number)
-        with watch.at("packing"):
+        with watch.measure("packing"):
             packs = self._pack(examples)
         if self.rank != 0:  # a bad record is seen by every rank and reported by the first
             dropped = []
@@ -132,12 +132,12 @@ class StepDataset:
                 continue
             examples.append(example)
             ids.append(sample)
-        with watch.at("packing"):
+        with watch.measure("packing"):
             return collate(examples, images[:num_images], self.image_size), ids
 
     def _pixels(self, sample: SampleId, watch: Stopwatch) -> Tensor:
         reader = self.plan.corpora[sample.corpus]
-        with watch.at("read"):
+        with watch.measure("read"):
             data = reader.image(sample.sample)
         try:
             return square_pixels(data, "", self.image_size, watch)

@@ -99,10 +99,6 @@ class DataPlan:
         """Whether question-answer pairs of an image share its tokens in some corpus."""
         return any(share.share_images > 1 for share in self.recipe.corpora.values())
 
-    def sample_at(self, position: int) -> SampleId:
-        """The sample at `position` (0-based) of the global sequence."""
-        return self.samples(position, 1)[0]
-
     def samples(self, start: int, count: int) -> list[SampleId]:
         """The samples at positions start .. start + count - 1."""
         ids = []
@@ -129,7 +125,7 @@ class DataPlan:
             sample.epoch,
             encoder,
             share_images=self.recipe.corpora[name].share_images,
-            dice=f"{self.seed}/{name}",
+            seed_key=f"{self.seed}/{name}",
         )
 
     def fingerprint(self) -> str:
@@ -180,12 +176,12 @@ class DataPlan:
         return _generator(self.seed, corpus, epoch, window).permutation(samples)
 
 
-def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, dice: str) -> float:
+def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, seed_key: str) -> float:
     """Mean tokens of a sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
     lengths = []
     for sample in np.linspace(0, len(reader) - 1, min(len(reader), MEASURED_SAMPLES)).astype(int).tolist():
         try:
-            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, dice=dice)
+            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, seed_key=seed_key)
         except DataError:
             continue  # the loader drops and names it; here it only has no length
         lengths.append(len(example))
@@ -200,19 +196,19 @@ def _generator(seed: int, *path: int) -> np.random.Generator:
 
 
 def encode_sample(
-    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, dice: str
+    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, seed_key: str
 ) -> Example:
-    """The example of a sample's visit number `epoch`; the wording is drawn by (`dice`, sample, epoch) alone.
+    """The example of a sample's visit number `epoch`; the wording is drawn by (`seed_key`, sample, epoch) alone.
 
     A record of separate turns trains the next `share_images` of them at each visit, round and round in an order of
     its own, so that none comes twice before all came once. Raises `DataError` if the record is bad or nothing of it
     fits into `encoder.max_tokens`.
     """
     record = reader.record(sample)
-    draw = Random(f"{dice}/{sample}/{epoch}")
+    draw = Random(f"{seed_key}/{sample}/{epoch}")
     if record.separate and len(record.turns) > 1:
         example = _of_separate_turns(
-            record, _turns_of_visit(record, epoch, share_images, f"{dice}/{sample}"), encoder, draw
+            record, _turns_of_visit(record, epoch, share_images, f"{seed_key}/{sample}"), encoder, draw
         )
     else:
         example = encoder.encode(record, draw)
@@ -221,9 +217,9 @@ def encode_sample(
     return example
 
 
-def _turns_of_visit(record: Record, epoch: int, count: int, dice: str) -> list[int]:
+def _turns_of_visit(record: Record, epoch: int, count: int, seed_key: str) -> list[int]:
     order = list(range(len(record.turns)))
-    Random(dice).shuffle(order)
+    Random(seed_key).shuffle(order)
     count = min(count, len(order))
     return [order[(epoch * count + number) % len(order)] for number in range(count)]
 

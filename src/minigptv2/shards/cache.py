@@ -70,10 +70,6 @@ class ShardCache:
             self._say(f"{error}; shards are read where they lie")
             return os.open(source, os.O_RDONLY)
 
-    def used_bytes(self) -> int:
-        """Bytes of whole and half-made copies."""
-        return sum(size for _, size, _ in self._entries())
-
     def _copy_of(self, source: Path, num_bytes: int) -> Path:
         """Named by path, size and time of change, so that a rebuilt shard is another file."""
         changed = source.stat().st_mtime_ns

@@ -98,7 +98,7 @@ def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
         stream.writelines(redact(f"{loss.to_json(step=step, rank=rank)}\n") for step, rank, loss in rows)
 
 
-def keep_last_losses(run: Path, losses: Iterable[tuple[int, int, Dropped]]) -> None:
+def save_unreported_drops(run: Path, losses: Iterable[tuple[int, int, Dropped]]) -> None:
     """What a rank that stops for its losses had not told the main one yet, in `dropped.rank<n>.jsonl` of the run."""
     for rank, rows in groupby(losses, key=lambda row: row[1]):
         _append(run / f"dropped.rank{rank}.jsonl", list(rows))

@@ -27,7 +27,7 @@ class Stopwatch:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def at(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> Iterator[None]:
         """Count the seconds of the block for `stage`."""
         began = time.perf_counter()
         try:
@@ -38,9 +38,9 @@ class Stopwatch:
 
 def square_pixels(data: bytes, where: str, side: int, watch: Stopwatch) -> Tensor:
     """uint8 [3, side, side]: the image in `data` squashed to a square. Raises `DataError` as `open_image` does."""
-    with watch.at("decode"):
+    with watch.measure("decode"):
         image = _decode(data, where)
-    with watch.at("resize"):
+    with watch.measure("resize"):
         return _resize(image, side)
 
 

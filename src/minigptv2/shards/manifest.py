@@ -203,7 +203,7 @@ _NOT_WRITTEN = ("shards", "fingerprint")
 _ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
 
 
-def load_manifest(folder: Path, *, look: bool = True) -> Manifest:
+def load_manifest(folder: Path, *, check_shards: bool = True) -> Manifest:
     """The manifest of a corpus folder, after a check that does not grow with the corpus.
 
     `look` False leaves out the look for shards, where they lie elsewhere.
@@ -212,7 +212,7 @@ def load_manifest(folder: Path, *, look: bool = True) -> Manifest:
     """
     manifest = parse_manifest(folder)
     shards = manifest.shards
-    if not look:
+    if not check_shards:
         return manifest
     looked_for = np.unique(np.linspace(0, len(shards) - 1, _LOOKED_FOR_AT_OPENING, dtype=np.int64)).tolist()
     missing = [file for file in (shards[shard].file for shard in looked_for) if not os.path.isfile(f"{folder}/{file}")]

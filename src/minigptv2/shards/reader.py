@@ -32,10 +32,12 @@ class CorpusReader:
     cache on this machine and samples are read by byte ranges. `look` False does not ask whether shards are there.
     """
 
-    def __init__(self, folder: Path | str, *, look: bool = True) -> None:
+    def __init__(self, folder: Path | str, *, check_shards: bool = True) -> None:
         self.folder = folder
         self._beside = local_copy(folder)
-        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == Path(folder))
+        self.manifest: Manifest = load_manifest(
+            self._beside, check_shards=check_shards and self._beside == Path(folder)
+        )
         self._index = open_index(self._beside, self.manifest)
         self._files = files_of(folder)
 

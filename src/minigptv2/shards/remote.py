@@ -44,7 +44,7 @@ def is_remote(folder: Path | str) -> bool:
     if scheme is None or isinstance(folder, Path):
         return False
     if scheme[1] not in SCHEMES or not folder.startswith(f"{scheme[1]}://") or "::" in folder:
-        raise ConfigError(f"'{shown(folder)}' is neither a folder nor a URL of {', '.join(SCHEMES)}")
+        raise ConfigError(f"'{public_url(folder)}' is neither a folder nor a URL of {', '.join(SCHEMES)}")
     return True
 
 
@@ -55,7 +55,7 @@ def below(base: Path | str, name: str) -> Path | str:
     return f"{str(base).rstrip('/')}/{name}" if is_remote(base) else Path(base) / name
 
 
-def shown(url: str) -> str:
+def public_url(url: str) -> str:
     """The URL without user, password and query: what may stand in a log."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else url.split("?")[0]
@@ -109,10 +109,10 @@ class RemoteFiles:
             try:
                 return attempt(system, url)
             except FileNotFoundError as error:
-                raise DataError(f"{shown(url)}: not found") from error
+                raise DataError(f"{public_url(url)}: not found") from error
             except errors as error:
-                problem = f"{type(error).__name__}: {str(error).replace(url, shown(url))}"
-        raise StorageError(f"{shown(url)}: not to be had in {TRIES} tries, last {problem}")
+                problem = f"{type(error).__name__}: {str(error).replace(url, public_url(url))}"
+        raise StorageError(f"{public_url(url)}: not to be had in {TRIES} tries, last {problem}")
 
 
 def mirror(folder: str) -> Path:
@@ -120,7 +120,7 @@ def mirror(folder: str) -> Path:
     files = RemoteFiles(folder)
     manifest, hashes = _manifest(files)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigptv2" / "manifests"
-    local = root / hashlib.sha256(shown(folder).encode() + manifest).hexdigest()[:24]
+    local = root / hashlib.sha256(public_url(folder).encode() + manifest).hexdigest()[:24]
     if (local / MANIFEST_FILE).is_file():
         return local
     local.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str]]:
             return data, {TABLE_FILE: document["shards_sha256"], INDEX_FILE: document["index_sha256"]}
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
-    raise DataError(f"{shown(files.folder)}/{MANIFEST_FILE}: not a manifest: {problem}")
+    raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a manifest: {problem}")
 
 
 def _hashed(files: RemoteFiles, name: str, sha256: str) -> bytes:
@@ -149,14 +149,14 @@ def _hashed(files: RemoteFiles, name: str, sha256: str) -> bytes:
         data = files.read_all(name)
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
-    raise DataError(f"{shown(files.folder)}/{name}: not the file that its manifest was written with")
+    raise DataError(f"{public_url(files.folder)}/{name}: not the file that its manifest was written with")
 
 
 def _file_system(url: str) -> Any:
     scheme = urlsplit(url).scheme
     for package in ("aiohttp", "s3fs") if scheme == "s3" else ("aiohttp",):
         if find_spec(package) is None:
-            raise ConfigError(f"{shown(url)}: {package} is not installed: `pip install 'minigptv2[remote]'`")
+            raise ConfigError(f"{public_url(url)}: {package} is not installed: `pip install 'minigptv2[remote]'`")
     import aiohttp
     import fsspec
 

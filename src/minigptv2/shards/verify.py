@@ -49,10 +49,10 @@ def verify_corpus(
         faults += found
         if progress is not None:
             progress(1)
-    return faults + _strangers(folder, manifest)
+    return faults + _unlisted_shards(folder, manifest)
 
 
-def _strangers(folder: Path, manifest: Manifest) -> list[Dropped]:
+def _unlisted_shards(folder: Path, manifest: Manifest) -> list[Dropped]:
     known = {shard.file for shard in manifest.shards}
     found = {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
     reason = f"lies beside the corpus and is not in {TABLE_FILE}; `minigptv2 shards index` would take it in"
@@ -87,7 +87,7 @@ def _shard_faults(
 
 def _changed_samples(folder: Path, number: int, shard: ShardInfo) -> list[Dropped]:
     """The samples that a changed shard no longer holds as they were; one fault for the shard in any case."""
-    reader = CorpusReader(folder, look=False)
+    reader = CorpusReader(folder, check_shards=False)
     faults = [Dropped(reader.manifest.corpus, shard.file, "", "its SHA-256 is not the manifest's", 0)]
     for sample in range(int(reader.shard_starts[number]), int(reader.shard_starts[number + 1])):
         try:

@@ -383,7 +383,7 @@ class _ShardWriter:
         self.file = file
         self.temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         self.temporary.unlink(missing_ok=True)  # of a killed process that had our number
-        self.hashed = HashedFile(self.temporary, seldom_read=True)
+        self.hashed = HashedFile(self.temporary, evict_page_cache=True)
         self.stream = io.BufferedWriter(self.hashed, HashedFile.PIECE)
         self.blocks = 0
         self.rows: list[tuple[int, int, int, int, int]] = []
