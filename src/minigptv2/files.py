@@ -63,7 +63,8 @@ class HashedFile(io.RawIOBase):
     Bytes are written in pieces of `PIECE` through `os.write`, which releases the interpreter lock. With
     `evict_page_cache` each piece is sent to the disk at once and leaves the page cache when it has arrived. Otherwise a
     corpus, which is larger than memory and not read back, would displace files that are in use. Reused pages are
-    also faster than new ones.
+    also faster than new ones. File systems may ignore this hint. A raw stream, for `io.BufferedWriter` to gather
+    small writes.
     """
 
     PIECE = 1 << 22

@@ -106,7 +106,7 @@ def _build_all(args: argparse.Namespace) -> int:
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from minigptv2.corpora.build_corpus import build
+    from minigptv2.corpora.build_corpus import BuildOptions, build
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -122,9 +122,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
             output,
             workers=workers,
             samples_per_shard=args.size,
-            limit=args.limit,
-            per_question=args.per_question,
-            bake_side=args.bake,
+            options=BuildOptions(args.limit, args.per_question, args.bake),
             progress=bar.update,
         )
     for line in report.lines():

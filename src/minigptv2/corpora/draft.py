@@ -22,12 +22,11 @@ from PIL import Image
 from minigptv2.boxes import Box
 from minigptv2.errors import DataError
 from minigptv2.record import LANGUAGE, Record, Region, Turn
-from minigptv2.shards.image_files import MAX_PIXELS, image_size
-from minigptv2.shards.writer import IMAGE_MISSING, Rejected, Sample
+from minigptv2.shards.image_files import EXTENSION_OF, MAX_PIXELS, image_size
+from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
 
 MIN_SIDE_PX = 1.0
 """A box thinner than this after clipping says nothing."""
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
 """Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
 _REWRITTEN_MAGIC = (b"GIF8", b"II*\0", b"MM\0*")
@@ -142,7 +141,7 @@ def _read_head(image: Where) -> Read:
         if not _is_rewritten(head):
             with suppress(DataError):  # which more of it may mend
                 kind, width, height = image_size(head, "image")
-                return head, _EXTENSIONS[kind], (width, height)
+                return head, EXTENSION_OF[kind], (width, height)
     return _read(image)
 
 
@@ -161,7 +160,7 @@ def _read(image: Where) -> Read:
         kind, width, height = image_size(data, "image")
     except DataError as error:
         raise DataError(TOO_LARGE if "limit" in str(error) else "image cannot be read") from error
-    return data, _EXTENSIONS[kind], (width, height)
+    return data, EXTENSION_OF[kind], (width, height)
 
 
 def _as_png(data: bytes) -> bytes:

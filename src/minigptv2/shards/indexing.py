@@ -26,7 +26,7 @@ from minigptv2.files import write_atomically
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
-from minigptv2.shards.image_files import image_size, open_image
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size, open_image
 from minigptv2.shards.manifest import (
     CAPTIONS,
     INDEX_DTYPE,
@@ -38,7 +38,6 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
-from minigptv2.shards.writer import IMAGE_EXTENSIONS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -19,7 +19,7 @@ from minigptv2.corpora.draft import Draft, drafts_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import CHAT, Record, Region, Turn
-from minigptv2.shards.writer import Sample
+from minigptv2.shards.shard_file import Sample
 
 ANNOTATIONS = "photographs.json"
 

@@ -22,7 +22,7 @@ from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, drafts_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.record import CHAT, LANGUAGE, Record, Region, Turn
-from minigptv2.shards.writer import Sample
+from minigptv2.shards.shard_file import Sample
 
 SIDE = 64
 COLORS = {
