@@ -147,7 +147,7 @@ def test_too_many_bad_samples_stop_the_run(world: World, tokenizer: Tokenizer, t
     ("outcomes", "words"),
     [
         ([True] * 3 + [False] * 4, "4 bad samples in a row"),
-        ([False, True] * 11, "11 of 22 samples were bad, over the recipe's max_bad_rate=0.01"),
+        ([False, True] * 11, "11 of 22 samples were bad, more than the recipe's max_bad_rate=0.01"),
         ([False, False, False, True] * 3 + [True] * 2000, None),
         ([True] * 2000 + [False, True] * 21, "21 of 2042 samples"),
     ],

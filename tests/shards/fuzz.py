@@ -25,7 +25,7 @@ from PIL import Image
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.shards.image_files import MAX_PIXELS, open_image, square
-from minigptv2.shards.indexing import scan_shard
+from minigptv2.shards.indexing import ScanOptions, scan_shard
 from minigptv2.shards.manifest import RECORDS
 from minigptv2.shards.reader import CorpusReader, split_name
 from minigptv2.shards.tar import BLOCK, Member, find_members
@@ -167,7 +167,7 @@ def _read_damaged(folder: Path, samples: list[Sample], verdict: Verdict, name: s
 
 def _index_damaged(file: Path, whole: bytes, samples: list[Sample], verdict: Verdict, name: str) -> None:
     """Without an index from before, bytes inside a picture cannot be missed; pairs and losses can."""
-    scan = scan_shard(file, corpus="good", layout=RECORDS)
+    scan = scan_shard(file, ScanOptions("good", RECORDS))
     data = file.read_bytes()
     owner = {_content(whole, member): split_name(member.name)[0] for member in find_members(whole)}
     verdict.kept += len(scan.rows)
