@@ -165,7 +165,7 @@ def test_numbers_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[st
     ("words", "told"),
     [
         (["vqav3"], "unknown corpus 'vqav3'; did you mean 'vqav2'?"),
-        (["vqav2", "--split", "test"], "vqav2 has no split 'test'; it has train, val"),
+        (["vqav2", "--split", "test"], "vqav2 has no split 'test'. Its splits are train, val"),
         (["my.jsonl"], "there is no my.jsonl"),
     ],
 )

@@ -69,5 +69,5 @@ def test_pictures(world: World, tmp_path: Path) -> None:
 
 def test_a_mixture_that_ends_before_the_run_is_refused(world: World) -> None:
     short = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, epochs=2)})
-    with pytest.raises(ConfigError, match="at most 8 steps of 10, not 9"):
+    with pytest.raises(ConfigError, match="at most 8 with batch size 10, got 9"):
         mix(short, collect_stats(short, world.train, {}, None, seed=0), steps=9, global_batch_size=10)

@@ -118,7 +118,7 @@ def test_table_and_index_are_fetched_once(server: Server) -> None:
 def test_a_server_that_stays_away_stops_the_run_without_blaming_the_data(server: Server) -> None:
     reader = CorpusReader(f"{url(server)}/toy")
     server.fault, server.every = "503", 1
-    with pytest.raises(StorageError, match="not to be had in 6 tries"):
+    with pytest.raises(StorageError, match="download failed after 6 attempts"):
         reader.record(0)
 
 

@@ -1,7 +1,7 @@
-"""What a recipe comes to: shares asked and realised, epochs, tokens, images, and pictures of the mixture over time.
+"""Reports a recipe's mixture: target and actual shares, epochs, tokens, images, and charts of the mixture over time.
 
-Reads manifests where shards are there and takes the sizes of the table of corpora where they are not, so a recipe can
-be looked at before anything is downloaded.
+Reads sizes from manifests where shards exist, and from the table of corpora where they do not, so a recipe can be
+inspected before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What is known of a corpus: samples and images, from its manifest (`built`) or the table of corpora; mean tokens
-    of a sample where they were measured or given. None: not known."""
+    """Samples and images of a corpus, from its manifest (`built`) or the table of corpora, and its mean tokens per
+    sample, measured or from the recipe. None: unknown."""
 
     samples: int | None
     images: int | None
@@ -40,8 +40,8 @@ class CorpusStats:
 
 @dataclass(frozen=True)
 class CorpusSummary:
-    """One corpus over a run. `ratio` is as the recipe has it, None for the corpus's size; shares are of samples; a
-    sample is visited `epochs` times, rounded up for some; `ended` is the step before which its epochs were over."""
+    """One corpus over a run. `ratio` is the recipe's, None for the corpus's size. `target` and `actual` are shares of
+    samples. `epochs` is the mean number of uses of a sample. `ended` is the step at which its epochs are complete."""
 
     name: str
     task: str
@@ -57,7 +57,7 @@ class CorpusSummary:
 
 @dataclass(frozen=True)
 class Mix:
-    """A recipe's run of `steps`. `shares` float64 [columns, corpora]: realised shares over equal stretches of it."""
+    """The mixture of a run of `steps`. `shares` float64 [columns, corpora]: actual shares in equal parts of the run."""
 
     rows: list[CorpusSummary]
     steps: int
@@ -68,8 +68,10 @@ class Mix:
 def collect_stats(
     recipe: Recipe, shards: Path | str, expected: Mapping[str, int], encoder: PromptEncoder | None, seed: int
 ) -> dict[str, CorpusStats]:
-    """What is known of the recipe's corpora. `expected`: samples by corpus, for those without shards. Shards behind
-    a URL have to be there."""
+    """Statistics of the recipe's corpora, by name.
+
+    `expected`: samples by corpus, for corpora without shards. Shards behind a URL must exist.
+    """
     known = {}
     for name, share in recipe.corpora.items():
         folder = below(shards, share.shards or name)
@@ -87,15 +89,15 @@ def collect_stats(
 def mix(
     recipe: Recipe, corpora: Mapping[str, CorpusStats], *, steps: int, global_batch_size: int, columns: int = 48
 ) -> Mix:
-    """The mixture of a run of `steps`, by the very arithmetic that trains. Raises `ConfigError` if it ends before."""
+    """The mixture of a run of `steps`, computed as in training. Raises `ConfigError` if the mixture ends before."""
     known = list(corpora.values())
     tokens = [corpus.tokens or 0.0 for corpus in known] if recipe.unit == "token" else None
     mixture = Mixture(recipe, [corpus.samples for corpus in known], tokens=tokens, global_batch_size=global_batch_size)
     end = steps * global_batch_size
     if mixture.length is not None and mixture.length < end:
         raise ConfigError(
-            f"all corpora have `epochs` and end after {mixture.length} samples: at most "
-            f"{mixture.length // global_batch_size} steps of {global_batch_size}, not {steps}"
+            f"all corpora have `epochs` and end after {mixture.length} samples: steps must be at most "
+            f"{mixture.length // global_batch_size} with batch size {global_batch_size}, got {steps}"
         )
     counts, target = mixture.counts(end), mixture.expected(end) / end
     rows = []
@@ -124,7 +126,7 @@ def mix(
 
 
 def format_table(mixed: Mix) -> str:
-    """The rows for a terminal, the mixture over time as a strip per corpus, each strip to its own scale."""
+    """The mixture as a table for a terminal. Each corpus has a sparkline of its share over time, scaled by itself."""
     head = (
         "corpus",
         "task",
@@ -174,7 +176,7 @@ def format_table(mixed: Mix) -> str:
 
 
 def save_chart(mixed: Mix, file: Path, title: str) -> None:
-    """Stacked shares over the run's steps as `.png` or `.html`. Raises `ConfigError` for another ending."""
+    """Write a chart of stacked shares over steps as `.png` or `.html`. Raises `ConfigError` for other extensions."""
     if file.suffix == ".html":
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(_page(mixed, title))
@@ -182,11 +184,11 @@ def save_chart(mixed: Mix, file: Path, title: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         _draw(mixed, file, title)
     else:
-        raise ConfigError(f"{file}: a picture of a mixture is a .png or a .html file")
+        raise ConfigError(f"{file}: a mixture chart must be a .png or .html file")
 
 
 def _bands(mixed: Mix, width: float, height: float) -> list[list[tuple[float, float]]]:
-    """The outline of each corpus's band, in pixels from the upper left corner of the plot."""
+    """The outline of each corpus's band in the chart, in pixels from the upper left corner."""
     columns = len(mixed.shares)
     tops = np.concatenate([np.zeros((columns, 1)), np.cumsum(mixed.shares, axis=1)], axis=1)
     x = [(column + 0.5) / columns * width for column in range(columns)]
@@ -228,5 +230,5 @@ def _page(mixed: Mix, title: str) -> str:
         "<body style='font-family:sans-serif;margin:2em'>"
         f"<h1>{html.escape(title)}</h1><svg viewBox='0 0 900 420' width=900 height=420>{''.join(bands)}</svg>"
         f"<p>Shares of samples from step 0 to step {mixed.steps:,}, {mixed.global_batch_size} samples a step. "
-        f"Point at a band for its name.</p><pre>{html.escape(format_table(mixed))}</pre>"
+        f"Hover over a band for its name.</p><pre>{html.escape(format_table(mixed))}</pre>"
     )
