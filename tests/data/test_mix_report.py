@@ -61,7 +61,7 @@ def test_pictures(world: World, tmp_path: Path) -> None:
     save_chart(mixed, tmp_path / "mix.html", "a <title>")
     page = (tmp_path / "mix.html").read_text()
     assert page.count("<polygon") == 3 and "a &lt;title&gt;" in page and "toy_refer" in page
-    with pytest.raises(ConfigError, match=".png or a .html"):
+    with pytest.raises(ConfigError, match=".png or .html"):
         save_chart(mixed, tmp_path / "mix.gif", "a title")
     strips = [line[-48:] for line in format_table(mixed).splitlines()[1:]]
     assert strips[0].startswith("█") and strips[0].endswith("  ") and strips[1].endswith("█")
