@@ -226,7 +226,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
 def test_impossible_configs_end_before_anything_is_loaded(
     config: Path, words: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from minigptv2.train import main
+    from minigptv2.cli.train import main
 
     assert main(["--config", str(config), *words]) == code
     printed = capfd.readouterr()
