@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from minigptv2 import __version__
 from minigptv2.cli import COMMANDS, build_parser, main, parse
 from minigptv2.cli.arguments import at_least, names, not_negative, positive
+from minigptv2.errors import ConfigError
 from tests.conftest import REPOSITORY
 
 ANY_NUMBER = ("--seed", "--code", "--port", "--local_rank")
@@ -157,3 +160,24 @@ def test_the_package_is_a_program() -> None:
     for module in ("minigptv2", "minigptv2.cli"):
         done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == __version__
+
+
+def test_processes_start_torchrun_in_place_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def execv(program: str, words: list[str]) -> NoReturn:
+        assert program == words[0] == sys.executable
+        raise SystemExit(" ".join(words[1:]))
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as started:
+        main(["train", "a=1", "--config", "c.yaml", "--processes", "2", "--fresh"])
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    assert started.value.code == f"{launcher} -m minigptv2 train --config c.yaml --fresh a=1"
+
+
+def test_a_rank_of_a_launcher_starts_no_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "--config", "c.yaml", "--processes", "2"]) == ConfigError.exit_code
+    assert "leave --processes out" in capsys.readouterr().err
