@@ -119,7 +119,7 @@ def _ask(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
     from minigptv2.predict.predictor import Request
     from minigptv2.shards.image_files import open_photo
-    from minigptv2.tasks import parse_answer, task_of
+    from minigptv2.tasks import task_of
 
     file = Path(args.image)
     if not file.is_file():
@@ -130,7 +130,7 @@ def _ask(args: argparse.Namespace) -> int:
         check_drawing(Path(args.draw))
     answer = load_model(args).answer([Request(question, (image,))], decoding_of(args))[0]
     print(answer)
-    parsed = parse_answer(answer, task_of(question), *image.size)
+    parsed = task_of(question).parse(answer, *image.size)
     for item in parsed.grounded:
         for box in item.boxes:
             print(f"box {box} px" + (f"  {item.phrase}" if item.phrase else ""))
