@@ -40,6 +40,7 @@ setup(
         "pillow>=12.0",
         "simplejpeg>=1.9",
         "tqdm>=4.66",
+        "shtab>=1.7",
         "ninja>=1.11",
     ],
     extras_require={

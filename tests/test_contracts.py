@@ -110,7 +110,7 @@ def test_configs_import_no_torch(name: str) -> None:
         (r"\"</?p>\"", {"tasks/answers.py"}),
         (r"0\.48145466", {"model/backbones.py"}),
         (r"import .*omegaconf|from omegaconf", {"config.py"}),
-        (r"-100\b", {"prompt.py"}),
+        (r"-100\b", {"batch.py"}),
     ],
 )
 def test_literals_have_one_owner(pattern: str, owners: set[str]) -> None:

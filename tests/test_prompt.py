@@ -6,8 +6,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from minigptv2.batch import IGNORE
 from minigptv2.corpora.sources import toy
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder, PromptStyle
+from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder, PromptStyle
 from minigptv2.record import Record, Turn
 from minigptv2.tasks import RenderedTurn, task_id
 from minigptv2.tokenizer import Tokenizer, load_tokenizer

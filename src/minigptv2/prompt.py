@@ -14,14 +14,13 @@ from random import Random
 
 import numpy as np
 
+from minigptv2.batch import IGNORE
 from minigptv2.record import Record
 from minigptv2.tasks import RenderedTurn, render_turn, task_id
 from minigptv2.tokenizer import Tokenizer
 
 IMAGE_PLACEHOLDER = -1
 """Stands in `input_ids` where an image token's embedding goes. No vocabulary has a negative id."""
-IGNORE = -100
-"""A label that is not supervised."""
 
 _OPEN, _CLOSE = "[INST] ", " [/INST]"
 _IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "

@@ -225,7 +225,7 @@ def test_verify_names_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_verify_says_when_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(toy.samples("refer", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
     assert cli(["shards", "verify", str(tmp_path / "c"), "--decode", "--workers", "0"]) == 0
-    assert "whole" in capsys.readouterr().out
+    assert "intact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "index.npy", "shards.npy"])
@@ -258,7 +258,7 @@ def test_a_table_that_points_elsewhere_is_refused(tmp_path: Path, name: str) -> 
 
 def test_stats_tell_counts_and_spreads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(toy.samples("refer", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
-    assert cli(["shards", "stats", str(tmp_path), "--shards"]) == 0
+    assert cli(["shards", "stats", str(tmp_path), "--per-shard"]) == 0
     printed = capsys.readouterr().out
     for words in ("6 samples, 6 with an image; 2 shards", "turns: 6 refer", "box, % of the image", "c-000001.tar"):
         assert words in printed

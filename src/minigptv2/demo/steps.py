@@ -45,7 +45,7 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], None]) -> Non
 
 def run(words: list[str], environment: dict[str, str]) -> None:
     """A `minigptv2` command. Raises `MiniGPTv2Error` if it fails."""
-    _check([sys.executable, "-m", "minigptv2.cli", *words], environment)
+    _check([sys.executable, "-m", "minigptv2", *words], environment)
 
 
 def make_room(output: Path, kind: str) -> None:

@@ -138,9 +138,7 @@ class HeldOutSlice:
         model = self._predictor.model
         side = model.image_size
         images = [square(image, side) for i in pack if (image := self._taught[i].image) is not None]
-        batch = {
-            key: value.to(self._device) for key, value in collate([examples[i] for i in pack], images, side).items()
-        }
+        batch = collate([examples[i] for i in pack], images, side).inputs_on(self._device)
         keys = ("input_ids", "labels", "position_ids", "pixel_values")
         logits, targets, places = model.answer_logits(**{key: batch[key] for key in keys})
         segments = batch["segment_ids"][0][places]

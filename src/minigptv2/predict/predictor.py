@@ -20,10 +20,11 @@ from torch.nn.functional import cross_entropy
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from minigptv2.batch import IGNORE
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.prompt import IGNORE, Example, PromptEncoder, PromptStyle
+from minigptv2.prompt import Example, PromptEncoder, PromptStyle
 from minigptv2.shards.image_files import square
 from minigptv2.tasks import RenderedTurn, task_of
 from minigptv2.tokenizer import Tokenizer

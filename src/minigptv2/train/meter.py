@@ -62,7 +62,7 @@ class Meter:
         self.tokens += report.tokens
         self.images += report.images
         self.supervised += report.supervised
-        self.squares += sum_of_squares(batch["segment_ids"] for batch in batches.batches)
+        self.squares += sum_of_squares(batch.inputs["segment_ids"] for batch in batches.batches)
         self.loss += report.loss * report.supervised
         pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
         self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
