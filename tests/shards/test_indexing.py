@@ -25,6 +25,7 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar import TarError, find_members, header_of
 from minigptv2.shards.verify import verify_corpus
 from minigptv2.shards.writer import Sample, write_corpus
+from minigptv2.tasks import validate
 from tests.conftest import World
 
 
@@ -338,4 +339,4 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
 def test_a_box_that_cannot_be_one_says_what_it_may_be(corners: tuple[float, ...], hint: str) -> None:
     record = Record((Turn("refer", regions=(Region((Box(*corners),), ("x",)),)),), 640, 480)
     with pytest.raises(DataError, match=hint):
-        from_json(to_json(record), "here")
+        validate(from_json(to_json(record), "here"), "here")

@@ -25,7 +25,7 @@ def _ask(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
     from minigptv2.predict.predictor import Request
     from minigptv2.shards.image_files import open_photo
-    from minigptv2.tasks import parse_answer, task_of
+    from minigptv2.tasks import task_of
 
     file = Path(args.image)
     if not file.is_file():
@@ -35,7 +35,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.draw:
         check_drawing(Path(args.draw))
     answer = load_model(args).answer([Request(question, (image,))], decoding_of(args))[0]
-    parsed = parse_answer(answer, task_of(question), *image.size)
+    parsed = task_of(question).parse(answer, *image.size)
     boxes = [(box, item.phrase) for item in parsed.grounded for box in item.boxes]
     if args.json:
         rows = [{"box": [box.x1, box.y1, box.x2, box.y2], "phrase": phrase} for box, phrase in boxes]

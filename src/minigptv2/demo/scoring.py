@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.evaluate.metrics.turns import aggregate, headline, score
 from minigptv2.heldout.samples import HeldOut
 from minigptv2.predict.predictor import Decoding, Predictor
+from minigptv2.tasks import TASKS, mean_scores
 
 Figures = dict[str, dict[str, float]]
 """Task to figure name to value."""
@@ -52,8 +52,9 @@ def score_all(items: list[HeldOut], answers: list[str]) -> Figures:
     """Mean figures by task."""
     by_task: dict[str, list[dict[str, float]]] = {}
     for item, answer in zip(items, answers, strict=True):
-        by_task.setdefault(item.turn.task, []).append(score(item, answer))
-    return {task: aggregate(figures) for task, figures in by_task.items()}
+        scores = TASKS[item.turn.task].score(item.turn, answer, item.width, item.height)
+        by_task.setdefault(item.turn.task, []).append(scores)
+    return {task: {**mean_scores(scores), "samples": len(scores)} for task, scores in by_task.items()}
 
 
 def baseline(items: list[HeldOut]) -> Figures:
@@ -66,7 +67,7 @@ def baseline(items: list[HeldOut]) -> Figures:
     for number, item in enumerate(items):
         by_task.setdefault(item.turn.task, []).append(number)
     for task, numbers in by_task.items():
-        said = _mean_box_text([items[n] for n in numbers]) if task == "refer" else None
+        said = _mean_box_text([items[n] for n in numbers]) if TASKS[task].answer == "box" else None
         said = said or Counter(items[n].answer for n in numbers).most_common(1)[0][0]
         for n in numbers:
             answers[n] = said
@@ -91,7 +92,7 @@ def table(columns: dict[str, Figures]) -> str:
         for name in figures:
             if name == "samples":
                 continue
-            mark = "*" if name == headline(task) else " "
+            mark = "*" if name == TASKS[task].headline else " "
             cells = "".join(f"{column[task][name]:>12.3f}" for column in columns.values())
             lines.append(f"{task:<14}{name + mark:<20}{cells}")
     return "\n".join(lines)

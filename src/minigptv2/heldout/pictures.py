@@ -8,7 +8,7 @@ from minigptv2.boxes import Box
 from minigptv2.draw import TRUE_COLOR, draw_boxes, enlarge
 from minigptv2.heldout.samples import HeldOut
 from minigptv2.record import Turn
-from minigptv2.tasks import TASKS, parse_answer
+from minigptv2.tasks import TASKS
 
 TILE = 240
 _CAPTION_LINES = 5
@@ -16,9 +16,9 @@ _CAPTION_LINES = 5
 
 def true_boxes(turn: Turn) -> list[Box]:
     """All boxes that a right answer speaks of, in pixels."""
-    if turn.task in TASKS and TASKS[turn.task].grounded:
-        return [box for region in turn.regions for box in region.boxes]
-    return []
+    if TASKS[turn.task].answer == "text":
+        return []
+    return [box for region in turn.regions for box in region.boxes]
 
 
 def picture_of(item: HeldOut, answer: str) -> Image.Image:
@@ -27,13 +27,13 @@ def picture_of(item: HeldOut, answer: str) -> Image.Image:
     if item.image is None:
         return base
     canvas, factor = enlarge(base, TILE)
-    if item.turn.task == "identify":
+    if TASKS[item.turn.task].query == "box":
         asked = [(_scaled(box, factor), "") for box in item.turn.regions[0].boxes]
         canvas = draw_boxes(canvas, asked, color=(255, 255, 255), min_side=TILE)
     truth = [(_scaled(box, factor), "") for box in true_boxes(item.turn)]
     canvas = draw_boxes(canvas, truth, color=TRUE_COLOR, min_side=TILE)
-    spoken = parse_answer(answer, item.turn.task, item.width, item.height)
-    predicted = [(_scaled(box, factor), "") for box in spoken.boxes]
+    parsed = TASKS[item.turn.task].parse(answer, item.width, item.height)
+    predicted = [(_scaled(box, factor), "") for box in parsed.boxes]
     return draw_boxes(canvas, predicted, min_side=TILE) if predicted else canvas
 
 

@@ -12,7 +12,7 @@ from minigptv2.predict.predictor import Request
 from minigptv2.record import Turn
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.tasks import speak
+from minigptv2.tasks import render_turn
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ def load_heldout(folder: Path, limit: int | None = None, *, all_turns: bool = Fa
         if image is not None and image.size != (width, height):
             raise DataError(f"{reader.where(sample)}: image is {image.size}, its record says {(width, height)}")
         for turn in record.turns if all_turns else record.turns[:1]:
-            spoken = speak(turn, width, height)
+            rendered = render_turn(turn, width, height)
             found.append(
-                HeldOut(turn, image, width, height, spoken.question, spoken.answer, reader.manifest.corpus, sample)
+                HeldOut(turn, image, width, height, rendered.question, rendered.answer, reader.manifest.corpus, sample)
             )
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +21,13 @@ from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
 from minigptv2.data.packing import Cost, pack_step
 from minigptv2.errors import ConfigError
-from minigptv2.evaluate.metrics.turns import score
 from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.heldout.pictures import grid, tile
 from minigptv2.heldout.samples import HeldOut, load_heldout
 from minigptv2.predict.predictor import Decoding, ImageTokens, Predictor
 from minigptv2.prompt import Example
-from minigptv2.record import LANGUAGE
 from minigptv2.shards.image_files import square
-from minigptv2.tasks import SpokenTurn
+from minigptv2.tasks import TASKS, RenderedTurn, mean_scores
 from minigptv2.tokenizer import Tokenizer
 
 LOSS, EXPECTED_IOU = "loss", "expected_iou"
@@ -109,7 +106,7 @@ class HeldOutSlice:
                     row = sums[corpora.index(self._taught[i].corpus)]
                     row[0] += cross_entropy(logits, targets, reduction="sum").item()
                     row[1] += len(targets)
-                    if self._taught[i].turn.task == "refer" and self._digits:
+                    if TASKS[self._taught[i].turn.task].answer == "box" and self._digits:
                         row[2] += expected_iou(
                             logits, targets, self._digits, self._taught[i], self._predictor.tokenizer
                         )
@@ -151,11 +148,12 @@ class HeldOutSlice:
         figures: dict[str, list[dict[str, float]]] = {}
         cards: dict[str, list[Image.Image]] = {}
         for i, item in enumerate(self._asked):
-            figures.setdefault(item.corpus, []).append(score(item, answers[i]))
+            scores = TASKS[item.turn.task].score(item.turn, answers[i], item.width, item.height)
+            figures.setdefault(item.corpus, []).append(scores)
             if i in self._drawn:
                 cards.setdefault(item.corpus, []).append(tile(item, answers[i]))
         return Look(
-            {corpus: _means(several) for corpus, several in figures.items()},
+            {corpus: mean_scores(several) for corpus, several in figures.items()},
             {f"heldout/{corpus}": np.asarray(grid(several)) for corpus, several in cards.items()},
         )
 
@@ -225,12 +223,8 @@ def _upright(box: Box) -> bool:
 
 
 def _example(predictor: Predictor, item: HeldOut) -> Example:
-    turn = SpokenTurn(item.turn.task, item.question, item.answer)
-    example = predictor.encoder.encode_spoken([turn], num_images=int(item.turn.task != LANGUAGE))
+    turn = RenderedTurn(item.turn.task, item.question, item.answer)
+    example = predictor.encoder.encode_rendered([turn], num_images=int(TASKS[item.turn.task].shape.image))
     if example is None:
         raise ConfigError(f"evaluate.corpora: {item.corpus}, sample {item.sample} is longer than the model holds")
     return example
-
-
-def _means(several: list[dict[str, Any]]) -> dict[str, float]:
-    return {name: sum(one[name] for one in several) / len(several) for name in several[0]}
