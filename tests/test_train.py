@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
-from minigptv2.engine.guard import StepError
-from minigptv2.errors import RequeueExit
+from minigptv2.errors import RequeueExit, StepError
 from minigptv2.model.export import load_export, load_info
 from minigptv2.shards.dropped import DropReport, read_report
 from minigptv2.shards.reader import CorpusReader

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.heldout.samples import HeldOut
-from minigptv2.predict.predictor import Decoding, Predictor
+from minigptv2.heldout.samples import HeldOutQuestion
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding
 from minigptv2.tasks import TASKS, mean_scores
 
 Figures = dict[str, dict[str, float]]
@@ -21,13 +22,13 @@ Figures = dict[str, dict[str, float]]
 class Evaluation:
     """Items, what was answered, and the figures by task."""
 
-    items: list[HeldOut]
+    items: list[HeldOutQuestion]
     answers: list[str]
     figures: Figures
 
 
 def evaluate_items(
-    predictor: Predictor, items: list[HeldOut], *, max_new_tokens: int = 96, batch_size: int = 100
+    predictor: Predictor, items: list[HeldOutQuestion], *, max_new_tokens: int = 96, batch_size: int = 100
 ) -> Evaluation:
     """Ask every item, batched by task, and score the answers."""
     answers = [""] * len(items)
@@ -48,16 +49,15 @@ def evaluate_items(
     return Evaluation(items, answers, score_all(items, answers))
 
 
-def score_all(items: list[HeldOut], answers: list[str]) -> Figures:
+def score_all(items: list[HeldOutQuestion], answers: list[str]) -> Figures:
     """Mean figures by task."""
     by_task: dict[str, list[dict[str, float]]] = {}
     for item, answer in zip(items, answers, strict=True):
-        scores = TASKS[item.turn.task].score(item.turn, answer, item.width, item.height)
-        by_task.setdefault(item.turn.task, []).append(scores)
+        by_task.setdefault(item.turn.task, []).append(item.score(answer))
     return {task: {**mean_scores(scores), "samples": len(scores)} for task, scores in by_task.items()}
 
 
-def baseline(items: list[HeldOut]) -> Figures:
+def baseline(items: list[HeldOutQuestion]) -> Figures:
     """What always saying the most frequent answer, or the mean box where a box is asked, would score.
 
     Frequencies and means are taken from the held-out answers themselves, which flatters it.
@@ -74,7 +74,7 @@ def baseline(items: list[HeldOut]) -> Figures:
     return score_all(items, answers)
 
 
-def _mean_box_text(items: list[HeldOut]) -> str:
+def _mean_box_text(items: list[HeldOutQuestion]) -> str:
     """The mean of the true boxes, each as a share of its image, as text."""
     sums = [0.0] * 4
     for item in items:

@@ -11,14 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from minigptv2.corpora.build_corpus import build
 from minigptv2.corpora.sources import CORPORA
 from minigptv2.errors import DataError
-from minigptv2.heldout.samples import HeldOut
+from minigptv2.heldout.samples import HeldOutQuestion, load_image
 from minigptv2.record import Record, Region, Turn
-from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import MANIFEST_FILE
 from minigptv2.tasks import TASKS, render_turn
@@ -43,12 +40,12 @@ class Question:
     facts: dict[str, str] = field(default_factory=dict)
     history: tuple[tuple[str, str], ...] = ()
 
-    def held_out(self, reader: CorpusReader) -> HeldOut:
-        """With its image in memory, to be drawn."""
-        image = open_image(reader.image(self.sample), reader.where(self.sample)) if self.has_image else None
-        if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
-            image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
-        return HeldOut(self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample)
+    def with_image(self, reader: CorpusReader) -> HeldOutQuestion:
+        """The question with its image in memory, for drawing."""
+        image = load_image(reader, self.sample, (self.width, self.height)) if self.has_image else None
+        return HeldOutQuestion(
+            self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample
+        )
 
 
 def questions_of(
