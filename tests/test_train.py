@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
-from minigptv2.engine.guard import StepError
-from minigptv2.errors import RequeueExit
+from minigptv2.errors import RequeueExit, StepError
 from minigptv2.model.export import load_export, load_info
 from minigptv2.shards.dropped import DropReport, read_report
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tracking.log import read_metrics
+from tests import preloaded
 from tests.conftest import REPOSITORY, World
 from tests.preloaded import PreloadedProcess
 from tests.ranks import start_ranks
@@ -154,12 +154,23 @@ def test_kill_and_the_same_command_end_in_the_same_weights(config: Path, unbroke
 
 
 def test_one_process_without_a_launcher_trains_the_same(config: Path, unbroken: Path) -> None:
-    folder = config.parent / "alone"
+    """`launch/train.py` and `minigptv2 train` write equal metrics, which are those of two ranks but for rounding."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "launch/train.py", "--config", str(config), f"run_dir={folder}"]
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
-    ours, theirs = ([row["loss"] for row in read_metrics(run_)] for run_ in (folder, unbroken))
-    assert ours == pytest.approx(theirs, abs=1e-5)
+    script, command = config.parent / "alone", config.parent / "alone-by-command"
+    words = [sys.executable, "launch/train.py", "--config", str(config), f"run_dir={script}"]
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    argv = ("minigptv2", "train", f"run_dir={command}", "--config", str(config))
+    log = config.parent / "command.log"
+    assert preloaded.start("minigptv2.cli:main", log=log, environment=environment, argv=argv).wait(240) == 0
+    by_script, by_command = ([_without_times(row) for row in read_metrics(folder)] for folder in (script, command))
+    assert by_command == by_script and {"step", "loss", "learning_rate", "gradient_norm"} <= by_script[0].keys()
+    of_two_ranks = [row["loss"] for row in read_metrics(unbroken)]
+    assert [row["loss"] for row in by_script] == pytest.approx(of_two_ranks, abs=1e-5)
+
+
+def _without_times(row: dict[str, object]) -> dict[str, object]:
+    times = ("time", "throughput", "data_seconds", "memory_mib", "limit")
+    return {name: value for name, value in row.items() if name not in times}
 
 
 def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: Path, unbroken: Path) -> None:
@@ -226,7 +237,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
 def test_impossible_configs_end_before_anything_is_loaded(
     config: Path, words: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from minigptv2.train import main
+    from minigptv2.cli.train import main
 
     assert main(["--config", str(config), *words]) == code
     printed = capfd.readouterr()
@@ -263,7 +274,10 @@ def test_ask_answers_and_draws(
     image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
     words = ["ask", "--model", str(unbroken / "export"), str(image), "[refer] the red circle"]
     assert cli([*words, "--draw", str(tmp_path / "out.png"), "--max-new-tokens", "4"]) == 0
-    assert "drawn" in capsys.readouterr().out and (tmp_path / "out.png").is_file()
+    answer = capsys.readouterr().out
+    assert "drawn" in answer and (tmp_path / "out.png").is_file()
+    assert cli([*words, "--max-new-tokens", "4", "--json"]) == 0
+    assert answer.startswith(json.loads(capsys.readouterr().out)["answer"])
     assert cli(["ask", "--model", str(unbroken), str(image), "hello"]) == 4
     assert "no export in" in capsys.readouterr().err
     (tmp_path / "broken.jpg").write_bytes(image.read_bytes()[:500])
@@ -271,11 +285,14 @@ def test_ask_answers_and_draws(
     assert "not a JPEG, PNG or WebP" in capsys.readouterr().err
 
 
-def test_evaluate_writes_figures_and_predictions(unbroken: Path, world: World, tmp_path: Path) -> None:
+def test_evaluate_writes_figures_and_predictions(
+    unbroken: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["evaluate", "--model", str(unbroken / "export"), "--shards", str(world.val), "--limit", "3"]
     corpora = [w for c in ("refer", "vqa") for w in ("--corpus", f"toy_{c}")]
-    assert cli([*words, *corpora, "--output", str(tmp_path)]) == 0
+    assert cli([*words, *corpora, "--output", str(tmp_path), "--json"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
+    assert json.loads(capsys.readouterr().out) == results
     assert [one["benchmark"] for one in results] == ["toy_refer/refer", "toy_vqa/vqa"]
     for one in results:
         assert len((tmp_path / one["benchmark"] / "predictions.jsonl").read_text().splitlines()) == one["questions"]
@@ -352,6 +369,9 @@ def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.C
     assert cli(["lineage", str(unbroken)]) == 0
     said = capsys.readouterr().out
     assert "1. tiny: 6 steps, seed 0" in said and "data_plan" in said and "lr 0.001, batch 8" in said
+    assert cli(["lineage", str(unbroken), "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)
+    assert (stage["stage"], stage["steps"], stage["config"]["train.global_batch_size"]) == ("tiny", 6, 8)
 
 
 def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

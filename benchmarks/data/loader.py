@@ -50,7 +50,7 @@ def ours(shards: Path, names: list[str], images: int) -> Iterator[int]:
         world_size=1,
     )
     for step in iterate_steps(dataset, position=0, num_steps=-(-images // BATCH)):
-        yield sum(len(batch["pixel_values"]) for batch in step.batches)
+        yield sum(batch.counts["images"] for batch in step.batches)
 
 
 def plain_pixels(image: Image.Image) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.engine import small
 from benchmarks.results import report
+from minigptv2.batch import Batch
 from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
@@ -72,17 +73,17 @@ CASES = [
 ]
 
 
-def step(model: MiniGPTv2, batch: dict[str, torch.Tensor]) -> None:
+def step(model: MiniGPTv2, batch: Batch) -> None:
     """Forward and backward."""
     model.zero_grad(set_to_none=True)
     model(**batch)["loss_sum"].backward()
 
 
-def prepared(case: Case) -> tuple[MiniGPTv2, dict[str, torch.Tensor]]:
+def prepared(case: Case) -> tuple[MiniGPTv2, Batch]:
     """The model and the pack of a case."""
     model = small.plain_model(case.config, sizes=SIZES)
     model.recompute(case.recompute)
-    return model, small.pack(case.samples, case.length, images=case.images, supervised=SUPERVISED, sizes=SIZES)
+    return model, small.pack(case.samples, case.length, images=case.images, supervised=SUPERVISED, sizes=SIZES).inputs
 
 
 def counted(case: Case) -> tuple[float, float]:

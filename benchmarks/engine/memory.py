@@ -64,7 +64,7 @@ def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
     if not ours:
         trainer_module.keep_no_inputs = lambda model: 0
     trainer = small.make_trainer({"bf16": {"enabled": True}, "zero_optimization": ZERO3}, config, device)
-    batch = small.pack(8, 48, images=False)
+    batch = small.pack(8, 48, images=False).inputs
     tokens = batch["input_ids"].numel()
     embeddings = trainer.model.embed(batch["input_ids"], batch["pixel_values"]).detach().requires_grad_(True)
     arguments = (embeddings, batch["labels"], batch["position_ids"])

@@ -31,7 +31,8 @@ def lengths_of(step: int, rank: int) -> list[int]:
 def examples_of(step: int, rank: int) -> tuple[list[Any], list[np.ndarray]]:
     """A rank's examples of a step, with an image each."""
     from benchmarks.engine import small
-    from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+    from minigptv2.batch import IGNORE
+    from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
     rng = np.random.default_rng([7, step, rank])
     examples, images = [], []
@@ -104,7 +105,7 @@ def theirs_timed() -> dict[str, float]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from benchmarks.engine import small
-    from minigptv2.prompt import IGNORE
+    from minigptv2.batch import IGNORE
 
     small.start()
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minigptv2.batch import IGNORE, MicroBatch
 from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
@@ -22,7 +23,7 @@ from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.costs import ModelCosts
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
 VISION = VisionEncoderRow(image_size=32, patch_size=8, width=48, depth=4, heads=4, mlp_width=192)
 LANGUAGE = LanguageModelRow(width=320, depth=8, heads=8, mlp_width=864, vocab_size=640)
@@ -88,8 +89,8 @@ def make_trainer(
 
 def pack(
     samples: int, length: int, *, seed: int = 0, images: bool = True, supervised: int = 8, sizes: Sizes = SIZES
-) -> dict[str, torch.Tensor]:
-    """A batch of one pack: `samples` of `length` tokens, an image each, the last `supervised` tokens with labels."""
+) -> MicroBatch:
+    """One pack of `samples` of `length` tokens, an image each, with labels on the last `supervised` tokens."""
     rng = np.random.default_rng(seed)
     vision, vocabulary = sizes.vision_encoder, sizes.language_model.vocab_size or 100
     examples, pixels = [], []

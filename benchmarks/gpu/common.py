@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from benchmarks.engine import small
 from benchmarks.results import report
+from minigptv2.batch import IGNORE
 from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.prompt import IGNORE
 
 PACKAGES = ["torch", "transformers", "peft", "deepspeed", "liger-kernel", "flash-attn", "triton"]
 
@@ -113,7 +113,7 @@ def pack_of(lengths: list[int], setting: Setting, seed: int, *, supervised: int 
     parts = [
         small.pack(
             1, length, seed=seed + number, supervised=supervised or max(4, (length - 5) // 10), sizes=setting.sizes
-        )
+        ).inputs
         for number, length in enumerate(lengths)
     ]
     joined = {key: torch.cat([part[key] for part in parts], dim=int(key != "pixel_values")) for key in parts[0]}

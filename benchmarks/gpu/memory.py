@@ -13,6 +13,7 @@ import torch
 from benchmarks.engine import small
 from benchmarks.engine.ranks import REPOSITORY
 from benchmarks.gpu.common import pack_of, setting_of, work_of
+from minigptv2.data.collate import micro_batch_of
 from minigptv2.planner.zero_plan import ZeroPlan
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             pack = pack_of([length] * max(1, tokens // length), setting, seed=0)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            trainer.train_step([pack])
+            trainer.train_step([micro_batch_of(pack)])
             peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
             predicted = state + setting.costs.activation_bytes(work_of(pack), element=plan.element)
             rows.append(

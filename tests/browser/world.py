@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, parse_boxes, render_box
-from minigptv2.predict.predictor import Request
+from minigptv2.predict.requests import Request
 from minigptv2.tasks import GroundedPhrase, segments, task_of
 
 SIZE = (640, 480)
@@ -41,7 +41,7 @@ def find(image: Image.Image, color: str) -> Box | None:
 
 def teacher(request: Request) -> str:
     """The right answer, by the pixels of the picture and the turns before."""
-    question, task = request.question, task_of(request.question)
+    question, task = request.question, task_of(request.question).name
     if not request.images:
         return "I see no picture."
     image = request.images[0]

@@ -18,8 +18,8 @@ from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import PromptEncoder
-from minigptv2.record import TASK_NAMES
 from minigptv2.shards.verify import verify_corpus
+from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.corpora.miniatures import MINIATURES, Miniature
@@ -69,13 +69,13 @@ def one_step(recipe: Recipe, shards: Path, tokenizer: Tokenizer, model: MiniGPTv
     step = dataset[0]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for batch in step.batches:
-        out = model(**batch)
+        out = model(**batch.inputs)
         assert torch.isfinite(out["loss_sum"]) and out["num_tokens"] > 0
         (out["loss_sum"] / out["num_tokens"]).backward()
     before = model.projector.linear.weight.detach().clone()
     optimizer.step()
     assert not torch.equal(before, model.projector.linear.weight) or all(
-        b["pixel_values"].shape[0] == 0 for b in step.batches
+        b.inputs["pixel_values"].shape[0] == 0 for b in step.batches
     )
     optimizer.zero_grad()
     return Counter(plan.names[sample.corpus] for samples in step.sample_ids for sample in samples), step
@@ -93,8 +93,8 @@ def test_a_stages_recipe_trains_on_its_corpora(
     drawn, step = one_step(recipe, tmp_path / "shards", tokenizer, model)
     assert step.dropped == [] and sum(drawn.values()) == STEP
     assert len(drawn) > 0.8 * len(recipe.corpora)
-    spoken = {TASK_NAMES[int(task)] for batch in step.batches for task in batch["task_ids"].unique()}
-    assert spoken >= {share.task for name, share in recipe.corpora.items() if drawn[name]}
+    trained = {list(TASKS)[int(task)] for batch in step.batches for task in batch.inputs["task_ids"].unique()}
+    assert trained >= {share.task for name, share in recipe.corpora.items() if drawn[name]}
 
 
 @pytest.mark.parametrize(

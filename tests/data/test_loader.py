@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigptv2.data.collate import BATCH_KEYS, collate
+from minigptv2.batch import BATCH_KEYS, IGNORE
+from minigptv2.data.collate import collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, PromptEncoder
+from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder
 from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, read_report, save_unreported_drops
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import World
@@ -55,7 +56,7 @@ def test_the_step_holds_the_same_samples_on_any_number_of_ranks(
         assert len({len(step.batches) for step in shared}) == 1
         samples = sorted(str(s) for step in shared for pack in step.sample_ids for s in pack)
         assert samples == sorted(str(s) for pack in alone.sample_ids for s in pack) and len(samples) == 12
-        count = lambda steps: sum(int((b["labels"] != IGNORE).sum()) for s in steps for b in s.batches)  # noqa: E731
+        count = lambda steps: sum(int((b.inputs["labels"] != IGNORE).sum()) for s in steps for b in s.batches)  # noqa: E731
         assert count(shared) == count([alone])
 
 
@@ -67,12 +68,13 @@ def test_worker_processes_change_nothing(world: World, tokenizer: Tokenizer, wor
     for step in steps:
         again = dataset(world, tokenizer)[step.position]
         for ours, theirs in zip(step.batches, again.batches, strict=True):
-            assert all(torch.equal(ours[key], theirs[key]) for key in BATCH_KEYS)
+            assert all(torch.equal(ours.inputs[key], theirs.inputs[key]) for key in BATCH_KEYS)
 
 
 def test_batches_keep_the_contract(world: World, tokenizer: Tokenizer) -> None:
     step = dataset(world, tokenizer)[0]
-    for batch, ids in zip(step.batches, step.sample_ids, strict=True):
+    for micro, ids in zip(step.batches, step.sample_ids, strict=True):
+        batch = micro.inputs
         assert tuple(batch) == BATCH_KEYS
         length = batch["input_ids"].shape[1]
         for key in BATCH_KEYS:
@@ -80,10 +82,14 @@ def test_batches_keep_the_contract(world: World, tokenizer: Tokenizer) -> None:
             assert batch[key].dtype == (torch.uint8 if key == "pixel_values" else torch.int64)
         assert int((batch["input_ids"] == IMAGE_PLACEHOLDER).sum()) == 16 * len(batch["pixel_values"])
         assert int((batch["position_ids"] == 0).sum()) == len(ids) == int(batch["segment_ids"].max())
+        assert micro.weight == int((batch["labels"] != IGNORE).sum())
+        assert micro.counts == {"tokens": length, "images": len(batch["pixel_values"])}
 
 
 def test_a_pack_whose_samples_were_all_dropped_is_padding() -> None:
-    batch = collate([], [], 32)
+    micro = collate([], [], 32)
+    batch = micro.inputs
+    assert micro.weight == 0 and micro.counts == {"tokens": 0, "images": 0}
     assert batch["segment_ids"].tolist() == [[0]] and batch["labels"].tolist() == [[IGNORE]]
     assert batch["pixel_values"].shape == (0, 3, 32, 32)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minigptv2.batch import IGNORE
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset
 from minigptv2.data.plan import DataPlan
-from minigptv2.prompt import IGNORE, Example, PromptEncoder
+from minigptv2.prompt import Example, PromptEncoder
 from minigptv2.record import Record, Turn
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import Tokenizer
@@ -101,7 +102,8 @@ def test_batches_hold_a_shared_image_once(shards: Path, tokenizer: Tokenizer) ->
         rank=0,
         world_size=1,
     )[0]
-    for batch in step.batches:
+    for micro in step.batches:
+        batch = micro.inputs
         positions, segments = batch["position_ids"][0], batch["segment_ids"][0]
         assert len(batch["pixel_values"]) == 3 == int(segments.max()) == int((positions == 0).sum())
         jumps = (positions[1:] != positions[:-1] + 1) & (positions[1:] != 0)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigptv2.batch import IGNORE, MicroBatch
+
 TASKS, SAMPLES, WIDTH, CLASSES = 2, 4, 8, 5
 
 
@@ -24,7 +26,7 @@ class TwoLayers(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor, spoil: Tensor) -> dict[str, Tensor]:
         logits = self.second(torch.tanh(self.first(self.frozen(x.to(self.second.weight.dtype))))).float()
-        loss = nn.functional.cross_entropy(logits, labels[0], reduction="sum", ignore_index=-100)
+        loss = nn.functional.cross_entropy(logits, labels[0], reduction="sum", ignore_index=IGNORE)
         zeros = torch.zeros(TASKS, dtype=torch.float64)
         return {"loss_sum": Spoil.apply(loss, spoil), "task_loss": zeros, "task_tokens": zeros}
 
@@ -42,12 +44,13 @@ class Spoil(torch.autograd.Function):
         return gradient * ctx.backward_factor, None
 
 
-def batch(step: int, number: int, spoil: tuple[float, float] = (1.0, 1.0), labelled: bool = True) -> dict[str, Tensor]:
+def batch(step: int, number: int, spoil: tuple[float, float] = (1.0, 1.0), labelled: bool = True) -> MicroBatch:
     """Micro-batch `number` of a step; the same wherever it is made."""
     draw = torch.Generator().manual_seed(1000 * step + number)
     x = torch.randn(SAMPLES, WIDTH, generator=draw)
     labels = torch.randint(0, CLASSES, (1, SAMPLES), generator=draw)
-    return {"x": x, "labels": labels if labelled else torch.full_like(labels, -100), "spoil": torch.tensor(spoil)}
+    inputs = {"x": x, "labels": labels if labelled else torch.full_like(labels, IGNORE), "spoil": torch.tensor(spoil)}
+    return MicroBatch(inputs, SAMPLES if labelled else 0, {"tokens": SAMPLES, "images": 0})  # type: ignore[arg-type]
 
 
 def make_trainer(
@@ -84,7 +87,7 @@ def make_trainer(
     return Trainer(net, parameters, config, resolved, device=device, seed=0)
 
 
-def mine(batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+def mine(batches: list[MicroBatch]) -> list[MicroBatch]:
     """This rank's micro-batches of a step."""
     from minigptv2.cluster import distributed
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+from minigptv2.batch import IGNORE, MicroBatch
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 from tests.model.tiny import ALL_PARTS, random_examples, tiny_config, tiny_model
 
 PACKS = 4
@@ -26,7 +27,7 @@ ZERO = {
 PRECISION = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}
 
 
-def packs_of_step(step: int) -> list[dict[str, torch.Tensor]]:
+def packs_of_step(step: int) -> list[MicroBatch]:
     """Four packs a step; one of them without any image, so that on two ranks one has none in its first micro-batch."""
     from minigptv2.data.collate import collate
 
@@ -208,7 +209,7 @@ def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool 
             rate = 1e-6 + step / WARMUP * (peak - 1e-6)
         else:
             rate = peak / 10 + 0.9 * peak * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
-        outputs = [model(**pack) for pack in packs_of_step(step)[:: -1 if backwards else 1]]
+        outputs = [model(**pack.inputs) for pack in packs_of_step(step)[:: -1 if backwards else 1]]
         loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
         optimizer.zero_grad()
         loss.backward()
@@ -305,7 +306,7 @@ def reference_of_split(split: int) -> dict[str, list[float]]:
     parts, r = MODES["lora"]
     model = tiny_model(parts, r)
     trained = {canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    outputs = [model(**collate([example], images, 32)) for example, images in examples_of_split(split)]
+    outputs = [model(**collate([example], images, 32).inputs) for example, images in examples_of_split(split)]
     loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
     loss.backward()
     return {name: p.grad.double().flatten().tolist() for name, p in trained.items()}

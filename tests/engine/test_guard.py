@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from minigptv2.batch import MicroBatch
 from minigptv2.engine.config import GuardConfig
-from minigptv2.engine.guard import StepError, StepGuard
+from minigptv2.engine.guard import StepGuard
+from minigptv2.errors import StepError
 from tests.engine.net import ZERO3, batch, make_trainer, mine, snapshot
 from tests.ranks import run_ranks
 
@@ -25,7 +27,7 @@ BAD_STEPS: dict[int, dict[str, Any]] = {
 STEPS = 9
 
 
-def batches_of(step: int, sound: bool = False) -> list[dict[str, torch.Tensor]]:
+def batches_of(step: int, sound: bool = False) -> list[MicroBatch]:
     """Four micro-batches; in a bad step the second is spoilt (rank 1's, of two), or none has a label."""
     bad = {} if sound else BAD_STEPS.get(step, {})
     everywhere = "labelled" in bad

@@ -50,7 +50,7 @@ def test_a_rehearsal_changes_nothing(tmp_path: Path, zero: int, ranks: int) -> N
 def test_the_fullest_pack_is_as_full_as_settings_allow(
     settings: dict[str, int], batch: int, tokens: int, images: int
 ) -> None:
-    pack = fullest_pack(DataConfig(**settings), image_size=32, tokens_per_image=4, global_batch_size=batch)
+    pack = fullest_pack(DataConfig(**settings), image_size=32, tokens_per_image=4, global_batch_size=batch).inputs
     lengths = torch.bincount(pack["segment_ids"][0])[1:]
     assert pack["input_ids"].shape[1] == tokens and pack["pixel_values"].shape[0] == images == len(lengths)
     assert int(lengths.max()) <= settings["max_tokens"]

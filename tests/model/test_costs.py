@@ -10,6 +10,7 @@ import torch
 from benchmarks.engine.saved import kept_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
+from minigptv2.batch import IGNORE
 from minigptv2.data.collate import collate
 from minigptv2.engine.zero import keep_no_inputs
 from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, LanguageModelRow, Sizes
@@ -17,7 +18,7 @@ from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
 from minigptv2.model.weights import named_canonical, part_of
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
 LENGTH = 32
 GROUPED = LanguageModelRow(width=64, depth=3, heads=4, mlp_width=160, vocab_size=120, key_value_heads=2)
@@ -73,7 +74,7 @@ def pack(samples: int, images: int) -> dict[str, torch.Tensor]:
         labels = np.full(LENGTH, IGNORE)
         labels[-7:] = ids[-7:]
         examples.append(Example(ids, labels, np.zeros(LENGTH, dtype=np.int64), int(number < images)))
-    return collate(examples, pixels, 32)
+    return collate(examples, pixels, 32).inputs
 
 
 @pytest.mark.parametrize("recomputed", [0, 2])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from minigptv2.data.collate import BATCH_KEYS, collate
+from minigptv2.batch import BATCH_KEYS, IGNORE, StepOutput
+from minigptv2.data.collate import collate
 from minigptv2.errors import CheckpointError
 from minigptv2.model.attention import PACKED, PackLayout, choose_attention
 from minigptv2.model.backbones import (
@@ -23,8 +24,8 @@ from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical, part_of
-from minigptv2.prompt import IGNORE, Example, PromptEncoder
-from minigptv2.record import TASK_NAMES
+from minigptv2.prompt import Example, PromptEncoder
+from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import load_tokenizer
 from tests.conftest import REFERENCE
 from tests.model.tiny import ALL_PARTS, VOCABULARY, random_examples, tiny_model
@@ -115,13 +116,13 @@ def test_packed_loss_and_gradients_equal_single_ones(attention: str) -> None:
     model = tiny_model(ALL_PARTS)
     model.language_model.set_attn_implementation(attention)
     examples, images = random_examples(5, seed=1)
-    packed = model(**collate(examples, images, 32))
+    packed = model(**collate(examples, images, 32).inputs)
     packed["loss_sum"].backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     total = 0.0
     for example, image in zip(examples, images, strict=True):
-        single = model(**collate([example], [image], 32))
+        single = model(**collate([example], [image], 32).inputs)
         single["loss_sum"].backward()
         total += float(single["loss_sum"])
     assert float(packed["loss_sum"]) == pytest.approx(total, rel=1e-6)
@@ -144,7 +145,7 @@ def test_a_neighbour_moves_a_sample_by_exactly_nothing(attention: str, another_l
     for middle, image in ((b, images[1]), (other[0], images[0])):
         seen = []
         handle = model.language_model.model.norm.register_forward_hook(lambda m, i, o, s=seen: s.append(o.detach()))
-        batch = collate([a, middle, c], [images[0], image, images[2]], 32)
+        batch = collate([a, middle, c], [images[0], image, images[2]], 32).inputs
         with torch.no_grad():
             model(**batch)
         handle.remove()
@@ -174,7 +175,7 @@ def test_samples_of_unlike_length_share_no_padded_batch_and_change_nothing(monke
 def test_packed_attention_equals_transformers_own_sdpa() -> None:
     model = tiny_model(ALL_PARTS).eval()
     examples, images = random_examples(1, seed=3)
-    batch = collate(examples, images, 32)
+    batch = collate(examples, images, 32).inputs
     with torch.no_grad():
         ours = float(model(**batch)["loss_sum"])
         with model.generating():
@@ -187,7 +188,7 @@ def test_packed_attention_equals_transformers_own_sdpa() -> None:
 def test_the_loss_is_a_sum_over_labels_and_splits_by_task() -> None:
     model = tiny_model(ALL_PARTS)
     examples, images = random_examples(4, seed=4)
-    output = model(**collate(examples, images, 32))
+    output = model(**collate(examples, images, 32).inputs)
     assert int(output["num_tokens"]) == sum(example.num_supervised for example in examples)
     assert float(output["task_loss"].sum()) == pytest.approx(float(output["loss_sum"].detach()), rel=1e-6)
     assert float(output["task_tokens"].sum()) == float(output["num_tokens"])
@@ -200,7 +201,7 @@ def test_a_batch_without_images_still_runs_the_vision_encoder_without_effect() -
     text, _ = random_examples(2, seed=5, with_images=False)
     calls = []
     model.vision_encoder.register_forward_hook(lambda *args: calls.append(1))
-    output = model(**collate(text, [], 32))
+    output = model(**collate(text, [], 32).inputs)
     output["loss_sum"].backward()
     assert len(calls) == 1
     for name, parameter in model.named_parameters():
@@ -213,13 +214,13 @@ def test_an_overflow_in_the_unused_image_does_not_reach_the_loss() -> None:
     with torch.no_grad():
         model.projector.linear.bias.fill_(float("inf"))
     text, _ = random_examples(1, seed=5, with_images=False)
-    assert math.isfinite(float(model(**collate(text, [], 32))["loss_sum"]))
+    assert math.isfinite(float(model(**collate(text, [], 32).inputs)["loss_sum"]))
 
 
 def test_placeholders_and_images_that_do_not_match_are_an_error() -> None:
     model = tiny_model(ALL_PARTS)
     (example,), images = random_examples(1, seed=6)
-    good = collate([example], images, 32)
+    good = collate([example], images, 32).inputs
     with pytest.raises(ValueError, match="4 image placeholders but 2 images of 4 tokens"):
         model(**good | {"pixel_values": good["pixel_values"].repeat(2, 1, 1, 1)})
     with pytest.raises(ValueError, match="4 image placeholders but 0 images of 4 tokens"):
@@ -250,12 +251,12 @@ def test_weights_are_a_function_of_seed_and_name_alone() -> None:
         assert torch.equal(parameter, with_lora[name]), name
 
 
-def test_the_contract_of_forward_is_the_collators() -> None:
+def test_forward_takes_the_keys_of_a_batch_and_returns_those_of_a_step_output() -> None:
     import inspect
 
-    assert tuple(inspect.signature(MiniGPTv2.forward).parameters)[1:] == BATCH_KEYS or set(
-        inspect.signature(MiniGPTv2.forward).parameters
-    ) == {"self", *BATCH_KEYS}
+    assert tuple(inspect.signature(MiniGPTv2.forward).parameters) == ("self", *BATCH_KEYS)
+    model = tiny_model(ALL_PARTS)
+    assert set(model(**collate([], [], 32).inputs)) == set(StepOutput.__annotations__)
 
 
 def test_attention_that_cannot_run_here_is_refused() -> None:
@@ -292,9 +293,7 @@ def test_forward_equals_the_published_code() -> None:
         key_value_heads=llama.get("num_key_value_heads"),
         norm_eps=llama["rms_norm_eps"],
     )
-    model = MiniGPTv2(
-        vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASK_NAMES), attention="packed_sdpa"
-    )
+    model = MiniGPTv2(vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASKS), attention="packed_sdpa")
     from minigptv2.model.build import add_lora
 
     lora = expected["lora"]
@@ -308,7 +307,7 @@ def test_forward_equals_the_published_code() -> None:
 
     tokenizer = load_tokenizer(REFERENCE / "llama")
     encoder = PromptEncoder(tokenizer, tokens_per_image=tokens.shape[1], max_tokens=2048)
-    from minigptv2.tasks import SpokenTurn
+    from minigptv2.tasks import RenderedTurn
 
     for case in expected["cases"]:
         many = case["kind"] == "batch"
@@ -321,12 +320,12 @@ def test_forward_equals_the_published_code() -> None:
         image_ids = case["image"] if many else [case["image"]] if "image" in case else []
         examples = []
         for turns in conversations:
-            spoken = [SpokenTurn("vqa", q.split("</Img> ")[-1].rstrip(" "), a) for q, a in turns]
-            example = encoder.encode_spoken(spoken, num_images=int(bool(image_ids)))
+            rendered = [RenderedTurn("vqa", q.split("</Img> ")[-1].rstrip(" "), a) for q, a in turns]
+            example = encoder.encode_rendered(rendered, num_images=int(bool(image_ids)))
             assert example is not None
             examples.append(example)
         blank = [torch.zeros(3, vision.image_size, vision.image_size, dtype=torch.uint8).numpy() for _ in image_ids]
-        batch = collate(examples, blank, vision.image_size)
+        batch = collate(examples, blank, vision.image_size).inputs
         batch["pixel_values"] = inputs["pixel_values"][image_ids] if image_ids else batch["pixel_values"]
         with torch.no_grad():
             output = model(**batch)

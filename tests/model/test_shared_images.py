@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from minigptv2.batch import IGNORE
 from minigptv2.data.collate import collate
 from minigptv2.errors import ConfigError
 from minigptv2.model.attention import PACKED, PackLayout, check_layout, packed_dense, packed_flex, packed_sdpa
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example, share_image
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, share_image
 from tests.model.tiny import ALL_PARTS, VOCABULARY, random_examples, tiny_model
 
 RUNS_HERE = ("packed_sdpa", "packed_dense")
@@ -35,7 +36,7 @@ def run(model: MiniGPTv2, packs: list[tuple[list[Example], Images]]) -> tuple[fl
     model.zero_grad()
     total = 0.0
     for examples, images in packs:
-        loss = model(**collate(examples, images, 32))["loss_sum"]
+        loss = model(**collate(examples, images, 32).inputs)["loss_sum"]
         loss.backward()
         total += float(loss.detach())
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -80,7 +81,7 @@ def test_another_pair_moves_a_pair_by_exactly_nothing(attention: str) -> None:
         norm: list[Tensor] = []
         handle = model.language_model.model.norm.register_forward_hook(lambda m, i, o, n=norm: n.append(o[0]))
         with torch.no_grad():
-            model(**collate([share_image([a, middle, c]), neighbour], [image, images[0]], 32))
+            model(**collate([share_image([a, middle, c]), neighbour], [image, images[0]], 32).inputs)
         handle.remove()
         seen.append(norm[0])
     start, end = len(a), len(a) + len(b) - 6

@@ -3,11 +3,12 @@
 import numpy as np
 import torch
 
+from minigptv2.batch import IGNORE
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
 ALL_PARTS = ["vision_encoder", "projector", "language_model"]
 VOCABULARY = 100

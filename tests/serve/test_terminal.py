@@ -21,7 +21,8 @@ from minigptv2.draw import PREDICTED_COLORS
 from minigptv2.errors import ConfigError
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import save_untrained
-from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
 from minigptv2.serve.terminal import Chat, picture_escapes, picture_mode, printable
 from tests.browser.world import PLACES, draw_picture, teacher
@@ -156,7 +157,7 @@ def export(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "minigptv2.cli", *words]
+    return [sys.executable, "-m", "minigptv2", *words]
 
 
 def test_the_chat_command_answers_lines_from_a_pipe(export: Path, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from random import Random
 import numpy as np
 from PIL import Image
 
+from minigptv2.batch import IGNORE
 from minigptv2.boxes import Box, parse_boxes
 from minigptv2.corpora.stats import describe_corpus, spread
 from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError
 from minigptv2.files import write_atomically
-from minigptv2.prompt import IGNORE, IMAGE_PLACEHOLDER, Example, PromptEncoder
+from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, PromptEncoder
 from minigptv2.record import Record
 from minigptv2.shards.image_files import open_image, square
 from minigptv2.shards.reader import CorpusReader

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minigptv2.data.collate import Batch, collate
+from minigptv2.batch import MicroBatch
+from minigptv2.data.collate import collate
 from minigptv2.data.config import DataConfig
 from minigptv2.data.packing import Cost, pack_step
 from minigptv2.data.plan import DataPlan, SampleId
@@ -29,7 +30,7 @@ class StepBatches:
 
     position: int
     """Position of the step's first sample in the plan."""
-    batches: list[Batch]
+    batches: list[MicroBatch]
     sample_ids: list[list[SampleId]]
     """The samples in each micro-batch, for error reports."""
     dropped: list[Dropped]
@@ -116,7 +117,7 @@ class StepDataset:
 
     def _batch(
         self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped], watch: Stopwatch
-    ) -> tuple[Batch, list[SampleId]]:
+    ) -> tuple[MicroBatch, list[SampleId]]:
         examples, ids = [], []
         images = torch.empty(
             (sum(example.num_images for _, example in pack), 3, self.image_size, self.image_size), dtype=torch.uint8

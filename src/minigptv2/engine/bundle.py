@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from minigptv2.batch import MicroBatch
 from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
@@ -25,12 +27,12 @@ BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class KeptMicroBatch:
     """One micro-batch of a kept step: its rank and number there, its tensors, the names of its samples."""
 
     rank: int
     number: int
-    batch: dict[str, Tensor]
+    inputs: dict[str, Tensor]
     samples: list[str]
 
 
@@ -39,7 +41,7 @@ class Bundle:
     """A kept step. `about`: step, reason, seed, world_size, loss, gradient_norm."""
 
     about: dict[str, Any]
-    micro_batches: list[MicroBatch]
+    micro_batches: list[KeptMicroBatch]
     weights: dict[str, Tensor]
     folder: Path
 
@@ -48,7 +50,7 @@ def keep_bundle(
     run: Path,
     trainer: Trainer,
     report: StepReport,
-    batches: list[dict[str, Tensor]],
+    batches: list[MicroBatch],
     samples: list[list[str]],
     keep: int,
 ) -> Path | None:
@@ -80,7 +82,7 @@ def _write(
     run: Path,
     trainer: Trainer,
     report: StepReport,
-    batches: list[dict[str, Tensor]],
+    batches: list[MicroBatch],
     samples: list[list[str]],
     weights: dict[str, Tensor],
 ) -> None:
@@ -90,7 +92,9 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     rank = distributed.rank()
     tensors = {
-        f"{number}/{key}": value.contiguous() for number, batch in enumerate(batches) for key, value in batch.items()
+        f"{number}/{key}": value.contiguous()
+        for number, batch in enumerate(batches)
+        for key, value in batch.inputs_on(torch.device("cpu")).items()
     }
     save_file(tensors, str(folder / f"rank{rank}.safetensors"))
     (folder / f"rank{rank}.json").write_text(redact(json.dumps({"samples": samples, "suspects": report.suspects})))
@@ -115,7 +119,7 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         about = json.loads((folder / BUNDLE_FILE).read_bytes())
         micro_batches = [
-            MicroBatch(rank, number, batch, samples)
+            KeptMicroBatch(rank, number, batch, samples)
             for rank in range(about["world_size"])
             for number, (batch, samples) in enumerate(_rank_batches(folder, rank))
         ]

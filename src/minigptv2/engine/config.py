@@ -9,6 +9,7 @@ from typing import Any
 
 from minigptv2.config import MISSING
 from minigptv2.errors import ConfigError
+from minigptv2.shipped import find
 
 RUN_OWNED = (
     "train_batch_size",
@@ -96,7 +97,7 @@ class TrainConfig:
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""
-    path = Path(file)
+    path = find(file)
     if not path.is_file():
         raise ConfigError(f"train.deepspeed={file}: no such file; the shipped ones are in deepspeed_configs/")
     try:

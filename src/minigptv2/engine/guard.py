@@ -18,15 +18,9 @@ import torch
 from torch import Tensor
 
 from minigptv2.engine.config import GuardConfig
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.errors import StepError
 
 NO_LABELS = "no token carries a label"
-
-
-class StepError(MiniGPTv2Error):
-    """Too many steps in a row that must not reach the weights, or weights that do not move as they should."""
-
-    exit_code = 5
 
 
 class StepGuard:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigptv2.batch import MicroBatch, StepOutput
 from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import MOMENTS
 from minigptv2.engine.config import TrainConfig
 from minigptv2.engine.guard import NO_LABELS, StepGuard, discarding, local_gradients, squared_norm
 from minigptv2.engine.optimizer import learning_rate
 from minigptv2.engine.zero import assign, elements_held, keep_no_inputs, shape_of, zero_stage
-from minigptv2.prompt import IGNORE
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scaler (fp16) remembers."""
@@ -91,7 +91,7 @@ class Trainer:
         """The module itself, sharded or not."""
         return self.engine.module
 
-    def train_step(self, batches: list[dict[str, Tensor]]) -> StepReport:
+    def train_step(self, batches: list[MicroBatch]) -> StepReport:
         """Forward and backward over this rank's micro-batches, then one update agreed by all ranks, or none.
 
         Every rank must bring the same number of micro-batches. A step that the guard discards changes no weight and no
@@ -99,7 +99,7 @@ class Trainer:
         """
         self.engine.train()
         torch.manual_seed(dropout_seed(self.seed, self.step, distributed.rank()))
-        supervised = sum(int((batch["labels"] != IGNORE).sum()) for batch in batches)
+        supervised = sum(batch.weight for batch in batches)
         total = int(distributed.sum_over_ranks(torch.tensor(supervised, dtype=torch.float64, device=self.device)))
         if total == 0:
             return self._discard(self._report(None, 0), NO_LABELS, [])
@@ -108,7 +108,7 @@ class Trainer:
         sums: list[Tensor] = []
         for number, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            output = self.engine(**{key: value.to(self.device, non_blocking=True) for key, value in batch.items()})
+            output = self.engine(**batch.inputs_on(self.device))
             self.engine.backward(output["loss_sum"] * scale, scale_wrt_gas=False)
             sums.append(_sums(output, batch))
         assert sums, "the data plan gives every rank at least one micro-batch"
@@ -127,11 +127,11 @@ class Trainer:
             report, gradient_norm=float(self.engine.get_global_grad_norm() if plain_norm is None else plain_norm)
         )
 
-    def rehearse(self, batch: dict[str, Tensor]) -> None:
+    def rehearse(self, batch: MicroBatch) -> None:
         """Run forward and backward over `batch` and forget it: nothing changes but the memory that was asked for."""
         self.engine.train()
         self.engine.set_gradient_accumulation_boundary(True)
-        output = self.engine(**{key: value.to(self.device) for key, value in batch.items()})
+        output = self.engine(**batch.inputs_on(self.device))
         self.engine.backward(output["loss_sum"] / max(1.0, float(output["num_tokens"])), scale_wrt_gas=False)
         if self.stage == 0:
             self.engine.zero_grad()
@@ -310,10 +310,9 @@ def _adamw(trainable: dict[str, nn.Parameter], config: TrainConfig) -> torch.opt
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=betas)
 
 
-def _sums(output: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+def _sums(output: StepOutput, batch: MicroBatch) -> Tensor:
     """float64 [3 + 2 tasks]: loss sum, tokens, images, loss by task, tokens by task of one micro-batch."""
-    tokens = int((batch["segment_ids"] > 0).sum()) if "segment_ids" in batch else batch["labels"].numel()
-    images = batch["pixel_values"].shape[0] if "pixel_values" in batch else 0
+    tokens, images = batch.counts["tokens"], batch.counts["images"]
     head = torch.stack(
         [output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()]
     )

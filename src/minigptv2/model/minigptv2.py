@@ -22,6 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from minigptv2.batch import IGNORE, StepOutput
 from minigptv2.model.attention import GENERATION, PackLayout, check_layout
 from minigptv2.model.backbones import (
     TOKENS_PER_GROUP,
@@ -29,7 +30,6 @@ from minigptv2.model.backbones import (
     VisionEncoderRow,
 )
 from minigptv2.model.head import chunk_head
-from minigptv2.prompt import IGNORE
 
 
 class Projector(nn.Module):
@@ -79,8 +79,8 @@ class MiniGPTv2(nn.Module):
         segment_ids: Tensor,
         pixel_values: Tensor,
         task_ids: Tensor,
-    ) -> dict[str, Tensor]:
-        """The batch contract of `data.collate` -> sums over the supervised tokens of the pack, in float32.
+    ) -> StepOutput:
+        """A `Batch` -> sums over the supervised tokens of the pack, in float32.
 
         `loss_sum` [] carries the gradient; `num_tokens` [] counts; `task_loss` and `task_tokens` [num_tasks] are the
         same by task, without gradient. Raises `ValueError` if placeholders and image tokens do not match.
@@ -88,12 +88,12 @@ class MiniGPTv2(nn.Module):
         losses, supervised = self.token_losses(self.embed(input_ids, pixel_values), labels, position_ids)
         tasks = torch.roll(task_ids[0], -1)[supervised]
         by_task = torch.zeros(self.num_tasks, device=losses.device)
-        return {
-            "loss_sum": losses.sum(),
-            "num_tokens": torch.tensor(len(losses), device=losses.device),
-            "task_loss": by_task.index_add(0, tasks, losses.detach()),
-            "task_tokens": by_task.index_add(0, tasks, torch.ones_like(losses)),
-        }
+        return StepOutput(
+            loss_sum=losses.sum(),
+            num_tokens=torch.tensor(len(losses), device=losses.device),
+            task_loss=by_task.index_add(0, tasks, losses.detach()),
+            task_tokens=by_task.index_add(0, tasks, torch.ones_like(losses)),
+        )
 
     def token_losses(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy float32 [T] of each supervised token of a pack, and the position [T] that predicts it.

@@ -38,6 +38,7 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
+from minigptv2.tasks import validate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -174,6 +175,7 @@ class _Scanner:
             record = record_of_caption(kind, data, lambda: size, "")
         else:
             record = from_json(data, "")
+            validate(record, "")
         if record.has_image != (size is not None):
             raise DataError("record and image disagree on whether there is an image")
         side = self.options.baked_side

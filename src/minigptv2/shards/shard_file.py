@@ -24,11 +24,12 @@ import numpy as np
 
 from minigptv2.errors import DataError
 from minigptv2.files import HashedFile, close_and_remove, sync_folder, write_atomically
-from minigptv2.record import Record, to_json, validate
+from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import EXTENSION_OF, bake, image_size
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
+from minigptv2.tasks import validate
 
 RECORD_EXTENSION = "json"
 BUILD_FOLDER = ".building"

@@ -85,7 +85,7 @@ def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> N
         tokens_per_image=row.tokens_per_image,
         global_batch_size=config.train.global_batch_size,
     )
-    tokens, images = pack["input_ids"].shape[1], pack["pixel_values"].shape[0]
+    tokens, images = pack.counts["tokens"], pack.counts["images"]
     what = f"the fullest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"
     try:
         trainer.rehearse(pack)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigptv2.engine.bundle import CONFIG_FILE, Bundle, MicroBatch, load_bundle
+from minigptv2.batch import IGNORE
+from minigptv2.engine.bundle import CONFIG_FILE, Bundle, KeptMicroBatch, load_bundle
 from minigptv2.engine.trainer import dropout_seed
 from minigptv2.model.bases import fill_weights, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.export import assign_plain, load_info, tokenizer_of
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical
-from minigptv2.prompt import IGNORE
 from minigptv2.run_config import load_run_config
 
 
@@ -30,7 +30,7 @@ from minigptv2.run_config import load_run_config
 class Replayed:
     """What one micro-batch did: loss per supervised token, gradient norm, the first module that went wrong."""
 
-    micro_batch: MicroBatch
+    micro_batch: KeptMicroBatch
     loss: float
     gradient_norm: float
     culprit: str | None
@@ -55,8 +55,8 @@ def replay(folder: Path, *, device: str = "cpu") -> int:
         print(f"rank {micro.rank} micro-batch {micro.number}: {figures}{where}")
         for name in micro.samples if one.bad else ():
             print(f"    {name}")
-    supervised = sum(_supervised(one.micro_batch.batch) for one in found)
-    total = sum(one.loss * _supervised(one.micro_batch.batch) for one in found) / max(1, supervised)
+    supervised = sum(_supervised(one.micro_batch.inputs) for one in found)
+    total = sum(one.loss * _supervised(one.micro_batch.inputs) for one in found) / max(1, supervised)
     print(f"the whole step: loss {total:.6g} over {supervised} supervised tokens; in the run {about['loss']:.6g}")
     return 5 if any(one.bad for one in found) else 0
 
@@ -74,18 +74,18 @@ def _build(bundle: Bundle) -> MiniGPTv2:
     return model
 
 
-def _run(model: nn.Module, micro: MicroBatch, about: dict[str, Any], device: str) -> Replayed:
+def _run(model: nn.Module, micro: KeptMicroBatch, about: dict[str, Any], device: str) -> Replayed:
     """Forward and backward of one micro-batch, with the dropout of the rank's first one."""
     torch.manual_seed(dropout_seed(about["seed"], about["step"], micro.rank))
     model.zero_grad()
     culprits: list[str] = []
     hooks = [module.register_forward_hook(_watcher(name, culprits)) for name, module in model.named_modules() if name]
-    output = model(**{key: value.to(device) for key, value in micro.batch.items()})
+    output = model(**{key: value.to(device) for key, value in micro.inputs.items()})
     for hook in hooks:
         hook.remove()
     output["loss_sum"].backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    scale = max(1, _supervised(micro.batch))
+    scale = max(1, _supervised(micro.inputs))
     norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
     return Replayed(micro, float(output["loss_sum"].detach()) / scale, norm, culprits[0] if culprits else None)
 

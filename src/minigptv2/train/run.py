@@ -22,7 +22,7 @@ from minigptv2.engine.saver import CheckpointSaver
 from minigptv2.engine.trainer import Trainer
 from minigptv2.engine.zero import full_value
 from minigptv2.errors import ConfigError
-from minigptv2.heldout.monitor import Looks
+from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import names_to_export
@@ -110,14 +110,14 @@ def _train(
         position = restore(trainer, start, config, log)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, encoder, position=position, step=start.step)
-        predictor = Predictor(model, tokenizer, in_step=trainer.stage == 3 and distributed.world_size() > 1)
+        predictor = Predictor(model, tokenizer, synced_ranks=trainer.stage == 3 and distributed.world_size() > 1)
         heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
         edge = Edge(_saver(run, config, log), stop, watch, attempts, start.identity, start.known)
         export = partial(_export, config=config, start=start, trainer=trainer, tokenizer=tokenizer, plan=plan, log=log)
-        looks = Looks(heldout, run, export, log, watch, start=start.step)
-        position = run_loop(config, trainer, steps, plan, log, looks, run, edge, limit, position)
+        evaluator = PeriodicEvaluator(heldout, run, export, log, watch, start=start.step)
+        position = run_loop(config, trainer, steps, plan, log, evaluator, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.at("exporting")
         return export(run / "export")

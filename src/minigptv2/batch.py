@@ -1,0 +1,67 @@
+"""Defines the contract between data and model: the tensors of a batch, a micro-batch, and the output of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+IGNORE = -100
+"""The label of a token that is not supervised."""
+
+
+class Batch(TypedDict):
+    """The tensors of one pack of L tokens and N images: the keyword arguments of the model's `forward`."""
+
+    input_ids: Tensor
+    """int64 [1, L]: packed tokens; each image is a run of placeholders."""
+    labels: Tensor
+    """int64 [1, L]: `IGNORE` except on answers; not shifted."""
+    position_ids: Tensor
+    """int64 [1, L]: restarts at 0 in every packed sample."""
+    segment_ids: Tensor
+    """int64 [1, L]: number of the packed sample, from 1; 0 is padding."""
+    pixel_values: Tensor
+    """uint8 or float [N, 3, H, W]: the images, in the order of their runs."""
+    task_ids: Tensor
+    """int64 [1, L]: index in the task registry, for the loss by task."""
+
+
+BATCH_KEYS = tuple(Batch.__annotations__)
+"""The keys of `Batch`, in order."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs forward and backward at once.
+
+    The engine passes `inputs` to the model unread. `weight` is what the loss sum is divided by: the number of
+    supervised tokens. `counts` holds "tokens" and "images", for the log.
+    """
+
+    inputs: Batch
+    weight: int
+    counts: dict[str, int]
+
+    def inputs_on(self, target: device) -> dict[str, Tensor]:
+        """The inputs, copied to `target` where they are not there yet."""
+        tensors = cast("dict[str, Tensor]", self.inputs)
+        return {key: value.to(target, non_blocking=True) for key, value in tensors.items()}
+
+
+class StepOutput(TypedDict):
+    """What the model returns for a batch: sums over supervised tokens, not means.
+
+    A plain dict at run time: the hooks of ZeRO-3 look into tuples, lists and dicts, not into dataclasses.
+    """
+
+    loss_sum: Tensor
+    """float32 []: the sum of the losses, with its gradient."""
+    num_tokens: Tensor
+    """int64 []: the number of supervised tokens."""
+    task_loss: Tensor
+    """float32 [tasks]: the sum of the losses by task, without gradient."""
+    task_tokens: Tensor
+    """float32 [tasks]: the number of supervised tokens by task."""
