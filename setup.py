@@ -1,10 +1,29 @@
-"""The package. Versions are ranges here; `constraints.txt` pins the set that is tested."""
+"""Defines the package. Versions are ranges here. `constraints.txt` pins the set that is tested."""
 
+import shutil
+from ast import literal_eval
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 VERSION = Path("src/minigptv2/__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
+SHIPPED = literal_eval(Path("src/minigptv2/shipped.py").read_text().split("FOLDERS = ")[1].split("\n")[0])
+
+
+class BuildWithShippedFiles(build_py):
+    """Copies the folders of `minigptv2/shipped.py` into the wheel. An editable install reads them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in SHIPPED:
+            target = Path(self.build_lib, "minigptv2", "shipped_files", folder)
+            if target.exists():  # an earlier build in the same folder
+                shutil.rmtree(target)
+            shutil.copytree(folder, target)
+
 
 setup(
     name="minigptv2",
@@ -14,6 +33,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    cmdclass={"build_py": BuildWithShippedFiles},
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
@@ -40,6 +60,7 @@ setup(
         "pillow>=12.0",
         "simplejpeg>=1.9",
         "tqdm>=4.66",
+        "shtab>=1.7",
         "ninja>=1.11",
     ],
     extras_require={

@@ -2,10 +2,7 @@
 
 import sys
 
-from minigptv2.cluster.signals import listen
+from minigptv2.cli.train import main
 
 if __name__ == "__main__":
-    listen()  # before the seconds of imports: a signal that comes while loading is kept for the first step's edge
-    from minigptv2.train import main
-
     sys.exit(main())

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.cli import build_parser
 from minigptv2.cli import main as run_command
+from minigptv2.cli import parse
 from minigptv2.evaluate.benchmarks import BENCHMARKS
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.tokenizer import load_tokenizer
@@ -171,7 +171,7 @@ def _is_complete(command: Command) -> bool:
         return False
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try:
-            build_parser().parse_args(command.words[1:])
+            parse(command.words[1:])
         except SystemExit:
             return False
     return len(command.words) > 2

@@ -135,7 +135,7 @@ def start(
 def start_training(*words: str, log: Path, environment: dict[str, str], rank: int = 0) -> PreloadedProcess:
     """`launch/train.py` with `words`, as a launcher would start it with `environment`."""
     argv = ("launch/train.py", *words)
-    return start("minigptv2.train:main", log=log, environment=environment, number=rank, argv=argv)
+    return start("minigptv2.cli.train:main", log=log, environment=environment, number=rank, argv=argv)
 
 
 def _load() -> None:
@@ -146,7 +146,7 @@ def _load() -> None:
     from torch.utils import tensorboard  # noqa: F401
     from transformers import Blip2VisionModel, Dinov2Model, LlamaForCausalLM  # noqa: F401
 
-    import minigptv2.cli
+    import minigptv2.cli.train
     import minigptv2.train  # noqa: F401
 
     torch.set_num_threads(1)

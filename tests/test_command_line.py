@@ -1,19 +1,27 @@
-"""Numbers on the command line: every command refuses those that make no sense, before it does anything."""
+"""Checks the command line: which files it imports, what it accepts and refuses, old spellings and completion."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from minigptv2.cli import build_parser
-from minigptv2.cli.arguments import at_least, not_negative, positive
+from minigptv2 import __version__
+from minigptv2.cli import COMMANDS, build_parser, main, parse
+from minigptv2.cli.arguments import at_least, names, not_negative, positive
+from minigptv2.errors import ConfigError
+from tests.conftest import REPOSITORY
 
-ANY_NUMBER = ("--seed", "--code", "--port")
+ANY_NUMBER = ("--seed", "--code", "--port", "--local_rank")
 """A seed may be negative; the codes are the launcher's; serving checks its port itself."""
-NO_COUNTS = (None, float, positive, not_negative, Path)
+NO_COUNTS = (None, float, positive, not_negative, names, Path)
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -48,13 +56,128 @@ def test_a_number_below_the_least_is_named(least: int, text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "fast", ""])
 def test_a_measure_is_finite_and_above_nothing(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a number (above 0|from 0 on)"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a number above 0"):
         positive(text)
     assert positive("0.5") == 0.5 and not_negative("0") == 0
 
 
 def test_zero_where_it_means_something_is_taken() -> None:
     """Nobody waits: the next request is refused at once. Text alone: a sample has no image."""
-    words = build_parser().parse_args(["serve", "--model", "m", "--max-waiting", "0"])
+    words = parse(["serve", "--model", "m", "--max-waiting", "0"])
     assert words.max_waiting == 0
-    assert build_parser().parse_args(["plan", "--config", "c", "--images", "0"]).images == 0
+    assert parse(["plan", "--config", "c", "--images", "0"]).images == 0
+
+
+def test_every_command_has_a_file_of_its_name_and_every_file_a_command() -> None:
+    folder = REPOSITORY / "src" / "minigptv2" / "cli"
+    shared = {"__init__", "__main__", "arguments"}
+    assert {file.stem for file in folder.glob("*.py")} - shared == {command.name for command in COMMANDS}
+
+
+def test_the_help_imports_no_command_and_a_command_only_its_own_file() -> None:
+    code = (
+        "import sys; from minigptv2.cli import parse\n"
+        "try: parse({words})\n"
+        "except SystemExit: print(*sorted(set(sys.modules)))"
+    )
+
+    def imported(*words: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(words=words)], capture_output=True, text=True, check=True
+        )
+        return set(done.stdout.splitlines()[-1].split())
+
+    files = {f"minigptv2.cli.{command.name}" for command in COMMANDS}
+    heavy = {"torch", "transformers", "deepspeed", "omegaconf", "numpy", "PIL"}
+    assert not imported("--help") & (files | heavy)
+    for command in COMMANDS:
+        modules = imported(command.name, "--help")
+        assert modules & files <= {f"minigptv2.cli.{command.name}", "minigptv2.cli.ask"} and not modules & heavy
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["shards", "bild"], "unknown command 'bild'; did you mean 'build'?"),
+        (["xyzzy"], "unknown command 'xyzzy'\n"),
+        (["plan", "--confg", "c"], "--config"),
+        (["plan", "--config", "c", "--gpu-per-node", "8"], "'--gpu-per-node'; did you mean '--gpus-per-node'?"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_mistyped_word_is_corrected(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_options_and_words_come_in_any_order() -> None:
+    orders = (
+        ["plan", "a=1", "--config", "c", "b=2", "--gpus", "4"],
+        ["plan", "--gpus", "4", "--config", "c", "a=1", "b=2"],
+    )
+    for words in orders:
+        args = parse(words)
+        assert (args.config, args.gpus, args.overrides) == ("c", 4, ["a=1", "b=2"])
+    assert parse(["plan", "--config", "c"]).overrides == []
+    assert parse(["chat", "--model", "m"]).image is None
+    assert parse(["chat", "--model", "m", "photo.jpg", "--beams", "2"]).image == "photo.jpg"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["shards", "build", "x", "--output", "o", "--size", "7"], {"samples_per_shard": 7}),
+        (["shards", "build", "x", "--output", "o", "--size=7"], {"samples_per_shard": 7}),
+        (["shards", "build", "x", "--output", "o", "--skip-bad"], {"skip_faults": True}),
+        (["shards", "stats", "x", "--shards"], {"per_shard": True}),
+        (["serve", "--model", "m", "--max-batch", "3"], {"max_batch_size": 3}),
+        (["evaluate", "--benchmark", "a,b"], {"benchmark": ["a", "b"]}),
+    ],
+)
+def test_an_old_spelling_is_still_taken(old: list[str], new: dict[str, object]) -> None:
+    args = vars(parse(old))
+    assert {key: args[key] for key in new} == new
+
+
+def test_names_are_repeated_or_joined_by_commas() -> None:
+    words = ["evaluate", "--benchmark", "a", "--benchmark", "b,c", "--corpus", "x", "--corpus", "y"]
+    assert parse(words).benchmark == ["a", "b", "c"] and parse(words).corpus == ["x", "y"]
+    assert parse(["evaluate"]).benchmark == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_script_knows_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(command.name in script for command in COMMANDS) and "--gpus-per-node" in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+def test_the_package_is_a_program() -> None:
+    for module in ("minigptv2", "minigptv2.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == __version__
+
+
+def test_processes_start_torchrun_in_place_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def execv(program: str, words: list[str]) -> NoReturn:
+        assert program == words[0] == sys.executable
+        raise SystemExit(" ".join(words[1:]))
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as started:
+        main(["train", "a=1", "--config", "c.yaml", "--processes", "2", "--fresh"])
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    assert started.value.code == f"{launcher} -m minigptv2 train --config c.yaml --fresh a=1"
+
+
+def test_a_rank_of_a_launcher_starts_no_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", "--config", "c.yaml", "--processes", "2"]) == ConfigError.exit_code
+    assert "leave --processes out" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from minigptv2.batch import IGNORE
 from minigptv2.corpora.sources import toy
 from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder, PromptStyle
 from minigptv2.record import Record, Turn
-from minigptv2.tasks import TASK_IDS, SpokenTurn
+from minigptv2.tasks import RenderedTurn, task_id
 from minigptv2.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REFERENCE
 
@@ -38,7 +38,7 @@ def text_of(ids: np.ndarray) -> str:
 
 
 def test_one_turn_with_an_image() -> None:
-    example = encoder().encode_spoken([SpokenTurn("vqa", "[vqa] what?", "red")], num_images=1)
+    example = encoder().encode_rendered([RenderedTurn("vqa", "[vqa] what?", "red")], num_images=1)
     assert example is not None
     assert text_of(example.input_ids) == "<s>_[INST] <Img>@@@_</Img> [vqa] what?  [/INST]_red</s>"
     assert text_of(example.labels[example.labels != IGNORE]) == "_red</s>"
@@ -46,19 +46,19 @@ def test_one_turn_with_an_image() -> None:
 
 
 def test_every_answer_of_a_conversation_is_supervised_and_no_question() -> None:
-    turns = [SpokenTurn("conversation", "what?", "a dog"), SpokenTurn("refer", "[refer] it", "{<1><2><3><4>}")]
-    example = encoder().encode_spoken(turns, num_images=1)
+    turns = [RenderedTurn("conversation", "what?", "a dog"), RenderedTurn("refer", "[refer] it", "{<1><2><3><4>}")]
+    example = encoder().encode_rendered(turns, num_images=1)
     assert example is not None
     assert text_of(example.input_ids) == (
         "<s>_[INST] <Img>@@@_</Img> what?  [/INST]_a dog</s><s>_[INST] [refer] it  [/INST]_{<1><2><3><4>}</s>"
     )
     assert text_of(example.labels[example.labels != IGNORE]) == "_a dog</s>_{<1><2><3><4>}</s>"
     tasks = example.task_ids[example.labels != IGNORE]
-    assert set(tasks[:7]) == {TASK_IDS["conversation"]} and set(tasks[7:]) == {TASK_IDS["refer"]}
+    assert set(tasks[:7]) == {task_id("conversation")} and set(tasks[7:]) == {task_id("refer")}
 
 
 def test_single_turn_text_has_one_space_and_no_image_part() -> None:
-    example = encoder().encode_spoken([SpokenTurn("language", "Say a.", "a")], num_images=0)
+    example = encoder().encode_rendered([RenderedTurn("language", "Say a.", "a")], num_images=0)
     assert example is not None and text_of(example.input_ids) == "<s>_[INST] Say a. [/INST]_a</s>"
 
 
@@ -70,19 +70,19 @@ def test_published_inference_has_two_marks_and_one_space() -> None:
 
 
 def test_inference_asks_exactly_as_training_did() -> None:
-    turns = [SpokenTurn("conversation", "what?", "a dog"), SpokenTurn("conversation", "where?", "here")]
-    example = encoder().encode_spoken(turns, num_images=1)
+    turns = [RenderedTurn("conversation", "what?", "a dog"), RenderedTurn("conversation", "where?", "here")]
+    example = encoder().encode_rendered(turns, num_images=1)
     asked = encoder().encode_question("where?", num_images=1, history=(("what?", "a dog"),))
     assert example is not None and (example.input_ids[: len(asked)] == asked).all()
 
 
 def test_turns_that_do_not_fit_are_left_out_whole() -> None:
-    turns = [SpokenTurn("conversation", "a?", "b"), SpokenTurn("conversation", "c?", "d" * 50)]
-    whole = encoder().encode_spoken(turns[:1], num_images=1)
+    turns = [RenderedTurn("conversation", "a?", "b"), RenderedTurn("conversation", "c?", "d" * 50)]
+    whole = encoder().encode_rendered(turns[:1], num_images=1)
     assert whole is not None
-    cut = encoder(max_tokens=len(whole) + 20).encode_spoken(turns, num_images=1)
+    cut = encoder(max_tokens=len(whole) + 20).encode_rendered(turns, num_images=1)
     assert cut is not None and cut.input_ids.tolist() == whole.input_ids.tolist()
-    assert encoder(max_tokens=len(whole) - 1).encode_spoken(turns, num_images=1) is None
+    assert encoder(max_tokens=len(whole) - 1).encode_rendered(turns, num_images=1) is None
 
 
 def test_of_separate_turns_each_visit_trains_one() -> None:
@@ -142,10 +142,10 @@ def test_sequences_equal_the_published_codes() -> None:
         questions = case.get("questions") or [case["instruction"]]
         answers = case.get("answers") or [case["answer"]]
         turns = [
-            SpokenTurn("conversation", question.split("</Img> ")[-1].rstrip(" "), answer)
+            RenderedTurn("conversation", question.split("</Img> ")[-1].rstrip(" "), answer)
             for question, answer in zip(questions, answers, strict=True)
         ]
-        example = prompt.encode_spoken(turns, num_images=int(case["kind"] != "text_only"))
+        example = prompt.encode_rendered(turns, num_images=int(case["kind"] != "text_only"))
         (sample,) = case["samples"]
         assert example is not None and len(example) == sample["length"]
         assert example.labels[example.labels != IGNORE].tolist() == sample["target_ids"]

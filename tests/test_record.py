@@ -7,7 +7,8 @@ import pytest
 from minigptv2.boxes import Box
 from minigptv2.corpora.sources import photographs, toy
 from minigptv2.errors import DataError
-from minigptv2.record import Record, Region, Turn, from_json, to_json, validate
+from minigptv2.record import Record, Region, Turn, from_json, to_json
+from minigptv2.tasks import validate
 
 REGION = Region((Box(1, 2, 30, 40),), ("the dog",))
 GOOD = Record((Turn("refer", regions=(REGION,)),), 64, 48, {"corpus": "test"})

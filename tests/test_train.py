@@ -22,6 +22,7 @@ from minigptv2.model.export import load_export, load_info
 from minigptv2.shards.dropped import DropReport, read_report
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tracking.log import read_metrics
+from tests import preloaded
 from tests.conftest import REPOSITORY, World
 from tests.preloaded import PreloadedProcess
 from tests.ranks import start_ranks
@@ -154,12 +155,23 @@ def test_kill_and_the_same_command_end_in_the_same_weights(config: Path, unbroke
 
 
 def test_one_process_without_a_launcher_trains_the_same(config: Path, unbroken: Path) -> None:
-    folder = config.parent / "alone"
+    """`launch/train.py` and `minigptv2 train` write equal metrics, which are those of two ranks but for rounding."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    command = [sys.executable, "launch/train.py", "--config", str(config), f"run_dir={folder}"]
-    subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
-    ours, theirs = ([row["loss"] for row in read_metrics(run_)] for run_ in (folder, unbroken))
-    assert ours == pytest.approx(theirs, abs=1e-5)
+    script, command = config.parent / "alone", config.parent / "alone-by-command"
+    words = [sys.executable, "launch/train.py", "--config", str(config), f"run_dir={script}"]
+    subprocess.run(words, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    argv = ("minigptv2", "train", f"run_dir={command}", "--config", str(config))
+    log = config.parent / "command.log"
+    assert preloaded.start("minigptv2.cli:main", log=log, environment=environment, argv=argv).wait(240) == 0
+    by_script, by_command = ([_without_times(row) for row in read_metrics(folder)] for folder in (script, command))
+    assert by_command == by_script and {"step", "loss", "learning_rate", "gradient_norm"} <= by_script[0].keys()
+    of_two_ranks = [row["loss"] for row in read_metrics(unbroken)]
+    assert [row["loss"] for row in by_script] == pytest.approx(of_two_ranks, abs=1e-5)
+
+
+def _without_times(row: dict[str, object]) -> dict[str, object]:
+    times = ("time", "throughput", "data_seconds", "memory_mib", "limit")
+    return {name: value for name, value in row.items() if name not in times}
 
 
 def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: Path, unbroken: Path) -> None:
@@ -226,7 +238,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
 def test_impossible_configs_end_before_anything_is_loaded(
     config: Path, words: list[str], code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from minigptv2.train import main
+    from minigptv2.cli.train import main
 
     assert main(["--config", str(config), *words]) == code
     printed = capfd.readouterr()

@@ -17,7 +17,7 @@ import torch
 from benchmarks.results import report, spread
 from minigptv2.corpora.sources import toy
 from minigptv2.corpora.token_texts import spoken_texts
-from minigptv2.evaluate.benchmarks import Benchmark, held_out
+from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
@@ -99,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         export, corpus = build(root, args.pictures)
-        predictor, row = load_predictor(export), held_out("toy", "vqa")
+        predictor, row = load_predictor(export), heldout_spec("toy", "vqa")
         questions = args.pictures * QUESTIONS_PER_PICTURE
         seconds: dict[str, list[float]] = {"stock generate, one by one": [], "minigptv2 evaluate": []}
         same = []

@@ -77,7 +77,7 @@ def served(model: Path) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "minigptv2.cli",
+        "minigptv2",
         "serve",
         "--model",
         str(model),
@@ -86,7 +86,7 @@ def served(model: Path) -> Iterator[str]:
         "--api-only",
         "--name",
         "model",
-        "--max-batch",
+        "--max-batch-size",
         str(CLIENTS),
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ worker=           # process id of the launcher in the background
 
 say() { echo "$(date '+%F %T') ${SLURM_JOB_NAME:-job} ${SLURM_JOB_ID:-}.${SLURM_RESTART_COUNT:-0}: $*"; }
 
-minigptv2() { "$python" -m minigptv2.cli "$@"; }
+minigptv2() { "$python" -m minigptv2 "$@"; }
 
 # The environment of every rank, said in full: a job submitted with --export=NONE runs the same.
 prepare_environment() {
@@ -134,7 +134,7 @@ run_doctor() {
     local logs=${MINIGPTV2_LOGS:-runs/doctor}/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     mkdir -p "$logs"
     prepare_environment
-    start_ranks "$logs" -m minigptv2.cli doctor --nodes "$@"
+    start_ranks "$logs" -m minigptv2 doctor --nodes "$@"
     wait_for_ranks
     cat "$logs/launcher.log" "$logs"/rank-*.log "$logs"/node-*.log 2>/dev/null
     exit "$code"

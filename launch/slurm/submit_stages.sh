@@ -22,7 +22,7 @@ else
 fi
 
 for config in "${configs[@]}"; do # what cannot work is better said now than after hours in a queue
-    problem=$("$python" -m minigptv2.cli config "$config" "$@" --world-size "$((nodes * ranks))" 2>&1) ||
+    problem=$("$python" -m minigptv2 config "$config" "$@" --world-size "$((nodes * ranks))" 2>&1) ||
         { tail -n 1 <<<"$problem" >&2; exit 2; }
 done
 

@@ -38,6 +38,11 @@ class Box:
         """Area in square pixels."""
         return max(0.0, self.x2 - self.x1) * max(0.0, self.y2 - self.y1)
 
+    @property
+    def is_upright(self) -> bool:
+        """Whether the box is neither inverted nor empty."""
+        return self.x1 < self.x2 and self.y1 < self.y2
+
     def problem(self, width: int, height: int) -> str | None:
         """Why this box cannot be a box of a `width` x `height` image, or None if it can."""
         values = (self.x1, self.y1, self.x2, self.y2)

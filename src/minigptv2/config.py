@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.secrets import looks_secret
+from minigptv2.shipped import find
 
 __all__ = ["MISSING", "Loaded", "load_config", "flat_values", "render_value", "render_yaml", "save_yaml"]
 
@@ -86,7 +87,7 @@ def render_value(value: Any) -> str:
 def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
     layers: list[tuple[str, DictConfig]] = []
     seen: list[Path] = []
-    current: Path | None = file
+    current: Path | None = find(file)
     while current is not None:
         if current.resolve() in seen or len(seen) >= _MAX_EXTENDS:
             raise ConfigError(f"{file}: the extends: chain loops or is deeper than {_MAX_EXTENDS} at {current}")

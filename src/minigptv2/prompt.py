@@ -15,8 +15,8 @@ from random import Random
 import numpy as np
 
 from minigptv2.batch import IGNORE
-from minigptv2.record import CHAT, LANGUAGE, Record
-from minigptv2.tasks import TASK_IDS, SpokenTurn, speak
+from minigptv2.record import Record
+from minigptv2.tasks import RenderedTurn, render_turn, task_id
 from minigptv2.tokenizer import Tokenizer
 
 IMAGE_PLACEHOLDER = -1
@@ -102,7 +102,7 @@ class _Writer:
         self.labels: list[int] = []
         self.tasks: list[int] = []
 
-    def add(self, ids: tuple[int, ...] | list[int], task: int, supervised: bool = False) -> None:
+    def add(self, ids: tuple[int, ...] | list[int], task: int = 0, *, supervised: bool = False) -> None:
         self.ids.extend(ids)
         self.labels.extend(ids if supervised else (IGNORE,) * len(ids))
         self.tasks.extend((task,) * len(ids))
@@ -123,7 +123,7 @@ class PromptEncoder:
         self.tokens_per_image = tokens_per_image
         self.max_tokens = max_tokens
 
-    def encode(self, record: Record, draw: Random | None = None) -> Example | None:
+    def encode(self, record: Record, random: Random | None = None) -> Example | None:
         """The record as a training example, or None if not even its first turn fits `max_tokens`.
 
         Of a record of separate turns one is drawn, the first without `draw`. Trailing turns that do not fit are left
@@ -131,16 +131,16 @@ class PromptEncoder:
         """
         turns = record.turns
         if record.separate and len(turns) > 1:
-            turns = (turns[draw.randrange(len(turns)) if draw else 0],)
-        spoken = [speak(turn, record.width or 0, record.height or 0, draw) for turn in turns]
-        return self.encode_spoken(spoken, num_images=int(record.has_image))
+            turns = (turns[random.randrange(len(turns)) if random else 0],)
+        rendered = [render_turn(turn, record.width or 0, record.height or 0, random) for turn in turns]
+        return self.encode_rendered(rendered, num_images=int(record.has_image))
 
-    def encode_spoken(self, turns: list[SpokenTurn], *, num_images: int) -> Example | None:
+    def encode_rendered(self, turns: list[RenderedTurn], *, num_images: int) -> Example | None:
         """As `encode`, for turns already put into words. Images, if any, stand in the first turn."""
         writer = _Writer()
         complete = kept = 0
         for number, turn in enumerate(turns):
-            task = TASK_IDS[turn.task]
+            task = task_id(turn.task)
             images = num_images if number == 0 else 0
             for part in self._question_parts(turn.question, images, spaced=num_images > 0 or len(turns) > 1):
                 writer.add(part, task)
@@ -163,17 +163,16 @@ class PromptEncoder:
         style: PromptStyle = PromptStyle.TRAINED,
     ) -> np.ndarray:
         """Token ids int64 [L] that prompt an answer to `question` after `history` of (question, answer) pairs."""
-        task = TASK_IDS[CHAT if num_images else LANGUAGE]
         published = style is PromptStyle.PUBLISHED
         spaced = (num_images > 0 or bool(history)) and not published
         writer = _Writer()
         if published:
-            writer.add([self.tokenizer.bos_id], task)
+            writer.add([self.tokenizer.bos_id])
         for number, (asked, answered) in enumerate((*history, (question, None))):
             for part in self._question_parts(asked or "", num_images if number == 0 else 0, spaced=spaced):
-                writer.add(part, task)
+                writer.add(part)
             if answered is not None:
-                writer.add([*self.tokenizer.encode(answered), self.tokenizer.eos_id], task)
+                writer.add([*self.tokenizer.encode(answered), self.tokenizer.eos_id])
         return np.array(writer.ids, dtype=np.int64)
 
     def _question_parts(self, question: str, num_images: int, *, spaced: bool) -> list[tuple[int, ...]]:
@@ -189,7 +188,7 @@ class PromptEncoder:
         return parts
 
 
-def prompt_texts(turns: list[SpokenTurn], *, has_image: bool) -> list[str]:
+def prompt_texts(turns: list[RenderedTurn], *, has_image: bool) -> list[str]:
     """The strings of a conversation that are tokenised, in order: what a tokenizer is trained on."""
     texts = []
     spaced = " " if has_image or len(turns) > 1 else ""

@@ -14,6 +14,7 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.model.backbones import tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
+from minigptv2.shipped import find
 
 
 @dataclass
@@ -62,7 +63,7 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
             f"data.max_tokens={config.data.max_tokens} is over data.max_pack_tokens={config.data.max_pack_tokens}: "
             "the longest sample must fit a pack"
         )
-    if not Path(config.data.recipe).is_file():
+    if not find(config.data.recipe).is_file():
         raise ConfigError(f"data.recipe={config.data.recipe}: no such file; the shipped ones are in data_recipes/")
 
 

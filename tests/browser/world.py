@@ -41,7 +41,7 @@ def find(image: Image.Image, color: str) -> Box | None:
 
 def teacher(request: Request) -> str:
     """The right answer, by the pixels of the picture and the turns before."""
-    question, task = request.question, task_of(request.question)
+    question, task = request.question, task_of(request.question).name
     if not request.images:
         return "I see no picture."
     image = request.images[0]

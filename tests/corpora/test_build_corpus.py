@@ -50,7 +50,7 @@ def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.
         assert f"dropped 1: {reason}" in told
     assert "warning: a complete download has 9,009 questions, this one 7" in told
     page = tmp_path / "out/preview.html"
-    assert f"look at {page}: 2 samples as the model sees them; lengths in characters" in told
+    assert f"preview {page}: 2 samples as the model sees them; lengths in characters" in told
     shown = page.read_text()
     assert "[vqa]" in shown and shown.count("data:image/jpeg;base64,") == 2
     assert verify_corpus(tmp_path / "out", decode=True) == []
@@ -114,13 +114,13 @@ def test_all_builds_what_it_finds_once_and_names_the_rest(tmp_path: Path, capsys
     assert "not built: gqa: there is no" in told
     assert sorted(folder.name for folder in (tmp_path / "shards").iterdir()) == ["ok_vqa", "vqav2"]
     assert cli(words) == 0
-    assert capsys.readouterr().out.count("is built already") == 2
+    assert capsys.readouterr().out.count("already built") == 2
     manifest = tmp_path / "shards/vqav2/manifest.json"
     whole = manifest.read_bytes()
     manifest.write_bytes(whole[:-5])
     assert cli(words) == 0
     told = capsys.readouterr().out
-    assert "damaged or of an older format: built anew" in told and told.count("is built already") == 1
+    assert "damaged or has an older format: building it again" in told and told.count("already built") == 1
     assert manifest.read_bytes() == whole
 
 
@@ -153,7 +153,9 @@ def test_a_split_is_not_written_over_another(tmp_path: Path, capsys: pytest.Capt
     assert load_manifest(output).fingerprint == before and load_manifest(output).split == "train"
 
 
-@pytest.mark.parametrize("words", [["--workers", "-1"], ["--size", "0"], ["--limit", "-3"], ["--bake", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--workers", "-1"], ["--samples-per-shard", "0"], ["--limit", "-3"], ["--bake", "x"]]
+)
 def test_numbers_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli(["shards", "build", "vqav2", "--output", "nowhere", *words])

@@ -90,7 +90,7 @@ def test_text_that_is_not_utf8_is_a_mistake_of_its_line(
     assert cli(words) == 3
     told = capsys.readouterr().err
     assert "line 3" in told and "not UTF-8" in told and UNREAD in told and "line 2" not in told
-    assert cli([*words, "--skip-bad"]) == (3 if name == "my.json" else 0), "of one document no line is left out"
+    assert cli([*words, "--skip-faults"]) == (3 if name == "my.json" else 0), "of one document no line is left out"
     for encoding in ("utf-8", "utf-8-sig"):
         put(tmp_path / name, CAFE[name].encode(encoding))
         assert built(tmp_path, name)[-1].turns[0].answers == ("café",)
@@ -133,7 +133,7 @@ def test_a_row_of_a_csv_is_called_by_the_line_on_which_it_begins(
         "line 11: not CSV (up to line 12): unexpected end",
     ):
         assert f"  {mistake}" in told
-    assert cli([*words, "--skip-bad"]) == 0
+    assert cli([*words, "--skip-faults"]) == 0
     (record,) = [CorpusReader(tmp_path / "out").record(0)]
     assert record.turns[0].answers == ('One\r\ntwo "three"',)
 
@@ -175,7 +175,7 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
     told = capsys.readouterr().err
     assert "2 of 5 entries cannot be used" in told
     assert "  annotation 2 (image 9): its image_id is not listed" in told and "annotation 3 (image 8): " in told
-    assert cli([*words, "--skip-bad"]) == 0
+    assert cli([*words, "--skip-faults"]) == 0
     told = capsys.readouterr().out
     assert "read 5 entries" in told and "kept 1 samples" in told
     assert "dropped 2: its image_id is not listed" in told and "dropped 2: picture without boxes" in told
@@ -234,7 +234,7 @@ def test_each_mistake_of_a_coco_file_is_told_by_the_entry(
     assert cli(words) == 3
     told = capsys.readouterr().err
     assert "1 of 2 entries cannot be used" in told and advice in told
-    assert cli([*words, "--skip-bad"]) == 0
+    assert cli([*words, "--skip-faults"]) == 0
     assert len(CorpusReader(tmp_path / "out")) == 1
 
 
@@ -358,7 +358,7 @@ def test_each_mistake_is_told_by_line_with_what_to_change(
     told = capsys.readouterr().err
     assert "1 of 2 entries cannot be used" in told and "  line 3: " in told and advice in told
     assert not (tmp_path / "out/manifest.json").exists()
-    words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-bad", *HERE]
+    words = ["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), "--skip-faults", *HERE]
     assert cli(words) == 0
     assert len(CorpusReader(tmp_path / "out")) == 1 and "dropped 1: " in capsys.readouterr().out
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from minigptv2.boxes import GRID, Box, parse_boxes, render_box
 from minigptv2.corpora.draft import Draft, finish
-from minigptv2.record import CHAT, LANGUAGE, Record, Region, Turn, from_json, to_json
+from minigptv2.record import Record, Region, Turn, from_json, to_json
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
-from minigptv2.tasks import TASKS, speak
+from minigptv2.tasks import TASKS, render_turn, validate
 from tests.corpora.miniatures import HEIGHT, WIDTH, jpeg
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30)
@@ -34,15 +34,16 @@ def turns(draw: st.DrawFn, task: str) -> Turn:
     """A valid turn of a task."""
     source = draw(st.dictionaries(words, texts, max_size=2))
     answers = tuple(draw(st.lists(words, min_size=1, max_size=3)))
-    if task in ("vqa", CHAT, LANGUAGE):
+    shape = TASKS[task].shape
+    if shape.question:
         return Turn(task, draw(words), answers, choices=tuple(draw(st.lists(texts, max_size=3))), source=source)
-    if task == "caption":
+    if shape.regions == "none":
         return Turn(task, answers=answers, source=source)
     phrases = tuple(draw(st.lists(words, min_size=1, max_size=3)))
-    if task in ("refer", "identify"):
+    if shape.regions == "one":
         return Turn(task, regions=(Region((draw(boxes()),), phrases),), source=source)
     several = st.lists(boxes(), min_size=1, max_size=3).map(tuple)
-    if task == "detection":
+    if not shape.spans:
         regions = tuple(Region(draw(several), (phrase,)) for phrase in phrases)
         return Turn(task, draw(st.none() | words), regions=regions, source=source)
     caption, regions = "", ()
@@ -58,10 +59,10 @@ def records(draw: st.DrawFn) -> Record:
     """A valid record about a 64 x 48 picture, or about none."""
     source = draw(st.dictionaries(words, texts, max_size=2))
     if draw(st.booleans()):
-        tasks = st.sampled_from([*TASKS, CHAT])
+        tasks = st.sampled_from([name for name, task in TASKS.items() if task.shape.image])
         found = tuple(draw(turns(draw(tasks))) for _ in range(draw(st.integers(1, 3))))
         return Record(found, WIDTH, HEIGHT, source, draw(st.booleans()))
-    found = tuple(draw(turns(LANGUAGE)) for _ in range(draw(st.integers(1, 2))))
+    found = tuple(draw(turns("language")) for _ in range(draw(st.integers(1, 2))))
     return Record(found, None, None, source, draw(st.booleans()))
 
 
@@ -76,6 +77,7 @@ def test_records_come_back_from_a_tar_as_they_went_in(made: list[Record], per_sh
         assert [reader.record(number) for number in range(len(reader))] == made
         assert all(reader.image(n) == image for n, record in enumerate(made) if record.has_image)
     for record in made:
+        validate(record, "here")
         assert from_json(to_json(record), "here") == record
 
 
@@ -97,8 +99,8 @@ def test_boxes_come_back_from_text_within_the_grid(width: int, height: int, data
 @settings(max_examples=100, deadline=None)
 def test_refer_and_identify_of_one_object_agree(box: Box, phrases: tuple[str, ...], seed: int) -> None:
     region = Region((box,), phrases)
-    refer = speak(Turn("refer", regions=(region,)), WIDTH, HEIGHT, Random(seed))
-    identify = speak(Turn("identify", regions=(region,)), WIDTH, HEIGHT, Random(seed))
+    refer = render_turn(Turn("refer", regions=(region,)), WIDTH, HEIGHT, Random(seed))
+    identify = render_turn(Turn("identify", regions=(region,)), WIDTH, HEIGHT, Random(seed))
     assert refer.answer == render_box(box, WIDTH, HEIGHT) and refer.answer in identify.question
     assert identify.answer in phrases and identify.answer in refer.question
 

@@ -18,8 +18,8 @@ from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import PromptEncoder
-from minigptv2.record import TASK_NAMES
 from minigptv2.shards.verify import verify_corpus
+from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.corpora.miniatures import MINIATURES, Miniature
@@ -93,8 +93,8 @@ def test_a_stages_recipe_trains_on_its_corpora(
     drawn, step = one_step(recipe, tmp_path / "shards", tokenizer, model)
     assert step.dropped == [] and sum(drawn.values()) == STEP
     assert len(drawn) > 0.8 * len(recipe.corpora)
-    spoken = {TASK_NAMES[int(task)] for batch in step.batches for task in batch.inputs["task_ids"].unique()}
-    assert spoken >= {share.task for name, share in recipe.corpora.items() if drawn[name]}
+    trained = {list(TASKS)[int(task)] for batch in step.batches for task in batch.inputs["task_ids"].unique()}
+    assert trained >= {share.task for name, share in recipe.corpora.items() if drawn[name]}
 
 
 @pytest.mark.parametrize(

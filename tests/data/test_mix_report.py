@@ -50,7 +50,7 @@ def test_every_recipe_can_be_looked_at_before_its_shards_exist(
 ) -> None:
     assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "asked %" in said and "sizes are those of the table of corpora" in said
+    assert "asked %" in said and "sizes are from `minigptv2 shards list`" in said
 
 
 def test_pictures(world: World, tmp_path: Path) -> None:

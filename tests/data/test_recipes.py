@@ -113,7 +113,7 @@ def test_light_variants_do_without_laion_and_grit(stage: int) -> None:
 def test_a_stage_says_when_the_one_before_is_missing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: int
 ) -> None:
-    from minigptv2.train import main
+    from minigptv2.cli.train import main
 
     monkeypatch.chdir(REPOSITORY)
     config = load_run_config(f"launch/configs/{STAGES[stage]}.yaml").value
@@ -139,7 +139,7 @@ def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
     said = capsys.readouterr().out
     rows = {line.split()[0]: line for line in said.splitlines() if line.split()[:1]}
     total = sum(SPEC_STAGE_3.values())
-    assert f"ratios by sample, adding up to {total:.2f}, temperature 1\n" in said
+    assert f"ratios by sample, sum {total:.2f}, temperature 1\n" in said
     for corpus, percent in SPEC_STAGE_3.items():
         ratio, asked, realised = map(float, rows[corpus].split()[2:5])
         assert ratio == pytest.approx(percent, abs=0.1)

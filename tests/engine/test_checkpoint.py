@@ -91,7 +91,7 @@ def test_damage_to_any_file_is_noticed_named_and_the_previous_one_used(
     assert name in warnings[0] or (name == "checksums.json" and damage is flip)
     assert cli(["checkpoint", "verify", str(tmp_path)]) == CheckpointError.exit_code
     said = capsys.readouterr().out
-    assert f"whole    {good}" in said and "damaged" in said
+    assert f"intact   {good}" in said and "damaged" in said
     assert cli(["checkpoint", "verify", str(good)]) == 0
     damage(good / name)
     with pytest.raises(CheckpointError, match="none of 2 checkpoints is whole; --fresh starts over"):

@@ -109,7 +109,7 @@ def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
     [
         (["--benchmark", "okvqa", "--data", ".", "--shards", "."], "--shards and --corpus"),
         (["--benchmark", "okvqa", "--data", "/nowhere"], "--data /nowhere: there is no such folder"),
-        (["--shards", ".", "--corpus", "../toy_vqa"], "want the name of a folder"),
+        (["--shards", ".", "--corpus", "../toy_vqa"], "must be the name of a folder"),
     ],
 )
 def test_impossible_words_are_refused_before_a_model_is_loaded(

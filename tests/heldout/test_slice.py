@@ -1,4 +1,4 @@
-"""Held-out samples while a model trains: in step under ZeRO-3, losses and expected IoU without generating, the best."""
+"""Tests evaluation during training: under ZeRO-3, losses and expected IoU without generation, the best model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 from minigptv2.errors import ConfigError
 from minigptv2.heldout.config import EvaluateConfig
-from minigptv2.heldout.monitor import Looks, best_until
-from minigptv2.heldout.slice import Best, HeldOutSlice, Look, digit_ids, expected_iou
+from minigptv2.heldout.monitor import PeriodicEvaluator, best_until
+from minigptv2.heldout.slice import BestMetric, EvaluationResult, HeldOutSlice, digit_ids, expected_iou
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
@@ -47,23 +47,23 @@ def plain_model(tokenizer: Tokenizer) -> MiniGPTv2:
     return model
 
 
-def seen_by(heldout: HeldOutSlice) -> dict[str, Any]:
-    """What a rank reports: answers by way of their figures, pictures' sizes and losses."""
+def report_of(heldout: HeldOutSlice) -> dict[str, Any]:
+    """What a rank reports: answers, metrics, image sizes and losses."""
     answers: dict[int, str] = {}
-    keep = heldout._seen
-    heldout._seen = lambda found: answers.update(found) or keep(found)  # type: ignore[method-assign,func-returns-value]
-    look = heldout.look()
-    pictures = {name: list(image.shape) for name, image in look.pictures.items()}
+    keep = heldout._result
+    heldout._result = lambda found: answers.update(found) or keep(found)  # type: ignore[method-assign,func-returns-value]
+    result = heldout.evaluate()
+    images = {name: list(image.shape) for name, image in result.images.items()}
     return {
         "answers": sorted(answers.items()),
-        "figures": look.figures,
-        "pictures": pictures,
+        "metrics": result.metrics,
+        "images": images,
         "losses": heldout.losses(),
     }
 
 
 def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
-    """What each rank of the ZeRO-3 test runs: the same model, sharded, its slice dealt over the ranks."""
+    """What each rank of the ZeRO-3 test runs: the same model, sharded, with the slice divided over the ranks."""
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
@@ -82,17 +82,17 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
     Trainer(model, named_canonical(model), train, deepspeed_config, device=device, seed=0)
     words.eos_id = eos  # a token that ends some answers at once and others never
     predictor = Predictor(model, words, in_step=True)
-    return seen_by(HeldOutSlice(settings(val), predictor, max_pack_tokens=200))
+    return report_of(HeldOutSlice(settings(val), predictor, max_pack_tokens=200))
 
 
-def test_two_ranks_under_zero_3_say_what_one_process_says_whatever_the_lengths(
+def test_two_ranks_under_zero_3_answer_as_one_process_for_answers_of_any_length(
     world: World, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     words = load_tokenizer(world.tokenizer_folder)
     predictor = Predictor(plain_model(words), words)
     eos = a_token_that_ends_some_answers(predictor, settings(str(world.val)))
     words.eos_id = eos
-    alone = seen_by(HeldOutSlice(settings(str(world.val)), predictor, max_pack_tokens=200))
+    alone = report_of(HeldOutSlice(settings(str(world.val)), predictor, max_pack_tokens=200))
     lengths = [len(words.encode(text)) for _, text in alone["answers"]]
     assert min(lengths) < 8 and max(lengths) > 16, "the answers must differ in length, or this shows little"
     main, other = run_ranks(
@@ -104,19 +104,19 @@ def test_two_ranks_under_zero_3_say_what_one_process_says_whatever_the_lengths(
         eos=eos,
     )
     assert [list(pair) for pair in alone["answers"]] == main["answers"]
-    assert main["figures"] == alone["figures"] and main["pictures"] == alone["pictures"]
-    assert (other["figures"], other["answers"]) == ({}, [])
+    assert main["metrics"] == alone["metrics"] and main["images"] == alone["images"]
+    assert (other["metrics"], other["answers"]) == ({}, [])
     for found in (main["losses"], other["losses"]):
         for corpus, figures in alone["losses"].items():
             assert found[corpus] == pytest.approx(figures, abs=1e-4)
 
 
 def a_token_that_ends_some_answers(predictor: Predictor, wanted: EvaluateConfig) -> int:
-    """A token that some answers of the random model soon say and others do not."""
+    """A token that occurs early in some answers of the random model and not in others."""
     heldout = HeldOutSlice(wanted, predictor, max_pack_tokens=200)
     generate, made = predictor._generate, []
     predictor._generate = lambda *a, **k: made.append(generate(*a, **k)) or made[-1]  # type: ignore[method-assign,func-returns-value]
-    heldout.look()
+    heldout.evaluate()
     predictor._generate = generate  # type: ignore[method-assign]
     rows = [row.tolist() for row in made[0]]
 
@@ -132,7 +132,7 @@ def test_held_out_losses_are_those_of_scoring(world: World, tokenizer: Tokenizer
     heldout = HeldOutSlice(settings(str(world.val)), predictor, max_pack_tokens=200)
     found = heldout.losses()
     for corpus in CORPORA:
-        items = [item for item in heldout._taught if item.corpus == corpus]
+        items = [item for item in heldout._loss_items if item.corpus == corpus]
         scores = predictor.score(
             [Case(((i.question, i.answer),), (i.image,) if i.image is not None else ()) for i in items]
         )
@@ -147,7 +147,7 @@ def test_expected_iou_grows_with_how_sure_the_model_is_of_the_truth(
     world: World, tokenizer: Tokenizer, sureness: float, low: float, high: float
 ) -> None:
     predictor = Predictor(plain_model(tokenizer), tokenizer)
-    item = HeldOutSlice(settings(str(world.val)), predictor, max_pack_tokens=200)._taught[0]
+    item = HeldOutSlice(settings(str(world.val)), predictor, max_pack_tokens=200)._loss_items[0]
     targets = torch.tensor([*tokenizer.encode(item.answer), tokenizer.eos_id])
     logits = torch.zeros(len(targets), tokenizer.vocab_size)
     logits[torch.arange(len(targets)), targets] = sureness
@@ -158,19 +158,19 @@ def test_expected_iou_grows_with_how_sure_the_model_is_of_the_truth(
 def test_digits_of_a_box_are_found_where_each_has_an_id(tokenizer: Tokenizer) -> None:
     digits = digit_ids(tokenizer)
     assert sorted(digits.values()) == [str(number) for number in range(10)]
-    spoken = [digits.get(one, "") for one in tokenizer.encode("{<12><34><56><100>}")]
-    assert "".join(spoken) == "123456100"
+    found = [digits.get(one, "") for one in tokenizer.encode("{<12><34><56><100>}")]
+    assert "".join(found) == "123456100"
 
 
-def test_the_best_is_by_the_named_figure_and_a_loss_is_best_when_low(tmp_path: Path) -> None:
-    best = Best("a/recall_50", {"a"})
-    assert [best.better({"a": {"recall_50": value}}) for value in (0.1, 0.3, 0.2, 0.3)] == [True, True, False, False]
-    lowest = Best("a/loss", {"a"})
-    assert [lowest.better({"a": {"loss": value}}) for value in (2.0, 3.0, 1.0)] == [True, False, True]
-    with pytest.raises(ConfigError, match="keep_best=b/x: want <corpus>/<figure>, the corpus one of"):
-        Best("b/x", {"a"})
-    with pytest.raises(ConfigError, match="a has recall_50"):
-        Best("a/x", {"a"}).better({"a": {"recall_50": 0.1}})
+def test_the_best_is_by_the_named_metric_and_a_loss_is_best_when_low(tmp_path: Path) -> None:
+    best = BestMetric("a/recall_50", {"a"})
+    assert [best.update({"a": {"recall_50": value}}) for value in (0.1, 0.3, 0.2, 0.3)] == [True, True, False, False]
+    lowest = BestMetric("a/loss", {"a"})
+    assert [lowest.update({"a": {"loss": value}}) for value in (2.0, 3.0, 1.0)] == [True, False, True]
+    with pytest.raises(ConfigError, match="keep_best=b/x: expected <corpus>/<metric> with a corpus from"):
+        BestMetric("b/x", {"a"})
+    with pytest.raises(ConfigError, match="the metrics of a are recall_50"):
+        BestMetric("a/x", {"a"}).update({"a": {"recall_50": 0.1}})
     file = tmp_path / "best.json"
     file.write_text(json.dumps([{"step": s, "metric": "a/x", "value": v} for s, v in ((2, 0.1), (4, 0.2), (6, 0.5))]))
     assert best_until(file, "a/x", 5) == 0.2 and best_until(file, "a/x", 6) == 0.2  # what came later is forgotten
@@ -180,22 +180,22 @@ def test_the_best_is_by_the_named_figure_and_a_loss_is_best_when_low(tmp_path: P
 def test_the_best_can_be_by_a_held_out_loss(tmp_path: Path) -> None:
     losses, kept = iter((2.0, 3.0, 1.0)), []
     heldout: Any = SimpleNamespace(
-        best=Best("a/loss", {"a"}),
-        look=lambda: Look({"a": {"recall_50": 0.5}}),
+        best=BestMetric("a/loss", {"a"}),
+        evaluate=lambda: EvaluationResult({"a": {"recall_50": 0.5}}),
         losses=lambda: {"a": {"loss": next(losses)}},
     )
     quiet: Any = SimpleNamespace(**dict.fromkeys(("at", "line", "heldout", "pictures"), lambda *_: None))
     export: Any = kept.append
-    looks = Looks(heldout, tmp_path, export, quiet, quiet, start=0)
+    evaluator = PeriodicEvaluator(heldout, tmp_path, export, quiet, quiet, start=0)
     for step in (1, 2, 3):
-        looks.answers(step)
+        evaluator.evaluate(step)
     assert len(kept) == 2
     assert [row["step"] for row in json.loads((tmp_path / "best.json").read_text())] == [1, 3]
 
 
-def test_pictures_show_the_samples_that_are_to_be_drawn(world: World, tokenizer: Tokenizer) -> None:
+def test_images_show_the_samples_to_be_drawn(world: World, tokenizer: Tokenizer) -> None:
     heldout = HeldOutSlice(settings(str(world.val)), Predictor(plain_model(tokenizer), tokenizer), max_pack_tokens=200)
-    look = heldout.look()
-    assert set(look.pictures) == {f"heldout/{corpus}" for corpus in CORPORA}
-    assert all(image.dtype == np.uint8 and image.ndim == 3 for image in look.pictures.values())
-    assert set(look.figures["toy_refer"]) >= {"recall_50", "mean_iou", "well_formed"}
+    result = heldout.evaluate()
+    assert set(result.images) == {f"heldout/{corpus}" for corpus in CORPORA}
+    assert all(image.dtype == np.uint8 and image.ndim == 3 for image in result.images.values())
+    assert set(result.metrics["toy_refer"]) >= {"recall_50", "mean_iou", "well_formed"}

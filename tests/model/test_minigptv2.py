@@ -25,7 +25,7 @@ from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical, part_of
 from minigptv2.prompt import Example, PromptEncoder
-from minigptv2.record import TASK_NAMES
+from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import load_tokenizer
 from tests.conftest import REFERENCE
 from tests.model.tiny import ALL_PARTS, VOCABULARY, random_examples, tiny_model
@@ -293,9 +293,7 @@ def test_forward_equals_the_published_code() -> None:
         key_value_heads=llama.get("num_key_value_heads"),
         norm_eps=llama["rms_norm_eps"],
     )
-    model = MiniGPTv2(
-        vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASK_NAMES), attention="packed_sdpa"
-    )
+    model = MiniGPTv2(vision, language, vocab_size=llama["vocab_size"], num_tasks=len(TASKS), attention="packed_sdpa")
     from minigptv2.model.build import add_lora
 
     lora = expected["lora"]
@@ -309,7 +307,7 @@ def test_forward_equals_the_published_code() -> None:
 
     tokenizer = load_tokenizer(REFERENCE / "llama")
     encoder = PromptEncoder(tokenizer, tokens_per_image=tokens.shape[1], max_tokens=2048)
-    from minigptv2.tasks import SpokenTurn
+    from minigptv2.tasks import RenderedTurn
 
     for case in expected["cases"]:
         many = case["kind"] == "batch"
@@ -322,8 +320,8 @@ def test_forward_equals_the_published_code() -> None:
         image_ids = case["image"] if many else [case["image"]] if "image" in case else []
         examples = []
         for turns in conversations:
-            spoken = [SpokenTurn("vqa", q.split("</Img> ")[-1].rstrip(" "), a) for q, a in turns]
-            example = encoder.encode_spoken(spoken, num_images=int(bool(image_ids)))
+            rendered = [RenderedTurn("vqa", q.split("</Img> ")[-1].rstrip(" "), a) for q, a in turns]
+            example = encoder.encode_rendered(rendered, num_images=int(bool(image_ids)))
             assert example is not None
             examples.append(example)
         blank = [torch.zeros(3, vision.image_size, vision.image_size, dtype=torch.uint8).numpy() for _ in image_ids]

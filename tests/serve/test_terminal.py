@@ -156,7 +156,7 @@ def export(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "minigptv2.cli", *words]
+    return [sys.executable, "-m", "minigptv2", *words]
 
 
 def test_the_chat_command_answers_lines_from_a_pipe(export: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar import TarError, find_members, header_of
 from minigptv2.shards.verify import verify_corpus
 from minigptv2.shards.writer import Sample, write_corpus
+from minigptv2.tasks import validate
 from tests.conftest import World
 
 
@@ -224,7 +225,7 @@ def test_verify_names_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_verify_says_when_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(toy.samples("refer", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
     assert cli(["shards", "verify", str(tmp_path / "c"), "--decode", "--workers", "0"]) == 0
-    assert "whole" in capsys.readouterr().out
+    assert "intact" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "index.npy", "shards.npy"])
@@ -257,7 +258,7 @@ def test_a_table_that_points_elsewhere_is_refused(tmp_path: Path, name: str) -> 
 
 def test_stats_tell_counts_and_spreads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(toy.samples("refer", 6, Path(), "val"), tmp_path / "c", "c", samples_per_shard=3)
-    assert cli(["shards", "stats", str(tmp_path), "--shards"]) == 0
+    assert cli(["shards", "stats", str(tmp_path), "--per-shard"]) == 0
     printed = capsys.readouterr().out
     for words in ("6 samples, 6 with an image; 2 shards", "turns: 6 refer", "box, % of the image", "c-000001.tar"):
         assert words in printed
@@ -338,4 +339,4 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
 def test_a_box_that_cannot_be_one_says_what_it_may_be(corners: tuple[float, ...], hint: str) -> None:
     record = Record((Turn("refer", regions=(Region((Box(*corners),), ("x",)),)),), 640, 480)
     with pytest.raises(DataError, match=hint):
-        from_json(to_json(record), "here")
+        validate(from_json(to_json(record), "here"), "here")

@@ -91,8 +91,8 @@ evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max
 
 def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
     """In a rank: `launch/train.py`, which sends itself a signal at the moment."""
+    from minigptv2.cli.train import main
     from minigptv2.cluster.watchdog import Watchdog
-    from minigptv2.train import main
 
     if moment:
         real, seen = Watchdog.at, [0]

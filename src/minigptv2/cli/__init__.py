@@ -1,34 +1,86 @@
-"""The `minigptv2` command. Parses and calls; heavy imports happen inside the command that needs them."""
+"""Defines the `minigptv2` command: imports the file of the chosen command alone, parses the words and runs it."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 from minigptv2 import __version__
-from minigptv2.cli import checkpoints, convert, data, evaluation, inference, machines, mix, runs, serve, slurm
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.cli.arguments import Parser
+from minigptv2.errors import MiniGPTv2Error, nearest
 from minigptv2.secrets import guarded_output
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all sub-commands."""
-    parser = argparse.ArgumentParser(prog="minigptv2", description="Train, evaluate and ask MiniGPT-v2.")
+class Command(NamedTuple):
+    """One command. The file of the same name in this package has its `add_arguments(parser)`."""
+
+    name: str
+    help: str
+
+
+COMMANDS = (
+    Command("train", "train one stage"),
+    Command("ask", "answer one question about an image"),
+    Command("predict", "answer a file of requests"),
+    Command("score", "compute the likelihoods of given answers"),
+    Command("evaluate", "run benchmarks and score held-out corpora"),
+    Command("compare", "compare two evaluations question by question"),
+    Command("serve", "start a chat page and an OpenAI-compatible API"),
+    Command("chat", "talk about an image in the terminal"),
+    Command("convert", "convert published checkpoints, exports and DeepSpeed checkpoints"),
+    Command("shards", "build, list, index, verify, measure and preview corpora"),
+    Command("tokenizer", "train a small tokenizer on shards"),
+    Command("mix", "show the shares, epochs and images of a recipe over a run"),
+    Command("config", "print a run's resolved config and the origin of each value"),
+    Command("checkpoint", "list, verify or show the checkpoints of a run"),
+    Command("lineage", "show the stages that an export was trained in"),
+    Command("replay", "run a skipped step again on one machine, one micro-batch at a time"),
+    Command("plan", "predict memory, traffic and step time for each ZeRO config, without a GPU"),
+    Command("doctor", "check this machine, or the nodes of a job, before a run"),
+    Command("demo", "build the toy data, train three stages, evaluate and write a report"),
+    Command("slurm", "decide for the batch scripts whether a job starts or is requeued"),
+    Command("completion", "print a shell completion script"),
+)
+NAMES = tuple(command.name for command in COMMANDS)
+
+
+def build_parser(only: str | None = None) -> Parser:
+    """The parser of all commands. With `only`, it has the options of that command alone, and imports its file alone."""
+    parser = Parser(prog="minigptv2", description="Train, evaluate and use MiniGPT-v2.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for room in (inference, evaluation, serve, convert, data, mix, runs, checkpoints, machines, slurm):
-        room.add_commands(commands)
+    group = parser.add_commands()
+    for command in COMMANDS:
+        below = group.add_parser(command.name, help=command.help)
+        if only is None or only == command.name:
+            import_module(f"{__name__}.{command.name}").add_arguments(below)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; a mistake of the user's is one message and a non-zero exit code."""
-    args = build_parser().parse_args(argv)
+def parse(words: Sequence[str]) -> Namespace:
+    """The parsed words of a command line. Options and other words come in any order after the command.
+
+    Exits with code 2 for words that are not understood, naming the nearest command or option.
+    """
+    rest = list(words)
+    parser = build_parser(only=rest[0] if rest else "")
+    while parser.commands and rest and not rest[0].startswith("-"):
+        if rest[0] not in parser.commands:
+            parser.error(f"unknown command '{rest[0]}'{nearest(rest[0], list(parser.commands))}")
+        parser = parser.commands[rest.pop(0)]
+    return parser.parse_words(rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. A user's error is one message on stderr and a non-zero code."""
+    args = parse(sys.argv[1:] if argv is None else argv)
     with guarded_output():
         return _run(args)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: Namespace) -> int:
     try:
         return args.run(args) or 0
     except MiniGPTv2Error as error:
@@ -36,6 +88,6 @@ def _run(args: argparse.Namespace) -> int:
         return error.exit_code
     except BrokenPipeError:
         return 141
-    except OSError as error:  # a full disk, a missing right: the operator's to mend
+    except OSError as error:  # a full disk, a missing permission: the user can fix it, so no traceback
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,14 +1,70 @@
-"""Numbers on the command line."""
+"""Defines the parser, the argument types and the options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from minigptv2.errors import nearest
+
+if TYPE_CHECKING:
+    from minigptv2.predict.jsonl import Outcome
+    from minigptv2.predict.predictor import Decoding, Predictor
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options and words in any order, accepts old spellings and suggests the nearest option."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        self.options: list[str] = []
+        """Every spelling of every option, for suggestions."""
+        self.old_spellings: dict[str, str] = {}
+        """Old spelling of an option to the present one. Not in the help."""
+        self.commands: dict[str, Parser] = {}
+        """The parsers of the commands below this one."""
+        keywords.setdefault("formatter_class", partial(argparse.HelpFormatter, max_help_position=28))
+        super().__init__(*args, **keywords)
+
+    def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
+        """As in argparse."""
+        self.options += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **keywords)
+
+    def add_commands(self) -> argparse._SubParsersAction[Parser]:
+        """Let this parser take a command. Add each with `add_parser(name, help=...)` of the result."""
+        group: argparse._SubParsersAction[Parser]
+        group = self.add_subparsers(required=True, metavar="COMMAND", dest="word")
+        self.commands = group.choices  # type: ignore[assignment]
+        return group
+
+    def add_old_spelling(self, old: str, new: str) -> None:
+        """Keep accepting the option `old` under its present name `new`."""
+        self.old_spellings[old] = new
+
+    def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
+        """The parsed words, options and others in any order. Exits with code 2 for an unknown option."""
+        if self.commands:  # the command is missing, or an option such as --help stands before it
+            return self.parse_args(words)
+        end = words.index("--") if "--" in words else len(words)
+        renamed = [*(self._present_spelling(word) for word in words[:end]), *words[end:]]
+        args, unknown = self.parse_known_intermixed_args(renamed)
+        if unknown:
+            option = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
+            self.error(f"unknown argument '{option}'{nearest(option, self.options)}")
+        return args
+
+    def _present_spelling(self, word: str) -> str:
+        option, equals, value = word.partition("=")
+        return f"{self.old_spellings.get(option, option)}{equals}{value}"
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """For `type=` of an option: its text as a whole number. One below `least` is a mistake that argparse tells."""
+    """A `type=` for whole numbers. argparse reports a number below `least`, and text that is no number."""
 
     def parse(text: str) -> int:
         try:
@@ -23,7 +79,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
-    """For `type=` of an option: its text as a finite number above 0. Any other is a mistake that argparse tells."""
+    """A `type=` for finite numbers above 0. argparse reports any other text."""
     value = _number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
@@ -31,10 +87,10 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """For `type=` of an option: its text as a finite number, 0 or more. Any other is a mistake that argparse tells."""
+    """A `type=` for finite numbers of at least 0. argparse reports any other text."""
     value = _number(text)
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
     return value
 
 
@@ -43,3 +99,109 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def names(text: str) -> list[str]:
+    """A `type=` for `add_names`: the names of a list with commas."""
+    return [name for name in text.split(",") if name]
+
+
+def add_names(parser: Parser, option: str, *, metavar: str, help: str) -> None:
+    """Add an option that takes several names: `--option A --option B`, or `--option A,B`."""
+    parser.add_argument(
+        option, action="extend", type=names, metavar=metavar, default=[], help=f"{help}. Repeat it for several"
+    )
+
+
+def add_config(parser: Parser, *, required: bool = True, help: str = "YAML file, as in launch/configs") -> None:
+    """Add `--config FILE` and the `key=value` words that override its keys."""
+    parser.add_argument("--config", required=required, metavar="FILE", help=help)
+    add_overrides(parser)
+
+
+def add_overrides(parser: Parser) -> None:
+    """Add the `key=value` words that override keys of a config."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override YAML keys")
+
+
+def add_json(parser: Parser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def print_json(value: Any) -> None:
+    """Print a plain value as indented JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def add_model(parser: Parser, *, style: bool = True, required: bool = True) -> None:
+    """Add the options that name a model and say how it is loaded."""
+    parser.add_argument("--model", required=required, metavar="DIR", help="model folder or export")
+    parser.add_argument("--vision-weights", metavar="DIR", help="base weights of the vision encoder, if they moved")
+    parser.add_argument("--language-weights", metavar="DIR", help="base weights of the language model, if they moved")
+    if style:
+        parser.add_argument(
+            "--prompt-style",
+            default="trained",
+            choices=("trained", "published"),
+            help="published: format prompts as the published inference code does (two <s>, one space)",
+        )
+    else:
+        parser.set_defaults(prompt_style="trained")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU")
+
+
+def load_model(args: argparse.Namespace) -> Predictor:
+    """The predictor that the options of `add_model` name. Raises `CheckpointError` if it cannot be loaded."""
+    from minigptv2.predict.predictor import load_predictor
+
+    return load_predictor(
+        args.model,
+        style=args.prompt_style,
+        device=args.device,
+        dtype=args.dtype,
+        vision_weights=args.vision_weights,
+        language_weights=args.language_weights,
+    )
+
+
+def add_decoding(parser: Parser) -> None:
+    """Add the options that say how answers are decoded."""
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=128, metavar="N", help="tokens of an answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding. Above 0: sampling")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (top-p) threshold")
+    parser.add_argument("--beams", type=at_least(1), default=1, metavar="N", help="number of beams of beam search")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
+
+
+def decoding_of(args: argparse.Namespace) -> Decoding:
+    """The decoding that the options of `add_decoding` name."""
+    from minigptv2.predict.predictor import Decoding
+
+    return Decoding(args.max_new_tokens, args.temperature, args.top_p, args.beams, args.seed)
+
+
+def add_files(parser: Parser) -> None:
+    """Add the options of commands that read and write a file of JSON lines."""
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines. Image paths are relative to it")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines. Continued if the file exists")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N")
+
+
+def warn(text: str) -> None:
+    """Print a line to stderr."""
+    print(text, file=sys.stderr)
+
+
+def print_outcome(verb: str, outcome: Outcome, args: argparse.Namespace, **more: Any) -> int:
+    """Print what became of a file, with `--json` as JSON with the values of `more`. Returns the exit code."""
+    from minigptv2.errors import DataError
+
+    if args.json:
+        counts = {verb: outcome.done, "before": outcome.before, "skipped": outcome.bad}
+        print_json({**counts, "output": args.output, **more})
+    else:
+        before = f", {outcome.before} before" if outcome.before else ""
+        print(f"{verb} {outcome.done}{before}, skipped {len(outcome.bad)}: {args.output}")
+    return DataError.exit_code if outcome.bad else 0

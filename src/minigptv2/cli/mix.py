@@ -1,26 +1,36 @@
-"""`mix`: what a recipe comes to."""
+"""`mix`: show the shares, epochs and images of a recipe over a run."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from minigptv2.cli.arguments import at_least
+from minigptv2.cli.arguments import Parser, add_json, at_least, print_json
+
+if TYPE_CHECKING:
+    from minigptv2.data.config import Recipe
 
 
-def add_commands(commands: Any) -> None:
-    """Add this file's sub-command."""
-    mix = commands.add_parser("mix", help="shares, epochs and pictures of a recipe's mixture over a run")
-    mix.add_argument("recipe", help="a YAML in data_recipes")
-    mix.add_argument("--steps", type=at_least(1), default=1000, help="length of the run (default 1000)")
-    mix.add_argument("--global-batch-size", type=at_least(1), default=96, help="samples a step (default 96)")
-    mix.add_argument("--shards", default="data/shards", help="folder or URL with one folder of shards per corpus")
-    mix.add_argument("--tokenizer", help="measure the samples' lengths with this tokenizer")
-    mix.add_argument("--tokens-per-image", type=at_least(1), default=256)
-    mix.add_argument("--max-tokens", type=at_least(1), default=1024)
-    mix.add_argument("--output", help="also draw the mixture over time: a .png or .html file")
-    mix.set_defaults(run=_mix)
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `mix`."""
+    parser.description = "Works before any shards exist: then sizes come from `minigptv2 shards list`."
+    parser.epilog = "example: minigptv2 mix data_recipes/stage2_multitask.yaml --steps 50000 --output mix.html"
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, for example in data_recipes")
+    parser.add_argument("--steps", type=at_least(1), default=1000, metavar="N", help="steps of the run. Default: 1000")
+    parser.add_argument(
+        "--global-batch-size", type=at_least(1), default=96, metavar="N", help="samples per step. Default: 96"
+    )
+    parser.add_argument(
+        "--shards", default="data/shards", metavar="DIR", help="folder or URL with one folder of shards per corpus"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to measure the samples' lengths with")
+    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N")
+    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument("--output", metavar="FILE", help="also plot the mixture over time to a .png or .html file")
+    add_json(parser)
+    parser.set_defaults(run=_mix)
 
 
 def _mix(args: argparse.Namespace) -> int:
@@ -40,20 +50,29 @@ def _mix(args: argparse.Namespace) -> int:
     expected = {name: size for name, size in sizes.items() if size}
     corpora = corpora_of(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
+    missing = [name for name, corpus in corpora.items() if not corpus.built]
+    if args.json:
+        totals = {"recipe": args.recipe, "steps": mixed.steps, "global_batch_size": mixed.global_batch_size}
+        print_json({**totals, "corpora": [asdict(row) for row in mixed.rows], "without_shards": missing})
+    else:
+        print(_title(args, recipe))
+        print(table(mixed))
+        if missing:
+            print(f"no shards in {args.shards} for {', '.join(missing)}: sizes are from `minigptv2 shards list`")
+        if encoder is None:
+            print("tokens are unknown: they need --tokenizer, and shards to measure")
+    if args.output:
+        save_picture(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
+        if not args.json:
+            print(args.output)
+    return 0
+
+
+def _title(args: argparse.Namespace, recipe: Recipe) -> str:
     tasks = ", ".join(f"{task} {ratio:g}" for task, ratio in recipe.tasks.items())
     ratios = [share.ratio for share in recipe.corpora.values() if share.ratio is not None]
-    total = f", adding up to {sum(ratios):g}" if len(ratios) == len(recipe.corpora) else ""
-    print(
+    total = f", sum {sum(ratios):g}" if len(ratios) == len(recipe.corpora) else ""
+    return (
         f"{args.recipe}: {args.steps:,} steps of {args.global_batch_size} samples; ratios by {recipe.unit}{total}, "
         f"temperature {recipe.temperature:g}" + (f"; tasks: {tasks}" if tasks else "")
     )
-    print(table(mixed))
-    missing = [name for name, corpus in corpora.items() if not corpus.built]
-    if missing:
-        print(f"no shards under {args.shards} for {', '.join(missing)}: sizes are those of the table of corpora")
-    if encoder is None:
-        print("tokens are not known: give --tokenizer, and shards to measure")
-    if args.output:
-        save_picture(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
-        print(args.output)
-    return 0

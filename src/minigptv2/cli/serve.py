@@ -1,74 +1,49 @@
-"""`serve` and `chat`: the model in a browser, behind the chat-completions protocol, and in a terminal."""
+"""`serve`: start a chat page and an OpenAI-compatible API."""
 
 from __future__ import annotations
 
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
-from minigptv2.cli.arguments import at_least
-from minigptv2.cli.inference import add_decoding, add_model, decoding_of, load_model
+from minigptv2.cli.arguments import Parser, add_model, add_names, at_least, load_model
 from minigptv2.serve.config import Access, Limits
 
 PASSWORD_VARIABLE = "MINIGPTV2_PASSWORD"
 
 
-def add_commands(commands: Any) -> None:
-    """Add this file's sub-commands."""
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `serve`."""
     defaults, access = Limits(), Access()
-    serve = commands.add_parser(
-        "serve",
-        help="a chat page and an OpenAI-compatible API",
-        description="Serve a chat page and the chat-completions protocol on one port. Listens on this machine alone "
-        f"unless --host says otherwise; then a password is needed (--password-file, or {PASSWORD_VARIABLE}).",
-        epilog="example: minigptv2 serve --model runs/demo/stage3/export",
+    parser.description = (
+        "Serve a chat page and the chat-completions protocol on one port. The server listens on this machine alone. "
+        f"--host changes that, and then requires a password (--password-file, or {PASSWORD_VARIABLE})."
     )
-    add_model(serve)
-    serve.add_argument("--name", help="what clients call the model; default: the folder's name")
-    serve.add_argument("--host", default=access.host, help=f"address to listen on; default: {access.host}")
-    serve.add_argument("--port", type=int, default=access.port, help=f"default: {access.port}")
-    serve.add_argument("--password-file", metavar="FILE", help="its first line is the password, and programs' API key")
-    serve.add_argument(
-        "--allowed-host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that requests may call this server by; repeat for several",
+    parser.epilog = "example: minigptv2 serve --model runs/demo/stage3/export"
+    add_model(parser)
+    parser.add_argument("--name", help="model name for clients. Default: the name of the folder")
+    parser.add_argument("--host", default=access.host, help=f"address to listen on. Default: {access.host}")
+    parser.add_argument("--port", type=int, default=access.port, help=f"default: {access.port}")
+    parser.add_argument(
+        "--password-file", metavar="FILE", help="file whose first line is the password, and the API key of programs"
     )
-    serve.add_argument("--api-only", action="store_true", help="no page")
-    serve.add_argument("--examples", metavar="FILE", help="JSON lines of questions, as `predict` reads them")
-    serve.add_argument("--max-batch", type=at_least(1), default=defaults.max_batch, help="answers computed together")
-    serve.add_argument(
-        "--max-waiting", type=at_least(0), default=defaults.max_waiting, help="requests that wait beside them"
-    )
-    serve.add_argument(
-        "--max-new-tokens", type=at_least(1), default=defaults.max_new_tokens, help="tokens of one answer"
-    )
-    serve.add_argument("--max-text", type=at_least(1), default=defaults.max_text, help="characters of one conversation")
-    serve.add_argument("--max-images", type=at_least(1), default=defaults.max_images, help="images of one conversation")
-    serve.add_argument("--max-megapixels", type=at_least(1), default=defaults.max_megapixels, help="of one picture")
-    serve.add_argument("--max-body-mib", type=at_least(1), default=defaults.max_body_mib, help="of one request")
-    serve.set_defaults(run=_serve)
-
-    chat = commands.add_parser(
-        "chat",
-        help="talk about a picture in the terminal",
-        description="Talk about a picture, turn by turn; /help lists the commands. Boxes are printed in pixels, and "
-        "drawn into --draw FILE or into a terminal that can show pictures.",
-        epilog="example: minigptv2 chat --model runs/demo/stage3/export photo.jpg --draw boxes.png",
-    )
-    add_model(chat)
-    chat.add_argument("image", nargs="?", help="a JPEG, PNG or WebP file")
-    chat.add_argument("--draw", metavar="FILE", help="write the picture with the latest answer's boxes here")
-    chat.add_argument(
-        "--show",
-        default="auto",
-        choices=("auto", "kitty", "iterm", "blocks", "none"),
-        help="how pictures are shown in the terminal; auto: if it says that it can",
-    )
-    add_decoding(chat)
-    chat.set_defaults(run=_chat)
+    add_names(parser, "--allowed-host", metavar="NAME", help="host name that requests may use for this server")
+    parser.add_argument("--api-only", action="store_true", help="API only")
+    parser.add_argument("--examples", metavar="FILE", help="JSON lines of questions, in the format of `predict`")
+    for option, default, text in (
+        ("--max-batch-size", defaults.max_batch, "maximum batch size"),
+        ("--max-waiting", defaults.max_waiting, "requests that wait for the next batch"),
+        ("--max-new-tokens", defaults.max_new_tokens, "tokens of an answer"),
+        ("--max-text", defaults.max_text, "characters of a conversation"),
+        ("--max-images", defaults.max_images, "images of a conversation"),
+        ("--max-megapixels", defaults.max_megapixels, "size of an image"),
+        ("--max-body-mib", defaults.max_body_mib, "size of a request"),
+    ):
+        about = f"{text}. Default: {default}"
+        least = 0 if option == "--max-waiting" else 1
+        parser.add_argument(option, type=at_least(least), default=default, metavar="N", help=about)
+    parser.add_old_spelling("--max-batch", "--max-batch-size")
+    parser.set_defaults(run=_serve)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -78,7 +53,7 @@ def _serve(args: argparse.Namespace) -> int:
         args.max_images,
         args.max_text,
         args.max_new_tokens,
-        args.max_batch,
+        args.max_batch_size,
         args.max_waiting,
     )
     access = Access(args.host, args.port, _password(args.password_file), tuple(args.allowed_host))
@@ -88,7 +63,7 @@ def _serve(args: argparse.Namespace) -> int:
         _need_page()
         from minigptv2.serve.page import load_examples
 
-        load_examples(examples)  # wrong ones are told before the model is loaded
+        load_examples(examples)  # errors are reported before the model is loaded
     elif not args.api_only:
         _need_page()
     from minigptv2.serve.app import serve
@@ -99,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _need_page() -> None:
-    """Raise `ConfigError` if what the page is made of is not installed."""
+    """Raise `ConfigError` if the packages of the page are not installed."""
     from importlib.util import find_spec
 
     from minigptv2.errors import ConfigError
@@ -120,7 +95,7 @@ def _password(file: str | None) -> str | None:
 
 
 def _check_port(access: Access) -> None:
-    """Raise `ConfigError`, before a model is loaded, if the address cannot be listened on."""
+    """Raise `ConfigError`, before a model is loaded, if the server cannot listen on the address."""
     import socket
 
     from minigptv2.errors import ConfigError
@@ -132,21 +107,3 @@ def _check_port(access: Access) -> None:
             probe.bind(address)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--host {access.host} --port {access.port}: {error}") from error
-
-
-def _chat(args: argparse.Namespace) -> int:
-    from minigptv2.cli.inference import check_drawing
-    from minigptv2.serve.terminal import Chat, open_file, picture_mode
-
-    if args.draw:
-        check_drawing(Path(args.draw))
-    image = open_file(args.image) if args.image else None
-    chat = Chat(
-        load_model(args),
-        decoding_of(args),
-        image,
-        draw=Path(args.draw) if args.draw else None,
-        mode=picture_mode(args.show, dict(os.environ)),
-    )
-    chat.run()
-    return 0

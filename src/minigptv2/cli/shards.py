@@ -1,4 +1,4 @@
-"""`shards index | verify | stats | preview`: what is asked of tars that are there."""
+"""`shards`: build, list, index, verify, measure and preview corpora."""
 
 from __future__ import annotations
 
@@ -8,47 +8,231 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.arguments import at_least
+from minigptv2.cli.arguments import Parser, at_least
 
 if TYPE_CHECKING:
+    from minigptv2.corpora.sources import Corpus
     from minigptv2.shards.dropped import Dropped
 
+EVERYTHING = "all"
 _SHOWN_FAULTS = 20
 
 
-def add_commands(commands: Any) -> None:
-    """Add these to `minigptv2 shards`."""
-    index = commands.add_parser("index", help="make a corpus of tars that others wrote")
-    index.add_argument("folder", type=Path, help="with .tar files: records, or images beside json or txt captions")
-    index.add_argument("--corpus", help="its name in recipes and messages; the folder's by default")
-    index.add_argument("--license", default="")
-    index.add_argument("--skip-faults", action="store_true", help="leave faulty samples out, named in dropped.jsonl")
-    index.set_defaults(run=_index)
+def add_arguments(parser: Parser) -> None:
+    """Add the commands of `shards`."""
+    commands = parser.add_commands()
+    _add_build(
+        commands.add_parser(
+            "build",
+            help="write a data set, or your own data, as WebDataset shards",
+            description="CORPUS is a name in `minigptv2 shards list`, a file of your own (.jsonl, .csv, .json), or "
+            "`all`: every corpus of the stages whose files are in --root, each to its folder in --output. An "
+            "interrupted build continues where it stopped.",
+            epilog="example: minigptv2 shards build refcoco --root raw --output data/shards/refcoco",
+        )
+    )
+    listing = commands.add_parser("list", help="list all corpora: task, stage, license, counts, size")
+    listing.add_argument("--markdown", action="store_true", help="print the table of docs/corpora.md, with sources")
+    listing.set_defaults(run=_list)
+    _add_index(commands.add_parser("index", help="make a corpus of tar files that another program wrote"))
+    _add_verify(commands.add_parser("verify", help="verify checksums. Exit code 3 for any fault"))
+    _add_stats(commands.add_parser("stats", help="print counts and distributions of a corpus"))
+    _add_preview(commands.add_parser("preview", help="write an HTML page of samples as the model sees them"))
 
-    verify = commands.add_parser("verify", help="hold every byte against its hash; exit code 3 for any fault")
-    verify.add_argument("folder", type=Path, nargs="+", help="a corpus, or a folder of corpora")
-    verify.add_argument("--decode", action="store_true", help="also parse every record and decode every image")
-    verify.set_defaults(run=_verify)
 
-    for command in (index, verify):
-        command.add_argument("--workers", type=at_least(0), default=os.cpu_count() or 1, help="processes; 0: this one")
-        command.add_argument("--report", type=Path, help="write every fault to this file, a JSON line each")
+def _add_build(parser: Parser) -> None:
+    parser.add_argument("corpus", metavar="CORPUS")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder of the original files. Default: the current folder, or the folder of your file",
+    )
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument(
+        "--workers", type=at_least(0), metavar="N", help="processes that read images and write. Default: CPUs"
+    )
+    parser.add_argument("--samples-per-shard", type=at_least(1), metavar="N", help="samples in a shard")
+    parser.add_old_spelling("--size", "--samples-per-shard")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="stop after N images or conversations")
+    parser.add_argument("--bake", type=at_least(1), metavar="SIDE", help="store images resized to SIDE x SIDE pixels")
+    parser.add_argument(
+        "--per-question", action="store_true", help="store one sample for each question, each with its image"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="for the lengths on the page. Default: count characters")
+    parser.add_argument("--skip-faults", action="store_true", help="leave out the faulty lines of your own data")
+    parser.add_old_spelling("--skip-bad", "--skip-faults")
+    parser.set_defaults(run=_build)
 
-    stats = commands.add_parser("stats", help="what a corpus holds, and how much of it")
-    stats.add_argument("folder", type=Path, nargs="+", help="a corpus, or a folder of corpora")
-    stats.add_argument("--samples", type=at_least(0), default=2000, help="look into so many, evenly spread")
-    stats.add_argument("--shards", action="store_true", help="a line for every shard")
-    stats.set_defaults(run=_stats)
 
-    preview = commands.add_parser("preview", help="an HTML page of samples as the model sees them")
-    preview.add_argument("folder", type=Path, help="a corpus")
-    preview.add_argument("--tokenizer", required=True, help="file or folder of the tokenizer, for the exact tokens")
-    preview.add_argument("--output", type=Path, default=Path("preview.html"))
-    preview.add_argument("--samples", type=at_least(0), default=24, help="evenly spread; suspicious ones come first")
-    preview.add_argument("--image-size", type=at_least(1), default=448)
-    preview.add_argument("--tokens-per-image", type=at_least(1), default=256)
-    preview.add_argument("--max-tokens", type=at_least(1), default=1024)
-    preview.set_defaults(run=_preview)
+def _add_index(parser: Parser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder of .tar files: records, or images with json or txt captions"
+    )
+    parser.add_argument("--corpus", metavar="NAME", help="name in recipes and messages. Default: the folder's name")
+    parser.add_argument("--license", default="")
+    parser.add_argument(
+        "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
+    )
+    _add_workers_and_report(parser)
+    parser.set_defaults(run=_index)
+
+
+def _add_verify(parser: Parser) -> None:
+    _add_folders(parser)
+    parser.add_argument("--decode", action="store_true", help="also parse every record and decode every image")
+    _add_workers_and_report(parser)
+    parser.set_defaults(run=_verify)
+
+
+def _add_stats(parser: Parser) -> None:
+    _add_folders(parser)
+    parser.add_argument(
+        "--samples", type=at_least(0), default=2000, metavar="N", help="records to read, evenly spread. Default: 2000"
+    )
+    parser.add_argument("--per-shard", action="store_true", help="also print one line for each shard")
+    parser.add_old_spelling("--shards", "--per-shard")
+    parser.set_defaults(run=_stats)
+
+
+def _add_preview(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="corpus")
+    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="file or folder of the tokenizer")
+    parser.add_argument(
+        "--output", type=Path, default=Path("preview.html"), metavar="FILE", help="default: preview.html"
+    )
+    parser.add_argument(
+        "--samples", type=at_least(0), default=24, metavar="N", help="samples, evenly spread, suspicious ones first"
+    )
+    parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS")
+    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N")
+    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.set_defaults(run=_preview)
+
+
+def _add_folders(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, nargs="+", metavar="DIR", help="corpus, or folder of corpora")
+
+
+def _add_workers_and_report(parser: Parser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=at_least(0),
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes. 0: work in this one. Default: CPUs",
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the faults to this file, one JSON line each")
+
+
+def _build(args: argparse.Namespace) -> int:
+    from minigptv2.corpora.own import FORMATS, own_corpus
+    from minigptv2.corpora.sources import CORPORA
+    from minigptv2.errors import ConfigError, nearest
+
+    if args.corpus == EVERYTHING:
+        return _build_all(args)
+    file = Path(args.corpus)
+    if file.suffix.lower() in FORMATS or "/" in args.corpus:
+        corpus, root = own_corpus(file, skip_bad=args.skip_faults), Path(args.root or file.parent)
+    elif args.corpus in CORPORA:
+        corpus, root = CORPORA[args.corpus], Path(args.root or ".")
+    else:
+        hint = nearest(args.corpus, list(CORPORA))
+        raise ConfigError(
+            f"unknown corpus '{args.corpus}'{hint}. `minigptv2 shards list` prints all names. "
+            "For your own data, give a .jsonl, .csv or .json file"
+        )
+    _build_one(corpus, root, Path(args.output), args)
+    return 0
+
+
+def _build_all(args: argparse.Namespace) -> int:
+    """Build each corpus of the stages in turn, and list at the end what was not built."""
+    from minigptv2.corpora.build_corpus import finished
+    from minigptv2.corpora.sources import CORPORA
+    from minigptv2.errors import ConfigError, DataError, MissingFilesError
+    from minigptv2.shards.manifest import MANIFEST_FILE
+
+    missing, failed, root = [], [], Path(args.root or ".")
+    rows = [row for row in CORPORA.values() if row.stages and args.split in row.expected]
+    for number, corpus in enumerate(rows, 1):
+        output = Path(args.output) / corpus.name
+        print(f"[{number} of {len(rows)}] {corpus.name}: {corpus.title}", flush=True)
+        try:
+            there = finished(output)
+            if there is not None and there.split in ("", args.split):
+                print(f"already built; remove {output} to build it again")
+                continue
+            if there is None and (output / MANIFEST_FILE).is_file():
+                print("its manifest is damaged or has an older format: building it again")
+            _build_one(corpus, root, output, args)
+        except MissingFilesError as error:
+            missing.append(str(error))
+            print("source files not found")
+        except (ConfigError, DataError) as error:  # build the other corpora all the same
+            failed.append(str(error))
+            print(f"failed: {error}", flush=True)
+    for reason in missing:
+        print(f"not built: {reason}")
+    for reason in failed:
+        print(f"failed: {reason}")
+    built = len(rows) - len(missing) - len(failed)
+    print(f"{built} of {len(rows)} corpora are built in {args.output}")
+    return 3 if failed or not built else 0
+
+
+def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from minigptv2.corpora.build_corpus import build
+
+    total = corpus.expected.get(args.split) if args.limit is None else None
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    read = corpus.has_files or corpus.yours  # not drawn by the program
+    workers = args.workers if args.workers is not None else cpus if read else 0
+    with tqdm(
+        total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
+    ) as bar:
+        report = build(
+            corpus,
+            root,
+            args.split,
+            output,
+            workers=workers,
+            samples_per_shard=args.samples_per_shard,
+            limit=args.limit,
+            per_question=args.per_question,
+            bake_side=args.bake,
+            progress=bar.update,
+        )
+    for line in report.lines():
+        print(line)
+    if read:
+        _write_page(output, args.tokenizer)
+
+
+def _write_page(folder: Path, tokenizer: str | None) -> None:
+    """Write the preview page of a corpus that was just built."""
+    from minigptv2.corpora.preview import write_preview
+    from minigptv2.prompt import PromptEncoder
+    from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
+
+    known = load_tokenizer(tokenizer) if tokenizer else CharacterTokenizer()
+    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else 1 << 20)
+    page = folder / "preview.html"
+    shown = write_preview(folder, page, encoder, samples=24, image_size=448)
+    unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
+    print(f"preview {page}: {shown.samples} samples as the model sees them{unit}")
+    for line in shown.warnings:
+        print(f"warning: {line}")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from minigptv2.corpora.sources.listing import as_markdown, as_text
+
+    print(as_markdown() if args.markdown else as_text())
+    return 0
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -67,7 +251,7 @@ def _index(args: argparse.Namespace) -> int:
         )
     _print_faults(faults, args.report)
     if manifest is None:
-        raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves them out by name")
+        raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves out the faulty samples")
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
     print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
     return 0
@@ -82,7 +266,7 @@ def _verify(args: argparse.Namespace) -> int:
     for folder in folders:
         with _bar(folder.name, "shard") as bar:
             found = verify_corpus(folder, decode=args.decode, workers=args.workers, progress=bar.update)
-        print(f"{folder}: {'whole' if not found else f'{len(found)} faults'}")
+        print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
         faults += found
     _print_faults(faults, args.report)
     return DataError.exit_code if faults else 0
@@ -93,7 +277,7 @@ def _stats(args: argparse.Namespace) -> int:
 
     for folder in _corpora(args.folder):
         print(describe_corpus(folder, args.samples))
-        if args.shards:
+        if args.per_shard:
             print(describe_shards(folder))
     return 0
 
@@ -114,7 +298,7 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _corpora(folders: list[Path]) -> list[Path]:
-    """Each folder that is a corpus, and the corpora in one that is not."""
+    """Each folder that is a corpus, and the corpora inside each one that is not."""
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     found = []

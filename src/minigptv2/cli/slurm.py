@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from minigptv2.cli.arguments import Parser, add_overrides
 
 if TYPE_CHECKING:
     from minigptv2.cluster.restart import Attempt, Limits
@@ -21,15 +23,14 @@ _VISIBLE_S = 30.0
 """How long a file that another node wrote may take to be seen here."""
 
 
-def add_commands(commands: Any) -> None:
-    """Add this file's sub-commands."""
-    slurm = commands.add_parser("slurm", help="for the batch scripts: may this job start, may it be requeued")
-    steps = slurm.add_subparsers(dest="slurm_command", required=True, metavar="COMMAND")
+def add_arguments(parser: Parser) -> None:
+    """Add the commands of `slurm`."""
+    steps = parser.add_commands()
     begin = steps.add_parser("begin", help="note a job's start on its run; prints go LOGS, done, stop, or move NODES")
     end = steps.add_parser("end", help="note its end; prints done, stop, or again [NODES to leave out]")
     for command in (begin, end):
         command.add_argument("config", help="the run's YAML")
-        command.add_argument("overrides", nargs="*", metavar="key=value")
+        add_overrides(command)
     end.add_argument("--code", type=int, required=True, help="the launcher's exit code")
     end.add_argument("--asked", action="store_true", help="a signal asked the job to stop")
     end.add_argument("--launcher-errors", help="what srun wrote to stderr")

@@ -21,9 +21,10 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.errors import DataError
-from minigptv2.record import LANGUAGE, Record, Region, Turn
+from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.image_files import MAX_PIXELS, image_size
 from minigptv2.shards.writer import IMAGE_MISSING, Rejected, Sample
+from minigptv2.tasks import TASKS
 
 MIN_SIDE_PX = 1.0
 """A box thinner than this after clipping says nothing."""
@@ -201,12 +202,13 @@ def _opened(file: str) -> IO[bytes]:
 def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Turn:
     """The turn with clean texts and boxes inside the picture. Raises `DataError` with a countable reason."""
     regions = tuple([_fit_region(region, size, frame) for region in turn.regions])
-    tidy = str if turn.task == "grounding" else clean  # spans count characters: a source cleans before it counts
+    shape = TASKS[turn.task].shape
+    tidy = str if shape.spans else clean  # spans count characters: a source cleans before it counts
     answers = tuple([answer for answer in map(tidy, turn.answers) if answer and not answer.isspace()])
     question = None if turn.question is None else clean(turn.question)
     if turn.answers and not answers or not turn.answers and not turn.regions:
         raise DataError("empty answer")
-    if question == "" or question is None and turn.task in ("vqa", LANGUAGE, "conversation"):
+    if question == "" or question is None and shape.question:
         raise DataError("empty question")
     return Turn(turn.task, question, answers, regions, turn.choices, turn.source)
 

@@ -92,7 +92,7 @@ def check(file: Path, raw: Raw) -> int:
             bar.update(size)
     if bad:
         more = [f"  and {mistakes - MAX_SHOWN} more"] if mistakes > MAX_SHOWN else []
-        said = f"{file}: {bad} of {number} entries cannot be used; mend them, or leave them out with --skip-bad:"
+        said = f"{file}: {bad} of {number} entries cannot be used; mend them, or leave them out with --skip-faults:"
         raise DataError("\n".join([said, *shown, *more]))
     if number == 0:
         raise DataError(f"{file}: is empty")

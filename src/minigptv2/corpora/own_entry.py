@@ -13,7 +13,8 @@ from minigptv2.corpora.draft import Draft, clean
 from minigptv2.corpora.raw import Raw
 from minigptv2.corpora.sources.llava import turns_of
 from minigptv2.errors import DataError, nearest
-from minigptv2.record import CHAT, LANGUAGE, TASK_NAMES, Region, Turn
+from minigptv2.record import Region, Turn
+from minigptv2.tasks import TASKS
 
 KEYS = ("image", "task", "question", "answer", "phrase", "boxes", "objects", "boxes_in", "conversations", "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
@@ -53,31 +54,30 @@ def _talk(conversation: Any, has_image: bool) -> tuple[Turn, ...]:
 
 def _turn(entry: dict[str, Any], image: str | None) -> Turn:
     task = entry.get("task")
-    if task not in TASK_NAMES:
-        said = f"task '{cut(str(task))}'{nearest(cut(str(task)), TASK_NAMES)}" if task is not None else "no task"
-        raise DataError(f"{said} The tasks are {', '.join(TASK_NAMES)}")
-    if (task == LANGUAGE) != (image is None):
-        change = (
-            f"say task '{CHAT}', or take image out" if image is not None else f"add image, or say task '{LANGUAGE}'"
-        )
-        raise DataError(f"task '{task}' {'has' if image is not None else 'needs'} an image: {change}")
+    if not isinstance(task, str) or task not in TASKS:
+        said = f"task '{cut(str(task))}'{nearest(cut(str(task)), tuple(TASKS))}" if task is not None else "no task"
+        raise DataError(f"{said} The tasks are {', '.join(TASKS)}")
+    shape = TASKS[task].shape
+    if shape.image and image is None:
+        raise DataError(f"task '{task}' needs an image: add image, or say task 'language'")
+    if image is not None and not shape.image:
+        raise DataError(f"task '{task}' has an image: say task 'conversation', or take image out")
     answers = _texts(entry, "answer")
-    if task in ("vqa", CHAT, LANGUAGE):
-        return Turn(task, _need(entry, "question"), answers or _missing(task, "answer"))
-    if task == "caption":
-        return Turn(task, answers=answers or _missing(task, "answer"))
-    if task == "grounding":
-        return _grounding(entry, answers or _missing(task, "answer"))
-    if task == "detection":
+    if shape.spans:
+        return _grounding(task, entry, answers or _missing(task, "answer"))
+    if shape.regions == "some":
         return Turn(task, regions=tuple(_objects(entry)))
-    phrases = _texts(entry, "question" if task == "refer" else "answer") or _texts(entry, "phrase")
+    if shape.regions == "none":
+        question = _need(entry, "question") if shape.question else None
+        return Turn(task, question, answers or _missing(task, "answer"))
+    phrases = _texts(entry, "question" if TASKS[task].query == "phrase" else "answer") or _texts(entry, "phrase")
     boxes = _boxes(entry)
     if len(boxes) != 1:
         raise DataError(f"task '{task}' takes one box, found {len(boxes)}")
     return Turn(task, regions=(Region(boxes, phrases or _missing(task, "phrase")),))
 
 
-def _grounding(entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
+def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
     """The caption's phrases where they stand in it, one after the other."""
     caption, position, regions = clean(answers[0]), 0, []
     for region in _objects(entry):
@@ -89,7 +89,7 @@ def _grounding(entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
             )
         position = start + len(region.phrases[0])
         regions.append(Region(region.boxes, region.phrases, (start, position)))
-    return Turn("grounding", answers=(caption,), regions=tuple(regions))
+    return Turn(task, answers=(caption,), regions=tuple(regions))
 
 
 def _objects(entry: dict[str, Any]) -> list[Region]:

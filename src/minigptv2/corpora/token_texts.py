@@ -9,7 +9,7 @@ from random import Random
 from minigptv2.errors import DataError
 from minigptv2.prompt import prompt_texts
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.tasks import speak
+from minigptv2.tasks import render_turn
 
 _SAMPLES_PER_CORPUS = 800
 _DRAWS_OF_SMALL = 8
@@ -28,5 +28,5 @@ def spoken_texts(shards: Path) -> Iterator[str]:
             record = reader.record(sample)
             for visit in range(visits):
                 draw = Random(f"tokenizer/{folder.name}/{sample}/{visit}")
-                spoken = [speak(turn, record.width or 0, record.height or 0, draw) for turn in record.turns]
+                spoken = [render_turn(turn, record.width or 0, record.height or 0, draw) for turn in record.turns]
                 yield from prompt_texts(spoken, has_image=record.has_image)

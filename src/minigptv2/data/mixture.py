@@ -17,7 +17,7 @@ import numpy as np
 
 from minigptv2.data.config import CorpusShare, Recipe
 from minigptv2.errors import ConfigError, nearest
-from minigptv2.record import TASK_NAMES
+from minigptv2.tasks import TASKS
 
 UNITS = ("sample", "token", "batch")
 MIXED = "mixed"
@@ -52,7 +52,7 @@ def check_recipe(recipe: Recipe, file: str) -> None:
 
 
 def _check_task(task: str, where: str) -> None:
-    known = (*TASK_NAMES, MIXED)
+    known = (*TASKS, MIXED)
     if task not in known:
         raise ConfigError(f"{where} unknown task '{task}'{nearest(task, known)} Known: {', '.join(known)}.")
 

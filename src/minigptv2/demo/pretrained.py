@@ -50,6 +50,7 @@ def _report(output: Path, seconds: dict[str, float]) -> None:
     from minigptv2.model.export import save_untrained
     from minigptv2.predict.predictor import load_predictor
     from minigptv2.run_config import load_run_config
+    from minigptv2.tasks import TASKS
 
     torch.set_num_threads(os.cpu_count() or 1)
     os.environ["DEMO_DIR"] = str(output)
@@ -66,5 +67,5 @@ def _report(output: Path, seconds: dict[str, float]) -> None:
     print(table(figures))
     write_results(output / "results.json", {**figures, "seconds": seconds})
     page, picture = write_report(output, {STAGE: output / STAGE}, figures, seconds, photographs=trained)
-    print(how_to_ask(output, export, next(item for item in items if item.turn.task == "refer")))
+    print(how_to_ask(output, export, next(item for item in items if TASKS[item.turn.task].answer == "box")))
     print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")

@@ -5,7 +5,6 @@ Writes `report.html` (self-contained) and `report.png`.
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
@@ -16,15 +15,15 @@ from PIL import Image
 
 from minigptv2.demo.scoring import Evaluation
 from minigptv2.errors import ConfigError
-from minigptv2.heldout.pictures import grid, picture_of, tile
+from minigptv2.heldout.pictures import CARD_STYLE, grid, html_card, html_image, tile
+from minigptv2.heldout.samples import HeldOutQuestion
 from minigptv2.tracking.log import read_metrics
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child, td:nth-child(2), th:nth-child(2) { text-align: left }
-img { max-width: 100% } .card { display: inline-block; width: 270px; margin: .4em; vertical-align: top }
-.q { color: #666 } .a { font-weight: 600 } .t { color: #965 } .legend b { color: #2ecc40 }
+img { max-width: 100% } .legend b { color: #2ecc40 }
 """
 
 
@@ -45,13 +44,13 @@ def write_report(
     curves = _draw_curves(stages)
     several = {1: "One stage", 3: "Three stages"}.get(len(stages), f"{len(stages)} stages")
     page = [
-        f"<!doctype html><meta charset='utf-8'><title>minigptv2 report</title><style>{_STYLE}</style>",
+        f"<!doctype html><meta charset='utf-8'><title>minigptv2 report</title><style>{_STYLE}{CARD_STYLE}</style>",
         f"<h1>{several}, one model</h1>",
         f"<p>{_lineage(seconds)}</p>",
         f"<h2>{'Held-out figures' if scenes else 'Figures on the photographs trained on'}</h2>",
         _html_table(figures),
         "<h2>Training</h2>",
-        _html_image(curves),
+        html_image(curves),
         "<p class='legend'>Below: true boxes in <b>green</b>, predicted ones in other colours; the box of an "
         "[identify] question is white.</p>",
     ]
@@ -117,10 +116,10 @@ def _draw_curves(stages: dict[str, Path]) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def _some_of_each_task(evaluation: Evaluation, count: int) -> list[tuple[Any, str]]:
+def _some_of_each_task(evaluation: Evaluation, count: int) -> list[tuple[HeldOutQuestion, str]]:
     """`count` items of each task with an image, with their answers; each task begins where the last one ended, so
     that a small corpus is shown with all its pictures."""
-    by_task: dict[str, list[tuple[Any, str]]] = {}
+    by_task: dict[str, list[tuple[HeldOutQuestion, str]]] = {}
     for item, answer in zip(evaluation.items, evaluation.answers, strict=True):
         if item.image is not None:
             by_task.setdefault(item.turn.task, []).append((item, answer))
@@ -141,22 +140,8 @@ def _html_table(figures: dict[str, Any]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _html_cards(pairs: list[tuple[Any, str]]) -> str:
-    cards = []
-    for item, answer in pairs:
-        truth = "" if answer == item.answer else f"<div class='t'>true: {html.escape(item.answer)}</div>"
-        cards.append(
-            f"<div class='card'>{_html_image(picture_of(item, answer))}"
-            f"<div class='q'>{html.escape(item.question)}</div>"
-            f"<div class='a'>{html.escape(answer)}</div>{truth}</div>"
-        )
-    return "".join(cards)
-
-
-def _html_image(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+def _html_cards(pairs: list[tuple[HeldOutQuestion, str]]) -> str:
+    return "".join(html_card(item, answer) for item, answer in pairs)
 
 
 def _lineage(seconds: dict[str, float]) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
-from minigptv2.evaluate.metrics.turns import aggregate, headline, score
-from minigptv2.heldout.samples import HeldOut
+from minigptv2.heldout.samples import HeldOutQuestion
 from minigptv2.predict.predictor import Decoding, Predictor
+from minigptv2.tasks import TASKS, mean_scores
 
 Figures = dict[str, dict[str, float]]
 """Task to figure name to value."""
@@ -21,13 +21,13 @@ Figures = dict[str, dict[str, float]]
 class Evaluation:
     """Items, what was answered, and the figures by task."""
 
-    items: list[HeldOut]
+    items: list[HeldOutQuestion]
     answers: list[str]
     figures: Figures
 
 
 def evaluate_items(
-    predictor: Predictor, items: list[HeldOut], *, max_new_tokens: int = 96, batch_size: int = 100
+    predictor: Predictor, items: list[HeldOutQuestion], *, max_new_tokens: int = 96, batch_size: int = 100
 ) -> Evaluation:
     """Ask every item, batched by task, and score the answers."""
     answers = [""] * len(items)
@@ -48,15 +48,15 @@ def evaluate_items(
     return Evaluation(items, answers, score_all(items, answers))
 
 
-def score_all(items: list[HeldOut], answers: list[str]) -> Figures:
+def score_all(items: list[HeldOutQuestion], answers: list[str]) -> Figures:
     """Mean figures by task."""
     by_task: dict[str, list[dict[str, float]]] = {}
     for item, answer in zip(items, answers, strict=True):
-        by_task.setdefault(item.turn.task, []).append(score(item, answer))
-    return {task: aggregate(figures) for task, figures in by_task.items()}
+        by_task.setdefault(item.turn.task, []).append(item.score(answer))
+    return {task: {**mean_scores(scores), "samples": len(scores)} for task, scores in by_task.items()}
 
 
-def baseline(items: list[HeldOut]) -> Figures:
+def baseline(items: list[HeldOutQuestion]) -> Figures:
     """What always saying the most frequent answer, or the mean box where a box is asked, would score.
 
     Frequencies and means are taken from the held-out answers themselves, which flatters it.
@@ -66,14 +66,14 @@ def baseline(items: list[HeldOut]) -> Figures:
     for number, item in enumerate(items):
         by_task.setdefault(item.turn.task, []).append(number)
     for task, numbers in by_task.items():
-        said = _mean_box_text([items[n] for n in numbers]) if task == "refer" else None
+        said = _mean_box_text([items[n] for n in numbers]) if TASKS[task].answer == "box" else None
         said = said or Counter(items[n].answer for n in numbers).most_common(1)[0][0]
         for n in numbers:
             answers[n] = said
     return score_all(items, answers)
 
 
-def _mean_box_text(items: list[HeldOut]) -> str:
+def _mean_box_text(items: list[HeldOutQuestion]) -> str:
     """The mean of the true boxes, each as a share of its image, as text."""
     sums = [0.0] * 4
     for item in items:
@@ -91,7 +91,7 @@ def table(columns: dict[str, Figures]) -> str:
         for name in figures:
             if name == "samples":
                 continue
-            mark = "*" if name == headline(task) else " "
+            mark = "*" if name == TASKS[task].headline else " "
             cells = "".join(f"{column[task][name]:>12.3f}" for column in columns.values())
             lines.append(f"{task:<14}{name + mark:<20}{cells}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from minigptv2.cluster.rendezvous import free_port
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 if TYPE_CHECKING:
-    from minigptv2.heldout.samples import HeldOut
+    from minigptv2.heldout.samples import HeldOutQuestion
 
 
 LAUNCHER = "launch/train.py"
@@ -45,7 +45,7 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], None]) -> Non
 
 def run(words: list[str], environment: dict[str, str]) -> None:
     """A `minigptv2` command. Raises `MiniGPTv2Error` if it fails."""
-    _check([sys.executable, "-m", "minigptv2.cli", *words], environment)
+    _check([sys.executable, "-m", "minigptv2", *words], environment)
 
 
 def make_room(output: Path, kind: str) -> None:
@@ -75,7 +75,7 @@ def launch(config: str, words: list[str], processes: int, environment: dict[str,
     _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations are made for CPUs
 
 
-def how_to_ask(output: Path, export: Path, item: HeldOut) -> str:
+def how_to_ask(output: Path, export: Path, item: HeldOutQuestion) -> str:
     """Save an item's picture, and the command that asks about it."""
     assert item.image is not None, "an item with an image"
     item.image.save(output / "scene.png")

@@ -9,6 +9,7 @@ from typing import Any
 
 from minigptv2.config import MISSING
 from minigptv2.errors import ConfigError
+from minigptv2.shipped import find
 
 RUN_OWNED = (
     "train_batch_size",
@@ -106,7 +107,7 @@ def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""
-    path = Path(file)
+    path = find(file)
     if not path.is_file():
         raise ConfigError(f"train.deepspeed={file}: no such file; the shipped ones are in deepspeed_configs/")
     try:

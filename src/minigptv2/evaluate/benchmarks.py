@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.evaluate.protocols import PROTOCOLS, Protocol
+from minigptv2.tasks import TASKS
 
 PAPER = "arXiv:2310.09478"
 STAGE_2, CHAT_MODEL = "MiniGPT-v2", "MiniGPT-v2-chat"
@@ -216,9 +217,8 @@ def chosen(names: list[str]) -> list[Benchmark]:
     return [BENCHMARKS[name] for name in wanted]
 
 
-def held_out(corpus: str, task: str) -> Benchmark:
-    """A row for one task of any corpus folder, scored by the task's own metric."""
-    lengths = {"vqa": 32, "refer": 32, "identify": 48, "caption": 96, "grounding": 320, "detection": 320}
+def heldout_spec(corpus: str, task: str) -> Benchmark:
+    """A benchmark of one task of any corpus folder, scored by the task's own metric."""
     return Benchmark(
         f"{corpus}/{task}",
         f"{corpus}, {task}",
@@ -227,7 +227,7 @@ def held_out(corpus: str, task: str) -> Benchmark:
         task,
         "turns",
         "held-out shards",
-        max_new_tokens=lengths.get(task, 128),
+        max_new_tokens=TASKS[task].max_new_tokens,
     )
 
 
@@ -246,6 +246,4 @@ def listing() -> str:
 
 def prompt_of(row: Benchmark) -> str:
     """The row's wording, with its slot."""
-    from minigptv2.tasks import TASKS
-
     return row.prompt or TASKS[row.task].ask("{query}")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from minigptv2.evaluate.runner import Outcome
-from minigptv2.heldout.pictures import picture_of
+from minigptv2.heldout.pictures import CARD_STYLE, html_card
 
 PAGE_FILE = "page.html"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child { text-align: left } img { max-width: 100% }
-.card { display: inline-block; width: 270px; margin: .4em; vertical-align: top; overflow-wrap: anywhere }
-.q { color: #666 } .a { font-weight: 600 } .t { color: #965 } .f { color: #888; font-size: 13px } b { color: #2ecc40 }
+b { color: #2ecc40 }
 """
 
 
@@ -29,7 +25,7 @@ def write_page(
 ) -> None:
     """`samples` worst and as many random questions of each benchmark, with the figures that the table is made of."""
     parts = [
-        f"<!doctype html><meta charset='utf-8'><title>minigptv2 evaluation</title><style>{_STYLE}</style>",
+        f"<!doctype html><meta charset='utf-8'><title>minigptv2 evaluation</title><style>{_STYLE}{CARD_STYLE}</style>",
         "<h1>Evaluation</h1>",
         _table(summaries),
         "<p>True boxes are <b>green</b>, predicted ones in other colours; the box a question names is white.</p>",
@@ -70,17 +66,5 @@ def _table(summaries: Sequence[dict[str, Any]]) -> str:
 
 def _card(outcome: Outcome, place: int) -> str:
     question, reply = outcome.questions[place], outcome.replies[place]
-    figures = "  ".join(f"{name} {value:.2f}" for name, value in outcome.scored.each[place].items())
-    image = picture_of(question.held_out(outcome.reader), reply.answer)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    picture = f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    truth = "" if question.answer == reply.answer else f"<div class='t'>true: {_text(question.answer)}</div>"
-    return (
-        f"<div class='card'>{picture if question.has_image else ''}<div class='q'>{_text(question.asked)}</div>"
-        f"<div class='a'>{_text(reply.answer)}</div>{truth}<div class='f'>{html.escape(figures)}</div></div>"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(textwrap.shorten(text, 400, placeholder=" ..."))
+    metrics = "  ".join(f"{name} {value:.2f}" for name, value in outcome.scored.each[place].items())
+    return html_card(question.with_image(outcome.reader), reply.answer, metrics)

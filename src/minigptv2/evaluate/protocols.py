@@ -12,10 +12,10 @@ from minigptv2.boxes import IOU_THRESHOLD, Box, Convention, match_boxes, overlap
 from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import Chair, chair, chair_figures, pope_figures, yes_or_no
 from minigptv2.evaluate.metrics.statistics import auroc
-from minigptv2.evaluate.metrics.turns import headline, normalize, score
 from minigptv2.evaluate.metrics.vqa_accuracy import direct_answer_accuracy, exact_match, normalize_vqa, vqa_accuracy
 from minigptv2.evaluate.questions import Question
-from minigptv2.tasks import GroundedPhrase, parse_answer
+from minigptv2.tasks import TASKS, GroundedPhrase, mean_scores
+from minigptv2.tasks.text_match import normalize
 
 Figures = dict[str, float]
 YES, NO = "yes", "no"
@@ -58,7 +58,7 @@ def refer(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     """Share of expressions whose box overlaps by more than half; the published script's pixels, and exact ones."""
     each, groups = [], []
     for question, reply in zip(questions, replies, strict=True):
-        parsed = parse_answer(reply.answer, "refer", question.width, question.height)
+        parsed = TASKS[question.turn.task].parse(reply.answer, question.width, question.height)
         truth = question.turn.regions[0].boxes[0]
         said = parsed.boxes[0] if parsed.boxes else None
         inclusive = overlap(said, truth, Convention.INCLUSIVE) if said else 0.0
@@ -72,7 +72,7 @@ def refer(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
             }
         )
         groups.append({"size": size_name(truth)})
-    return Scored(each, _means(each), groups)
+    return Scored(each, mean_scores(each), groups)
 
 
 def vqa(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
@@ -98,7 +98,7 @@ def _answers(
         right = accuracy(reply.answer, question.turn.answers)
         each.append({"accuracy": right, "well_formed": float(bool(reply.answer.strip()))})
         groups.append({"answer": answer_kind(question)})
-    return Scored(each, _means(each), groups)
+    return Scored(each, mean_scores(each), groups)
 
 
 def answer_kind(question: Question) -> str:
@@ -117,7 +117,7 @@ def choice(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
         accepted = {normalize(one) for one in ((right,) if right else question.turn.answers)}
         each.append({"accuracy": float(normalize(reply.answer) in accepted), "well_formed": 1.0})
         groups.append({"choices": str(len(question.turn.choices))})
-    return Scored(each, _means(each), groups)
+    return Scored(each, mean_scores(each), groups)
 
 
 def caption(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
@@ -140,7 +140,7 @@ def _captioned(replies: Sequence[Reply], references: list[list[str]]) -> Scored:
         for i, reply in enumerate(replies)
     ]
     overall = {name: scores.corpus[name] for name in names}
-    return Scored(each, {**overall, "well_formed": _means(each)["well_formed"]}, [{} for _ in replies])
+    return Scored(each, {**overall, "well_formed": mean_scores(each)["well_formed"]}, [{} for _ in replies])
 
 
 def pope(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
@@ -170,7 +170,7 @@ def hallucinated(questions: Sequence[Question], replies: Sequence[Reply]) -> Sco
                 "well_formed": float(bool(reply.answer.strip())),
             }
         )
-    return Scored(each, {**_means(each), **chair_figures(found)}, [{} for _ in each])
+    return Scored(each, {**mean_scores(each), **chair_figures(found)}, [{} for _ in each])
 
 
 def hateful(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
@@ -182,7 +182,7 @@ def hateful(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
         right = float(yes_or_no(reply.answer) == meant)
         each.append({"accuracy": right, "score": score_, "well_formed": float(normalize(reply.answer) in (YES, NO))})
         groups.append({"answer": meant})
-    overall = _means(each)
+    overall = mean_scores(each)
     del overall["score"]
     labels = [int(group["answer"] == YES) for group in groups]
     return Scored(each, {**overall, "auroc": auroc([one["score"] for one in each], labels)}, groups)
@@ -196,7 +196,7 @@ def phrases(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     """
     each, groups = [], []
     for question, reply in zip(questions, replies, strict=True):
-        parsed = parse_answer(reply.answer, question.turn.task, question.width, question.height)
+        parsed = TASKS[question.turn.task].parse(reply.answer, question.width, question.height)
         found, overlaps, mentions = [], [], _mentions(parsed.grounded)
         for region in question.turn.regions:
             boxes = _next_mention(mentions, _phrase_of(question, region.phrases[0], region.span))
@@ -216,7 +216,7 @@ def phrases(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
             }
         )
         groups.append({"size": size_name(question.turn.regions[0].boxes[0])})
-    overall = _means(each)
+    overall = mean_scores(each)
     overall["phrase_recall"] = overall.pop("found") / overall.pop("phrases")  # of all phrases, not the mean of pictures
     return Scored(each, overall, groups)
 
@@ -244,18 +244,15 @@ def turns(questions: Sequence[Question], replies: Sequence[Reply]) -> Scored:
     """Held-out turns of one task by its table row's metric."""
     each = []
     for question, reply in zip(questions, replies, strict=True):
-        figures = score(question, reply.answer)
-        each.append({**figures, "score": figures[headline(question.turn.task)]})
+        task = TASKS[question.turn.task]
+        figures = task.score(question.turn, reply.answer, question.width, question.height)
+        each.append({**figures, "score": figures[task.headline]})
     groups = []
     for question in questions:
         boxed = question.turn.regions and question.turn.regions[0].boxes
-        kind = {"answer": answer_kind(question)} if question.turn.task == "vqa" else {}
+        kind = {"answer": answer_kind(question)} if TASKS[question.turn.task].headline == "accuracy" else {}
         groups.append({**({"size": size_name(question.turn.regions[0].boxes[0])} if boxed else {}), **kind})
-    return Scored(each, _means(each), groups)
-
-
-def _means(each: Sequence[Figures]) -> Figures:
-    return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    return Scored(each, mean_scores(each), groups)
 
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from minigptv2.corpora.build_corpus import build
 from minigptv2.corpora.sources import CORPORA
 from minigptv2.errors import DataError
-from minigptv2.heldout.samples import HeldOut
+from minigptv2.heldout.samples import HeldOutQuestion, load_image
 from minigptv2.record import Record, Region, Turn
-from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import MANIFEST_FILE
-from minigptv2.tasks import speak
+from minigptv2.tasks import TASKS, render_turn
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,12 @@ class Question:
     facts: dict[str, str] = field(default_factory=dict)
     history: tuple[tuple[str, str], ...] = ()
 
-    def held_out(self, reader: CorpusReader) -> HeldOut:
-        """With its image in memory, to be drawn."""
-        image = open_image(reader.image(self.sample), reader.where(self.sample)) if self.has_image else None
-        if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
-            image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
-        return HeldOut(self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample)
+    def with_image(self, reader: CorpusReader) -> HeldOutQuestion:
+        """The question with its image in memory, for drawing."""
+        image = load_image(reader, self.sample, (self.width, self.height)) if self.has_image else None
+        return HeldOutQuestion(
+            self.turn, image, self.width, self.height, self.asked, self.answer, self.corpus, self.sample
+        )
 
 
 def questions_of(
@@ -72,18 +69,18 @@ def _of_record(record: Record, corpus: str, sample: int, task: str | None, promp
     key = record.source.get("id", str(sample))
     history: list[tuple[str, str]] = []
     for number, turn in enumerate(record.turns):
-        spoken = speak(turn, width, height)
         facts = {**record.source, **turn.source}
         if task in (None, turn.task):
             for place, one in enumerate(_expressions(turn)):
-                asked = speak(one, width, height).question if prompt is None else prompt.replace("{query}", _query(one))
+                rendered = render_turn(one, width, height)
+                asked = rendered.question if prompt is None else prompt.replace("{query}", _query(one))
                 yield Question(
                     f"{sample}/{key}/{turn.source.get('id', number)}/{place}",
                     one,
                     width,
                     height,
                     asked,
-                    speak(one, width, height).answer,
+                    rendered.answer,
                     corpus,
                     sample,
                     record.has_image,
@@ -91,12 +88,13 @@ def _of_record(record: Record, corpus: str, sample: int, task: str | None, promp
                     tuple(history),
                 )
         if not record.separate:
-            history.append((spoken.question, spoken.answer))
+            whole = render_turn(turn, width, height)
+            history.append((whole.question, whole.answer))
 
 
 def _expressions(turn: Turn) -> list[Turn]:
     """The turn, or one per expression where a place is asked for."""
-    if turn.task != "refer":
+    if TASKS[turn.task].query != "phrase":
         return [turn]
     region = turn.regions[0]
     return [
@@ -113,7 +111,7 @@ def _expressions(turn: Turn) -> list[Turn]:
 
 
 def _query(turn: Turn) -> str:
-    return turn.regions[0].phrases[0] if turn.task == "refer" else turn.question or ""
+    return turn.regions[0].phrases[0] if TASKS[turn.task].query == "phrase" else turn.question or ""
 
 
 def corpus_folder(data: Path, corpus: str, split: str, cache: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigptv2.cluster import distributed
 from minigptv2.errors import ConfigError
-from minigptv2.evaluate.benchmarks import Benchmark, held_out
+from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
 from minigptv2.evaluate.html import PAGE_FILE, write_page
 from minigptv2.evaluate.metrics.meteor import meteor, meteor_command
 from minigptv2.evaluate.questions import corpus_folder
@@ -47,7 +47,7 @@ def _with_sizes(folders: Sequence[Path]) -> tuple[list[str], list[tuple[str, int
 def held_out_jobs(shards: Path, corpora: Sequence[str]) -> list[Job]:
     """Jobs of corpus folders below `shards`: one per task that a corpus holds."""
     return [
-        Job(held_out(corpus, task), shards / corpus)
+        Job(heldout_spec(corpus, task), shards / corpus)
         for corpus in corpora
         for task in load_manifest(shards / corpus).turns
     ]

@@ -1,1 +1,1 @@
-"""Evaluation during training, on a held-out slice of each corpus."""
+"""Evaluates the model on a held-out slice of each corpus during training."""

@@ -1,4 +1,4 @@
-"""What a run's YAML may say about looking at the model while it trains."""
+"""Configures evaluation during training: the `evaluate` section of a run's YAML file."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from dataclasses import dataclass, field
 
 @dataclass
 class EvaluateConfig:
-    """A fixed held-out slice, scored and drawn while the run goes on: in the log, `metrics.jsonl` and TensorBoard."""
+    """A fixed set of held-out samples, scored and drawn during training, for the log, `heldout.jsonl` and trackers."""
 
     shards: str = ""
-    """Folder of held-out shards, one folder per corpus; empty: none are looked at."""
+    """Folder of held-out shards with one folder per corpus. Empty: no evaluation during training."""
     corpora: list[str] = field(default_factory=list)
-    """Corpora in it."""
+    """Corpora to read from that folder."""
     every: int = 0
-    """Steps between looks; 0: only after the last step."""
+    """Steps between evaluations. 0: only after the last step."""
     samples: int = 4
-    """Held-out samples per corpus that are drawn each time, with true and predicted boxes."""
+    """Samples per corpus that are drawn at each evaluation, with true and predicted boxes."""
     questions: int = 0
-    """Held-out samples per corpus that are answered and scored each time, those drawn among them; 0: those alone."""
+    """Samples per corpus that are answered and scored at each evaluation, including the drawn ones. 0: only those."""
     loss_samples: int = 8
-    """Held-out samples per corpus whose loss, and expected IoU of boxes, is taken at each log line, without
-    generating; 0: none."""
+    """Samples per corpus whose loss and expected IoU are computed at each log line, without generation. 0: none."""
     keep_best: str = ""
-    """Figure whose best look is kept as an export in `best/`: `<corpus>/<figure>` such as `toy_refer/recall_50`. A loss
-    is best when lowest, all others when highest. Empty: none is kept."""
+    """Metric whose best model is kept as an export in `best/`: `<corpus>/<metric>`, for example
+    `toy_refer/recall_50`. The lowest loss is best, and the highest value of any other metric. Empty: none is kept."""
     max_new_tokens: int = 64
     """Longest answer in tokens."""

@@ -1,48 +1,55 @@
-"""What the model sees and says, drawn: true boxes in green, predicted ones in the colours of their phrases."""
+"""Draws held-out questions with true and predicted boxes, as images, tiles of a grid and cards of an HTML page."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import textwrap
+
 from PIL import Image, ImageDraw, ImageFont
 
-from minigptv2.boxes import Box
-from minigptv2.draw import TRUE_COLOR, draw_boxes, enlarge
-from minigptv2.heldout.samples import HeldOut
-from minigptv2.record import Turn
-from minigptv2.tasks import TASKS, parse_answer
+from minigptv2.draw import QUERY_COLOR, TRUE_COLOR, BoxLayer, draw_layers
+from minigptv2.heldout.samples import HeldOutQuestion
+from minigptv2.tasks import TASKS
 
 TILE = 240
+"""Width of a tile in pixels."""
 _CAPTION_LINES = 5
+_NO_IMAGE = (235, 235, 235)
+_JPEG_QUALITY = 88
+
+CARD_STYLE = """
+.card { display: inline-block; width: 270px; margin: .4em; vertical-align: top; overflow-wrap: anywhere }
+.q { color: #666 } .a { font-weight: 600 } .t { color: #965 } .f { color: #888; font-size: 13px }
+"""
+"""CSS of `html_card`."""
 
 
-def true_boxes(turn: Turn) -> list[Box]:
-    """All boxes that a right answer speaks of, in pixels."""
-    if turn.task in TASKS and TASKS[turn.task].grounded:
-        return [box for region in turn.regions for box in region.boxes]
-    return []
+def draw_question(item: HeldOutQuestion, answer: str) -> Image.Image:
+    """The image with the true boxes in green, those of `answer` in another color, and the question's own box in white.
 
-
-def picture_of(item: HeldOut, answer: str) -> Image.Image:
-    """The image with the true boxes (green) and those of `answer`; a question's own box is drawn white."""
-    base = item.image if item.image is not None else Image.new("RGB", (TILE, TILE), (235, 235, 235))
+    A question without an image gives an empty gray tile.
+    """
     if item.image is None:
-        return base
-    canvas, factor = enlarge(base, TILE)
-    if item.turn.task == "identify":
-        asked = [(_scaled(box, factor), "") for box in item.turn.regions[0].boxes]
-        canvas = draw_boxes(canvas, asked, color=(255, 255, 255), min_side=TILE)
-    truth = [(_scaled(box, factor), "") for box in true_boxes(item.turn)]
-    canvas = draw_boxes(canvas, truth, color=TRUE_COLOR, min_side=TILE)
-    spoken = parse_answer(answer, item.turn.task, item.width, item.height)
-    predicted = [(_scaled(box, factor), "") for box in spoken.boxes]
-    return draw_boxes(canvas, predicted, min_side=TILE) if predicted else canvas
+        return Image.new("RGB", (TILE, TILE), _NO_IMAGE)
+    task = TASKS[item.turn.task]
+    boxes = [box for region in item.turn.regions for box in region.boxes]
+    predicted = task.parse(answer, item.width, item.height).boxes
+    layers = (
+        BoxLayer([(box, "") for box in boxes if task.query == "box"], QUERY_COLOR),
+        BoxLayer([(box, "") for box in boxes if task.answer != "text"], TRUE_COLOR),
+        BoxLayer([(box, "") for box in predicted]),
+    )
+    return draw_layers(item.image, layers, min_side=TILE)
 
 
-def tile(item: HeldOut, answer: str) -> Image.Image:
-    """`picture_of` squashed into a TILE-wide card with question, answer and truth written beneath."""
-    picture = picture_of(item, answer)
-    height = round(TILE * picture.height / picture.width)
+def tile(item: HeldOutQuestion, answer: str) -> Image.Image:
+    """`draw_question` resized to the width of a tile, with question, answer and true answer written below."""
+    drawn = draw_question(item, answer)
+    height = round(TILE * drawn.height / drawn.width)
     card = Image.new("RGB", (TILE, TILE + 16 * _CAPTION_LINES + 6), (255, 255, 255))
-    shown = picture.resize((TILE, min(TILE, height)), Image.Resampling.BICUBIC)
+    shown = drawn.resize((TILE, min(TILE, height)), Image.Resampling.BICUBIC)
     card.paste(shown, (0, (TILE - shown.height) // 2))
     pen = ImageDraw.Draw(card)
     font = ImageFont.load_default(size=11)
@@ -55,21 +62,37 @@ def tile(item: HeldOut, answer: str) -> Image.Image:
     return card
 
 
-def grid(cards: list[Image.Image], columns: int = 6) -> Image.Image:
-    """Cards of one size side by side."""
-    width, height = cards[0].size
-    rows = -(-len(cards) // columns)
+def grid(tiles: list[Image.Image], columns: int = 6) -> Image.Image:
+    """Tiles of one size in rows of `columns`."""
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), (255, 255, 255))
-    for number, card in enumerate(cards):
-        sheet.paste(card, (number % columns * width, number // columns * height))
+    for number, one in enumerate(tiles):
+        sheet.paste(one, (number % columns * width, number // columns * height))
     return sheet
 
 
-def _scaled(box: Box, factor: float) -> Box:
-    return Box(box.x1 * factor, box.y1 * factor, box.x2 * factor, box.y2 * factor)
+def html_card(item: HeldOutQuestion, answer: str, note: str = "") -> str:
+    """A card of an HTML page: the drawn image, the question, the answer, the true answer if it differs, and `note`."""
+    image = html_image(draw_question(item, answer)) if item.image is not None else ""
+    truth = "" if answer == item.answer else f"<div class='t'>true: {_escaped(item.answer)}</div>"
+    footer = f"<div class='f'>{_escaped(note)}</div>" if note else ""
+    return (
+        f"<div class='card'>{image}<div class='q'>{_escaped(item.question)}</div>"
+        f"<div class='a'>{_escaped(answer)}</div>{truth}{footer}</div>"
+    )
+
+
+def html_image(image: Image.Image) -> str:
+    """An `img` element that contains the image as JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(textwrap.shorten(text, 400, placeholder=" ..."))
 
 
 def _wrap(text: str, columns: int = 40) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, columns) or [""]

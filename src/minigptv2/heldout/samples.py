@@ -1,4 +1,4 @@
-"""Held-out samples of a corpus folder, as questions with known answers."""
+"""Reads held-out samples of a corpus folder as questions with known answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from minigptv2.predict.predictor import Request
 from minigptv2.record import Turn
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.tasks import speak
+from minigptv2.tasks import TASKS, render_turn
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """One question: the turn it comes from, its image, the question as asked and the first accepted answer."""
+class HeldOutQuestion:
+    """A question: its turn, its image with the size in pixels, the question text and the first accepted answer."""
 
     turn: Turn
     image: Image.Image | None
@@ -29,25 +29,43 @@ class HeldOut:
     sample: int
 
     def request(self) -> Request:
-        """What a predictor is asked."""
+        """The request to a predictor."""
         return Request(self.question, (self.image,) if self.image is not None else ())
 
+    def score(self, text: str) -> dict[str, float]:
+        """The metrics of the answer `text`, by the question's task."""
+        return TASKS[self.turn.task].score(self.turn, text, self.width, self.height)
 
-def load_heldout(folder: Path, limit: int | None = None, *, all_turns: bool = False) -> list[HeldOut]:
-    """The first turn (or, with `all_turns`, each turn on its own) of the first `limit` samples of a corpus folder."""
+
+def load_heldout(folder: Path, limit: int | None = None) -> list[HeldOutQuestion]:
+    """The first turn of each of the first `limit` samples of a corpus folder, of all samples without a limit.
+
+    Raises `DataError` for a damaged sample.
+    """
     reader = CorpusReader(folder)
+    corpus = reader.manifest.corpus
     found = []
     for sample in range(min(len(reader), limit or len(reader))):
         record = reader.record(sample)
-        image = open_image(reader.image(sample), reader.where(sample)) if record.has_image else None
         width, height = record.width or 0, record.height or 0
-        if image is not None and reader.manifest.baked_side:  # stored as a square: stretched back, so that boxes fit
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        if image is not None and image.size != (width, height):
-            raise DataError(f"{reader.where(sample)}: image is {image.size}, its record says {(width, height)}")
-        for turn in record.turns if all_turns else record.turns[:1]:
-            spoken = speak(turn, width, height)
-            found.append(
-                HeldOut(turn, image, width, height, spoken.question, spoken.answer, reader.manifest.corpus, sample)
-            )
+        image = load_image(reader, sample, (width, height)) if record.has_image else None
+        turn = record.turns[0]
+        rendered = render_turn(turn, width, height)
+        found.append(
+            HeldOutQuestion(turn, image, width, height, rendered.question, rendered.answer, corpus, sample=sample)
+        )
     return found
+
+
+def load_image(reader: CorpusReader, sample: int, size: tuple[int, int]) -> Image.Image:
+    """The image of a sample with the width and height in pixels that its record states.
+
+    An image that was stored as a square is stretched back, so that the record's boxes fit. Raises `DataError` if the
+    image is damaged or has another size.
+    """
+    image = open_image(reader.image(sample), reader.where(sample))
+    if reader.manifest.baked_side:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    if image.size != size:
+        raise DataError(f"{reader.where(sample)}: the image has size {image.size}, but its record states {size}")
+    return image

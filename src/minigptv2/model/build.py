@@ -13,7 +13,7 @@ from minigptv2.model.config import LoraConfig, ModelConfig, check_parts
 from minigptv2.model.kernels import choose_kernels, use_liger
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import set_trainable
-from minigptv2.record import TASK_NAMES
+from minigptv2.tasks import TASKS
 
 
 def build_model(
@@ -41,7 +41,7 @@ def build_model(
             sizes.vision_encoder,
             row,
             vocab_size=row.vocab_size or vocab_size,
-            num_tasks=len(TASK_NAMES),
+            num_tasks=len(TASKS),
             attention=choose_attention(config.attention),
         )
     model.vision_batch = config.vision_batch

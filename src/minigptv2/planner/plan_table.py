@@ -14,6 +14,7 @@ from minigptv2.planner.hardware import GIB, Hardware
 from minigptv2.planner.step_time import Option, Samples, options, recommended
 from minigptv2.planner.zero_plan import ZeroPlan
 from minigptv2.run_config import RunConfig
+from minigptv2.shipped import find
 from minigptv2.tokenizer import load_tokenizer
 
 BOUNDS = {
@@ -35,8 +36,8 @@ def costs_of(config: RunConfig) -> ModelCosts:
 
 def shipped_plans(config: RunConfig, folder: Path) -> list[ZeroPlan]:
     """The run's own DeepSpeed JSON first, then the GPU plans beside it in `folder`."""
-    own = Path(config.train.deepspeed)
-    files = [own] + [file for file in sorted(folder.glob("zero*.json")) if "cpu" not in file.stem and file != own]
+    own = find(config.train.deepspeed)
+    files = [own] + [file for file in sorted(find(folder).glob("zero*.json")) if "cpu" not in file.stem and file != own]
     return [ZeroPlan.of(file.name, load_deepspeed_config(file)) for file in files]
 
 

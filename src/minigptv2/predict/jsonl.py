@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Reply, Request
 from minigptv2.shards.image_files import open_photo
-from minigptv2.tasks import parse_answer, task_of
+from minigptv2.tasks import task_of
 
 CACHED_IMAGES = 128
 """Images that are kept, prepared and encoded, for further questions about them."""
@@ -152,7 +152,7 @@ def _case(line: Line) -> Case:
 
 
 def _spoken(line: Line, number: int, reply: Reply) -> Turn:
-    answer = parse_answer(reply.text, task_of(line.turns[number]["question"]), *line.size)
+    answer = task_of(line.turns[number]["question"]).parse(reply.text, *line.size)
     boxes = (
         [
             {"phrase": item.phrase, "box": [box.x1, box.y1, box.x2, box.y2]}

@@ -26,7 +26,7 @@ from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import Example, PromptEncoder, PromptStyle
 from minigptv2.shards.image_files import square
-from minigptv2.tasks import SpokenTurn, task_of
+from minigptv2.tasks import RenderedTurn, task_of
 from minigptv2.tokenizer import Tokenizer
 
 IMAGES_AT_ONCE = 32
@@ -297,8 +297,8 @@ class Predictor:
         return prompt
 
     def _example(self, case: Case) -> Example:
-        turns = [SpokenTurn(task_of(question), question, answer) for question, answer in case.turns]
-        example = self.encoder.encode_spoken(turns, num_images=len(case.images))
+        turns = [RenderedTurn(task_of(question).name, question, answer) for question, answer in case.turns]
+        example = self.encoder.encode_rendered(turns, num_images=len(case.images))
         if example is None or example.num_turns < len(turns):
             raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} tokens the model holds")
         return example

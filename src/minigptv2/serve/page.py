@@ -24,7 +24,7 @@ from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Decoding
 from minigptv2.serve.session import Session, Turn, is_identify
 from minigptv2.serve.uploads import data_url, decode_data_url
-from minigptv2.tasks import TASKS, speak
+from minigptv2.tasks import BOX_TASK, TASKS, render_turn
 
 if TYPE_CHECKING:
     from minigptv2.serve.app import Service
@@ -87,8 +87,8 @@ def _drawn_examples() -> list[Example]:
     for corpus in ("grounding", "refer", "vqa", "detection"):
         sample = next(iter(toy.samples(corpus, 1, Path(), "val")))
         assert sample.image is not None, "these scenes are pictures"
-        spoken = speak(sample.record.turns[0], sample.record.width or 1, sample.record.height or 1)
-        examples.append(Example(spoken.question, sample.image))
+        rendered = render_turn(sample.record.turns[0], sample.record.width or 1, sample.record.height or 1)
+        examples.append(Example(rendered.question, sample.image))
     return examples
 
 
@@ -151,7 +151,11 @@ class Page:
                 with gr.Column(scale=1, min_width=320):
                     talk = _element("talk", LOG, [], hint=HINT)
                     with gr.Row(elem_id="tasks"):
-                        tasks = {name: gr.Button(row.identifier, size="sm") for name, row in TASKS.items()}
+                        tasks = {
+                            name: gr.Button(task.identifier, size="sm")
+                            for name, task in TASKS.items()
+                            if task.identifier
+                        }
                     with gr.Row(elem_id="ask"):
                         question = gr.Textbox(
                             show_label=False,
@@ -324,7 +328,7 @@ class Page:
         box = session.mark(_corners(_data(event).get("region")))
         if box is None or not is_identify(question):
             return [session, gr.skip()]
-        return [session, session.task_question("identify")]
+        return [session, session.task_question(BOX_TASK.name)]
 
     async def example(self, session: Session, event: gr.EventData) -> list[Any]:
         """Begin a conversation with an example."""
@@ -347,7 +351,7 @@ class Page:
 
 def _task(name: str) -> Any:
     def begin(session: Session) -> list[Any]:
-        if name == "identify" and session.region is None:
+        if TASKS[name].query == "box" and session.region is None:
             gr.Info("Draw a region on the picture: drag with the mouse, or focus the picture and press Enter.")
         return [session, session.task_question(name)]
 

@@ -19,9 +19,7 @@ from minigptv2.draw import PREDICTED_COLORS, draw_boxes
 from minigptv2.predict.predictor import Request
 from minigptv2.serve.batcher import Ticket
 from minigptv2.serve.uploads import Picture, data_url
-from minigptv2.tasks import TASKS, GroundedPhrase, segments, task_of
-
-IDENTIFY = TASKS["identify"]
+from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments, task_of
 
 
 @dataclass
@@ -84,10 +82,10 @@ class Session:
 
     def task_question(self, task: str) -> str:
         """What a task's button puts into the question: its first wording, the region drawn in the place of a box."""
-        row = TASKS[task]
-        if row is IDENTIFY and self.region:
-            return row.ask(render_box(self.region, *self.size))
-        return row.ask().rstrip("?") if row is not IDENTIFY else f"{row.identifier} "
+        chosen = TASKS[task]
+        if chosen.query != "box":
+            return chosen.ask().rstrip("?")
+        return chosen.ask(render_box(self.region, *self.size)) if self.region else f"{chosen.identifier} "
 
     def shown(self) -> list[dict[str, Any]]:
         """The turns as data for the page: cut into words and phrases, a colour for each phrase of an answer."""
@@ -186,4 +184,4 @@ def _pieces(text: str, size: tuple[int, int], *, partial: bool = False, colored:
 
 def is_identify(question: str) -> bool:
     """Whether the question asks what a region holds, or asks nothing yet."""
-    return not question.strip() or task_of(question) == IDENTIFY.name
+    return not question.strip() or task_of(question) is BOX_TASK

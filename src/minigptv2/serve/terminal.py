@@ -22,7 +22,7 @@ from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Decoding, Predictor, Request
 from minigptv2.shards.image_files import open_photo
-from minigptv2.tasks import TASKS, GroundedPhrase, segments
+from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments
 
 HELP = """\
 /image FILE           begin a conversation about another picture
@@ -134,13 +134,13 @@ class Chat:
             self.image, self.history, self.asked = open_file(rest.strip()), [], None
             self._say(f"{self.image.width} x {self.image.height} px\n")
         elif name == "/box":
-            self._answer(TASKS["identify"].ask(self._box_text(rest)))
+            self._answer(BOX_TASK.ask(self._box_text(rest)))
         elif name == "/again":
             self._again()
         elif name == "/new":
             self.history, self.asked = [], None
         elif name == "/tasks":
-            self._say("".join(f"{task.ask('...')}\n" for task in TASKS.values()))
+            self._say("".join(f"{task.ask('...')}\n" for task in TASKS.values() if task.identifier))
         else:
             self._say(HELP + "\n")
 

@@ -39,6 +39,7 @@ from minigptv2.shards.manifest import (
 )
 from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
 from minigptv2.shards.writer import IMAGE_EXTENSIONS
+from minigptv2.tasks import validate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,6 +177,7 @@ class _Scanner:
             record = record_of_caption(kind, data, lambda: size, "")
         else:
             record = from_json(data, "")
+            validate(record, "")
         if record.has_image != (size is not None):
             raise DataError("record and image disagree on whether there is an image")
         stored = (self.baked_side, self.baked_side) if self.baked_side else (record.width, record.height)

@@ -16,13 +16,14 @@ from typing import NoReturn
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.record import Record, Turn, from_json, validate
+from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import image_size
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import files_of, local_copy
 from minigptv2.shards.writer import IMAGE_EXTENSIONS
+from minigptv2.tasks import validate
 
 
 class CorpusReader:
@@ -79,9 +80,11 @@ class CorpusReader:
         if self.manifest.layout == CAPTIONS:
             return record_of_caption(split_name(name)[1], data, lambda: image_size(self.image(sample), where), where)
         try:
-            return from_json(data, "")
+            record = from_json(data, "")
+            validate(record, "")
         except DataError as error:  # the message's place costs reads, so it is made where it is needed
             raise DataError(f"{self.where(sample)}{error}") from error
+        return record
 
     def image(self, sample: int) -> bytes:
         """The image file's bytes, undecoded. Raises `DataError` if they are not those that were written."""

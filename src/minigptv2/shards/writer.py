@@ -32,7 +32,7 @@ import numpy as np
 
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.files import HashedFile, close_and_remove, sync_file, sync_folder, write_atomically
-from minigptv2.record import Record, to_json, validate
+from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped, summarize
 from minigptv2.shards.image_files import bake, image_size
@@ -48,6 +48,7 @@ from minigptv2.shards.manifest import (
     load_manifest,
     save_manifest,
 )
+from minigptv2.tasks import validate
 
 __all__ = ["INDEX_FILE", "MANIFEST_FILE", "Rejected", "Sample", "load_manifest", "write_corpus"]
 

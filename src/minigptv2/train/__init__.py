@@ -4,7 +4,6 @@ Whatever starts it (`deepspeed launch/train.py`, `torchrun`, `srun`, `make stage
 joins the parts, `start` says what a run goes on from, `trainer` builds the model, `loop` runs the steps.
 """
 
-from minigptv2.train.command import main
 from minigptv2.train.run import train
 
-__all__ = ["main", "train"]
+__all__ = ["train"]

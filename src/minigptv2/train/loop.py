@@ -20,7 +20,7 @@ from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import RequeueExit
-from minigptv2.heldout.monitor import Looks
+from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.run_config import RunConfig
 from minigptv2.shards.dropped import Dropped, DropReport, TooManyDropped, keep_last_losses
 from minigptv2.tracking.log import RunLog
@@ -52,7 +52,7 @@ def run_loop(
     steps: Iterator[StepBatches],
     plan: DataPlan,
     log: RunLog,
-    looks: Looks,
+    evaluator: PeriodicEvaluator,
     run: Path,
     edge: Edge,
     limit: LimitReport,
@@ -91,10 +91,10 @@ def run_loop(
             mixture = plan.corpus_counts(0, position)
             log.line(text)
             shares = {name: n / position for name, n in mixture.items()}
-            log.metrics(done, {**values, "mixture": shares, **looks.losses(done)})
+            log.metrics(done, {**values, "mixture": shares, **evaluator.losses(done)})
             meter = Meter(limit)
         if every(done, config.evaluate.every) or done == last:
-            looks.answers(done)
+            evaluator.evaluate(done)
         asked = edge.stop.agreed()
         if every(done, config.train.log_every) or every(done, config.train.checkpoint_every) or done == last or asked:
             _report_losses(report_file, losses)

@@ -13,7 +13,7 @@ import torch
 from minigptv2.data.loader import StepBatches, input_bound
 from minigptv2.engine.trainer import StepReport
 from minigptv2.model.costs import Work
-from minigptv2.record import TASK_NAMES
+from minigptv2.tasks import TASKS
 from minigptv2.train.limit import LimitReport
 
 
@@ -42,8 +42,8 @@ class Meter:
     squares: float = 0.0
     data_wait_s: float = 0.0
     data_stages: dict[str, float] = field(default_factory=dict)
-    task_loss: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
-    task_tokens: tuple[float, ...] = (0.0,) * len(TASK_NAMES)
+    task_loss: tuple[float, ...] = field(default_factory=lambda: (0.0,) * len(TASKS))
+    task_tokens: tuple[float, ...] = field(default_factory=lambda: (0.0,) * len(TASKS))
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -73,7 +73,7 @@ class Meter:
         seconds = max(1e-9, time.monotonic() - self.began)
         tasks = {
             name: loss / count
-            for name, loss, count in zip(TASK_NAMES, self.task_loss, self.task_tokens, strict=True)
+            for name, loss, count in zip(TASKS, self.task_loss, self.task_tokens, strict=True)
             if count
         }
         loss = self.loss / max(1, self.supervised)

@@ -22,7 +22,7 @@ from minigptv2.engine.saver import CheckpointSaver
 from minigptv2.engine.trainer import Trainer
 from minigptv2.engine.zero import full_value
 from minigptv2.errors import ConfigError
-from minigptv2.heldout.monitor import Looks
+from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
 from minigptv2.model.backbones import vision_row
 from minigptv2.model.bases import names_to_export
@@ -116,8 +116,8 @@ def _train(
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
         edge = Edge(_saver(run, config, log), stop, watch, attempts, start.identity, start.known)
         export = partial(_export, config=config, start=start, trainer=trainer, tokenizer=tokenizer, plan=plan, log=log)
-        looks = Looks(heldout, run, export, log, watch, start=start.step)
-        position = run_loop(config, trainer, steps, plan, log, looks, run, edge, limit, position)
+        evaluator = PeriodicEvaluator(heldout, run, export, log, watch, start=start.step)
+        position = run_loop(config, trainer, steps, plan, log, evaluator, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.at("exporting")
         return export(run / "export")

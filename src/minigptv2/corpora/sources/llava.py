@@ -20,7 +20,7 @@ from minigptv2.corpora.draft import Draft, Rejected, clean
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture
 from minigptv2.errors import DataError
-from minigptv2.record import CHAT, LANGUAGE, Turn
+from minigptv2.record import Turn
 
 _IMAGE_MARK = re.compile(r"\s*<(?:image|ImageHere)>\s*")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
@@ -35,7 +35,7 @@ def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> t
         if asked["from"] not in _ASKS or answered["from"] not in _ANSWERS:
             raise DataError("conversation that does not alternate between human and gpt")
         question = _IMAGE_MARK.sub(" ", asked["value"]).strip()
-        turns.append(Turn(CHAT if has_image else LANGUAGE, question, (answered["value"],)))
+        turns.append(Turn("conversation" if has_image else "language", question, (answered["value"],)))
     return tuple(turns)
 
 
@@ -69,7 +69,7 @@ def _row(name: str, title: str, file: str, conversations: int) -> Corpus:
         name=name,
         title=f"LLaVA-Instruct, {title}",
         drafts=partial(drafts, files=(f"llava/{file}",)),
-        tasks=(CHAT,),
+        tasks=("conversation",),
         expected={"train": conversations},
         counted="conversations",
         license=_LICENSE,
@@ -90,7 +90,7 @@ CORPORA = (
             drafts,
             files=tuple(f"multitask_conversation/{n}_conversation.json" for n in ("multi_task", "multitask")),
         ),
-        tasks=(CHAT,),
+        tasks=("conversation",),
         expected={"train": None},
         counted="conversations",
         license=_LICENSE,

@@ -18,7 +18,7 @@ from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, drafted
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
-from minigptv2.record import CHAT, Record, Region, Turn
+from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.writer import Sample
 
 ANNOTATIONS = "photographs.json"
@@ -76,7 +76,7 @@ def _turns_by_task(entry: dict[str, Any]) -> dict[str, list[Turn]]:
         "identify": [Turn("identify", regions=(region,)) for region in single],
         "detection": [Turn("detection", regions=(region,)) for region in phrases],
         "vqa": [Turn("vqa", f"{q['question']}?", tuple(q["answers"])) for q in entry["questions"]],
-        CHAT: [Turn(CHAT, t["question"], (t["answer"],)) for t in entry["conversation"]],
+        "conversation": [Turn("conversation", t["question"], (t["answer"],)) for t in entry["conversation"]],
     }
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, drafted
 from minigptv2.corpora.raw import Raw
-from minigptv2.record import CHAT, LANGUAGE, Record, Region, Turn
+from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.writer import Sample
 
 SIDE = 64
@@ -178,7 +178,7 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
         rng = np.random.default_rng((zlib.crc32(corpus.encode()), zlib.crc32(split.encode()), index))
         key = f"{split}-{index:06d}"
         source = {"corpus": f"toy_{corpus}", "id": key}
-        if corpus == LANGUAGE:
+        if corpus == "language":
             yield Sample(key, Record((_language_turn(rng),), source=source))
             continue
         scene = draw_scene(rng)
@@ -305,12 +305,13 @@ def _conversation_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
         ),
     )
     question, answer = openers[rng.integers(len(openers))]
-    turns = [Turn(CHAT, question=question, answers=(answer,))]
+    turns = [Turn("conversation", question=question, answers=(answer,))]
     others = [*_refer_turns(scene, rng), *_vqa_turns(scene, rng), *_identify_turns(scene, rng)]
     turns += [others[i] for i in rng.permutation(len(others))[:2]]
     shape = scene.shapes[0]
     if count > 1:
-        turns.append(Turn(CHAT, question="Which one is furthest left?", answers=(f"That is {_noun(shape)}.",)))
+        answer = f"That is {_noun(shape)}."
+        turns.append(Turn("conversation", question="Which one is furthest left?", answers=(answer,)))
     return turns
 
 
@@ -326,7 +327,7 @@ def _language_turn(rng: np.random.Generator) -> Turn:
         (f"Is {words[0]} a color?", "yes" if words[0] in COLORS else "no"),
     )
     question, answer = options[rng.integers(len(options))]
-    return Turn(LANGUAGE, question=question, answers=(answer,))
+    return Turn("language", question=question, answers=(answer,))
 
 
 _WRITERS: dict[str, Callable[[Scene, np.random.Generator], list[Turn]]] = {
@@ -337,7 +338,7 @@ _WRITERS: dict[str, Callable[[Scene, np.random.Generator], list[Turn]]] = {
     "identify": _identify_turns,
     "vqa": _vqa_turns,
     "detection": _detection_turns,
-    CHAT: _conversation_turns,
+    "conversation": _conversation_turns,
 }
-CORPORA = (*_WRITERS, LANGUAGE)
+CORPORA = (*_WRITERS, "language")
 """The toy corpora by name, without their `toy_` prefix."""

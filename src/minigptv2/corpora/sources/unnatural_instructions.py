@@ -15,7 +15,7 @@ from typing import Any
 from minigptv2.corpora.corpus import Corpus
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, read_lines, stream_json
-from minigptv2.record import LANGUAGE, Turn
+from minigptv2.record import Turn
 
 _NO_CONSTRAINT = ("", "none", "none.")
 
@@ -30,7 +30,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     for number, entry in enumerate(entries):
         instances = [*entry.get("instances", ()), *entry.get("reformulations", ())]
         turns = tuple(
-            Turn(LANGUAGE, _question(instance), (str(instance["output"]),), source={"id": f"{number}-{n}"})
+            Turn("language", _question(instance), (str(instance["output"]),), source={"id": f"{number}-{n}"})
             for n, instance in enumerate(instances)
         )
         if turns:
@@ -50,7 +50,7 @@ CORPORA = (
         name="unnatural_instructions",
         title="Unnatural Instructions",
         drafts=drafts,
-        tasks=(LANGUAGE,),
+        tasks=("language",),
         expected={"train": 68_478, "full": 240_670},
         counted="instances",
         license="MIT",

@@ -1,0 +1,101 @@
+"""`evaluate`: run benchmarks and score held-out corpora."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from minigptv2.cli.arguments import Parser, add_json, add_model, add_names, at_least, load_model, print_json
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the options of `evaluate`."""
+    parser.description = (
+        "Write predictions, tables with the published results, and an HTML page. To use several ranks: "
+        "torchrun --nproc-per-node N launch/evaluate.py ... An interrupted evaluation continues where it stopped, on "
+        "any number of ranks."
+    )
+    parser.epilog = (
+        "example: minigptv2 evaluate --model DIR --benchmark refcoco_val,okvqa --data data --output eval/stage3"
+    )
+    parser.add_argument("--list", action="store_true", help="print every benchmark, its prompt and published results")
+    add_model(parser, required=False)
+    add_names(parser, "--benchmark", metavar="NAME", help="benchmark, or all")
+    parser.add_argument("--data", metavar="DIR", help="corpora of the benchmarks: shards, or original files")
+    parser.add_argument("--shards", metavar="DIR", help="folder of held-out corpora, one folder of shards each")
+    add_names(parser, "--corpus", metavar="NAME", help="corpus below --shards")
+    parser.add_argument("--output", default="evaluation", metavar="DIR", help="output folder. Continued if it exists")
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each corpus")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N")
+    parser.add_argument(
+        "--layout", default="packed", choices=("packed", "padded"), help="batch layout for scoring given choices"
+    )
+    parser.add_argument("--meteor", action="store_true", help="also compute METEOR for captions. Needs Java")
+    parser.add_argument(
+        "--samples", type=at_least(0), default=12, metavar="N", help="worst samples and random samples on the page"
+    )
+    add_json(parser)
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from minigptv2.evaluate.benchmarks import chosen, listing
+
+    if args.list:
+        print(listing())
+        return 0
+    _check(args)
+    rows = chosen(args.benchmark) if args.benchmark else []
+
+    from minigptv2.cluster import distributed
+
+    alone = distributed.world_size_from_environment() == 1
+    if not alone:
+        device = distributed.choose_device()
+        args.device = args.device or str(device)
+        distributed.start_process_group(device, timeout_minutes=24 * 60)  # ranks end at different times
+    try:
+        return _evaluate_here(args, rows)
+    finally:
+        distributed.stop_process_group()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `ConfigError` for options that are missing or do not go together."""
+    from minigptv2.errors import ConfigError
+
+    if not args.model:
+        raise ConfigError("evaluate: --model is missing; give a model folder or an export")
+    if args.benchmark and not args.data:
+        raise ConfigError("evaluate: --benchmark needs --data, the folder of the corpora")
+    if bool(args.shards) != bool(args.corpus) or not args.benchmark and not args.shards:
+        raise ConfigError("evaluate: give --benchmark and --data, or --shards and --corpus")
+    for option, folder in (("--data", args.data), ("--shards", args.shards)):
+        if folder and not Path(folder).is_dir():
+            raise ConfigError(f"evaluate: {option} {folder}: there is no such folder")
+    for name in args.corpus:
+        if Path(name).name != name:
+            raise ConfigError(f"evaluate: --corpus must be the name of a folder in --shards, got {name}")
+
+
+def _evaluate_here(args: argparse.Namespace, rows: list[Any]) -> int:
+    from minigptv2.cluster import distributed
+    from minigptv2.evaluate.html import PAGE_FILE
+    from minigptv2.evaluate.runner import Settings
+    from minigptv2.evaluate.suite import benchmark_jobs, evaluate_all, held_out_jobs
+    from minigptv2.evaluate.tables import MARKDOWN_FILE, RESULTS_FILE
+
+    output = Path(args.output)
+    jobs = benchmark_jobs(rows, Path(args.data), output / "shards") if rows else []
+    jobs += held_out_jobs(Path(args.shards), args.corpus) if args.shards else []
+    settings = Settings(args.batch_size, args.layout, args.limit)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        results = evaluate_all(load_model(args), jobs, output, settings, with_meteor=args.meteor, samples=args.samples)
+    if distributed.is_main() and args.json:
+        print_json(results)
+    elif distributed.is_main():
+        print(f"{output / RESULTS_FILE}  {output / MARKDOWN_FILE}  {output / PAGE_FILE}")
+    return 0

@@ -1,0 +1,69 @@
+"""Checks that configs, recipes and DeepSpeed JSONs are found in a source tree, in a wheel and nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigptv2 import shipped
+from minigptv2.cli import main
+from minigptv2.shipped import find
+from tests.conftest import REPOSITORY
+
+CONFIG = "launch/configs/toy_stage1.yaml"
+
+
+@pytest.fixture
+def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and a package that has a copy of one config beside it."""
+    for file in (tmp_path / "copies" / CONFIG, tmp_path / "work" / "mine.yaml"):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+    (tmp_path / "copies" / "other.yaml").write_text("")
+    monkeypatch.setattr(shipped, "COPIES", tmp_path / "copies")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "copies"
+
+
+def test_a_file_that_exists_comes_before_the_copy(copies: Path) -> None:
+    assert find("mine.yaml") == Path("mine.yaml")
+    assert find(CONFIG) == copies / CONFIG
+    Path(CONFIG).parent.mkdir(parents=True)
+    Path(CONFIG).write_text("")
+    assert find(CONFIG) == Path(CONFIG)
+
+
+@pytest.mark.parametrize("path", ["other.yaml", "launch/configs/none.yaml", "launch/configs/../../other.yaml"])
+def test_what_is_not_shipped_is_left_as_it_is_given(copies: Path, path: str) -> None:
+    assert find(path) == Path(path) and find(copies / "none") == copies / "none"
+
+
+def test_the_folders_are_those_of_the_repository() -> None:
+    assert all((REPOSITORY / folder).is_dir() for folder in shipped.FOLDERS)
+
+
+def test_a_built_package_works_in_an_empty_folder(tmp_path: Path) -> None:
+    """The build step of `setup.py`, then commands that need a config, its base, a recipe and the DeepSpeed JSONs."""
+    build = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path / "lib")]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (tmp_path / "empty").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+    for words in (["config", CONFIG], ["mix", "data_recipes/stage2_light.yaml"]):
+        command = [sys.executable, "-m", "minigptv2", *words]
+        done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "minigptv2", "plan", "--config", "launch/configs/stage1_pretrain.yaml"]
+    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "zero3_hpz.json" in done.stdout, done.stderr
+
+
+def test_a_missing_config_is_named_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "launch/configs/none.yaml"]) == 2
+    assert "launch/configs/none.yaml" in capsys.readouterr().err
