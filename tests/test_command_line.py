@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -181,3 +182,11 @@ def test_a_rank_of_a_launcher_starts_no_launcher(
     monkeypatch.setenv("RANK", "0")
     assert main(["train", "--config", "c.yaml", "--processes", "2"]) == ConfigError.exit_code
     assert "leave --processes out" in capsys.readouterr().err
+
+
+def test_config_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["config", "--json", "launch/configs/toy_stage1.yaml", "--world-size", "2", "train.steps=7"]) == 0
+    keys = json.loads(capsys.readouterr().out)
+    assert keys["train.steps"] == {"value": 7, "from": "command line (train.steps=7)"}
+    assert keys["train.crash_loop_limit"] == {"value": 5, "from": "default"}

@@ -22,7 +22,8 @@ from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
-from minigptv2.predict.predictor import Decoding, Predictor, Request, load_predictor
+from minigptv2.predict.predictor import Predictor, load_predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.record import Record
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader

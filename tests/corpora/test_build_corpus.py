@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -62,6 +63,9 @@ def test_the_list_and_the_documentation_s_table_are_made_of_the_rows(capsys: pyt
     for name, row in CORPORA.items():
         (line,) = [line for line in listed.splitlines() if line.split()[0] == name]
         assert row.license in line and row.counted in line
+    assert cli(["shards", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["counts"] for name, row in rows.items()} == {n: c.expected for n, c in CORPORA.items()}
     assert cli(["shards", "list", "--markdown"]) == 0
     table = capsys.readouterr().out
     assert table in (REPOSITORY / "docs/corpora.md").read_text(), "docs/corpora.md: put `shards list --markdown` in"

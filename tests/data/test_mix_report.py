@@ -1,5 +1,6 @@
 """`minigptv2 mix`: the figures are those of the plan that trains, and the pictures exist."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,10 @@ def test_every_recipe_can_be_looked_at_before_its_shards_exist(
     assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "asked %" in said and "sizes are from `minigptv2 shards list`" in said
+    assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path), "--json"]) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    assert sum(row["samples"] for row in mixed["corpora"]) == 20 * 96
+    assert mixed["without_shards"] == [row["name"] for row in mixed["corpora"]]
 
 
 def test_pictures(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from minigptv2.batch import MicroBatch
 from minigptv2.engine.config import GuardConfig
-from minigptv2.engine.guard import StepError, StepGuard
+from minigptv2.engine.guard import StepGuard
+from minigptv2.errors import StepError
 from tests.engine.net import ZERO3, batch, make_trainer, mine, snapshot
 from tests.ranks import run_ranks
 

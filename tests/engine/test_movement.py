@@ -16,8 +16,8 @@ STAGES: list[tuple[dict[str, Any], int]] = [(ZERO3, 2), ({"stage": 2}, 2), ({"st
 def train_watched(folder: str, zero: dict[str, Any]) -> Any:
     """What the guard says of a sound run, of one with a dead gradient, of one whose frozen weight changes on a rank."""
     from minigptv2.cluster import distributed
-    from minigptv2.engine.guard import StepError
     from minigptv2.engine.movement import Movement
+    from minigptv2.errors import StepError
 
     said = {}
     for fault in ("none", "stuck", "loose"):

@@ -20,7 +20,8 @@ from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import assign_plain
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.predict.predictor import Case, Predictor
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Case
 from minigptv2.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REPOSITORY, World
 from tests.ranks import run_ranks
@@ -81,7 +82,7 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
     fill_weights(model, [], None, assign, seed=3, shape_of=shape_of)
     Trainer(model, named_canonical(model), train, deepspeed_config, device=device, seed=0)
     words.eos_id = eos  # a token that ends some answers at once and others never
-    predictor = Predictor(model, words, in_step=True)
+    predictor = Predictor(model, words, synced_ranks=True)
     return report_of(HeldOutSlice(settings(val), predictor, max_pack_tokens=200))
 
 

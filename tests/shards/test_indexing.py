@@ -220,6 +220,9 @@ def test_verify_names_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "checksum" in named.pop(("c-000002.tar", "val-000006"))
     assert "is not in shards.npy" in named.pop(("stranger.tar", "")) and not named
     assert "5 faults" in capsys.readouterr().out
+    assert cli([*words, "--json"]) == 3
+    (corpus,) = json.loads(capsys.readouterr().out)
+    assert corpus["folder"] == str(tmp_path / "c") and len(corpus["faults"]) == 5
 
 
 def test_verify_says_when_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +265,11 @@ def test_stats_tell_counts_and_spreads(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     for words in ("6 samples, 6 with an image; 2 shards", "turns: 6 refer", "box, % of the image", "c-000001.tar"):
         assert words in printed
+    assert cli(["shards", "stats", str(tmp_path / "c"), "--per-shard", "--json"]) == 0
+    (corpus,) = json.loads(capsys.readouterr().out)
+    assert (corpus["samples"], corpus["shards"], corpus["turns"], corpus["records_damaged"]) == (6, 2, {"refer": 6}, 0)
+    assert corpus["distributions"]["turns per sample"] == [1, 1, 1]
+    assert [shard["file"] for shard in corpus["shard_list"]] == ["c-000000.tar", "c-000001.tar"]
 
 
 def test_the_preview_shows_prompt_boxes_and_faults(world: World, tmp_path: Path) -> None:

@@ -15,15 +15,9 @@ import torch
 from torch import Tensor
 
 from minigptv2.engine.config import GuardConfig
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.errors import StepError
 
 NO_LABELS = "no token has a label"
-
-
-class StepError(MiniGPTv2Error):
-    """Too many steps were skipped in a row, or a trainable weight did not change, or a frozen one did."""
-
-    exit_code = 5
 
 
 class StepGuard:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from minigptv2.cluster import distributed
-from minigptv2.engine.guard import StepError
 from minigptv2.engine.trainer import Trainer
+from minigptv2.errors import StepError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

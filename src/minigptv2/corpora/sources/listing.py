@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from minigptv2.corpora.corpus import Corpus
 from minigptv2.corpora.sources import CORPORA
 
@@ -17,6 +19,24 @@ def counts_of(corpus: Corpus) -> str:
     """Annotations by split; `?` where nobody printed a number or links have died."""
     splits = (f"{split} {'?' if count is None else f'{count:,}'}" for split, count in corpus.expected.items())
     return f"{', '.join(splits)} {corpus.counted}"
+
+
+def as_rows() -> list[dict[str, Any]]:
+    """All corpora as plain values."""
+    return [
+        {
+            "name": name,
+            "title": corpus.title,
+            "tasks": list(corpus.tasks),
+            "stages": list(corpus.stages),
+            "counts": dict(corpus.expected),
+            "counted": corpus.counted,
+            "size": corpus.size,
+            "license": corpus.license,
+            "download": corpus.download,
+        }
+        for name, corpus in CORPORA.items()
+    ]
 
 
 def as_text() -> str:
