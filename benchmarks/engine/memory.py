@@ -57,12 +57,12 @@ def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
     """Bytes that a step of ZeRO-3 keeps per token, and what the arithmetic says of one layer times the depth."""
     from benchmarks.engine import small
     from benchmarks.engine.saved import kept_bytes
-    from minigptv2.engine import trainer as trainer_module
+    from minigptv2.engine import zero
 
     device = small.start()
     config = small.model_config(r=4, dropout=dropout)
     if not ours:
-        trainer_module.keep_no_inputs = lambda model: 0
+        zero.drop_frozen_inputs = lambda model, gather: 0
     trainer = small.make_trainer({"bf16": {"enabled": True}, "zero_optimization": ZERO3}, config, device)
     batch = small.pack(8, 48, images=False).inputs
     tokens = batch["input_ids"].numel()

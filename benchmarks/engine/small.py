@@ -15,7 +15,7 @@ from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
 from minigptv2.engine.trainer import Trainer
-from minigptv2.engine.zero import assign, construction, shape_of
+from minigptv2.engine.zero import assign, shape_of, zero_backend
 from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
@@ -79,7 +79,7 @@ def make_trainer(
             warmup_steps=2,
         )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config, 100, construction(resolved), sizes=sizes)
+    model = build_model(config, 100, zero_backend(resolved).construction(), sizes=sizes)
     model.recompute(recompute)
     fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)

@@ -110,7 +110,8 @@ def _train(
         position = restore(trainer, start, config, log)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, encoder, position=position, step=start.step)
-        predictor = Predictor(model, tokenizer, synced_ranks=trainer.stage == 3 and distributed.world_size() > 1)
+        synced = trainer.zero.shards_parameters and distributed.world_size() > 1
+        predictor = Predictor(model, tokenizer, synced_ranks=synced)
         heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
