@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigptv2.model.backbones import TOKENS_PER_GROUP, LanguageModelRow, Sizes, VisionEncoderRow
+from minigptv2.model.backbones import TOKENS_PER_GROUP, LanguageModelSpec, Sizes, VisionEncoderSpec
 from minigptv2.model.config import ModelConfig
 
 
@@ -131,10 +131,10 @@ class ModelCosts:
             return 0
         return sum(a * b for name, (a, b) in _linears(self.language).items() if name in ("q_proj", "k_proj", "v_proj"))
 
-    def kept_bytes_per_token(self, element: int = 2, *, fused: bool = False, lean: bool = True) -> float:
+    def kept_bytes_per_token(self, element: int = 2, *, fused: bool = False, drop_frozen_inputs: bool = True) -> float:
         """Bytes that one layer of the language model keeps for the backward pass per token of a pack.
 
-        `element`: bytes of an activation. `fused`: with fused norm, rotation and SwiGLU kernels. `lean`: frozen linears
+        `element`: bytes of an activation. `fused`: with fused norm, rotation and SwiGLU kernels. `drop_frozen_inputs`: frozen linears
         keep no input (`engine/zero.py`); DeepSpeed's own keep it.
         """
         language = self.language
@@ -142,7 +142,7 @@ class ModelCosts:
         heads, kv = language.heads, language.key_value_heads or language.heads
         head = width // heads
         trained = "language_model" in self.trained
-        inputs_kept = trained or not lean
+        inputs_kept = trained or not drop_frozen_inputs
         attention_inputs, mlp_inputs = width, width  # one tensor for q, k, v; one for gate and up
         kept = 0.0
         # Norms: eager ones keep the input in float32, its reciprocal root, and the normalised one where it is trained.
@@ -164,11 +164,17 @@ class ModelCosts:
         return kept
 
     def activation_bytes(
-        self, work: Work, *, element: int = 2, recomputed_layers: int = 0, fused: bool = False, lean: bool = True
+        self,
+        work: Work,
+        *,
+        element: int = 2,
+        recomputed_layers: int = 0,
+        fused: bool = False,
+        drop_frozen_inputs: bool = True,
     ) -> float:
         """Bytes alive at the fullest moment of a pack, weights aside: what is kept, and one layer's working room."""
         language, vision = self.language, self.vision
-        layer = self.kept_bytes_per_token(element, fused=fused, lean=lean)
+        layer = self.kept_bytes_per_token(element, fused=fused, drop_frozen_inputs=drop_frozen_inputs)
         working = element * (6 * language.mlp_width + 8 * language.width)  # temporaries of one layer, both directions
         recomputed = min(recomputed_layers, language.depth)
         kept = (language.depth - recomputed) * layer + recomputed * element * language.width
@@ -184,7 +190,7 @@ class ModelCosts:
         return max(text + features + head, encoder)
 
 
-def vision_parameters(row: VisionEncoderRow) -> int:
+def vision_parameters(row: VisionEncoderSpec) -> int:
     """Exact parameter count of a vision encoder as `transformers` builds it (zero k biases included)."""
     width, patch = row.width, 3 * row.patch_size**2
     linears = 4 * width * width + 2 * width * row.mlp_width
@@ -195,7 +201,7 @@ def vision_parameters(row: VisionEncoderRow) -> int:
     return row.depth * (linears + biases + norms + scales) + rest
 
 
-def vision_flops(row: VisionEncoderRow) -> float:
+def vision_flops(row: VisionEncoderSpec) -> float:
     """FLOPs of one image through the encoder, forward only: 2.250e12 of EVA ViT-g at 448 px."""
     tokens, width = row.num_patches + 1, row.width
     linears = 2 * tokens * row.depth * (4 * width * width + 2 * width * row.mlp_width)
@@ -203,7 +209,7 @@ def vision_flops(row: VisionEncoderRow) -> float:
     return linears + attention + 2 * row.num_patches * 3 * row.patch_size**2 * width
 
 
-def _linears(row: LanguageModelRow) -> dict[str, tuple[int, int]]:
+def _linears(row: LanguageModelSpec) -> dict[str, tuple[int, int]]:
     """(in, out) of each linear layer of a block."""
     kv = row.width // row.heads * (row.key_value_heads or row.heads)
     return {
