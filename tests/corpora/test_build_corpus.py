@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minigptv2.cli import main as cli
-from minigptv2.corpora.build_corpus import build
+from minigptv2.corpora.build_corpus import BuildOptions, build
 from minigptv2.corpora.sources import CORPORA, Draft, Raw, Rejected
 from minigptv2.shards.image_files import image_size
 from minigptv2.shards.manifest import load_manifest
@@ -102,7 +102,7 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:
     vqa_official("vqav2", "v2_")(tmp_path)
-    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", per_question=True)
+    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", options=BuildOptions(per_question=True))
     reader = CorpusReader(tmp_path / "out")
     records = [reader.record(number) for number in range(len(reader))]
     assert [len(record.turns) for record in records] == [1, 1, 1] and not any(record.separate for record in records)
@@ -139,7 +139,7 @@ def test_all_tells_damaged_downloads_from_missing_ones(tmp_path: Path, capsys: p
     assert cli(words) == 3
     told = capsys.readouterr().out
     assert f"failed: {annotations}: not the JSON expected" in told
-    assert "failed: aok_vqa: an annotation, the first one, is not in a layout that is read (KeyError" in told
+    assert "failed: aok_vqa: an annotation, the first one, has an unsupported layout (KeyError" in told
     assert "not built: vqav2" not in told and "not built: gqa: there is no" in told
     assert [folder.name for folder in (tmp_path / "shards").iterdir()] == ["ok_vqa"], "the others do not wait"
 
@@ -171,7 +171,7 @@ def test_numbers_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[st
     ("words", "told"),
     [
         (["vqav3"], "unknown corpus 'vqav3'; did you mean 'vqav2'?"),
-        (["vqav2", "--split", "test"], "vqav2 has no split 'test'; it has train, val"),
+        (["vqav2", "--split", "test"], "vqav2 has no split 'test'. Its splits are train, val"),
         (["my.jsonl"], "there is no my.jsonl"),
     ],
 )

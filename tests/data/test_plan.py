@@ -64,9 +64,9 @@ def test_a_corpus_of_another_task_than_the_recipe_says_is_refused(world: World) 
     ("text", "words"),
     [
         ("corpora: {a: {ratio: 1, task: refr}}", "unknown task 'refr'; did you mean 'refer'"),
-        ("corpora: {a: {ratio: -1, task: refer}}", "a ratio is positive"),
+        ("corpora: {a: {ratio: -1, task: refer}}", "it must be positive"),
         ("corpora: {a: {ratio: 1, tsk: refer}}", "unknown key 'corpora.a.tsk'"),
-        ("corpora: {}", "names no corpora"),
+        ("corpora: {}", "has no corpora"),
         ("unit: moon\ncorpora: {a: {ratio: 1}}", "unit 'moon'"),
         ("corpora: [", "not valid YAML"),
     ],
@@ -93,7 +93,7 @@ def test_ratios_by_token_measure_the_corpora_and_need_a_tokenizer(world: World, 
 
 def test_schedules_need_the_global_batch_size_and_are_part_of_the_identity(world: World) -> None:
     moving = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, schedule=[[0, 1], [9, 2]])})
-    with pytest.raises(ConfigError, match="needs the global batch size"):
+    with pytest.raises(ConfigError, match="pass global_batch_size"):
         DataPlan(moving, world.train, seed=0)
     prints = {DataPlan(moving, world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}
     still = {DataPlan(recipe(toy_vqa=1), world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}

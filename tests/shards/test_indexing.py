@@ -13,13 +13,13 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
-from minigptv2.corpora.preview import SeenBox, suspicions
+from minigptv2.corpora.preview import SeenBox, find_box_problems
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
 from minigptv2.record import Record, Region, Turn, from_json, to_json
 from minigptv2.shards.dropped import read_report
-from minigptv2.shards.indexing import index_corpus, scan_shard
+from minigptv2.shards.indexing import ScanOptions, index_corpus, scan_shard
 from minigptv2.shards.manifest import CAPTIONS, INDEX_DTYPE, RECORDS
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar import TarError, find_members, header_of
@@ -138,7 +138,7 @@ def test_indexing_our_own_tars_gives_the_index_that_was_written(tmp_path: Path) 
 
 def test_a_scan_s_rows_take_sixteen_bytes_each_on_the_way_to_the_index(tmp_path: Path) -> None:
     write_corpus(toy.samples("refer", 9, Path(), "val"), tmp_path, "c")
-    scan = scan_shard(tmp_path / "c-000000.tar", corpus="c", layout=RECORDS)
+    scan = scan_shard(tmp_path / "c-000000.tar", ScanOptions("c", RECORDS))
     assert scan.rows.dtype == INDEX_DTYPE and scan.rows.nbytes == 9 * 16
     assert np.array_equal(scan.rows, np.load(tmp_path / "index.npy"))
 
@@ -150,9 +150,9 @@ TEXT = to_json(Record((Turn("language", "hi", ("ho",)),)))
 @pytest.mark.parametrize(
     ("members", "key", "words"),
     [
-        ([("a.json", GOOD), ("b.json", TEXT), ("a.jpg", jpeg())], "a", "doubled or not side by side"),
+        ([("a.json", GOOD), ("b.json", TEXT), ("a.jpg", jpeg())], "a", "repeated or not adjacent"),
         ([("a.jpg", jpeg()), ("b.json", TEXT)], "a", "no json"),
-        ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.jpg", jpeg())], "a", "two members"),
+        ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.jpg", jpeg())], "a", "duplicate member"),
         ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.png", jpeg())], "a", "two images"),
         ([("a.json", GOOD), ("b.json", TEXT)], "a", "disagree"),
         ([("a.json", GOOD), ("a.jpg", b"GIF89a")], "a", "not a JPEG"),
@@ -167,7 +167,7 @@ def test_every_fault_of_a_shard_is_named_and_the_rest_is_kept(
     tmp_path: Path, members: list[tuple[str, bytes]], key: str, words: str
 ) -> None:
     file = write_tar(tmp_path / "x.tar", [("ok.json", GOOD), ("ok.jpg", jpeg()), *members])
-    scan = scan_shard(file, corpus="c", layout=RECORDS)
+    scan = scan_shard(file, ScanOptions("c", RECORDS))
     named = {fault.key: fault.reason for fault in scan.faults}
     assert words in named[key] and scan.faults[0].shard == "x.tar"
     assert scan.rows[0][0] == 0
@@ -299,11 +299,11 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
     """Corners in a 640 x 480 image, spread as in photographs."""
     import random
 
-    dice = random.Random(3)
+    rng = random.Random(3)
     boxes = []
     for _ in range(300):
-        width, height = dice.uniform(20, 400), dice.uniform(20, 300)
-        x, y = dice.uniform(0, 640 - width), dice.uniform(0, 480 - height)
+        width, height = rng.uniform(20, 400), rng.uniform(20, 300)
+        x, y = rng.uniform(0, 640 - width), rng.uniform(0, 480 - height)
         boxes.append((x, y, x + width, y + height))
     return boxes
 
@@ -321,7 +321,7 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
 def test_boxes_of_another_format_are_flagged(written, words: str | None) -> None:  # type: ignore[no-untyped-def]
     boxes = [Box(*written(*corners)) for corners in true_boxes()]
     valid = [SeenBox(box, 640, 480) for box in boxes if box.problem(640, 480) is None]
-    found = suspicions(valid)
+    found = find_box_problems(valid)
     assert (found == []) if words is None else (len(found) == 1 and words in found[0]), found
 
 
@@ -333,7 +333,7 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
         for region in turn.regions
         for box in region.boxes
     ]
-    assert suspicions(boxes) == []
+    assert find_box_problems(boxes) == []
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_an_index_that_was_changed_is_refused(tmp_path: Path) -> None:
     index = np.load(file)
     index["block"][4] += 1
     np.save(file, index)
-    with pytest.raises(DataError, match="not the file that its manifest was written with"):
+    with pytest.raises(DataError, match="does not match the hash in its manifest"):
         CorpusReader(tmp_path / "c")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from minigptv2.cli.arguments import Parser, add_json, at_least, print_json
 
 if TYPE_CHECKING:
-    from minigptv2.corpora.sources import Corpus
+    from minigptv2.corpora.corpus import CorpusSpec
     from minigptv2.shards.dropped import Dropped
 
 EVERYTHING = "all"
@@ -187,14 +187,14 @@ def _build_all(args: argparse.Namespace) -> int:
     return 3 if failed or not built else 0
 
 
-def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
+def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from minigptv2.corpora.build_corpus import build
+    from minigptv2.corpora.build_corpus import BuildOptions, build
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    read = corpus.has_files or corpus.yours  # not drawn by the program
+    read = corpus.has_files or corpus.is_own  # not drawn by the program
     workers = args.workers if args.workers is not None else cpus if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
@@ -206,9 +206,7 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            limit=args.limit,
-            per_question=args.per_question,
-            bake_side=args.bake,
+            options=BuildOptions(args.limit, args.per_question, args.bake),
             progress=bar.update,
         )
     for line in report.lines():
