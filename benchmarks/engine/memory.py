@@ -75,7 +75,7 @@ def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
 def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
     """Measure and report."""
     from benchmarks.engine import small
-    from minigptv2.model.backbones import Sizes, language_row, vision_row
+    from minigptv2.model.backbones import Sizes, language_spec, vision_spec
     from minigptv2.model.config import ModelConfig
     from minigptv2.model.costs import ModelCosts
 
@@ -106,16 +106,16 @@ def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
                 "goal": 0.77,
             }
         )
-    real = ModelCosts(ModelConfig(), Sizes(vision_row("eva_vit_g"), language_row("llama2_7b")))
+    real = ModelCosts(ModelConfig(), Sizes(vision_spec("eva_vit_g"), language_spec("llama2_7b")))
     for fused in (False, True):
-        lean, fat = (real.kept_bytes_per_token(fused=fused, lean=side) for side in (True, False))
+        ours, theirs = (real.kept_bytes_per_token(fused=fused, drop_frozen_inputs=side) for side in (True, False))
         kernels = "fused" if fused else "eager"
         rows.append(
             {
                 "what": f"7B by arithmetic, {kernels} kernels, MB a token",
-                "ours": 32 * lean / 1e6,
-                "beside": 32 * fat / 1e6,
-                "ratio": lean / fat,
+                "ours": 32 * ours / 1e6,
+                "beside": 32 * theirs / 1e6,
+                "ratio": ours / theirs,
                 "goal": 0.77,
             }
         )

@@ -49,7 +49,7 @@ def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.
     assert "kept 2 samples in 1 shards" in told and "turns: 3 vqa" in told
     for reason in ("duplicate id", "image file missing", "empty answer", "empty question"):
         assert f"dropped 1: {reason}" in told
-    assert "warning: a complete download has 9,009 questions, this one 7" in told
+    assert "warning: a complete download has 9,009 questions, this one has 7" in told
     page = tmp_path / "out/preview.html"
     assert f"preview {page}: 2 samples as the model sees them; lengths in characters" in told
     shown = page.read_text()

@@ -163,7 +163,7 @@ def test_a_schedule_moves_shares_in_a_straight_line() -> None:
     [
         ({"a": {"ratio": 0.0}}, {}, "it must be positive"),
         ({"a": {"ratio": 1.0}}, {"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"a": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "no corpus is of that task"),
+        ({"a": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "no corpus has that task"),
         ({"a": {"ratio": 1.0, "task": "vqa"}, "b": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "has no share in tasks"),
         ({"a": {"ratio": 1.0}}, {"unit": "batch"}, "batch_size must be set"),
         ({"a": {"ratio": 1.0, "batch_size": 2}}, {}, "the recipe's unit is sample"),

@@ -80,7 +80,7 @@ def test_bad_recipes_are_config_errors(tmp_path: Path, text: str, words: str) ->
 
 def test_ratios_by_token_measure_the_corpora_and_need_a_tokenizer(world: World, tokenizer: Tokenizer) -> None:
     by_token = Recipe(unit="token", corpora={name: CorpusShare(ratio=1) for name in ("toy_vqa", "toy_conversation")})
-    with pytest.raises(ConfigError, match="a tokenizer to measure them with"):
+    with pytest.raises(ConfigError, match="pass a tokenizer to measure them"):
         DataPlan(by_token, world.train, seed=0)
     encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
     plan = DataPlan(by_token, world.train, seed=0, encoder=encoder)

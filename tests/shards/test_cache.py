@@ -117,6 +117,6 @@ def test_a_corpus_reads_the_same_through_the_cache(
 
 @pytest.mark.parametrize("size", ["", "0", "-1", "much"])
 def test_a_folder_without_a_size_is_refused(size: str) -> None:
-    with pytest.raises(ConfigError, match=f"needs {SIZE}"):
+    with pytest.raises(ConfigError, match=f"requires {SIZE}"):
         ShardCache.from_environment({FOLDER: "/scratch", SIZE: size})
     assert ShardCache.from_environment({SIZE: size}) is None

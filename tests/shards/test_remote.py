@@ -162,8 +162,8 @@ def test_other_schemes_are_refused_and_nothing_runs(
 
 
 def test_a_read_gives_up_before_the_loader_gives_its_worker_up() -> None:
-    pauses = remote.FIRST_PAUSE_S * (2 ** (remote.TRIES - 1) - 1)
-    assert remote.TRIES * remote.TIMEOUT_S + pauses < DataConfig(recipe="").worker_timeout_s
+    pauses = remote.FIRST_PAUSE_S * (2 ** (remote.ATTEMPTS - 1) - 1)
+    assert remote.ATTEMPTS * remote.TIMEOUT_S + pauses < DataConfig(recipe="").worker_timeout_s
 
 
 def test_names_below_a_place() -> None:

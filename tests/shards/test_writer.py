@@ -117,7 +117,7 @@ def test_samples_are_finished_by_the_workers(tmp_path: Path, workers: int) -> No
 def test_pictures_that_were_put_in_place_are_taken_by_the_next_start(tmp_path: Path) -> None:
     samples = list(toy.samples("refer", 4, Path(), "val"))
     items = [(sample.key, sample.record, str(tmp_path / f"{sample.key}.jpg")) for sample in samples]
-    with pytest.raises(DataError, match="nothing to write: most lost as 'image file missing', first .*val-000000"):
+    with pytest.raises(DataError, match="nothing to write: most dropped as 'image file missing', first .*val-000000"):
         write_corpus(
             items,
             tmp_path / "c",

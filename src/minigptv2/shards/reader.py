@@ -66,6 +66,10 @@ class CorpusReader:
             return f"#{sample - self.shard_starts[shard]}"
         return split_name(name)[0]
 
+    def shard_file(self, sample: int) -> str:
+        """File name, below the corpus folder, of the shard that holds the sample."""
+        return self.manifest.shards[self._shard_of(sample)].file
+
     def where(self, sample: int) -> str:
         """Location of a sample, for messages: shard, number in the shard, key."""
         shard = self._shard_of(sample)
@@ -75,9 +79,8 @@ class CorpusReader:
 
     def dropped(self, sample: int, error: DataError) -> Dropped:
         """A dropped sample, with the reason that one of the methods below, or a later step, raised."""
-        shard = self.manifest.shards[self._shard_of(sample)].file
         reason = str(error).removeprefix(f"{self.where(sample)}: ")
-        return Dropped(self.manifest.corpus, shard, self.key(sample), reason)
+        return Dropped(self.manifest.corpus, self.shard_file(sample), self.key(sample), reason)
 
     def record(self, sample: int) -> Record:
         """The validated record. Raises `DataError` if it is not the one that was written, or is invalid."""

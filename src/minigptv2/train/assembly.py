@@ -14,7 +14,7 @@ from minigptv2.engine.saver import restore_checkpoint
 from minigptv2.engine.trainer import Trainer
 from minigptv2.engine.zero import shape_of, zero_backend
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.model.backbones import vision_row
+from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.kernels import compile_blocks
@@ -79,7 +79,7 @@ def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> N
     asked = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
     if not asked:
         return
-    row = vision_row(config.model.vision_encoder)
+    row = vision_spec(config.model.vision_encoder)
     pack = fullest_pack(
         config.data,
         image_size=row.image_size,
