@@ -111,7 +111,7 @@ def test_configs_import_no_torch(name: str) -> None:
         (r"0\.48145466", {"model/backbones.py"}),
         (r"import .*omegaconf|from omegaconf", {"config.py"}),
         (r"-100\b", {"batch.py"}),
-        (r"\"(checkpoints|bundles|stacks|tensorboard|best|best\.json|log\.txt)\"", {"run_folder.py"}),
+        (r"\"(checkpoints|bundles|stacks|tensorboard|best\.json|log\.txt)\"", {"run_folder.py"}),
         (r"(metrics|heldout|attempts)\.jsonl", {"run_folder.py"}),
         (r"/ \"export\"", {"run_folder.py"}),
     ],
