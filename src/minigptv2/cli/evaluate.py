@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `evaluate`."""
     parser.description = (
         "Write predictions, tables with the published results, and an HTML page. To use several ranks: "
-        "torchrun --nproc-per-node N launch/evaluate.py ... An interrupted evaluation continues where it stopped, on "
+        "torchrun --nproc-per-node N -m minigptv2 evaluate ... An interrupted evaluation resumes where it stopped, on "
         "any number of ranks."
     )
     parser.epilog = (
