@@ -21,7 +21,7 @@ from minigptv2.evaluate.benchmarks import heldout_spec
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.heldout.pictures import draw_question
 from minigptv2.heldout.samples import load_heldout
-from minigptv2.model.backbones import vision_row
+from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.prompt import PromptEncoder
@@ -103,7 +103,7 @@ def test_a_training_step_reports_the_tasks_loss(corpus: Path, tokenizer: Tokeniz
     recipe_file.write_text("corpora:\n  counts: {ratio: 1, task: count}\n")
     recipe = load_recipe(recipe_file)
     assert recipe == Recipe(corpora={"counts": CorpusShare(ratio=1, task="count")})
-    row = vision_row("tiny_vit")
+    row = vision_spec("tiny_vit")
     step = StepDataset(
         DataPlan(recipe, corpus.parent, seed=1),
         PromptEncoder(tokenizer, tokens_per_image=row.tokens_per_image, max_tokens=300),

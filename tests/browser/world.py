@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from minigptv2.boxes import Box, parse_boxes, render_box
-from minigptv2.predict.predictor import Request
+from minigptv2.predict.requests import Request
 from minigptv2.tasks import GroundedPhrase, segments, task_of
 
 SIZE = (640, 480)

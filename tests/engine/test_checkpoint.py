@@ -162,6 +162,15 @@ def test_list_and_show_say_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.C
     assert cli(["checkpoint", "show", str(tmp_path / "checkpoints" / "step-00000003")]) == 0
     said = capsys.readouterr().out
     assert "step 3, next sample at position 24" in said and "a.weight [3, 5]" in said
+    assert cli(["checkpoint", "list", str(tmp_path), "--json"]) == 0
+    damaged, intact = json.loads(capsys.readouterr().out)
+    assert intact["step"] == 3 and intact["samples"] == 24 and intact["damage"] is None and intact["bytes"] > 0
+    assert damaged["step"] is None and damaged["folder"].endswith("step-00000005") and damaged["damage"]
+    assert cli(["checkpoint", "verify", str(tmp_path), "--json"]) == CheckpointError.exit_code
+    assert [bool(row["damage"]) for row in json.loads(capsys.readouterr().out)] == [True, False]
+    assert cli(["checkpoint", "show", str(tmp_path / "checkpoints" / "step-00000003"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["step"] == 3 and shown["position"] == 24 and shown["tensors"]["a.weight"] == [3, 5]
     assert cli(["checkpoint", "show", str(tmp_path)]) == CheckpointError.exit_code
     assert cli(["checkpoint", "list", str(tmp_path / "nowhere")]) == CheckpointError.exit_code
 

@@ -12,7 +12,7 @@ from PIL import Image
 from minigptv2.boxes import Box
 from minigptv2.evaluate.benchmarks import Benchmark
 from minigptv2.evaluate.questions import questions_of
-from minigptv2.predict.predictor import Case, Decoding, Reply, Request, Score
+from minigptv2.predict.requests import Case, Decoding, Reply, Request, Score
 from minigptv2.prompt import PromptStyle
 from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.reader import CorpusReader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from random import Random
@@ -99,6 +100,12 @@ def test_the_list_prints_every_row_with_what_was_published(capsys: pytest.Captur
         assert spec.name in printed and spec.source in printed
         assert all(f"{one.value:g}" in printed for one in spec.published)
     assert "is this statement true or false? {query}" in printed
+    assert cli(["evaluate", "--list", "--json"]) == 0
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: len(row["published"]) for name, row in listed.items()} == {
+        name: len(row.published) for name, row in BENCHMARKS.items()
+    }
+    assert all(row["prompt"] for row in listed.values())
 
 
 def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:

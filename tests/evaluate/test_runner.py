@@ -279,6 +279,8 @@ def test_compare_finds_the_flips_and_whether_they_mean_something(
     assert {row["truth"] for row in found["gained"]} == {"2", "skiing"}
     assert all(row["a"] == "wrong" and row["b"] == row["truth"] for row in found["gained"])
     assert "gqa" in printed and "+20.00" in printed and "not significant" in printed
+    assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [found]
     shutil.rmtree(tmp_path / "b")
     assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 3
     assert "nothing to compare" in capsys.readouterr().err

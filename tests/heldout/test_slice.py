@@ -20,7 +20,8 @@ from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import assign_plain
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.predict.predictor import Case, Predictor
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Case
 from minigptv2.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import REPOSITORY, World
 from tests.ranks import run_ranks
@@ -67,7 +68,7 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
-    from minigptv2.engine.zero import assign, construction, shape_of
+    from minigptv2.engine.zero import assign, shape_of, zero_backend
     from minigptv2.model.weights import named_canonical
 
     device = distributed.choose_device()
@@ -77,11 +78,11 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
         deepspeed=str(REPOSITORY / "deepspeed_configs/zero3_cpu.json"), steps=1, global_batch_size=2, learning_rate=1e-3
     )
     deepspeed_config = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config(), words.vocab_size, construction(deepspeed_config))
+    model = build_model(config(), words.vocab_size, zero_backend(deepspeed_config).construction())
     fill_weights(model, [], None, assign, seed=3, shape_of=shape_of)
     Trainer(model, named_canonical(model), train, deepspeed_config, device=device, seed=0)
     words.eos_id = eos  # a token that ends some answers at once and others never
-    predictor = Predictor(model, words, in_step=True)
+    predictor = Predictor(model, words, synced_ranks=True)
     return report_of(HeldOutSlice(settings(val), predictor, max_pack_tokens=200))
 
 

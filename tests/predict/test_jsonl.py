@@ -1,4 +1,4 @@
-"""Files of requests: order, relative paths, bad lines, interruptions."""
+"""Tests files of requests: order, relative paths, bad lines and interruptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from minigptv2.cli import main
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
-from minigptv2.predict.jsonl import _begins_a_row
+from minigptv2.predict.jsonl import _is_cut_line
 from minigptv2.tokenizer import Tokenizer
 from tests.predict.test_predictor import A, B
 
@@ -29,9 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str
 
 
 def write(folder: Path, lines: list[Any]) -> Path:
-    (folder / "pictures").mkdir(exist_ok=True)
-    A.save(folder / "pictures" / "a.png")
-    B.save(folder / "pictures" / "b.png")
+    (folder / "images").mkdir(exist_ok=True)
+    A.save(folder / "images" / "a.png")
+    B.save(folder / "images" / "b.png")
     file = folder / "in.jsonl"
     file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return file
@@ -46,11 +46,11 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 GOOD = [
-    {"image": "pictures/a.png", "turns": [{"question": "[vqa] what is it? "}], "id": 7},
+    {"image": "images/a.png", "turns": [{"question": "[vqa] what is it? "}], "id": 7},
     {"image": None, "turns": [{"question": "Say red twice."}]},
-    {"image": ["pictures/a.png", "pictures/b.png"], "turns": [{"question": "[vqa] what differs?"}]},
+    {"image": ["images/a.png", "images/b.png"], "turns": [{"question": "[vqa] what differs?"}]},
     {
-        "image": "pictures/b.png",
+        "image": "images/b.png",
         "turns": [
             {"question": "What is it?", "answer": "a bar"},
             {"question": "[refer] the bar"},
@@ -77,7 +77,7 @@ def test_later_turns_know_earlier_answers(model: str, tmp_path: Path) -> None:
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
     said = rows(tmp_path / "out.jsonl")[0]["turns"]
     given = {
-        "image": "pictures/b.png",
+        "image": "images/b.png",
         "turns": [*({k: t[k] for k in ("question", "answer")} for t in said[:2]), {"question": "Sure?"}],
     }
     again = write(tmp_path, [given])
@@ -108,7 +108,7 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     bad = [
         "{not json",
         {"turns": []},
-        {"image": "pictures/none.png", "turns": [{"question": "x"}]},
+        {"image": "images/none.png", "turns": [{"question": "x"}]},
         {"image": "broken.jpg", "turns": [{"question": "x"}]},
         {"image": 5, "turns": [{"question": "x"}]},
         {"turns": [{"answer": "x"}]},
@@ -122,7 +122,7 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
     said = capsys.readouterr()
     assert said.err.count("skipped ") == len(bad)
-    reasons = ((1, "not JSON"), (4, "No such file"), (5, "not a JPEG, PNG or WebP"), (9, "the model holds 1024"))
+    reasons = ((1, "not JSON"), (4, "No such file"), (5, "not a JPEG, PNG or WebP"), (9, "1024 positions of the model"))
     for number, reason in reasons:
         assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
     assert "answered 2, skipped 11" in said.out
@@ -134,7 +134,7 @@ def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 0
     before = (tmp_path / "out.jsonl").read_bytes()
     assert run("predict", model, write(tmp_path, GOOD[1:]), tmp_path / "out.jsonl", *TOKENS) == 3
-    assert "made of another line, model or setting" in capsys.readouterr().err
+    assert "written for another line, model or setting" in capsys.readouterr().err
     assert run("predict", model, write(tmp_path, GOOD), tmp_path / "out.jsonl", "--max-new-tokens", "7") == 3
     notes = tmp_path / "notes.txt"
     notes.write_text("mine\n")
@@ -145,35 +145,41 @@ def test_an_output_of_other_requests_is_not_continued(model: str, tmp_path: Path
 @pytest.mark.parametrize(
     "mine", [b"mine", b"\x89PNG", b'{"line": "a"}', b'{"line": 3, "text": 1}', b'{"line": 1, "of": "ab"}\nmine', b" "]
 )
-def test_a_file_without_a_whole_row_is_not_erased(model: str, tmp_path: Path, capsys: Any, mine: bytes) -> None:
+def test_a_file_without_a_complete_line_is_not_erased(model: str, tmp_path: Path, capsys: Any, mine: bytes) -> None:
     source = write(tmp_path, GOOD)
     (tmp_path / "mine").write_bytes(mine)
     assert run("predict", model, source, tmp_path / "mine", *TOKENS) == 3
     assert (tmp_path / "mine").read_bytes() == mine and "not continued" in capsys.readouterr().err
 
 
-def test_a_row_cut_off_anywhere_is_ours() -> None:
+def test_a_line_cut_off_anywhere_is_recognized() -> None:
     row = b'{"line": 12, "of": "0123456789ab", "turns": []}'
-    assert all(_begins_a_row(row[:length]) for length in range(1, len(row)))
+    assert all(_is_cut_line(row[:length]) for length in range(1, len(row)))
 
 
-def test_the_input_is_no_output(model: str, tmp_path: Path, capsys: Any) -> None:
+def test_the_input_is_refused_as_output(model: str, tmp_path: Path, capsys: Any) -> None:
     source = write(tmp_path, [GOOD[0]])
     source.write_text(source.read_text().rstrip())
     before = source.read_bytes()
     (tmp_path / "link.jsonl").symlink_to(source)
-    for output in (source, tmp_path / "pictures" / ".." / "in.jsonl", tmp_path / "link.jsonl"):
+    for output in (source, tmp_path / "images" / ".." / "in.jsonl", tmp_path / "link.jsonl"):
         assert run("predict", model, source, output, *TOKENS) == 3
-        assert "is the input itself" in capsys.readouterr().err and source.read_bytes() == before
+        assert "is the input file" in capsys.readouterr().err and source.read_bytes() == before
 
 
 def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> None:
     source = write(tmp_path, GOOD)
-    assert run("predict", model, source, tmp_path / "said.jsonl", *TOKENS) == 0
+    assert run("predict", model, source, tmp_path / "said.jsonl", *TOKENS, "--json") == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["answered"], outcome["before"], outcome["skipped"]) == (4, 0, [])
     assert run("score", model, tmp_path / "said.jsonl", tmp_path / "scores.jsonl") == 0
     scores = rows(tmp_path / "scores.jsonl")
     assert [len(score["nll"]) == len(score["target_ids"]) > 0 for score in scores] == [True] * 4
     nll = [value for score in scores for value in score["nll"]]
     assert f"mean loss {sum(nll) / len(nll):.6f} over {len(nll)} supervised tokens" in capsys.readouterr().out
+    assert run("score", model, tmp_path / "said.jsonl", tmp_path / "scores.jsonl", "--json") == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["scored"], outcome["before"], outcome["supervised_tokens"]) == (0, 4, len(nll))
+    assert outcome["mean_loss"] == pytest.approx(sum(nll) / len(nll))
     assert run("score", model, source, tmp_path / "none.jsonl") == 3
     assert 'no "answer" to score' in capsys.readouterr().err

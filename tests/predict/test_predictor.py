@@ -1,4 +1,4 @@
-"""Batches, shared images, decoding, streaming, and scoring of a tiny model."""
+"""Tests batches, shared images, decoding, streaming and scoring with a tiny model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import assign_plain
-from minigptv2.predict.predictor import Case, Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Case, Decoding, Request
 from minigptv2.tokenizer import Tokenizer
 
 
@@ -27,13 +28,13 @@ def predictor(tokenizer: Tokenizer) -> Predictor:
     return Predictor(model.eval(), tokenizer)
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+def noise(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
 
 
-A, B = picture(1), picture(2)
+A, B = noise(1), noise(2)
 REQUESTS = [
     Request("[vqa] what is it?", (A,)),
     Request("[refer] give me the location of the small red circle in the picture", (B,)),
@@ -45,7 +46,7 @@ REQUESTS = [
 SHORT = Decoding(max_new_tokens=8)
 
 
-def test_a_batch_says_what_single_requests_say(predictor: Predictor) -> None:
+def test_a_batch_gives_the_answers_of_single_requests(predictor: Predictor) -> None:
     together = predictor.answer(REQUESTS, SHORT)
     assert together == [predictor.answer([request], SHORT)[0] for request in REQUESTS]
     assert together == predictor.answer(REQUESTS, SHORT, batch_size=2)
@@ -85,7 +86,7 @@ def test_sampling_is_seeded(predictor: Predictor) -> None:
     assert hot[0] == hot[1] != hot[2]
 
 
-def test_beams_find_what_is_likelier_than_greed(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beam_search_finds_likelier_answers_than_greedy(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     generate, made = predictor._generate, []
 
     def watched(embeddings: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -110,7 +111,7 @@ def test_beams_find_what_is_likelier_than_greed(predictor: Predictor, monkeypatc
     assert likelier
 
 
-def test_impossible_decoding_is_refused(predictor: Predictor) -> None:
+def test_invalid_decoding_options_are_refused(predictor: Predictor) -> None:
     nan, inf = float("nan"), float("inf")
     heats = [{"temperature": wrong} for wrong in (-1.0, 1e-45, nan, inf)]
     masses = [{"top_p": wrong} for wrong in (0.0, 1e-300, 1.1, nan)]
@@ -128,7 +129,7 @@ def test_a_stream_is_the_answer_in_pieces(predictor: Predictor) -> None:
         answer = predictor.answer([request], decoding)[0]
         pieces = list(predictor.stream(request, decoding))
         assert len(pieces) <= 6
-        if "\ufffd" not in answer:  # bytes that are no character may turn out to be none only at the end
+        if "\ufffd" not in answer:  # invalid UTF-8 may be known only at the end
             assert "".join(pieces) == answer
             compared += len(pieces) > 1
     assert compared > 3
@@ -144,7 +145,7 @@ def test_closing_a_stream_stops_the_model(predictor: Predictor) -> None:
     assert len(calls) < 400
 
 
-def test_a_stream_hands_on_what_went_wrong(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_raises_the_error_of_the_model(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no more memory")
 
@@ -177,9 +178,9 @@ def test_packed_padded_and_single_scores_agree(predictor: Predictor) -> None:
         assert score.loss == pytest.approx(sum(score.nll) / len(score.nll))
 
 
-def test_what_is_too_long_is_refused(predictor: Predictor) -> None:
+def test_a_prompt_that_is_too_long_is_refused(predictor: Predictor) -> None:
     long = "red " * 1100
-    with pytest.raises(DataError, match="the model holds 1024"):
+    with pytest.raises(DataError, match="1024 positions of the model"):
         predictor.answer([Request(long)])
     with pytest.raises(DataError, match="longer than the 1024"):
         predictor.score([Case((("short", "a"), ("long", long)))])

@@ -13,7 +13,8 @@ import pytest
 import torch
 import uvicorn
 
-from minigptv2.predict.predictor import Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Request
 from minigptv2.serve import app as app_module
 from minigptv2.serve.batcher import Batcher, _Row
 from minigptv2.serve.config import Access, Limits

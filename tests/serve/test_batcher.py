@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from minigptv2.errors import ConfigError, DataError
-from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve import batcher as batcher_module
 from minigptv2.serve.batcher import Batcher, Busy, Ticket, _Row, _sample
 from tests.serve.tiny import picture
@@ -81,7 +82,7 @@ def test_an_answer_ends_before_a_stop_text(predictor: Predictor, batcher: Batche
 def test_a_full_queue_refuses_and_serves_in_order_of_arrival(predictor: Predictor) -> None:
     batcher = Batcher(predictor, max_rows=1, max_waiting=3)
     order: list[int] = []
-    with predictor.turn:  # the model is taken: nothing moves
+    with predictor.lock:  # the model is taken: nothing moves
         tickets = [batcher.submit(REQUESTS[2], Decoding(4)) for _ in range(4)]
         with pytest.raises(Busy, match="try again later"):
             batcher.submit(REQUESTS[2], Decoding(4))
@@ -98,7 +99,7 @@ def test_a_full_queue_refuses_and_serves_in_order_of_arrival(predictor: Predicto
 
 
 def test_what_is_impossible_is_refused_before_it_waits(batcher: Batcher) -> None:
-    with pytest.raises(DataError, match="the model holds 1024"):
+    with pytest.raises(DataError, match="1024 positions of the model"):
         batcher.submit(Request("red " * 1100))
     with pytest.raises(ConfigError, match="beam search"):
         batcher.submit(REQUESTS[0], Decoding(beams=2))
@@ -131,7 +132,7 @@ def test_newcomers_that_cannot_join_are_told(
 
     for name in ("_join", "prompt_ids", "_dice"):
         with monkeypatch.context() as patch:
-            with predictor.turn:
+            with predictor.lock:
                 ticket = batcher.submit(REQUESTS[0], Decoding(8))
                 target = {"_join": batcher, "prompt_ids": predictor}.get(name, batcher_module)
                 patch.setattr(target, name, broken)
@@ -148,7 +149,7 @@ def test_a_token_that_cannot_be_drawn_fails_its_row_alone(
         return _sample(logits, row)
 
     monkeypatch.setattr("minigptv2.serve.batcher._sample", sample)
-    with predictor.turn:  # all three begin together
+    with predictor.lock:  # all three begin together
         good = [batcher.submit(REQUESTS[n], Decoding(8)) for n in (0, 1)]
         bad = batcher.submit(REQUESTS[2], Decoding(8, temperature=1.0))
     assert [whole(ticket) for ticket in good] == predictor.answer(REQUESTS[:2], Decoding(8))

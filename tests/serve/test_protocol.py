@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from minigptv2.boxes import Box, iou
-from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Limits
 from tests.browser.world import PLACES, draw_picture, teacher
 from tests.serve.running import NAME, running
@@ -108,7 +109,7 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "system", "content": "be kind"}, USER]}, 400, "trained without system messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "want a role"),
     ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not base64"),
-    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a whole"),
+    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a valid"),
     ({"messages": [ask("x", "data:image/svg+xml;base64,AAAA")]}, 400, "fetches no address"),
     ({"model": "gpt-4o"}, 404, "this server has 'tiny'"),
     ({"model": None}, 400, "model is missing"),
@@ -136,7 +137,7 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"stream_options": 1}, 400, "want a dict"),
     ({"temprature": 1}, 400, "did you mean 'temperature'"),
     ({"\ud800": 1}, 400, "unknown field"),
-    ({"messages": [{"role": "user", "content": "7" * 1100}]}, 400, "the model holds 1024"),
+    ({"messages": [{"role": "user", "content": "7" * 1100}]}, 400, "1024 positions of the model"),
     ({"messages": [{"role": "user", "content": "x" * 4001}]}, 413, "at most 4000"),
     ({"messages": [{"role": "user", "content": ask("x", SMALL)["content"] * 5}]}, 400, "5 images: at most 4"),
 ]

@@ -21,7 +21,8 @@ from minigptv2.draw import PREDICTED_COLORS
 from minigptv2.errors import ConfigError
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import save_untrained
-from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
 from minigptv2.serve.terminal import Chat, picture_escapes, picture_mode, printable
 from tests.browser.world import PLACES, draw_picture, teacher

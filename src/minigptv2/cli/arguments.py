@@ -14,7 +14,8 @@ from minigptv2.errors import nearest
 
 if TYPE_CHECKING:
     from minigptv2.predict.jsonl import Outcome
-    from minigptv2.predict.predictor import Decoding, Predictor
+    from minigptv2.predict.predictor import Predictor
+    from minigptv2.predict.requests import Decoding
 
 
 class Parser(argparse.ArgumentParser):
@@ -177,7 +178,7 @@ def add_decoding(parser: Parser) -> None:
 
 def decoding_of(args: argparse.Namespace) -> Decoding:
     """The decoding that the options of `add_decoding` name."""
-    from minigptv2.predict.predictor import Decoding
+    from minigptv2.predict.requests import Decoding
 
     return Decoding(args.max_new_tokens, args.temperature, args.top_p, args.beams, args.seed)
 

@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def _ask(args: argparse.Namespace) -> int:
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
-    from minigptv2.predict.predictor import Request
+    from minigptv2.predict.requests import Request
     from minigptv2.shards.image_files import open_photo
     from minigptv2.tasks import task_of
 

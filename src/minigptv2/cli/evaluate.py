@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from minigptv2.evaluate.benchmarks import chosen, listing
+    from minigptv2.evaluate.benchmarks import BENCHMARKS, chosen, listing
 
+    if args.list and args.json:
+        print_json([{**asdict(one), "prompt": one.wording} for one in BENCHMARKS.values()])
+        return 0
     if args.list:
         print(listing())
         return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
-from minigptv2.shards.writer import MANIFEST_FILE
+from minigptv2.shards.manifest import MANIFEST_FILE
 
 STAGE = "pretrained"
 CONFIG = "launch/configs/pretrained.yaml"

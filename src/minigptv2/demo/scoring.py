@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from minigptv2.boxes import Box, render_box
 from minigptv2.heldout.samples import HeldOutQuestion
-from minigptv2.predict.predictor import Decoding, Predictor
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding
 from minigptv2.tasks import TASKS, mean_scores
 
 Figures = dict[str, dict[str, float]]

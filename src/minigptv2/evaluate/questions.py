@@ -16,8 +16,8 @@ from minigptv2.corpora.sources import CORPORA
 from minigptv2.errors import DataError
 from minigptv2.heldout.samples import HeldOutQuestion, load_image
 from minigptv2.record import Record, Turn
+from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.shards.writer import MANIFEST_FILE
 from minigptv2.tasks import TASKS, render_turn
 from minigptv2.tasks.base import QUERY_SLOT
 

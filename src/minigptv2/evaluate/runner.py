@@ -24,7 +24,8 @@ from minigptv2.evaluate.benchmarks import Benchmark
 from minigptv2.evaluate.protocols import Prediction, Scored
 from minigptv2.evaluate.questions import Question, questions_of
 from minigptv2.files import wait_until_seen, write_atomically
-from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 

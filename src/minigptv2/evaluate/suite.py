@@ -17,7 +17,7 @@ from minigptv2.evaluate.runner import BenchmarkResult, Settings, evaluate_benchm
 from minigptv2.evaluate.tables import summary, table, write_tables
 from minigptv2.files import wait_until_seen
 from minigptv2.predict.predictor import Predictor
-from minigptv2.shards.writer import load_manifest
+from minigptv2.shards.manifest import load_manifest
 
 
 @dataclass(frozen=True)

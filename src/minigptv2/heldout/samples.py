@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from minigptv2.errors import DataError
-from minigptv2.predict.predictor import Request
+from minigptv2.predict.requests import Request
 from minigptv2.record import Turn
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader

@@ -24,7 +24,8 @@ from minigptv2.errors import ConfigError
 from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.heldout.pictures import grid, tile
 from minigptv2.heldout.samples import HeldOutQuestion, load_heldout
-from minigptv2.predict.predictor import Decoding, ImageTokens, Predictor
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, ImageRef, ImageTokens
 from minigptv2.prompt import Example
 from minigptv2.shards.image_files import square
 from minigptv2.tasks import TASKS, RenderedTurn, mean_scores
@@ -137,7 +138,7 @@ class HeldOutSlice:
         with torch.no_grad(), self._predictor.model.generating():
             self._predictor.image_tokens(distinct, image_tokens)
         for image, copy in zip(images, distinct, strict=True):
-            image_tokens[id(image)] = (image, image_tokens[id(copy)][1])
+            image_tokens[ImageRef(image)] = image_tokens[ImageRef(copy)]
         return image_tokens
 
     def _logits(self, pack: Sequence[int], examples: list[Example]) -> list[tuple[int, Tensor, Tensor]]:

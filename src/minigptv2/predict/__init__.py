@@ -1,1 +1,1 @@
-"""A model and questions to answers."""
+"""Answers questions about images and scores given answers, in memory and from files."""

@@ -1,8 +1,8 @@
-"""Requests and cases as JSON lines: read, answered or scored in batches, written as they come, continued when cut off.
+"""Answers or scores the lines of a JSON lines file in batches, and continues an interrupted output.
 
-A line is `{"image": "a.jpg" | ["a.jpg", ...] | null, "turns": [{"question": .., "answer": ..}, ..], ..}`; image paths
-are relative to the file; further fields are handed on. A bad line is named and skipped. Spaces around a question or an
-answer are not part of it.
+A line is `{"image": "a.jpg" | ["a.jpg", ...] | null, "turns": [{"question": .., "answer": ..}, ..], ..}`. Image paths
+are relative to the file. Further fields are copied to the output. A bad line is reported with its reason and skipped.
+Leading and trailing spaces of questions and answers are removed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from minigptv2.errors import ConfigError, DataError
-from minigptv2.predict.predictor import Case, Decoding, ImageTokens, Predictor, Reply, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
 from minigptv2.shards.image_files import open_photo
 from minigptv2.tasks import task_of
 
 CACHED_IMAGES = 128
-"""Images that are kept, prepared and encoded, for further questions about them."""
+"""The number of images kept in memory, prepared and encoded, for further questions about them."""
 
 Turn = dict[str, Any]
 Result = dict[str, Any] | DataError
@@ -32,9 +33,9 @@ Result = dict[str, Any] | DataError
 
 @dataclass(frozen=True)
 class Line:
-    """A good line: its number, its fields as given, its images as the model sees them, the first one's size in pixels.
+    """A valid line: its number, its fields as given, its prepared images, and the size of the first image in pixels.
 
-    `digest` tells it, and what it is answered with, from others.
+    `digest` identifies the line together with the model and the options that answer it.
     """
 
     number: int
@@ -51,7 +52,7 @@ class Line:
 
 @dataclass
 class Outcome:
-    """What became of a file: lines done now, done before, and the bad ones with their reasons."""
+    """The result of a file: the number of lines done now and done before, and the bad lines with their reasons."""
 
     done: int = 0
     before: int = 0
@@ -68,10 +69,11 @@ def predict_file(
     top: int = 0,
     warn: Callable[[str], None] = print,
 ) -> Outcome:
-    """Answer every turn without an answer, in the order of the conversation; earlier answers are its history.
+    """Answer every turn that has no answer, in order, with the earlier turns as history.
 
     Each turn gets `answer`, `boxes` (pixels of the first image, with their phrases), `well_formed` and
-    `context_length`; with `top`, also `next_top`: the likeliest first tokens as [id, logit].
+    `context_length`. With `top` > 0 it also gets `next_top`: the most likely first tokens as [id, logit]. Raises
+    `DataError` if `output` cannot be continued and `ConfigError` for a batch size below 1.
     """
 
     def work(lines: list[Line], seen: ImageTokens) -> list[Result]:
@@ -83,9 +85,9 @@ def predict_file(
                 try:
                     predictor.check(_request(line, number), decoding)
                     requests.append((line, _request(line, number)))
-                except DataError as error:  # its own earlier answers made it too long
+                except DataError as error:  # the generated answers made the history too long
                     failed.setdefault(line.number, error)
-            seed = hash((decoding.seed, lines[0].number, number)) & 0x7FFFFFFF  # no two batches draw alike
+            seed = hash((decoding.seed, lines[0].number, number)) & 0x7FFFFFFF  # a different seed for every batch
             replies = predictor.reply(
                 [request for _, request in requests],
                 replace(decoding, seed=seed),
@@ -94,21 +96,21 @@ def predict_file(
                 seen=seen,
             )
             for (line, _), reply in zip(requests, replies, strict=True):
-                line.turns[number] |= _spoken(line, number, reply)
+                line.turns[number] |= _answered(line, number, reply)
         return [failed.get(line.number, line.fields) for line in lines]
 
     def check(line: Line) -> None:
         if all("answer" in turn for turn in line.turns):
-            raise DataError("every turn has an answer already: nothing is asked")
+            raise DataError("every turn has an answer already; remove one to have it generated")
         pending = 0
         for number, turn in enumerate(line.turns):
-            if "answer" not in turn:  # answers to come are in the history of those after them: leave room
+            if "answer" not in turn:  # reserve tokens for the answers that will be in the history of later turns
                 pending += 1
-                room = replace(decoding, max_new_tokens=decoding.max_new_tokens * pending)
-                predictor.check(_request(line, number), room)
+                reserved = replace(decoding, max_new_tokens=decoding.max_new_tokens * pending)
+                predictor.check(_request(line, number), reserved)
 
     context = f"predict {predictor.identity} {predictor.style} {decoding} {top}"
-    return _Run(predictor, source, output, context, warn).run(work, check, batch_size)
+    return _Run(predictor, source, output, context=context, warn=warn).run(work, check, batch_size)
 
 
 def score_file(
@@ -120,7 +122,11 @@ def score_file(
     layout: str = "packed",
     warn: Callable[[str], None] = print,
 ) -> Outcome:
-    """Score the answers of every case: `length`, `target_ids`, `nll` and `loss`, one output line a case."""
+    """Score the given answers and write `length`, `target_ids`, `nll` and `loss`, one output line per case.
+
+    `layout` is one of `predictor.LAYOUTS`. Raises `DataError` if `output` cannot be continued and `ConfigError` for a
+    batch size below 1.
+    """
 
     def work(lines: list[Line], seen: ImageTokens) -> list[Result]:
         cases = [_case(line) for line in lines]
@@ -132,13 +138,14 @@ def score_file(
             raise DataError('a turn has no "answer" to score')
         predictor.check_case(_case(line))
 
-    return _Run(predictor, source, output, f"score {predictor.identity}", warn).run(work, check, batch_size)
+    context = f"score {predictor.identity}"
+    return _Run(predictor, source, output, context=context, warn=warn).run(work, check, batch_size)
 
 
 def mean_loss(output: Path) -> tuple[float, int]:
-    """Mean negative log likelihood over all supervised tokens of a file of scores, and their number."""
+    """The mean negative log likelihood (nats) over all supervised tokens in a file of scores, and their number."""
     with open(output) as stream:
-        losses = [nll for row in stream for nll in json.loads(row)["nll"]]
+        losses = [nll for line in stream for nll in json.loads(line)["nll"]]
     return sum(losses) / len(losses), len(losses)
 
 
@@ -151,51 +158,42 @@ def _case(line: Line) -> Case:
     return Case(tuple((turn["question"], turn["answer"]) for turn in line.turns), line.images)
 
 
-def _spoken(line: Line, number: int, reply: Reply) -> Turn:
+def _answered(line: Line, number: int, reply: Reply) -> Turn:
     answer = task_of(line.turns[number]["question"]).parse(reply.text, *line.size)
-    boxes = (
-        [
-            {"phrase": item.phrase, "box": [box.x1, box.y1, box.x2, box.y2]}
-            for item in answer.grounded
-            for box in item.boxes
-        ]
-        if line.images
-        else []
-    )
-    spoken: Turn = {
+    turn: Turn = {
         "answer": reply.text,
-        "boxes": boxes,
+        "boxes": boxes_as_json(answer.grounded) if line.images else [],
         "well_formed": answer.well_formed,
         "context_length": reply.context_length,
     }
-    return spoken | ({"next_top": reply.next_top} if reply.next_top else {})
+    return turn | ({"next_top": reply.next_top} if reply.next_top else {})
 
 
 class _Run:
-    """One pass over a file: bad lines named, good ones worked on in batches, each batch written before the next."""
+    """One pass over a file: reports bad lines, processes valid ones in batches, and writes each batch at once."""
 
     def __init__(
-        self, predictor: Predictor, source: Path, output: Path, context: str, warn: Callable[[str], None]
+        self, predictor: Predictor, source: Path, output: Path, *, context: str, warn: Callable[[str], None]
     ) -> None:
         self._predictor = predictor
         self._source = source
         self._output = output
         self._context = context
         self._warn = warn
-        self._pictures: dict[str, tuple[Image.Image, tuple[int, int]]] = {}
+        self._images: dict[str, tuple[Image.Image, tuple[int, int]]] = {}
         self._seen: ImageTokens = {}
         self._outcome = Outcome()
 
     def run(
         self, work: Callable[[list[Line], ImageTokens], list[Result]], check: Callable[[Line], None], batch_size: int
     ) -> Outcome:
-        """Append one output line per good line, beginning with its `line` and, as `of`, its digest."""
+        """Append one output line per valid line, starting with its number (`line`) and its digest (`of`)."""
         if batch_size < 1:
-            raise ConfigError(f"batch size {batch_size}: want at least 1")
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         if not self._source.is_file():
-            raise DataError(f"no file {self._source}")
+            raise DataError(f"input file {self._source} does not exist")
         if self._output.exists() and self._output.samefile(self._source):
-            raise DataError(f"{self._output} is the input itself; give another --output")
+            raise DataError(f"{self._output} is the input file; choose another --output")
         done = _lines_done(self._output)
         self._outcome.before = len(done)
         with open(self._source, "rb") as stream:
@@ -208,8 +206,8 @@ class _Run:
                         self._skip(line.number, result)
                         continue
                     kept = {key: value for key, value in result.items() if key not in ("line", "of")}
-                    row = {"line": line.number, "of": line.digest, **kept}
-                    stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    written = {"line": line.number, "of": line.digest, **kept}
+                    stream.write(json.dumps(written, ensure_ascii=False).encode() + b"\n")
                     self._outcome.done += 1
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -229,8 +227,8 @@ class _Run:
                 digest = hashlib.sha256(text.strip() + self._context.encode()).hexdigest()[:12]
                 if done.get(number, digest) != digest:
                     raise DataError(
-                        f"{self._output}: its line {number} was made of another line, model or setting than now asked "
-                        "for; give another --output"
+                        f"{self._output}: line {number} was written for another line, model or setting; choose another "
+                        "--output"
                     )
                 if number in done or not text.strip():
                     bar.update(1)
@@ -246,8 +244,8 @@ class _Run:
                 if len(batch) == size:
                     yield batch
                     batch = []
-                    if len(self._pictures) > CACHED_IMAGES:
-                        self._pictures.clear()
+                    if len(self._images) > CACHED_IMAGES:
+                        self._images.clear()
                         self._seen.clear()
         if batch:
             yield batch
@@ -258,54 +256,54 @@ class _Run:
         except ValueError as error:
             raise DataError(f"not JSON: {error}") from error
         if not isinstance(fields, dict) or not isinstance(fields.get("turns"), list) or not fields["turns"]:
-            raise DataError('want {"image": ..., "turns": [{"question": ...}, ...]}')
+            raise DataError('expected {"image": ..., "turns": [{"question": ...}, ...]}')
         for turn in fields["turns"]:
             if not isinstance(turn, dict) or not isinstance(turn.get("question"), str):
-                raise DataError(f'a turn is {{"question": text}}, not {turn!r}')
+                raise DataError(f'a turn must be {{"question": text}}, got {turn!r}')
             if "answer" in turn and not isinstance(turn["answer"], str):
-                raise DataError(f"an answer is text, not {turn['answer']!r}")
+                raise DataError(f"an answer must be text, got {turn['answer']!r}")
             turn |= {key: turn[key].strip() for key in ("question", "answer") if key in turn}
-        json.dumps(fields, ensure_ascii=False).encode()  # half a surrogate pair could not be written: ValueError
+        json.dumps(fields, ensure_ascii=False).encode()  # ValueError: an unpaired surrogate cannot be written
         named = fields.get("image")
         names = [] if named is None else [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"image is a path, a list of paths or null, not {named!r}")
-        pictures = [self._picture(name) for name in names]
-        size = pictures[0][1] if pictures else (0, 0)
-        return Line(number, digest, fields, tuple(image for image, _ in pictures), size)
+            raise DataError(f"image must be a path, a list of paths or null, got {named!r}")
+        images = [self._image(name) for name in names]
+        size = images[0][1] if images else (0, 0)
+        return Line(number, digest, fields, tuple(image for image, _ in images), size)
 
-    def _picture(self, name: str) -> tuple[Image.Image, tuple[int, int]]:
-        """The image as the model sees it, one object per file so that it is encoded once, and its size in pixels."""
-        if name not in self._pictures:
+    def _image(self, name: str) -> tuple[Image.Image, tuple[int, int]]:
+        """The prepared image and its size in pixels. A file gives one object, so that it is encoded once."""
+        if name not in self._images:
             file = self._source.parent / name
             try:
                 image = open_photo(file.read_bytes(), name)
             except OSError as error:
                 raise DataError(f"{file}: {error.strerror}") from error
-            self._pictures[name] = (self._predictor.prepare(image), image.size)
-        return self._pictures[name]
+            self._images[name] = (self._predictor.prepare(image), image.size)
+        return self._images[name]
 
 
 def _lines_done(output: Path) -> dict[int, str]:
-    """Numbers and digests of the lines an earlier run has finished; a line it was cut off in is taken away."""
+    """Numbers and digests of the lines that an earlier run has written. A last line that was cut off is removed."""
     if not output.is_file():
         return {}
     data = output.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    complete = data[: data.rfind(b"\n") + 1]
     try:
-        rows = [json.loads(line) for line in whole.splitlines()]
-        done = {int(row["line"]): str(row["of"]) for row in rows}
+        lines = [json.loads(line) for line in complete.splitlines()]
+        done = {int(line["line"]): str(line["of"]) for line in lines}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{output}: not an output of this command, so it is not continued: {error}") from error
-    if len(whole) < len(data):
-        if not _begins_a_row(data[len(whole) :]):
-            raise DataError(f"{output}: its last line is not of this command, so it is not continued; give another")
-        os.truncate(output, len(whole))
+        raise DataError(f"{output} is not an output of this command and is not continued: {error}") from error
+    if len(complete) < len(data):
+        if not _is_cut_line(data[len(complete) :]):
+            raise DataError(f"{output}: the last line is not from this command, so it is not continued; choose another")
+        os.truncate(output, len(complete))
     return done
 
 
-def _begins_a_row(tail: bytes) -> bool:
-    """Whether `tail` may be what is left of one of our rows: `{"line": 7, "of": "..."`, cut off anywhere."""
+def _is_cut_line(tail: bytes) -> bool:
+    """Whether `tail` may be the beginning of a line of this command, `{"line": 7, "of": "..."`, cut off anywhere."""
     head, after = b'{"line": ', b' "of": "'
     number, _, rest = tail[len(head) :].partition(b",")
     if number and not number.isdigit():

@@ -1,13 +1,12 @@
-"""Batched inference: questions about images in, texts out. Works on a plain model and on one sharded by ZeRO-3.
+"""Runs a model on batches of requests: generates answers, streams one, or scores given answers.
 
-Under ZeRO-3 all ranks must ask the same questions together: generating is a collective there.
+It works on a plain model and on one sharded by ZeRO-3. Under ZeRO-3 all ranks must call it together, because every
+forward pass is a collective operation.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
 from typing import Any
@@ -24,102 +23,27 @@ from minigptv2.batch import IGNORE
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.predict.requests import Case, Decoding, ImageRef, ImageTokens, Reply, Request, Score
 from minigptv2.prompt import Example, PromptEncoder, PromptStyle
 from minigptv2.shards.image_files import square
 from minigptv2.tasks import RenderedTurn, task_of
 from minigptv2.tokenizer import Tokenizer
 
 IMAGES_AT_ONCE = 32
-"""Images that go through the vision encoder together."""
-MIN_TEMPERATURE, MIN_TOP_P = 1e-3, 1e-6
-"""Smaller ones are greedy but for what float32 makes of them: logits that overflow, a mass of nothing."""
-HALF_A_CHARACTER = "\ufffd"
-"""What bytes that are no character (yet) are decoded to."""
+"""The most images in one forward pass of the vision encoder."""
+REPLACEMENT_CHARACTER = "\ufffd"
+"""What the tokenizer decodes invalid UTF-8 to, for example the first bytes of a character whose rest is not generated
+yet."""
 LAYOUTS = ("packed", "padded")
-"""How a batch of scored samples is laid out: one row of samples end to end, or a row each, padded on the right."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A question, the images it is about (none: text only), and the turns before it as (question, answer) pairs."""
-
-    question: str
-    images: tuple[Image.Image, ...] = ()
-    history: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A conversation with its answers given, to be scored: (question, answer) pairs, images in the first turn."""
-
-    turns: tuple[tuple[str, str], ...]
-    images: tuple[Image.Image, ...] = ()
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are chosen: greedily; with `temperature` > 0 by sampling; with `beams` > 1 by beam search."""
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    beams: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf):  # NaN neither
-            raise ConfigError(f"temperature={self.temperature}: want 0 (greedy) or at least {MIN_TEMPERATURE:g}")
-        if not MIN_TOP_P <= self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p}: want {MIN_TOP_P:g} to 1")
-        if self.beams < 1 or self.max_new_tokens < 1 or not 0 <= self.seed < 1 << 63:
-            raise ConfigError(f"impossible decoding: {self}")
-        if self.temperature and self.beams > 1:
-            raise ConfigError("beams and temperature exclude each other: search is not sampling")
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of `transformers`' `generate`."""
-        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "do_sample": bool(self.temperature),
-            "num_beams": self.beams,
-            **sampling,
-        }
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, the length of its prompt in tokens (image tokens included), and the likeliest first tokens as
-    (id, logit), best first."""
-
-    text: str
-    context_length: int
-    next_top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Score:
-    """A scored case: tokens of its sequence, the supervised ones, and the negative log likelihood of each (nats)."""
-
-    length: int
-    target_ids: tuple[int, ...]
-    nll: tuple[float, ...]
-
-    @property
-    def loss(self) -> float:
-        """Mean over the supervised tokens."""
-        return sum(self.nll) / len(self.nll)
-
-
-ImageTokens = dict[int, tuple[Image.Image, Tensor]]
-"""Encoded images by the `id` of their object, which is kept beside so that no other takes its id."""
+"""Layouts of a batch of scored examples: one packed sequence, or one row per example, padded on the right."""
 
 
 class Predictor:
     """Answers requests and scores answers with one model and tokenizer.
 
-    `style`: how questions are written. `identity`: what tells this model's outputs from another's. `in_step`: for a
-    model sharded by ZeRO-3: a rank whose answers are complete runs on until those of all ranks are.
+    `style` is the prompt template. `identity` distinguishes the outputs of this model from those of another. Set
+    `synced_ranks` for a model sharded by ZeRO-3 on several ranks: a rank whose answers are complete then continues
+    until the answers of all ranks are.
     """
 
     def __init__(
@@ -129,13 +53,13 @@ class Predictor:
         *,
         style: PromptStyle = PromptStyle.TRAINED,
         identity: str = "",
-        in_step: bool = False,
+        synced_ranks: bool = False,
     ) -> None:
         self.model = model
-        self.in_step = in_step
+        self.synced_ranks = synced_ranks
         self.identity = identity
-        self.turn = RLock()
-        """Held while the model runs: generating changes its mode and the random state, one at a time."""
+        self.lock = RLock()
+        """Held while the model runs, because generating changes its mode and the random state."""
         self.tokenizer = tokenizer
         self.style = style
         self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions)
@@ -148,7 +72,7 @@ class Predictor:
         batch_size: int = 64,
         seen: ImageTokens | None = None,
     ) -> list[str]:
-        """One text per request, in order."""
+        """The texts of the answers, one per request, in order. See `reply` for the arguments and errors."""
         return [reply.text for reply in self.reply(requests, decoding, batch_size=batch_size, seen=seen)]
 
     def reply(
@@ -160,11 +84,12 @@ class Predictor:
         top: int = 0,
         seen: ImageTokens | None = None,
     ) -> list[Reply]:
-        """One reply per request, in order, with the `top` likeliest first tokens.
+        """One reply per request, in order, with the `top` most likely first tokens.
 
-        Requests of like length share a batch, longest first. An image that several requests share (the same object)
-        is encoded once; `seen` carries encoded images from call to call. Sampling depends on the seed, the requests
-        and the batch size alone. Raises `DataError` for a prompt too long for the model.
+        Requests of similar length share a batch, the longest first. An image that several requests share (the same
+        object) is encoded once. `seen` carries encoded images from call to call. Sampled answers depend on the seed,
+        the requests and the batch size only. Raises `DataError` for a prompt that is too long for the model and
+        `ConfigError` for `top` together with beam search.
         """
         decoding = decoding or Decoding()
         prompts = [self.prompt_ids(request, decoding) for request in requests]
@@ -172,8 +97,8 @@ class Predictor:
         replies: dict[int, Reply] = {}
         seen = {} if seen is None else seen
         if top and decoding.beams > 1:
-            raise ConfigError("beam search weighs sequences: it has no likeliest first tokens to show")
-        with self.turn, self.model.generating(), torch.no_grad():
+            raise ConfigError("the most likely first tokens are not available with beam search: set beams=1")
+        with self.lock, self.model.generating(), torch.no_grad():
             torch.manual_seed(decoding.seed)
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
@@ -187,25 +112,26 @@ class Predictor:
         return [replies[i] for i in range(len(requests))]
 
     def stream(self, request: Request, decoding: Decoding | None = None) -> Generator[str, None, None]:
-        """The answer to one request, piece by piece as it is generated. Closing the iterator stops the model.
+        """Yield the answer to one request in pieces while it is generated. Closing the iterator stops the model.
 
-        The pieces make up what `answer` says, but for bytes that are no characters, which only the end can tell.
+        The concatenated pieces equal the text of `answer`, except for invalid UTF-8, which is only known at the end.
+        Raises `DataError` for a prompt that is too long and `ConfigError` for beam search.
         """
         decoding = decoding or Decoding()
         if decoding.beams > 1:
-            raise ConfigError("beam search has no first token before its last: it cannot be streamed")
+            raise ConfigError("beam search cannot be streamed, because its first token is known last: set beams=1")
         prompt = self.prompt_ids(request, decoding)
         streamer, stop = _Streamer(), Event()
 
         def work() -> None:
             try:
-                with self.turn, self.model.generating(), torch.no_grad():
+                with self.lock, self.model.generating(), torch.no_grad():
                     torch.manual_seed(decoding.seed)
                     embeddings, mask = self.padded([prompt], self.image_tokens(list(request.images), {}))
                     self._generate(
-                        embeddings, mask, decoding, streamer=streamer, stopping_criteria=[_StopWhenAsked(stop)]
+                        embeddings, mask, decoding, streamer=streamer, stopping_criteria=[_StopOnEvent(stop)]
                     )
-            except BaseException as error:  # noqa: BLE001  handed to the thread that reads the stream
+            except BaseException as error:  # noqa: BLE001  raised again in the thread that reads the stream
                 streamer.pieces.put(error)
             else:
                 streamer.pieces.put(None)
@@ -213,17 +139,17 @@ class Predictor:
         thread = Thread(target=work, daemon=True)
         thread.start()
         ids: list[int] = []
-        said = ""
+        sent = ""
         try:
             while (piece := streamer.pieces.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
                 ids += piece
-                text = self.tokenizer.decode(ids).rstrip(HALF_A_CHARACTER)  # its rest may come yet
-                if len(text) > len(said):
-                    yield text[len(said) :]
-                    said = text
-            if rest := self.tokenizer.decode(ids)[len(said) :]:
+                text = self.tokenizer.decode(ids).rstrip(REPLACEMENT_CHARACTER)  # the rest of the character may follow
+                if len(text) > len(sent):
+                    yield text[len(sent) :]
+                    sent = text
+            if rest := self.tokenizer.decode(ids)[len(sent) :]:
                 yield rest
         finally:
             stop.set()
@@ -232,17 +158,19 @@ class Predictor:
     def score(
         self, cases: list[Case], *, batch_size: int = 16, layout: str = "packed", seen: ImageTokens | None = None
     ) -> list[Score]:
-        """The likelihood of given answers, as training sees them: loss on every answer and its `</s>`, in order.
+        """The likelihoods of given answers, one score per case, in order. As in training, the supervised tokens are
+        those of every answer and its `</s>`.
 
-        `layout`: one of `LAYOUTS`; results agree within rounding. Raises `DataError` for a case too long for the model.
+        `layout` is one of `LAYOUTS`; both give the same result up to rounding. Raises `DataError` for a case that is
+        too long for the model.
         """
         if layout not in LAYOUTS:
-            raise ConfigError(f"layout={layout} is not one of {', '.join(LAYOUTS)}")
+            raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout}")
         examples = [self._example(case) for case in cases]
         order = sorted(range(len(cases)), key=lambda i: -len(examples[i]))
         seen = {} if seen is None else seen
         scores: dict[int, Score] = {}
-        with self.turn, torch.no_grad():
+        with self.lock, torch.no_grad():
             self.model.eval()
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
@@ -256,28 +184,32 @@ class Predictor:
         return [scores[i] for i in range(len(cases))]
 
     def image_tokens(self, images: list[Image.Image], seen: ImageTokens | None = None) -> Tensor | None:
-        """[N, tokens_per_image, D] of images, those in `seen` (which is added to) not encoded again; None for none."""
+        """Image tokens [N, tokens_per_image, D], or None without images.
+
+        Images in `seen` are not encoded again. New ones are added to it.
+        """
         seen = {} if seen is None else seen
-        new = list({id(image): image for image in images if id(image) not in seen}.values())
+        refs = [ImageRef(image) for image in images]
+        new = [ref for ref in dict.fromkeys(refs) if ref not in seen]
         side = self.model.image_size
         with torch.no_grad():
             for start in range(0, len(new), IMAGES_AT_ONCE):
                 chosen = new[start : start + IMAGES_AT_ONCE]
-                pixels = torch.from_numpy(np.stack([square(image.convert("RGB"), side) for image in chosen]))
+                pixels = torch.from_numpy(np.stack([square(ref.image.convert("RGB"), side) for ref in chosen]))
                 tokens = self.model.encode_images(pixels.to(self._device))
-                seen.update({id(image): (image, row) for image, row in zip(chosen, tokens, strict=True)})
-        return torch.stack([seen[id(image)][1] for image in images]) if images else None
+                seen.update(zip(chosen, tokens, strict=True))
+        return torch.stack([seen[ref] for ref in refs]) if refs else None
 
     def prepare(self, image: Image.Image) -> Image.Image:
-        """The image as small as the model sees it. Answers are the same; many fit into memory."""
+        """The image resized to the input of the model, which takes less memory. The answers are the same."""
         return Image.fromarray(square(image.convert("RGB"), self.model.image_size).transpose(1, 2, 0))
 
     def check(self, request: Request, decoding: Decoding) -> None:
-        """Raise `DataError` for a request too long for the model."""
+        """Raise `DataError` for a request that is too long for the model."""
         self.prompt_ids(request, decoding)
 
     def check_case(self, case: Case) -> None:
-        """Raise `DataError` for a case too long for the model."""
+        """Raise `DataError` for a case that is too long for the model."""
         self._example(case)
 
     @property
@@ -285,14 +217,14 @@ class Predictor:
         return next(self.model.parameters()).device
 
     def prompt_ids(self, request: Request, decoding: Decoding) -> np.ndarray:
-        """Token ids int64 [L] that prompt the answer. Raises `DataError` if no room is left for it."""
+        """Token ids int64 [L] of the prompt. Raises `DataError` if prompt and answer exceed the model's context."""
         prompt = self.encoder.encode_question(
             request.question, num_images=len(request.images), history=request.history, style=self.style
         )
         if len(prompt) + decoding.max_new_tokens > self.model.max_positions:
             raise DataError(
-                f"a prompt of {len(prompt)} tokens and {decoding.max_new_tokens} new ones: the model holds "
-                f"{self.model.max_positions}"
+                f"prompt ({len(prompt)} tokens) and max_new_tokens ({decoding.max_new_tokens}) must fit into the "
+                f"{self.model.max_positions} positions of the model"
             )
         return prompt
 
@@ -300,11 +232,11 @@ class Predictor:
         turns = [RenderedTurn(task_of(question).name, question, answer) for question, answer in case.turns]
         example = self.encoder.encode_rendered(turns, num_images=len(case.images))
         if example is None or example.num_turns < len(turns):
-            raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} tokens the model holds")
+            raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} positions of the model")
         return example
 
     def padded(self, prompts: list[np.ndarray], image_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, L, D] and mask [B, L], padded on the left, so that all answers begin in one column."""
+        """Embeddings [B, L, D] and mask [B, L], padded on the left so that all answers start in the same column."""
         longest = max(len(prompt) for prompt in prompts)
         input_ids = torch.full((len(prompts), longest), self.tokenizer.eos_id, dtype=torch.long)
         mask = torch.zeros_like(input_ids)
@@ -325,7 +257,7 @@ class Predictor:
             bos_token_id=self.tokenizer.bos_id,
             eos_token_id=self.tokenizer.eos_id,
             pad_token_id=self.tokenizer.eos_id,
-            synced_gpus=self.in_step,
+            synced_gpus=self.synced_ranks,
             **decoding.options(),
             **more,
         )
@@ -359,7 +291,7 @@ class Predictor:
 
 
 class _FirstStep(LogitsProcessor):
-    """Changes nothing; remembers the likeliest first tokens of each row."""
+    """Records the most likely first tokens of each row and leaves the logits unchanged."""
 
     def __init__(self, count: int) -> None:
         self.top: list[tuple[tuple[int, float], ...]] = []
@@ -374,7 +306,7 @@ class _FirstStep(LogitsProcessor):
 
 
 class _Streamer(BaseStreamer):
-    """Hands token ids on as they come; the reader decodes."""
+    """Passes token ids to the reading thread, which decodes them."""
 
     def __init__(self) -> None:
         self.pieces: SimpleQueue[list[int] | BaseException | None] = SimpleQueue()
@@ -383,10 +315,12 @@ class _Streamer(BaseStreamer):
         self.pieces.put(value.flatten().tolist())
 
     def end(self) -> None:
-        """Nothing: the worker says when it is done."""
+        """Do nothing: the generating thread marks the end itself, after errors too."""
 
 
-class _StopWhenAsked(StoppingCriteria):
+class _StopOnEvent(StoppingCriteria):
+    """Stops all rows once the event is set."""
+
     def __init__(self, stop: Event) -> None:
         self._stop = stop
 
@@ -406,20 +340,22 @@ def load_predictor(
     vision_weights: str | None = None,
     language_weights: str | None = None,
 ) -> Predictor:
-    """A predictor for a model folder or an export, whose bases may be given if they lie elsewhere now.
+    """A predictor for a model folder or an export.
 
-    `device` None: a GPU if there is one. `dtype` None: bfloat16 on a GPU, float32 on a CPU.
+    `vision_weights` and `language_weights` are the base weights, for an export whose base weights have moved. `device`
+    defaults to a GPU if there is one, `dtype` to bfloat16 on a GPU and float32 on a CPU. Raises `ConfigError` for an
+    unknown dtype or prompt style or an unavailable device, and `CheckpointError` for a folder that cannot be loaded.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if style not in list(PromptStyle):
-        raise ConfigError(f"prompt style {style} is not one of {', '.join(PromptStyle)}")
+        raise ConfigError(f"prompt style must be one of {', '.join(PromptStyle)}, got {style}")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device {device} is not available: {str(error).splitlines()[0]}") from error
     model, tokenizer, info = load_export(
         folder,
         vision_weights=vision_weights,

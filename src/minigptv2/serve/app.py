@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
-from minigptv2.predict.predictor import Request as Question
+from minigptv2.predict.requests import Request as Question
 from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Batcher, Busy, Ticket
 from minigptv2.serve.config import Access, Limits

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minigptv2.errors import ConfigError, MiniGPTv2Error
-from minigptv2.predict.predictor import HALF_A_CHARACTER, Decoding, ImageTokens, Predictor, Request
+from minigptv2.predict.predictor import REPLACEMENT_CHARACTER, Predictor
+from minigptv2.predict.requests import Decoding, ImageTokens, Request
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Batcher:
                     self._end_all("cancelled", None)
                     return
             try:
-                with self.predictor.turn, self.predictor.model.generating(), torch.no_grad():
+                with self.predictor.lock, self.predictor.model.generating(), torch.no_grad():
                     self._run_until_idle()
             except Exception as error:
                 log.exception("the batch failed; the server goes on")
@@ -302,7 +303,7 @@ class Batcher:
         if found:
             text, at_end = text[: min(found)], True
         if not (at_end or full):
-            text = _held_back(text.rstrip(HALF_A_CHARACTER), ticket.stop)
+            text = _held_back(text.rstrip(REPLACEMENT_CHARACTER), ticket.stop)
         if len(text) > ticket.said:
             piece, ticket.said = text[ticket.said :], len(text)
             ticket.put(piece)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigptv2.errors import DataError, MiniGPTv2Error, nearest
-from minigptv2.predict.predictor import MIN_TEMPERATURE, MIN_TOP_P, Decoding
+from minigptv2.predict.requests import MIN_TEMPERATURE, MIN_TOP_P, Decoding
 from minigptv2.serve.config import Limits
 from minigptv2.serve.uploads import decode_data_url
 from minigptv2.tasks import GroundedPhrase, segments

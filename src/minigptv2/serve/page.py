@@ -21,7 +21,7 @@ from fastapi import FastAPI
 
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError, MiniGPTv2Error
-from minigptv2.predict.predictor import Decoding
+from minigptv2.predict.requests import Decoding
 from minigptv2.serve.session import Session, Turn, is_identify
 from minigptv2.serve.uploads import data_url, decode_data_url
 from minigptv2.tasks import BOX_TASK, TASKS, render_turn

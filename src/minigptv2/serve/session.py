@@ -16,7 +16,7 @@ from PIL import Image
 
 from minigptv2.boxes import Box, render_box
 from minigptv2.draw import PREDICTED_COLORS, draw_boxes
-from minigptv2.predict.predictor import Request
+from minigptv2.predict.requests import Request
 from minigptv2.serve.batcher import Ticket
 from minigptv2.serve.uploads import Picture, data_url
 from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments, task_of

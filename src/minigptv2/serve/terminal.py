@@ -20,7 +20,8 @@ from PIL import Image
 from minigptv2.boxes import Box, render_box
 from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
-from minigptv2.predict.predictor import Decoding, Predictor, Request
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
 from minigptv2.shards.image_files import open_photo
 from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments
 

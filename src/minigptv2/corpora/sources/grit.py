@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.corpora import img2dataset as tars
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
@@ -177,8 +177,8 @@ def _plain(value: Any) -> Any:
         return None
 
 
-def _row(name: str, title: str, task: str) -> Corpus:
-    return Corpus(
+def _row(name: str, title: str, task: str) -> CorpusSpec:
+    return CorpusSpec(
         name=name,
         title=f"GRIT-20M, {title}",
         drafts=partial(drafts, task=task, thresholds=Thresholds()),
