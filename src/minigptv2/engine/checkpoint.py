@@ -23,13 +23,13 @@ from torch import Tensor
 from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, sha256_of, sync_folder
+from minigptv2.run_folder import RunFolder, checkpoint_step
 
 FORMAT = 2
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, as torch names it."""
 STATE_FILE, CHECKSUM_FILE = "state.json", "checksums.json"
-_PREFIX = "step-"
 
 
 @dataclass(frozen=True)
@@ -73,29 +73,12 @@ class CheckpointState:
         return cls(**values)
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Return the folder of the checkpoint after `step` steps."""
-    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """Return the step in the name of a checkpoint folder."""
-    return int(folder.name.removeprefix(_PREFIX))
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Return all checkpoint folders of a run that have their final name, newest first."""
-    root = run / "checkpoints"
-    found = [entry for entry in root.iterdir() if entry.name.startswith(_PREFIX)] if root.is_dir() else []
-    return sorted((entry for entry in found if entry.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
-
-
 def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> Path:
     """Write `tensors` (file stem to name to fp32 CPU tensor) and `state` atomically as one folder; return it.
 
     Raises `CheckpointError` naming the file if writing fails. Existing checkpoints are not changed then.
     """
-    folder = checkpoint_folder(run, state.step)
+    folder = RunFolder(run).checkpoint(state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     document = json.dumps(state.as_json(), indent=1).encode()
     try:
@@ -124,14 +107,14 @@ def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int 
     Call it only after a newer checkpoint is complete. Those after step `newest` are removed: they are damaged, so that
     the run did not resume from them.
     """
-    root = run / "checkpoints"
-    for leftover in [*root.glob(f".{_PREFIX}*.tmp"), *root.glob(f".{_PREFIX}*.old")]:
+    folder = RunFolder(run)
+    for leftover in folder.unfinished_checkpoints():
         shutil.rmtree(leftover, ignore_errors=True)
-    for ahead in list_checkpoints(run):
-        if newest is not None and step_of(ahead) > newest:
+    for ahead in folder.checkpoint_folders():
+        if newest is not None and checkpoint_step(ahead) > newest:
             _remove(ahead)
-    for old in list_checkpoints(run)[keep:]:
-        if not (keep_every and step_of(old) % keep_every == 0):
+    for old in folder.checkpoint_folders()[keep:]:
+        if not (keep_every and checkpoint_step(old) % keep_every == 0):
             _remove(old)
 
 
@@ -171,7 +154,7 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
 
     Raises `CheckpointError` if all checkpoints are damaged, so that a run never starts over unasked.
     """
-    candidates = list_checkpoints(run)
+    candidates = RunFolder(run).checkpoint_folders()
     for folder in candidates:
         try:
             verify_checkpoint(folder)

@@ -32,6 +32,7 @@ from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
 from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -121,7 +122,7 @@ def _train(
         position = run_loop(config, trainer, steps, plan, log, evaluator, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.at("exporting")
-        return export(run / "export")
+        return export(RunFolder(run).export)
     finally:
         log.close()
 
