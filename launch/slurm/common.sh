@@ -8,6 +8,7 @@ cd "$repository" || exit 1
 python=${MINIGPTV2_PYTHON:-$repository/.venv/bin/python}
 launcher=${LAUNCHER:-srun}
 tasks_per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+config_code=2     # ExitCode.CONFIG
 asked=            # set once a signal has asked this job to stop
 worker=           # process id of the launcher in the background
 
@@ -48,14 +49,14 @@ start_ranks() {
         ;;
     deepspeed) # pdsh, whose ssh is srun here: no keys between nodes are needed, and Slurm knows every process
         local name
-        command -v pdsh >/dev/null || { say "LAUNCHER=deepspeed needs pdsh on the nodes"; exit 2; }
+        command -v pdsh >/dev/null || { say "LAUNCHER=deepspeed needs pdsh on the nodes"; exit "$config_code"; }
         : >"$logs/hostfile"
         for name in "${nodes[@]}"; do echo "$name slots=$tasks_per_node" >>"$logs/hostfile"; done
         PATH=$repository/launch/slurm/srun_as_ssh:$PATH "$(dirname "$python")/deepspeed" --hostfile="$logs/hostfile" --force_multi --launcher=pdsh \
             --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \
             --enable_each_rank_log="$logs/deepspeed" "$@" >"$logs/launcher.log" 2>&1 &
         ;;
-    *) say "LAUNCHER=$launcher is none of srun, torchrun, deepspeed"; exit 2 ;;
+    *) say "LAUNCHER=$launcher is none of srun, torchrun, deepspeed"; exit "$config_code" ;;
     esac
     worker=$!
 }

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.attempts import CrashLoopError
 from minigptv2.cluster.restart import (
-    FINAL_CODES,
+    FINAL_ERRORS,
     HISTORY,
-    REQUEUE_CODE,
     Attempt,
     Limits,
     judge,
@@ -20,8 +18,7 @@ from minigptv2.cluster.restart import (
     note_start,
     read_attempts,
 )
-from minigptv2.engine.guard import StepError
-from minigptv2.errors import CheckpointError, ConfigError, DataError, MiniGPTv2Error, RequeueExit
+from minigptv2.errors import ConfigError, ExitCode
 
 LIMITS = Limits(restarts=5, stalls=3, node_failures=2)
 
@@ -40,7 +37,7 @@ def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
     ("ends", "action", "words"),
     [
         ([(0, 60, "")], "done", "finished at step 60"),
-        ([(REQUEUE_CODE, 20, "")], "again", "asked to stop; steps 0 to 20 are saved"),
+        ([(ExitCode.REQUEUE, 20, "")], "again", "asked to stop; steps 0 to 20 are saved"),
         ([(1, 20, "")], "again", "ended with exit code 1; steps 0 to 20"),
         ([(1, 0, "")], "stop", "crash loop: ended with exit code 1, without a newer checkpoint"),
         ([(1, 20, ""), (1, 20, "")], "stop", "crash loop"),
@@ -50,12 +47,12 @@ def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
         ([(137, 0, "n2")] * 3, "stop", "3 starts in a row brought no newer checkpoint"),
         ([(None, 10, "n1")], "again", "ended without a word"),
         ([(None, 0, "")], "stop", "crash loop"),
-        ([(REQUEUE_CODE, 0, "")] * 3, "stop", "3 starts in a row"),
-        ([(2, 0, "")], "stop", "a ConfigError would come again"),
-        ([(3, 40, "")], "stop", "a DataError would come again"),
-        ([(4, 40, "")], "stop", "a CheckpointError would come again"),
-        ([(REQUEUE_CODE, 10 * n, "") for n in range(1, 7)], "stop", "started again 5 times, the most allowed"),
-        ([(REQUEUE_CODE, 10 * n, "") for n in range(1, 6)], "again", "steps 40 to 50"),
+        ([(ExitCode.REQUEUE, 0, "")] * 3, "stop", "3 starts in a row"),
+        ([(2, 0, "")], "stop", "retrying would repeat the ConfigError"),
+        ([(3, 40, "")], "stop", "retrying would repeat the DataError"),
+        ([(4, 40, "")], "stop", "retrying would repeat the CheckpointError"),
+        ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 7)], "stop", "started again 5 times, the most allowed"),
+        ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 6)], "again", "steps 40 to 50"),
     ],
 )
 def test_a_job_goes_on_after_progress_and_stops_with_the_reason(
@@ -71,13 +68,8 @@ def test_a_node_that_failed_twice_is_left_out_and_others_are_not() -> None:
     assert judge(attempts((137, 10, "n2"), (137, 20, "n1"), (None, 30, "n2")), LIMITS).exclude == ("n2",)
 
 
-def test_the_requeue_code_is_that_of_a_run_that_was_asked_to_stop() -> None:
-    assert RequeueExit.exit_code == REQUEUE_CODE
-
-
-@pytest.mark.parametrize("error", [ConfigError, DataError, CheckpointError, StepError, CrashLoopError])
-def test_the_final_codes_are_those_of_the_errors(error: type[MiniGPTv2Error]) -> None:
-    assert FINAL_CODES[error.exit_code] == error.__name__
+def test_every_final_code_has_its_errors_name() -> None:
+    assert set(FINAL_ERRORS) == {int(code) for code in ExitCode if code.final}
 
 
 def test_an_operators_mistake_is_never_tried_again_even_after_a_signal() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.attempts import Attempts, CrashLoopError, read_attempts
+from minigptv2.cluster.attempts import Attempts, read_attempts
 from minigptv2.cluster.rendezvous import free_port
-from minigptv2.cluster.watchdog import HangError, RankError
+from minigptv2.errors import CrashLoopError, HangError, RankError
 from tests import preloaded
 from tests.ranks import rank_environment
 

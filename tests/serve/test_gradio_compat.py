@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from fastapi import FastAPI
 
 from minigptv2.serve import gradio_compat
 

@@ -71,7 +71,7 @@ def as_url(data: bytes) -> str:
         (png(9_000, 9_000), "9000 x 9000 is over the limit"),
         (png(2**31 - 1, 2**31 - 1), "image"),
         (png(0, 5), "not a valid"),
-        (png(100, 100, b"few"), "JPEG, PNG or WebP"),
+        (png(100, 100, b"few"), "not a valid"),
     ],
 )
 def test_an_image_that_is_too_large_is_refused_by_its_header(server: str, data: bytes, reason: str) -> None:

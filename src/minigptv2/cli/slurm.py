@@ -141,10 +141,11 @@ def _describe(nodes: tuple[str, ...]) -> str:
 def _finished(config: RunConfig) -> bool:
     """Whether the run's last step is saved and exported. Another node may have written it, so it may be seen late."""
     from minigptv2.cluster.restart import newest_step
+    from minigptv2.run_folder import RunFolder
 
     run = Path(config.run_dir)
     deadline = time.monotonic() + _VISIBLE_S
-    while not (done := (run / "export").is_dir() and newest_step(run) >= config.train.steps):
+    while not (done := RunFolder(run).export.is_dir() and newest_step(run) >= config.train.steps):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)

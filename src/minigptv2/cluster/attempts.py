@@ -15,17 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from minigptv2.errors import MiniGPTv2Error, RequeueExit
+from minigptv2.errors import CrashLoopError, RequeueExit, exit_code_of
 from minigptv2.secrets import redact
 
 ATTEMPTS_FILE = "attempts.jsonl"
 FINISHED, STOPPED, INTERRUPTED, UNKNOWN = "finished", "stopped", "interrupted", "ended without a word"
-
-
-class CrashLoopError(MiniGPTv2Error):
-    """The last starts all ended before the next checkpoint: another one would too."""
-
-    exit_code = 8
 
 
 @dataclass(frozen=True)
@@ -123,11 +117,11 @@ class Attempts:
         if error is None:
             self.ended(FINISHED, 0)
         elif isinstance(error, KeyboardInterrupt):
-            self.ended(INTERRUPTED, 130)
+            self.ended(INTERRUPTED, exit_code_of(error))
         elif isinstance(error, RequeueExit):
             self.ended(f"{STOPPED}: {error}", error.exit_code)
         else:
-            self.ended(f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1))
+            self.ended(f"{type(error).__name__}: {error}", exit_code_of(error))
 
     def _write(self, entry: dict[str, Any]) -> None:
         with open(self._run / ATTEMPTS_FILE, "a") as stream:

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minigptv2.errors import CheckpointError, ConfigError, CrashLoopError, DataError, ExitCode, StepError
+
 HISTORY = "slurm/history.jsonl"
-REQUEUE_CODE = 85
-"""Exit code of a run that was asked to stop and has saved (`errors.RequeueExit`)."""
-FINAL_CODES = {2: "ConfigError", 3: "DataError", 4: "CheckpointError", 5: "StepError", 8: "CrashLoopError"}
-"""Exit codes that a start again would only repeat."""
+FINAL_ERRORS = {
+    int(error.exit_code): error.__name__
+    for error in (ConfigError, DataError, CheckpointError, StepError, CrashLoopError)
+}
+"""Name of the error of each exit code that is final (`ExitCode.final`)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Attempt:
 
     @property
     def planned(self) -> bool:
-        return self.asked or self.code == REQUEUE_CODE
+        return self.asked or self.code == ExitCode.REQUEUE
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def judge(attempts: list[Attempt], limits: Limits) -> Verdict:
     how = _how_it_ended(last)
     if last.code == 0:
         return Verdict("done", f"finished at step {last.end_step}")
-    if last.code in FINAL_CODES:
-        return Verdict("stop", f"{how}: a {FINAL_CODES[last.code]} would come again")
+    if last.code in FINAL_ERRORS:
+        return Verdict("stop", f"{how}: retrying would repeat the {FINAL_ERRORS[last.code]}")
     if last.restart >= limits.restarts:
         return Verdict("stop", f"{how}, and it has been started again {limits.restarts} times, the most allowed")
     if last.progressed:

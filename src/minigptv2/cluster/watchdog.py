@@ -28,7 +28,7 @@ from typing import Any
 import torch.distributed as dist
 
 from minigptv2.cluster import distributed
-from minigptv2.errors import MiniGPTv2Error, RequeueExit
+from minigptv2.errors import HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
 
 BEAT_S = 1.0
 """Seconds between heartbeats."""
@@ -37,18 +37,6 @@ _SLOW = 6
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Gloo", "gloo", "Socket Timeout")
 """What an error says on a rank that only lost another one."""
 _WAITING = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
-
-
-class RankError(MiniGPTv2Error):
-    """A rank fell silent: killed, stopped, or its node or network is gone."""
-
-    exit_code = 6
-
-
-class HangError(MiniGPTv2Error):
-    """Training made no progress for too long."""
-
-    exit_code = 7
 
 
 @dataclass(frozen=True)
@@ -131,7 +119,7 @@ class Watchdog:
         elif self._rank and isinstance(error, MiniGPTv2Error):
             time.sleep(BEAT_S / 2)  # most of ours are raised on all ranks alike: rank 0's to say
         text = f"{type(error).__name__}: {error}"
-        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        code = exit_code_of(error)
         cause = self._declare(_Cause(self._rank, self._where, text, code))
         if cause.rank == self._rank and not isinstance(error, MiniGPTv2Error):
             _print("".join(traceback.format_exception(error)))

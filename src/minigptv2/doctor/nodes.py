@@ -23,19 +23,13 @@ import torch.distributed as dist
 
 from minigptv2 import __version__
 from minigptv2.cluster import distributed
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.errors import NodesError
 from minigptv2.files import write_atomically
 
 _SIZES = (4 << 10, 1 << 20, 16 << 20)
 """Bytes that each rank gives to the others in one gather: latency, a bucket, a large shard."""
 _POLL_S = 0.02
 _MAX_CLOCK_S = 30.0
-
-
-class NodesError(MiniGPTv2Error):
-    """The nodes cannot train together."""
-
-    exit_code = 9
 
 
 @dataclass(frozen=True)
