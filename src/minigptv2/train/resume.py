@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from minigptv2.cluster import distributed
+from minigptv2.cluster.failure import FAILURE_FILE
 from minigptv2.config import Loaded, flat_values, render_yaml
 from minigptv2.data.plan import DataPlan
 from minigptv2.engine.checkpoint import CheckpointState
@@ -138,7 +139,15 @@ def _prepare_run_folder(
         if fresh:
             for part in ("checkpoints", "tensorboard", "export", BEST_FOLDER, "bundles"):
                 shutil.rmtree(run / part, ignore_errors=True)
-            for part in ("metrics.jsonl", HELDOUT_FILE, BEST_FILE, "log.txt", "attempts.jsonl", DROPPED_FILE):
+            for part in (
+                "metrics.jsonl",
+                HELDOUT_FILE,
+                BEST_FILE,
+                "log.txt",
+                "attempts.jsonl",
+                FAILURE_FILE,
+                DROPPED_FILE,
+            ):
                 (run / part).unlink(missing_ok=True)
         run.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
