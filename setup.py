@@ -47,7 +47,7 @@ setup(
     },
     install_requires=[
         "torch>=2.11",
-        "deepspeed>=0.19.8",
+        "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17",
         "peft>=0.19",
         "webdataset>=1.0",

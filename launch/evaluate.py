@@ -1,4 +1,4 @@
-"""Evaluation for launchers that start a script: `torchrun --nproc-per-node 8 launch/evaluate.py --model ...`."""
+"""Evaluate on several ranks: `torchrun --nproc-per-node 8 launch/evaluate.py --model ...`."""
 
 import sys
 

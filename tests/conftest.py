@@ -14,7 +14,7 @@ import torch
 from hypothesis import settings
 
 from minigptv2.corpora.sources import photographs, toy
-from minigptv2.corpora.token_texts import spoken_texts
+from minigptv2.corpora.token_texts import rendered_texts
 from minigptv2.shards.writer import write_corpus
 from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -57,7 +57,7 @@ def make_world(root: Path) -> World:
             samples = toy.samples(corpus, count, Path(), split)
             write_corpus(samples, made.shards / split / name, name, samples_per_shard=9)
     write_corpus(photographs.samples(Path(), "train"), made.train / "photographs", "photographs", samples_per_shard=30)
-    train_tokenizer(spoken_texts(made.train), made.tokenizer_folder, 640)
+    train_tokenizer(rendered_texts(made.train), made.tokenizer_folder, 640)
     return made
 
 

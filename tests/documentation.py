@@ -1,4 +1,4 @@
-"""The commands, links and paths of the documentation; run as a program it executes the commands in a clean checkout.
+"""Finds the commands, links and paths of the documentation. As a program it runs the commands in a clean checkout.
 
 A command is a line of a fenced block without a language (or of a shell), or inline code that begins with `minigptv2`
 or `make`.
@@ -46,26 +46,29 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 NOT_HERE = (
     ("^make stage|^deepspeed |^torchrun ", "trains the full model, or needs hosts"),
-    ("python launch/train.py --config launch/configs/toy", "goes on with what `make demo` trains; QUICK=1 trains less"),
-    ("from-packages|demo-pretrained", "a target of its own, and packages of hundreds of megabytes"),
-    ("from-deepspeed", "its folder is one that DeepSpeed wrote: tests/convert/test_deepspeed.py"),
+    (
+        "python launch/train.py --config launch/configs/toy",
+        "continues `make demo`, and QUICK=1 trains less",
+    ),
+    ("from-packages|demo-pretrained", "has its own target, and needs packages of hundreds of megabytes"),
+    ("from-deepspeed", "needs a folder that DeepSpeed wrote: tests/convert/test_deepspeed.py"),
     ("sbatch|srun|make slurm-stages(?!.*DRY_RUN)|test-slurm", "needs Slurm: make test-slurm"),
-    ("^make (test|check|install|clean|lint|soak|bench|fuzz)", "a target of its own, minutes to hours"),
-    ("^make (tensorboard|serve)", "never ends; `minigptv2 serve` is run"),
-    ("^make demo($| [^Q])", "a quarter of an hour; QUICK=1 is run instead"),
-    ("^minigptv2 replay", "needs what a discarded step leaves; the tests have it"),
+    ("^make (test|check|install|clean|lint|soak|bench|fuzz)", "has its own target, which takes minutes to hours"),
+    ("^make (tensorboard|serve)", "does not end. `minigptv2 serve` is run instead"),
+    ("^make demo($| [^Q])", "takes a quarter of an hour. QUICK=1 is run instead"),
+    ("^minigptv2 replay", "needs a skipped step. tests/test_train.py has one"),
     ("pip install|apt-get", "changes the machine"),
 )
-"""Commands that the program does not execute, by pattern, and why."""
+"""Commands that the program does not run, by pattern, and why."""
 ENDS_WITH = (("doctor --config launch/configs/stage", 1),)
-"""Exit codes other than 0 that are right here: there are no weights and shards of the full model, and it says so."""
+"""Expected exit codes other than 0. Weights and shards of the full model are missing, which the command reports."""
 RUN_AS_ONE = {"docs/your-own-data.md": "run as one script by tests/test_own_data_page.py"}
-"""Pages whose commands only make sense one after the other, and what runs them so."""
+"""Pages whose commands must run one after the other, and what runs them."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a page. `whole`: from a fenced block, so it can be run as it stands."""
+    """A command of a page. `whole`: it stands in a fenced block, so it can be run unchanged."""
 
     page: Path
     text: str
@@ -73,7 +76,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """The words without assignments before the program; the program without its folder."""
+        """The words without assignments before the program. The program is without its folder."""
         words = shlex.split(self.text, comments=True)
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words.pop(0)
@@ -86,13 +89,13 @@ class Command:
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced blocks of a page in one of `languages`, dedented."""
+    """The fenced blocks of a page in one of `languages`, without indentation."""
     found = _FENCE.findall(page.read_text())
     return [re.sub(f"^{indent}", "", body, flags=re.MULTILINE) for indent, named, body in found if named in languages]
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Every command of a page, in order: whole ones, then those in running text."""
+    """Every command of a page, in order: those of fenced blocks, then those in running text."""
     for block in blocks(page, *SHELL):
         for line in block.replace("\\\n", " ").splitlines():
             command = Command(page, re.sub(r"\s+", " ", line.strip()), True)
@@ -107,13 +110,13 @@ def commands(page: Path) -> Iterator[Command]:
 def _program(command: Command) -> str:
     try:
         words = command.words
-    except ValueError:  # a log's line with a quote
+    except ValueError:  # a log line with an apostrophe
         return ""
     return words[0] if words else ""
 
 
 def links(page: Path) -> list[str]:
-    """Targets of the page's links and pictures that are not on the web."""
+    """Targets of the page's links and images that are not web addresses."""
     return [target for target in _LINK.findall(_FENCE.sub("", page.read_text())) if "://" not in target]
 
 
@@ -124,14 +127,14 @@ def anchors(page: Path) -> set[str]:
 
 
 def reason_not_run(command: Command) -> str | None:
-    """Why a command is not executed, or None if it is."""
+    """Why a command is not run, or None if it is."""
     if why := RUN_AS_ONE.get(str(command.page.relative_to(REPOSITORY))):
         return why
     return next((why for pattern, why in NOT_HERE if re.search(pattern, command.text)), None)
 
 
 def main() -> int:
-    """Clone HEAD, make the quick demo there, and run every command that can run; 1 if one fails."""
+    """Clone HEAD, make the quick demo there, and run every command that can run. The exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--keep", metavar="DIR", help="use this folder and keep it")
     args = parser.parse_args()
@@ -164,7 +167,7 @@ def _run_all(folder: Path) -> int:
 
 
 def _is_complete(command: Command) -> bool:
-    """Whether a command in running text can be run as it stands: no placeholder, nothing missing."""
+    """Whether a command in running text can be run unchanged: it has no placeholder and nothing is missing."""
     if command.words[0] == "make":
         return True
     if any(word.isupper() or word.startswith("<") for word in command.words[1:]):
@@ -178,7 +181,7 @@ def _is_complete(command: Command) -> bool:
 
 
 def _environment(folder: Path, command: Command) -> dict[str, str]:
-    """As a reader's: the checkout's environment first on the path, and what stands before the command."""
+    """The environment of a reader: the checkout's programs first on the path, and assignments before the command."""
     assigned = dict(re.findall(r"(?:^|\s)(\w+)=(\S+)", command.text.split(command.words[0])[0]))
     path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": path, "PYTHONPATH": "", **assigned}
@@ -187,36 +190,36 @@ def _environment(folder: Path, command: Command) -> dict[str, str]:
 def _run(folder: Path, command: Command) -> subprocess.CompletedProcess[str]:
     words = command.words
     if "from-published" in words and "--vision-heads" not in words and "--help" not in words:
-        words += VISION_OPTIONS  # of the small stand-in; the published files' sizes are a row of the tables
+        words += VISION_OPTIONS  # sizes of the small stand-in. The tables have those of the published files
     return subprocess.run(
         words, cwd=folder, env=_environment(folder, command), capture_output=True, text=True, input="", check=False
     )
 
 
 def _serve(folder: Path, command: Command) -> subprocess.CompletedProcess[str]:
-    """Start the server, ask whether it is well, and stop it as Ctrl-C does."""
+    """Start the server, request /health, and stop it with SIGINT, as Ctrl-C does."""
     with open(folder / "serve.log", "w+") as log:
         server = subprocess.Popen(
             command.words, cwd=folder, env=_environment(folder, command), stdout=log, stderr=log, text=True
         )
-        deadline, well = time.monotonic() + 120, False
-        while not well and server.poll() is None and time.monotonic() < deadline:
+        deadline, healthy = time.monotonic() + 120, False
+        while not healthy and server.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
             with contextlib.suppress(OSError):
-                well = urllib.request.urlopen("http://127.0.0.1:7860/health").status == 200
+                healthy = urllib.request.urlopen("http://127.0.0.1:7860/health").status == 200
         server.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(30)
         server.kill()
         log.seek(0)
-        return subprocess.CompletedProcess(command.words, 0 if well else 1, log.read(), "")
+        return subprocess.CompletedProcess(command.words, 0 if healthy else 1, log.read(), "")
 
 
 def _add_inputs(folder: Path) -> None:
-    """What a reader would bring, small: photographs, questions, answers to score, published weights, raw corpora."""
-    picture = (folder / "runs" / "demo" / "scene.png").read_bytes()
+    """Write small versions of a reader's files: images, questions, answers to score, published weights, raw corpora."""
+    image = (folder / "runs" / "demo" / "scene.png").read_bytes()
     for name in ("photo.jpg", "photo.png"):
-        (folder / name).write_bytes(picture)
+        (folder / name).write_bytes(image)
     (folder / "requests.jsonl").write_text('{"image": "photo.jpg", "turns": [{"question": "[vqa] what is it?"}]}\n')
     cases = '{"image": "photo.jpg", "turns": [{"question": "[vqa] what is it?", "answer": "a bar"}]}\n'
     (folder / "cases.jsonl").write_text(cases)

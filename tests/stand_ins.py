@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from minigptv2.model.backbones import language_row
+from minigptv2.model.backbones import language_spec
 from minigptv2.model.bases import fill_weights, hash_bases, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
@@ -25,7 +25,7 @@ VISION_OPTIONS = ["--vision-heads", str(HEADS), "--image-size", str(SIDE)]
 def write_stock_llama(folder: Path, tokenizer: Tokenizer, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
     """A random LLaMA as `transformers` saves it, with the toy tokenizer."""
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(llama_config(language_row("tiny_llama"), tokenizer.vocab_size)).to(dtype)
+    model = LlamaForCausalLM(llama_config(language_spec("tiny_llama"), tokenizer.vocab_size)).to(dtype)
     model.save_pretrained(str(folder))
     shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     return folder
@@ -80,7 +80,7 @@ def write_published(folder: Path, tokenizer: Tokenizer) -> None:
     for block in range(VISION_BLOCKS):
         vision |= {f"blocks.{block}.{name}": random(*shape) for name, shape in shapes.items()}
     torch.save(vision, folder / "eva_vit_g.pth")
-    row = language_row("tiny_llama")
+    row = language_spec("tiny_llama")
     rank = 8
     trained = {"llama_proj.weight": random(row.width, 4 * width), "llama_proj.bias": random(row.width)}
     for layer in range(row.depth):

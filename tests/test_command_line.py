@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -15,22 +16,20 @@ import pytest
 
 from minigptv2 import __version__
 from minigptv2.cli import COMMANDS, build_parser, main, parse
-from minigptv2.cli.arguments import at_least, names, not_negative, positive
+from minigptv2.cli.arguments import Parser, at_least, names, not_negative, positive
 from minigptv2.errors import ConfigError
 from tests.conftest import REPOSITORY
 
 ANY_NUMBER = ("--seed", "--code", "--port", "--local_rank")
-"""A seed may be negative; the codes are the launcher's; serving checks its port itself."""
+"""A seed may be negative, the code is the launcher's, and `serve` checks its port itself."""
 NO_COUNTS = (None, float, positive, not_negative, names, Path)
 
 
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """A parser and those of its sub-commands."""
+def parsers(parser: Parser) -> Iterator[Parser]:
+    """A parser and those of its commands."""
     yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from parsers(below)
+    for below in parser.commands.values():
+        yield from parsers(below)
 
 
 def test_every_count_has_a_least_value() -> None:
@@ -62,7 +61,7 @@ def test_a_measure_is_finite_and_above_nothing(text: str) -> None:
 
 
 def test_zero_where_it_means_something_is_taken() -> None:
-    """Nobody waits: the next request is refused at once. Text alone: a sample has no image."""
+    """No request waits for a batch, and the samples have no images."""
     words = parse(["serve", "--model", "m", "--max-waiting", "0"])
     assert words.max_waiting == 0
     assert parse(["plan", "--config", "c", "--images", "0"]).images == 0
@@ -152,6 +151,8 @@ def test_the_completion_script_knows_commands_and_options(shell: str, capsys: py
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(command.name in script for command in COMMANDS) and "--gpus-per-node" in script
+    files = {"bash": "plan___config_COMPGEN=_shtab_compgen_files", "zsh": "--config[YAML file of the run]:FILE:_files"}
+    assert files[shell] in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
@@ -181,3 +182,11 @@ def test_a_rank_of_a_launcher_starts_no_launcher(
     monkeypatch.setenv("RANK", "0")
     assert main(["train", "--config", "c.yaml", "--processes", "2"]) == ConfigError.exit_code
     assert "leave --processes out" in capsys.readouterr().err
+
+
+def test_config_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["config", "--json", "launch/configs/toy_stage1.yaml", "--world-size", "2", "train.steps=7"]) == 0
+    keys = json.loads(capsys.readouterr().out)
+    assert keys["train.steps"] == {"value": 7, "from": "command line (train.steps=7)"}
+    assert keys["train.crash_loop_limit"] == {"value": 5, "from": "default"}

@@ -38,10 +38,10 @@ def _is_cached(file: Path) -> bool:
             pytest.skip(f"the file system does not say what is cached: {error}")
 
 
-@pytest.mark.parametrize("seldom_read", [False, True])
-def test_small_and_large_writes_are_hashed_as_they_lie(tmp_path: Path, seldom_read: bool) -> None:
+@pytest.mark.parametrize("evict_page_cache", [False, True])
+def test_small_and_large_writes_are_hashed_as_they_lie(tmp_path: Path, evict_page_cache: bool) -> None:
     parts = [b"a", b"bc" * 1000, os.urandom(HashedFile.PIECE + 5), b"", b"d" * 7]
-    hashed = HashedFile(tmp_path / "file", seldom_read=seldom_read)
+    hashed = HashedFile(tmp_path / "file", evict_page_cache=evict_page_cache)
     with io.BufferedWriter(hashed, 1 << 16) as stream:
         for part in parts:
             stream.write(part)
@@ -53,8 +53,8 @@ def test_small_and_large_writes_are_hashed_as_they_lie(tmp_path: Path, seldom_re
 
 
 def test_what_is_seldom_read_takes_no_place_in_the_page_cache(tmp_path: Path) -> None:
-    for name, seldom_read in (("kept", False), ("seldom", True)):
-        hashed = HashedFile(tmp_path / name, seldom_read=seldom_read)
+    for name, evict_page_cache in (("kept", False), ("seldom", True)):
+        hashed = HashedFile(tmp_path / name, evict_page_cache=evict_page_cache)
         hashed.write(bytes(3 * HashedFile.PIECE))
         hashed.finish()
     if not _is_cached(tmp_path / "kept"):

@@ -1,4 +1,4 @@
-"""The batch scripts without a cluster: what would be submitted, and that the shell has nothing to object to."""
+"""Checks the batch scripts without a cluster: what they would submit, and that shell and shellcheck accept them."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def test_every_stage_asks_for_a_warning_a_requeue_and_a_log_that_goes_on() -> No
 
 
 def over_pdsh(folder: Path, *commands: str, patience: int, deaf: bool = False) -> tuple[int, float, str]:
-    """Run commands as `ssh` steps of one parent, as pdsh does; a script stands in for srun. Code, seconds, stderr."""
+    """Run commands as `ssh` steps of one parent, as pdsh does, with a script for srun: code, seconds, stderr."""
     srun = folder / "srun"
     words = 'while [[ $1 == --* ]]; do shift; done\n"$@" & trap "kill $!" TERM; wait $!; wait $!\n'
-    if deaf:  # to TERM; what it started does not hold this test's pipes
+    if deaf:  # ignores TERM. What it started does not keep this test's pipes open
         words = 'while [[ $1 == --* ]]; do shift; done\ntrap "" TERM\n"$@" >/dev/null 2>&1 & wait $!\n'
     srun.write_text(f"#!/bin/bash\n{words}")
     srun.chmod(0o755)
@@ -105,14 +105,14 @@ def over_pdsh(folder: Path, *commands: str, patience: int, deaf: bool = False) -
 
 
 def test_a_node_that_fails_over_pdsh_does_not_leave_the_others_waiting(tmp_path: Path) -> None:
-    """A rank that cannot listen ends at once; the others would wait for it until the time limit of their rendezvous."""
+    """A rank that cannot listen ends at once. The others would wait for it until their rendezvous times out."""
     code, seconds, said = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 300", patience=2)
     assert code != 0 and 2 <= seconds < 20
     assert said.strip() == "node0: exit code 3, and other nodes went on for 2 s: their steps are stopped"
 
 
 def test_a_step_that_does_not_hear_is_left_behind(tmp_path: Path) -> None:
-    """Slurm ends what is left of it when the job ends, which it does once pdsh has nobody to wait for."""
+    """The job ends when pdsh has no step to wait for, and then Slurm ends what is left of this one."""
     code, seconds, _ = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 30", patience=2, deaf=True)
     assert code != 0 and 4 <= seconds < 20
 
@@ -120,8 +120,8 @@ def test_a_step_that_does_not_hear_is_left_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("commands", "code"),
     [
-        (("exit 3", "sleep 1; exit 6"), 6),  # the others have a moment to say what they saw
-        (("exit 85", "sleep 4; exit 85"), 85),  # asked to stop, which takes as long as it takes
+        (("exit 3", "sleep 1; exit 6"), 6),  # the others have time to report what they saw
+        (("exit 85", "sleep 4; exit 85"), 85),  # a requested stop may take any time
         (("true", "sleep 4"), 0),
         (("exit 3", "exit 3", "exit 3"), 3),
     ],
@@ -139,7 +139,7 @@ def test_ranks_meet_at_a_port_that_no_outgoing_connection_is_given(tmp_path: Pat
     with socket.socket() as taken:
         taken.bind(("", 10_000))
         assert {free_port(few) for _ in range(20)} == {10_001}
-    few.write_text("1024\t65535\n")  # no room below: any that is free now
+    few.write_text("1024\t65535\n")  # no ports below: any that is free now
     assert free_port(few) > 1024
 
 

@@ -274,7 +274,10 @@ def test_ask_answers_and_draws(
     image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
     words = ["ask", "--model", str(unbroken / "export"), str(image), "[refer] the red circle"]
     assert cli([*words, "--draw", str(tmp_path / "out.png"), "--max-new-tokens", "4"]) == 0
-    assert "drawn" in capsys.readouterr().out and (tmp_path / "out.png").is_file()
+    answer = capsys.readouterr().out
+    assert "drawn" in answer and (tmp_path / "out.png").is_file()
+    assert cli([*words, "--max-new-tokens", "4", "--json"]) == 0
+    assert answer.startswith(json.loads(capsys.readouterr().out)["answer"])
     assert cli(["ask", "--model", str(unbroken), str(image), "hello"]) == 4
     assert "no export in" in capsys.readouterr().err
     (tmp_path / "broken.jpg").write_bytes(image.read_bytes()[:500])
@@ -282,11 +285,14 @@ def test_ask_answers_and_draws(
     assert "not a JPEG, PNG or WebP" in capsys.readouterr().err
 
 
-def test_evaluate_writes_figures_and_predictions(unbroken: Path, world: World, tmp_path: Path) -> None:
+def test_evaluate_writes_figures_and_predictions(
+    unbroken: Path, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["evaluate", "--model", str(unbroken / "export"), "--shards", str(world.val), "--limit", "3"]
     corpora = [w for c in ("refer", "vqa") for w in ("--corpus", f"toy_{c}")]
-    assert cli([*words, *corpora, "--output", str(tmp_path)]) == 0
+    assert cli([*words, *corpora, "--output", str(tmp_path), "--json"]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
+    assert json.loads(capsys.readouterr().out) == results
     assert [one["benchmark"] for one in results] == ["toy_refer/refer", "toy_vqa/vqa"]
     for one in results:
         assert len((tmp_path / one["benchmark"] / "predictions.jsonl").read_text().splitlines()) == one["questions"]
@@ -363,6 +369,9 @@ def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.C
     assert cli(["lineage", str(unbroken)]) == 0
     said = capsys.readouterr().out
     assert "1. tiny: 6 steps, seed 0" in said and "data_plan" in said and "lr 0.001, batch 8" in said
+    assert cli(["lineage", str(unbroken), "--json"]) == 0
+    (stage,) = json.loads(capsys.readouterr().out)
+    assert (stage["stage"], stage["steps"], stage["config"]["train.global_batch_size"]) == ("tiny", 6, 8)
 
 
 def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,7 +387,7 @@ def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytes
         "train.guard.keep_bundles=1",
     ]
     output = run(config, 2, *words, expect=StepError.exit_code)
-    assert "2 steps in a row were discarded" in output
+    assert "2 steps in a row were skipped" in output
     assert "OVERFLOW" not in output, "DeepSpeed's own verdict, by whose path a step is discarded, may be untrue"
     log = (folder / "log.txt").read_text()
     assert "STEP 1 DISCARDED: the loss is nan; 8 samples: " in log and "toy_refer-00000" in log

@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.results import report
 from minigptv2.boxes import Box
 from minigptv2.corpora.build_corpus import build
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, TarMember
 from minigptv2.corpora.raw import Raw
 from minigptv2.files import HashedFile
@@ -102,7 +102,7 @@ def write_without_records(folder: Path, size: int, numbers: range, pictures: lis
     per_file = size * len(pictures) // sum(tar.BLOCK + tar.padded(picture.size) for picture in pictures)
     rest = bytes(max(0, size - sum(pictures[n % len(pictures)].size for n in range(per_file))) // per_file)
     for number in numbers:
-        hashed = HashedFile(folder / f".{number}.tmp", seldom_read=True)
+        hashed = HashedFile(folder / f".{number}.tmp", evict_page_cache=True)
         stream = io.BufferedWriter(hashed, HashedFile.PIECE)
         for at in range(per_file):
             picture = pictures[at % len(pictures)]
@@ -141,7 +141,7 @@ def timed(
 def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]:
     """One row: builds and what they are held against, in turn. In a process of its own: peak memory is the build's."""
     pictures = write_pictures(folder / "pictures", side)
-    corpus = Corpus(
+    corpus = CorpusSpec(
         name="synthetic",
         drafts=partial(drafts, pictures=pictures, count=count),
         tasks=("mixed",),

@@ -195,7 +195,7 @@ def pixel_costs(shards: Path, name: str) -> dict[str, float]:
     for sample in range(-8, count):
         if sample == 0:
             watch.seconds.clear()
-        with watch.at("read"):
+        with watch.measure("read"):
             data = reader.image(sample % count)
         square_pixels(data, "", SIDE, watch)
     return {stage: 1000 * seconds / count for stage, seconds in watch.seconds.items()}

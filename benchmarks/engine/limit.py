@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.engine import small
 from benchmarks.results import report
 from minigptv2.batch import Batch
-from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
+from minigptv2.model.backbones import LanguageModelSpec, Sizes, VisionEncoderSpec
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.train.limit import measure_rates
 
-VISION = VisionEncoderRow(image_size=112, patch_size=14, width=256, depth=4, heads=4, mlp_width=1024)
-LANGUAGE = LanguageModelRow(width=512, depth=6, heads=8, mlp_width=1376, vocab_size=4000)
+VISION = VisionEncoderSpec(image_size=112, patch_size=14, width=256, depth=4, heads=4, mlp_width=1024)
+LANGUAGE = LanguageModelSpec(width=512, depth=6, heads=8, mlp_width=1376, vocab_size=4000)
 SIZES = Sizes(VISION, LANGUAGE)
 SUPERVISED = 12
 

@@ -57,12 +57,12 @@ def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
     """Bytes that a step of ZeRO-3 keeps per token, and what the arithmetic says of one layer times the depth."""
     from benchmarks.engine import small
     from benchmarks.engine.saved import kept_bytes
-    from minigptv2.engine import trainer as trainer_module
+    from minigptv2.engine import zero
 
     device = small.start()
     config = small.model_config(r=4, dropout=dropout)
     if not ours:
-        trainer_module.keep_no_inputs = lambda model: 0
+        zero.drop_frozen_inputs = lambda model, gather: 0
     trainer = small.make_trainer({"bf16": {"enabled": True}, "zero_optimization": ZERO3}, config, device)
     batch = small.pack(8, 48, images=False).inputs
     tokens = batch["input_ids"].numel()
@@ -75,7 +75,7 @@ def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
 def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
     """Measure and report."""
     from benchmarks.engine import small
-    from minigptv2.model.backbones import Sizes, language_row, vision_row
+    from minigptv2.model.backbones import Sizes, language_spec, vision_spec
     from minigptv2.model.config import ModelConfig
     from minigptv2.model.costs import ModelCosts
 
@@ -106,16 +106,16 @@ def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
                 "goal": 0.77,
             }
         )
-    real = ModelCosts(ModelConfig(), Sizes(vision_row("eva_vit_g"), language_row("llama2_7b")))
+    real = ModelCosts(ModelConfig(), Sizes(vision_spec("eva_vit_g"), language_spec("llama2_7b")))
     for fused in (False, True):
-        lean, fat = (real.kept_bytes_per_token(fused=fused, lean=side) for side in (True, False))
+        ours, theirs = (real.kept_bytes_per_token(fused=fused, drop_frozen_inputs=side) for side in (True, False))
         kernels = "fused" if fused else "eager"
         rows.append(
             {
                 "what": f"7B by arithmetic, {kernels} kernels, MB a token",
-                "ours": 32 * lean / 1e6,
-                "beside": 32 * fat / 1e6,
-                "ratio": lean / fat,
+                "ours": 32 * ours / 1e6,
+                "beside": 32 * theirs / 1e6,
+                "ratio": ours / theirs,
                 "goal": 0.77,
             }
         )

@@ -15,8 +15,8 @@ from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
 from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
 from minigptv2.engine.trainer import Trainer
-from minigptv2.engine.zero import assign, construction, shape_of
-from minigptv2.model.backbones import LanguageModelRow, Sizes, VisionEncoderRow
+from minigptv2.engine.zero import assign, shape_of, zero_backend
+from minigptv2.model.backbones import LanguageModelSpec, Sizes, VisionEncoderSpec
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
@@ -25,8 +25,8 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import named_canonical
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
-VISION = VisionEncoderRow(image_size=32, patch_size=8, width=48, depth=4, heads=4, mlp_width=192)
-LANGUAGE = LanguageModelRow(width=320, depth=8, heads=8, mlp_width=864, vocab_size=640)
+VISION = VisionEncoderSpec(image_size=32, patch_size=8, width=48, depth=4, heads=4, mlp_width=192)
+LANGUAGE = LanguageModelSpec(width=320, depth=8, heads=8, mlp_width=864, vocab_size=640)
 SIZES = Sizes(VISION, LANGUAGE)
 
 
@@ -79,7 +79,7 @@ def make_trainer(
             warmup_steps=2,
         )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config, 100, construction(resolved), sizes=sizes)
+    model = build_model(config, 100, zero_backend(resolved).construction(), sizes=sizes)
     model.recompute(recompute)
     fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.results import report, spread
 from minigptv2.corpora.sources import toy
-from minigptv2.corpora.token_texts import spoken_texts
+from minigptv2.corpora.token_texts import rendered_texts
 from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
@@ -44,7 +44,7 @@ def build(root: Path, pictures: int) -> tuple[str, Path]:
         record = Record((*kept.turns, *sample.record.turns), *_size(kept), separate=True)
         samples[-1] = Sample(samples[-1].key, record, samples[-1].image, "jpg")
     write_corpus(samples, root / "toy", "toy", samples_per_shard=100)
-    train_tokenizer(spoken_texts(root), root / "tokenizer", 512)
+    train_tokenizer(rendered_texts(root), root / "tokenizer", 512)
     config = ModelConfig(
         vision_encoder="toy_vit",
         language_model="toy_llama",

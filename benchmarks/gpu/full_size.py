@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
     """Shards, tokenizer and a config that extends the real stage 3."""
     from minigptv2.corpora.sources import toy
-    from minigptv2.corpora.token_texts import spoken_texts
+    from minigptv2.corpora.token_texts import rendered_texts
     from minigptv2.shards.writer import write_corpus
     from minigptv2.tokenizer import train_tokenizer
 
@@ -67,7 +67,7 @@ def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
             f"toy_{corpus}",
             samples_per_shard=50,
         )
-    train_tokenizer(spoken_texts(folder / "shards"), folder / "tokenizer", 640)
+    train_tokenizer(rendered_texts(folder / "shards"), folder / "tokenizer", 640)
     (folder / "recipe.yaml").write_text(
         "corpora:\n  toy_refer: {ratio: 1, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"
     )

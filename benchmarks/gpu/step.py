@@ -27,7 +27,7 @@ from benchmarks.gpu.common import (
     setting_of,
     work_of,
 )
-from minigptv2.engine.zero import keep_no_inputs
+from minigptv2.engine.frozen import drop_frozen_inputs
 from minigptv2.model.kernels import choose_kernels, compile_blocks
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.planner.hardware import KERNEL_SHARE
@@ -43,15 +43,15 @@ def sides(setting: Setting) -> Iterator[tuple[str, dict[str, Any], Prepare, bool
     def nothing(model: MiniGPTv2) -> None:
         return None
 
-    yield "ours", {}, keep_no_inputs, True, ""
+    yield "ours", {}, drop_frozen_inputs, True, ""
     yield "baseline: padded, eager, fp16 autocast", {"kernels": "torch"}, _eager, False, "autocast"
     yield "baseline: padded, SDPA, bf16", {"kernels": "torch"}, _library_sdpa, False, ""
-    yield "ours, packed_sdpa attention", {"attention": "packed_sdpa"}, keep_no_inputs, True, ""
-    yield "ours, torch's norms and SwiGLU", {"kernels": "torch"}, keep_no_inputs, True, ""
-    yield "ours, all layers recomputed", {}, lambda model: (keep_no_inputs(model), model.recompute(depth)), True, ""
+    yield "ours, packed_sdpa attention", {"attention": "packed_sdpa"}, drop_frozen_inputs, True, ""
+    yield "ours, torch's norms and SwiGLU", {"kernels": "torch"}, drop_frozen_inputs, True, ""
+    yield "ours, all layers recomputed", {}, lambda model: (drop_frozen_inputs(model), model.recompute(depth)), True, ""
     yield "ours, torch's frozen linears", {}, nothing, True, ""
     if not setting.tiny:
-        yield "ours, vision compiled", {}, lambda m: (keep_no_inputs(m), compile_blocks(m.vision_encoder)), True, ""
+        yield "ours, vision compiled", {}, lambda m: (drop_frozen_inputs(m), compile_blocks(m.vision_encoder)), True, ""
 
 
 def _eager(model: MiniGPTv2) -> None:

@@ -58,21 +58,21 @@ def close_and_remove(stream: IO[Any], file: Path) -> None:
 
 
 class HashedFile(io.RawIOBase):
-    """A new file whose size and SHA-256 are known when its last byte is written. Raises `OSError`: a full disk.
+    """A new file whose size and SHA-256 are known when its last byte is written. Raises `OSError`, such as a full disk.
 
-    Bytes go out through `os.write`, which lets other threads run meanwhile, in pieces of `PIECE`. With `seldom_read`
-    each piece starts on its way to the disk at once and leaves the page cache when it is there: what is written, as a
-    corpus is, in far more bytes than memory has would take the place of what is read, and pages that are used again are
-    written several times faster than new ones. A hint: a file system may do nothing of it. A raw stream, so that
-    `io.BufferedWriter` can gather small writes for it.
+    Bytes are written in pieces of `PIECE` through `os.write`, which releases the interpreter lock. With
+    `evict_page_cache` each piece is sent to the disk at once and leaves the page cache when it has arrived. Otherwise a
+    corpus, which is larger than memory and not read back, would displace files that are in use. Reused pages are
+    also faster than new ones. File systems may ignore this hint. A raw stream, for `io.BufferedWriter` to gather
+    small writes.
     """
 
     PIECE = 1 << 22
 
-    def __init__(self, file: Path, *, seldom_read: bool = False) -> None:
+    def __init__(self, file: Path, *, evict_page_cache: bool = False) -> None:
         self.bytes = 0
         self._descriptor = -1  # closed by the finalizer, too, where the next but one line fails
-        self._seldom_read = seldom_read
+        self._evict_page_cache = evict_page_cache
         self._hash = hashlib.sha256()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
 
@@ -111,7 +111,7 @@ class HashedFile(io.RawIOBase):
 
     def _forget(self) -> None:
         """Start the way to the disk of what is not there, and free the pages of what is."""
-        if self._seldom_read and hasattr(os, "posix_fadvise"):  # not on macOS
+        if self._evict_page_cache and hasattr(os, "posix_fadvise"):  # not on macOS
             with suppress(OSError):  # a file system that takes no hints
                 os.posix_fadvise(self._descriptor, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigptv2.config import MISSING, Loaded, load_config
 from minigptv2.data.config import DataConfig
-from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config
+from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config, shards_parameters
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.model.backbones import tokens_per_image
@@ -49,8 +49,8 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
     check_model_config(config.model)
     load_deepspeed_config(config.train.deepspeed)
     check_train_config(config.train, world_size)
-    stage = load_deepspeed_config(config.train.deepspeed).get("zero_optimization", {}).get("stage")
-    if stage == 3 and (config.model.compile_vision or config.model.vision_batch):
+    sharded = shards_parameters(load_deepspeed_config(config.train.deepspeed))
+    if sharded and (config.model.compile_vision or config.model.vision_batch):
         raise ConfigError(
             f"model.compile_vision and model.vision_batch do not go with ZeRO-3 ({config.train.deepspeed}): its hooks "
             "break compiled graphs, and ranks must call the encoder equally often. Take a ZeRO-2 JSON."

@@ -340,7 +340,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(browser: Any, server: str
     file = tmp_path / "broken.png"
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 100)
     visitor.one("#picture-file").send_keys(str(file))
-    visitor.until(lambda: "not a whole JPEG, PNG or WebP" in visitor.one(".stage .message").text)
+    visitor.until(lambda: "not a valid JPEG, PNG or WebP" in visitor.one(".stage .message").text)
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     visitor.one("#picture-file").send_keys(str(text))

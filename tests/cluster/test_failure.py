@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.failure import FAILURE_FILE, Failure, read_failure, start_id, write_failure
+from minigptv2.cluster.failure import Failure, read_failure, start_id, write_failure
 from minigptv2.errors import ExitCode
+from minigptv2.run_folder import RunFolder
 
 LOST = Failure("7.1", "lost", "RankError", "silent for 9 s", int(ExitCode.RANK_LOST), 1, "node2", "step 12", 117)
 BUG = replace(LOST, kind="error", error="ValueError", message="a bug\nin two lines", exit_code=1)
@@ -59,4 +60,4 @@ def test_a_start_is_identified_by_job_and_restart() -> None:
 def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_TOKEN", "correct-horse-battery")
     write_failure(tmp_path, replace(BUG, message="403 for correct-horse-battery"), rank=0)
-    assert json.loads((tmp_path / FAILURE_FILE).read_text())["message"] == "403 for [secret]"
+    assert json.loads((RunFolder(tmp_path).failure).read_text())["message"] == "403 for [secret]"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.attempts import HISTORY, Attempt, newest_step, run_journal, slurm_journal
+from minigptv2.cluster.attempts import Attempt, newest_step, run_journal, slurm_journal
 from minigptv2.cluster.restart import FINAL_ERRORS, Limits, judge
 from minigptv2.errors import ConfigError, ExitCode
+from minigptv2.run_folder import RunFolder
 
 LIMITS = Limits(restarts=5, stalls=3, node_failures=2)
 
@@ -89,7 +90,7 @@ def test_a_history_is_read_back_by_job_even_if_its_last_line_was_cut(tmp_path: P
     other = replace(second, job="8")
     journal.append_start(other)
     journal.append_end(first)
-    with open(tmp_path / HISTORY, "a") as stream:
+    with open(RunFolder(tmp_path).slurm_history, "a") as stream:
         stream.write('{"event": "start", "jo')
     journal.append_start(second)
     assert journal.read() == [first, other, second]
@@ -105,7 +106,7 @@ def test_both_journals_keep_the_keys_that_version_0_1_wrote(tmp_path: Path) -> N
         '{"event": "end", "ended": "RankError: x", "exit_code": 6, "saved_step": 20}',
     )
     (tmp_path / "slurm").mkdir()
-    (tmp_path / HISTORY).write_text(slurm + "\n")
+    (RunFolder(tmp_path).slurm_history).write_text(slurm + "\n")
     (tmp_path / "attempts.jsonl").write_text("\n".join(lines) + "\n")
     (from_slurm,), (from_run,) = slurm_journal(tmp_path).read(), run_journal(tmp_path).read()
     assert from_slurm == Attempt(
@@ -116,7 +117,7 @@ def test_both_journals_keep_the_keys_that_version_0_1_wrote(tmp_path: Path) -> N
     slurm_journal(again).append_end(from_slurm)
     run_journal(again).append_start(from_run)
     run_journal(again).append_end(from_run)
-    assert json.loads((again / HISTORY).read_text()) == json.loads(slurm)
+    assert json.loads((RunFolder(again).slurm_history).read_text()) == json.loads(slurm)
     assert [json.loads(line) for line in (again / "attempts.jsonl").read_text().splitlines()] == [
         json.loads(line) for line in lines
     ]

@@ -26,7 +26,7 @@ def train_and_save(model: dict[str, Any], stage: int, folder: str) -> dict[str, 
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
-    from minigptv2.engine.zero import assign, construction, shape_of
+    from minigptv2.engine.zero import assign, shape_of, zero_backend
     from minigptv2.model.bases import fill_weights, open_bases
     from minigptv2.model.build import build_model
     from minigptv2.model.export import tokenizer_of
@@ -43,7 +43,7 @@ def train_and_save(model: dict[str, Any], stage: int, folder: str) -> dict[str, 
         deepspeed=str(file), steps=2, global_batch_size=2, micro_batch_size=1, learning_rate=1e-2, warmup_steps=0
     )
     resolved = resolve_deepspeed_config(train, distributed.world_size())
-    built = build_model(config, tokenizer_of(config).vocab_size, construction(resolved))
+    built = build_model(config, tokenizer_of(config).vocab_size, zero_backend(resolved).construction())
     fill_weights(built, open_bases(config), None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(built, named_canonical(built), train, resolved, device=device, seed=0)
     built.restore_float32_buffers()

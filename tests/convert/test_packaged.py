@@ -49,7 +49,7 @@ def test_the_vision_encoder_computes_what_the_onnx_file_computes(bases: Path) ->
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    from minigptv2.model.backbones import vision_row
+    from minigptv2.model.backbones import vision_spec
     from minigptv2.model.minigptv2 import _build_dinov2
 
     path = metadata.distribution(VISION_PACKAGE[0]).locate_file(VISION_PACKAGE[1])
@@ -60,7 +60,7 @@ def test_the_vision_encoder_computes_what_the_onnx_file_computes(bases: Path) ->
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     expected = torch.from_numpy(ReferenceEvaluator(graph).run(None, {"input_image": pixels.numpy()})[0])
 
-    encoder = _build_dinov2(vision_row("dinov2_vit_s")).eval()
+    encoder = _build_dinov2(vision_spec("dinov2_vit_s")).eval()
     state = {
         name.removeprefix("vision_encoder."): tensor.read()
         for name, tensor in read_safetensors([bases / "vision_encoder.safetensors"]).items()

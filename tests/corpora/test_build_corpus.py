@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minigptv2.cli import main as cli
-from minigptv2.corpora.build_corpus import build
+from minigptv2.corpora.build_corpus import BuildOptions, build
 from minigptv2.corpora.sources import CORPORA, Draft, Raw, Rejected
 from minigptv2.shards.image_files import image_size
 from minigptv2.shards.manifest import load_manifest
@@ -48,7 +49,7 @@ def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.
     assert "kept 2 samples in 1 shards" in told and "turns: 3 vqa" in told
     for reason in ("duplicate id", "image file missing", "empty answer", "empty question"):
         assert f"dropped 1: {reason}" in told
-    assert "warning: a complete download has 9,009 questions, this one 7" in told
+    assert "warning: a complete download has 9,009 questions, this one has 7" in told
     page = tmp_path / "out/preview.html"
     assert f"preview {page}: 2 samples as the model sees them; lengths in characters" in told
     shown = page.read_text()
@@ -62,6 +63,9 @@ def test_the_list_and_the_documentation_s_table_are_made_of_the_rows(capsys: pyt
     for name, row in CORPORA.items():
         (line,) = [line for line in listed.splitlines() if line.split()[0] == name]
         assert row.license in line and row.counted in line
+    assert cli(["shards", "list", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["counts"] for name, row in rows.items()} == {n: c.expected for n, c in CORPORA.items()}
     assert cli(["shards", "list", "--markdown"]) == 0
     table = capsys.readouterr().out
     assert table in (REPOSITORY / "docs/corpora.md").read_text(), "docs/corpora.md: put `shards list --markdown` in"
@@ -98,7 +102,7 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:
     vqa_official("vqav2", "v2_")(tmp_path)
-    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", per_question=True)
+    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", options=BuildOptions(per_question=True))
     reader = CorpusReader(tmp_path / "out")
     records = [reader.record(number) for number in range(len(reader))]
     assert [len(record.turns) for record in records] == [1, 1, 1] and not any(record.separate for record in records)
@@ -135,7 +139,7 @@ def test_all_tells_damaged_downloads_from_missing_ones(tmp_path: Path, capsys: p
     assert cli(words) == 3
     told = capsys.readouterr().out
     assert f"failed: {annotations}: not the JSON expected" in told
-    assert "failed: aok_vqa: an annotation, the first one, is not in a layout that is read (KeyError" in told
+    assert "failed: aok_vqa: an annotation, the first one, has an unsupported layout (KeyError" in told
     assert "not built: vqav2" not in told and "not built: gqa: there is no" in told
     assert [folder.name for folder in (tmp_path / "shards").iterdir()] == ["ok_vqa"], "the others do not wait"
 
@@ -167,7 +171,7 @@ def test_numbers_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[st
     ("words", "told"),
     [
         (["vqav3"], "unknown corpus 'vqav3'; did you mean 'vqav2'?"),
-        (["vqav2", "--split", "test"], "vqav2 has no split 'test'; it has train, val"),
+        (["vqav2", "--split", "test"], "vqav2 has no split 'test'. Its splits are train, val"),
         (["my.jsonl"], "there is no my.jsonl"),
     ],
 )

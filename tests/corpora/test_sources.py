@@ -236,21 +236,21 @@ def test_a_damaged_json_of_a_corpus_is_counted_and_named(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("seed", range(60))
 def test_members_in_any_order_doubled_or_cut_never_give_a_picture_another_s_text(tmp_path: Path, seed: int) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     members, spoiled = [], set()
     for key in map(str, range(6)):
-        copies = 1 + (dice.random() < 0.3)
+        copies = 1 + (rng.random() < 0.3)
         for copy in range(copies):
             says = f"{key} {copy}".encode()
             document = json.dumps({"caption": says.decode()}).encode()
-            if dice.random() < 0.2:
-                document = document[: dice.randrange(len(document))]
+            if rng.random() < 0.2:
+                document = document[: rng.randrange(len(document))]
                 spoiled.add(key)
             texts = [("json", document), ("txt", says)]
-            members += [(f"{key}.{dice.choice(tars.IMAGES)}", says), *((f"{key}.{kind}", text) for kind, text in texts)]
+            members += [(f"{key}.{rng.choice(tars.IMAGES)}", says), *((f"{key}.{kind}", text) for kind, text in texts)]
         if copies > 1:
             spoiled.add(key)
-    dice.shuffle(members)
+    rng.shuffle(members)
     tar(tmp_path / "x.tar", *members)
     given = list(tars.entries(tmp_path / "x.tar"))
     kept = [one for one in given if isinstance(one, tars.Entry)]

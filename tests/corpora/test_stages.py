@@ -13,7 +13,7 @@ from minigptv2.corpora.sources import CORPORA
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepBatches, StepDataset
 from minigptv2.data.plan import DataPlan, load_recipe
-from minigptv2.model.backbones import vision_row
+from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -52,7 +52,7 @@ def built(tmp_path: Path, miniature: Miniature, folder: Path) -> None:
 
 def one_step(recipe: Recipe, shards: Path, tokenizer: Tokenizer, model: MiniGPTv2) -> tuple[Counter[str], StepBatches]:
     """Train one step of the recipe; returns which corpora were in it, and its batches."""
-    row = vision_row("tiny_vit")
+    row = vision_spec("tiny_vit")
     config = DataConfig(max_tokens=900, max_pack_tokens=2000, num_workers=0)
     plan = DataPlan(recipe, shards, seed=1)
     encoder = PromptEncoder(tokenizer, tokens_per_image=row.tokens_per_image, max_tokens=config.max_tokens)

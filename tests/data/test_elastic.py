@@ -95,14 +95,14 @@ LINES = st.fixed_dictionaries(
 @given(st.dictionaries(st.sampled_from(sorted(SIZES)), LINES, min_size=1), st.integers(1, 4), st.randoms())
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_stream_is_the_same_for_any_ranks_and_workers_over_kills(
-    shards: Path, tokenizer: Tokenizer, lines: dict[str, dict], kill_after: int, dice: Random
+    shards: Path, tokenizer: Tokenizer, lines: dict[str, dict], kill_after: int, rng: Random
 ) -> None:
     recipe = Recipe(shuffle_window=2, corpora={name: CorpusShare(**line) for name, line in lines.items()})
     shapes = [(ranks, workers) for ranks in (1, 2, 4) for workers in (0, 1, 3)]
     whole = stream(shards, tokenizer, recipe, ranks=1, workers=0, position=0, steps=5)
-    ranks, workers = dice.choice(shapes)
+    ranks, workers = rng.choice(shapes)
     before = stream(shards, tokenizer, recipe, ranks=ranks, workers=workers, position=0, steps=kill_after)
-    ranks, workers = dice.choice(shapes)
+    ranks, workers = rng.choice(shapes)
     after = stream(
         shards, tokenizer, recipe, ranks=ranks, workers=workers, position=12 * kill_after, steps=5 - kill_after
     )
@@ -121,12 +121,12 @@ def test_a_hundred_restarts_lose_nothing_and_repeat_nothing(shards: Path) -> Non
     """Each restart builds the plan anew from its one integer, and reads a few steps of a changing batch size."""
     ratios = {"three": 1.0, "forty": 20.0, "many": 79.0}
     recipe = Recipe(shuffle_window=2, corpora={name: CorpusShare(ratio=ratio) for name, ratio in ratios.items()})
-    dice = Random(0)
+    rng = Random(0)
     position = 0
     seen: Counter[SampleId] = Counter()
     for _ in range(100):
         plan = DataPlan(recipe, shards, seed=9)
-        count = dice.choice((4, 8, 24)) * dice.randint(1, 4)
+        count = rng.choice((4, 8, 24)) * rng.randint(1, 4)
         seen.update(plan.samples(position, count))
         position += count
     assert max(seen.values()) == 1 and seen.total() == position > 3000

@@ -13,7 +13,7 @@ from minigptv2.data.loader import StepDataset, iterate_steps
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder
-from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, keep_last_losses, read_report
+from minigptv2.shards.dropped import DropLimit, Dropped, TooManyDropped, read_report, save_unreported_drops
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import World
 
@@ -134,7 +134,7 @@ def test_what_stopped_a_rank_is_kept_in_its_own_file(tmp_path: Path) -> None:
     one = Dropped("c", "c-0.tar", "k", "bad")
     with pytest.raises(TooManyDropped) as stop:
         DropLimit(max_in_a_row=1, max_rate=1).judge([False], [one])
-    keep_last_losses(tmp_path, [(7, 3, loss) for loss in stop.value.dropped])
+    save_unreported_drops(tmp_path, [(7, 3, loss) for loss in stop.value.dropped])
     (row,) = read_report(tmp_path / "dropped.rank3.jsonl")
     assert (row["step"], row["key"], row["reason"]) == (7, "k", "bad")
 
@@ -153,7 +153,7 @@ def test_too_many_bad_samples_stop_the_run(world: World, tokenizer: Tokenizer, t
     ("outcomes", "words"),
     [
         ([True] * 3 + [False] * 4, "4 bad samples in a row"),
-        ([False, True] * 11, "11 of 22 samples were bad, over the recipe's max_bad_rate=0.01"),
+        ([False, True] * 11, "11 of 22 samples were bad, more than the recipe's max_bad_rate=0.01"),
         ([False, False, False, True] * 3 + [True] * 2000, None),
         ([True] * 2000 + [False, True] * 21, "21 of 2042 samples"),
     ],

@@ -1,5 +1,6 @@
 """`minigptv2 mix`: the figures are those of the plan that trains, and the pictures exist."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from minigptv2.cli import main
 from minigptv2.data.config import CorpusShare, Recipe
-from minigptv2.data.mix_report import corpora_of, mix, save_picture, table
+from minigptv2.data.mix_report import collect_stats, format_table, mix, save_chart
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
@@ -27,13 +28,13 @@ RECIPE = Recipe(
 
 def test_the_figures_are_those_of_the_plan(world: World, tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
-    mixed = mix(RECIPE, corpora_of(RECIPE, world.train, {}, encoder, seed=0), steps=50, global_batch_size=12)
+    mixed = mix(RECIPE, collect_stats(RECIPE, world.train, {}, encoder, seed=0), steps=50, global_batch_size=12)
     plan = DataPlan(RECIPE, world.train, seed=0, global_batch_size=12)
     samples = plan.samples(0, 600)
     for number, row in enumerate(mixed.rows):
         mine = [sample for sample in samples if sample.corpus == number]
-        assert row.samples == len(mine) and row.realised == len(mine) / 600
-        assert abs(row.asked - row.realised) < 0.005
+        assert row.samples == len(mine) and row.actual == len(mine) / 600
+        assert abs(row.target - row.actual) < 0.005
         assert row.epochs == pytest.approx(len(mine) / 40)
         tokens = sum(len(plan.encode(sample, encoder)) for sample in mine)
         assert row.tokens == pytest.approx(tokens, rel=0.05)
@@ -50,24 +51,28 @@ def test_every_recipe_can_be_looked_at_before_its_shards_exist(
 ) -> None:
     assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "asked %" in said and "sizes are from `minigptv2 shards list`" in said
+    assert "target %" in said and "sizes are from `minigptv2 shards list`" in said
+    assert main(["mix", str(file), "--steps", "20", "--shards", str(tmp_path), "--json"]) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    assert sum(row["samples"] for row in mixed["corpora"]) == 20 * 96
+    assert mixed["without_shards"] == [row["name"] for row in mixed["corpora"]]
 
 
 def test_pictures(world: World, tmp_path: Path) -> None:
-    mixed = mix(RECIPE, corpora_of(RECIPE, world.train, {}, None, seed=0), steps=50, global_batch_size=12)
-    save_picture(mixed, tmp_path / "mix.png", "a title")
+    mixed = mix(RECIPE, collect_stats(RECIPE, world.train, {}, None, seed=0), steps=50, global_batch_size=12)
+    save_chart(mixed, tmp_path / "mix.png", "a title")
     with Image.open(tmp_path / "mix.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 3
-    save_picture(mixed, tmp_path / "mix.html", "a <title>")
+    save_chart(mixed, tmp_path / "mix.html", "a <title>")
     page = (tmp_path / "mix.html").read_text()
     assert page.count("<polygon") == 3 and "a &lt;title&gt;" in page and "toy_refer" in page
-    with pytest.raises(ConfigError, match=".png or a .html"):
-        save_picture(mixed, tmp_path / "mix.gif", "a title")
-    strips = [line[-48:] for line in table(mixed).splitlines()[1:]]
+    with pytest.raises(ConfigError, match=".png or .html"):
+        save_chart(mixed, tmp_path / "mix.gif", "a title")
+    strips = [line[-48:] for line in format_table(mixed).splitlines()[1:]]
     assert strips[0].startswith("█") and strips[0].endswith("  ") and strips[1].endswith("█")
 
 
 def test_a_mixture_that_ends_before_the_run_is_refused(world: World) -> None:
     short = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, epochs=2)})
-    with pytest.raises(ConfigError, match="at most 8 steps of 10, not 9"):
-        mix(short, corpora_of(short, world.train, {}, None, seed=0), steps=9, global_batch_size=10)
+    with pytest.raises(ConfigError, match="at most 8 with batch size 10, got 9"):
+        mix(short, collect_stats(short, world.train, {}, None, seed=0), steps=9, global_batch_size=10)

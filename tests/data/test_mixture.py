@@ -161,14 +161,14 @@ def test_a_schedule_moves_shares_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("lines", "recipe", "words"),
     [
-        ({"a": {"ratio": 0.0}}, {}, "a ratio is positive"),
+        ({"a": {"ratio": 0.0}}, {}, "it must be positive"),
         ({"a": {"ratio": 1.0}}, {"temperature": 0.0}, "temperature=0.0 must be positive"),
-        ({"a": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "no corpus is of that task"),
-        ({"a": {"ratio": 1.0, "task": "vqa"}, "b": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "gives no share"),
-        ({"a": {"ratio": 1.0}}, {"unit": "batch"}, "must say its batch_size"),
+        ({"a": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "no corpus has that task"),
+        ({"a": {"ratio": 1.0, "task": "vqa"}, "b": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "has no share in tasks"),
+        ({"a": {"ratio": 1.0}}, {"unit": "batch"}, "batch_size must be set"),
         ({"a": {"ratio": 1.0, "batch_size": 2}}, {}, "the recipe's unit is sample"),
-        ({"a": {"ratio": 1.0}}, {"unit": "token"}, "mean tokens of a sample of a are not known"),
-        ({"a": {"ratio": 1.0, "schedule": [[5, 1], [5, 2]]}}, {}, "whole numbers that rise"),
+        ({"a": {"ratio": 1.0}}, {"unit": "token"}, "mean tokens per sample of a are unknown"),
+        ({"a": {"ratio": 1.0, "schedule": [[5, 1], [5, 2]]}}, {}, "increasing whole numbers"),
         ({"a": {"ratio": 1.0, "schedule": [[5]]}}, {}, "pairs"),
         ({"a": {"ratio": 1.0, "schedule": [[0, 0]]}}, {}, "no corpus has a share"),
         ({"a": {"ratio": 1.0, "epochs": -1.0}}, {}, "epochs=-1.0"),
@@ -184,5 +184,5 @@ def test_impossible_recipes_are_config_errors(
 
 def test_what_needs_a_size_says_so() -> None:
     for line in ({"ratio": None}, {"ratio": 1.0, "epochs": 1}):
-        with pytest.raises(ConfigError, match="its shards are not there"):
+        with pytest.raises(ConfigError, match="its shards were not found"):
             mixture({"a": line}, [None])

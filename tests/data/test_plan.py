@@ -64,9 +64,9 @@ def test_a_corpus_of_another_task_than_the_recipe_says_is_refused(world: World) 
     ("text", "words"),
     [
         ("corpora: {a: {ratio: 1, task: refr}}", "unknown task 'refr'; did you mean 'refer'"),
-        ("corpora: {a: {ratio: -1, task: refer}}", "a ratio is positive"),
+        ("corpora: {a: {ratio: -1, task: refer}}", "it must be positive"),
         ("corpora: {a: {ratio: 1, tsk: refer}}", "unknown key 'corpora.a.tsk'"),
-        ("corpora: {}", "names no corpora"),
+        ("corpora: {}", "has no corpora"),
         ("unit: moon\ncorpora: {a: {ratio: 1}}", "unit 'moon'"),
         ("corpora: [", "not valid YAML"),
     ],
@@ -80,7 +80,7 @@ def test_bad_recipes_are_config_errors(tmp_path: Path, text: str, words: str) ->
 
 def test_ratios_by_token_measure_the_corpora_and_need_a_tokenizer(world: World, tokenizer: Tokenizer) -> None:
     by_token = Recipe(unit="token", corpora={name: CorpusShare(ratio=1) for name in ("toy_vqa", "toy_conversation")})
-    with pytest.raises(ConfigError, match="a tokenizer to measure them with"):
+    with pytest.raises(ConfigError, match="pass a tokenizer to measure them"):
         DataPlan(by_token, world.train, seed=0)
     encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
     plan = DataPlan(by_token, world.train, seed=0, encoder=encoder)
@@ -93,7 +93,7 @@ def test_ratios_by_token_measure_the_corpora_and_need_a_tokenizer(world: World, 
 
 def test_schedules_need_the_global_batch_size_and_are_part_of_the_identity(world: World) -> None:
     moving = Recipe(corpora={"toy_vqa": CorpusShare(ratio=1, schedule=[[0, 1], [9, 2]])})
-    with pytest.raises(ConfigError, match="needs the global batch size"):
+    with pytest.raises(ConfigError, match="pass global_batch_size"):
         DataPlan(moving, world.train, seed=0)
     prints = {DataPlan(moving, world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}
     still = {DataPlan(recipe(toy_vqa=1), world.train, seed=0, global_batch_size=size).fingerprint() for size in (4, 8)}

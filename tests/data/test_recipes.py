@@ -141,7 +141,7 @@ def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
     total = sum(SPEC_STAGE_3.values())
     assert f"ratios by sample, sum {total:.2f}, temperature 1\n" in said
     for corpus, percent in SPEC_STAGE_3.items():
-        ratio, asked, realised = map(float, rows[corpus].split()[2:5])
+        ratio, target, actual = map(float, rows[corpus].split()[2:5])
         assert ratio == pytest.approx(percent, abs=0.1)
-        assert asked * total / 100 == pytest.approx(percent, abs=0.1)
-        assert realised * total / 100 == pytest.approx(percent, abs=0.1)
+        assert target * total / 100 == pytest.approx(percent, abs=0.1)
+        assert actual * total / 100 == pytest.approx(percent, abs=0.1)

@@ -75,7 +75,7 @@ def test_a_shared_image_is_its_pairs_with_the_common_part_once(shards: Path, tok
 
 def test_pairs_that_do_not_fit_are_left_out_whole(shards: Path, tokenizer: Tokenizer) -> None:
     plan = plan_of(shards, share_images=TURNS)
-    sample = plan.sample_at(0)
+    sample = plan.samples(0, 1)[0]
     whole = plan.encode(sample, PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400))
     cut = plan.encode(sample, PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=len(whole) - 1))
     assert len(cut.branches) == TURNS - 1 and cut.branches == whole.branches[: TURNS - 1]
@@ -84,7 +84,7 @@ def test_pairs_that_do_not_fit_are_left_out_whole(shards: Path, tokenizer: Token
 def test_a_conversation_is_never_taken_apart(shards: Path, tokenizer: Tokenizer) -> None:
     recipe = Recipe(corpora={"talk": CorpusShare(ratio=1, share_images=8)})
     example = DataPlan(recipe, shards, seed=0).encode(
-        DataPlan(recipe, shards, seed=0).sample_at(0), PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
+        DataPlan(recipe, shards, seed=0).samples(0, 1)[0], PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
     )
     assert example.num_turns == TURNS and not example.branches
 

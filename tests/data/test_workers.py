@@ -49,11 +49,11 @@ def test_a_silent_worker_is_replaced_after_its_stack_was_printed(
 
     assert list(WorkerPool(stands_still, range(6), 2, 0.4)) == list(range(6))
     said = capfd.readouterr().err
-    assert "gave nothing for 0 s" in said and "in stands_still" in said and "replaced" in said
+    assert "returned nothing for 0 s" in said and "in stands_still" in said and "replaced" in said
 
 
 def test_a_worker_that_always_dies_ends_the_run() -> None:
-    with pytest.raises(DataError, match=rf"position 0 of the plan; it did so {MAX_RESTARTS + 1} times"):
+    with pytest.raises(DataError, match=rf"position 0 of the plan; failed {MAX_RESTARTS + 1} times"):
         list(WorkerPool(lambda job: os._exit(7), range(3), 1, 60))
 
 

@@ -66,7 +66,7 @@ def make_trainer(
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
-    from minigptv2.engine.zero import assign, construction, shape_of
+    from minigptv2.engine.zero import assign, shape_of, zero_backend
 
     torch.set_num_threads(1)
     device = distributed.choose_device()
@@ -77,7 +77,7 @@ def make_trainer(
     settings |= {"global_batch_size": micro_batches, "micro_batch_size": 1, "learning_rate": learning_rate}
     config = TrainConfig(deepspeed=str(file), **settings)
     resolved = resolve_deepspeed_config(config, distributed.world_size())
-    with construction(resolved):
+    with zero_backend(resolved).construction():
         net = TwoLayers()
     net.frozen.requires_grad_(False)
     parameters = dict(net.named_parameters())

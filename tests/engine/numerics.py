@@ -53,7 +53,7 @@ def make_trainer(
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
-    from minigptv2.engine.zero import assign, construction, shape_of
+    from minigptv2.engine.zero import assign, shape_of, zero_backend
     from minigptv2.model.bases import fill_weights
     from minigptv2.model.build import build_model
     from minigptv2.model.weights import named_canonical
@@ -76,7 +76,7 @@ def make_trainer(
     parts, r = MODES[mode]
     model_config = tiny_config(parts, r)
     model_config.lora.dropout = dropout
-    model = build_model(model_config, 100, construction(resolved))
+    model = build_model(model_config, 100, zero_backend(resolved).construction())
     model.recompute(recompute)
     fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), config, resolved, device=device, seed=0)
@@ -94,7 +94,7 @@ def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
     def and_look() -> None:
         found = {}
         for name, parameter in trainer.trainable.items():
-            gradient = parameter.grad if trainer.stage == 0 else safe_get_full_grad(parameter)
+            gradient = parameter.grad if trainer.zero.stage == 0 else safe_get_full_grad(parameter)
             found[name] = gradient.double().flatten().tolist()
         seen.append(found)
         step()
@@ -157,7 +157,8 @@ def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
 def load_from_files(file: str, folder: str) -> dict[str, Any]:
     """Rows that this rank read of a safetensors file while it filled the sharded model, and whether all is right."""
     from minigptv2.cluster import distributed
-    from minigptv2.engine.zero import LoadProgress, construction, full_value, shape_of
+    from minigptv2.engine.progress import LoadProgress
+    from minigptv2.engine.zero import full_value, shape_of, zero_backend
     from minigptv2.model.build import build_model
     from minigptv2.model.weights import TensorInFile, load_weights, named_canonical, read_safetensors
 
@@ -178,7 +179,7 @@ def load_from_files(file: str, folder: str) -> dict[str, Any]:
 
     TensorInFile.rows, TensorInFile.__call__ = counted_rows, counted_whole  # type: ignore[method-assign]
     resolved = {"zero_optimization": ZERO[3], "train_batch_size": 2, "train_micro_batch_size_per_gpu": 1}
-    model = build_model(tiny_config(ALL_PARTS), 100, construction(resolved))
+    model = build_model(tiny_config(ALL_PARTS), 100, zero_backend(resolved).construction())
     lines: list[str] = []
     total = sum(int(np.prod(shape_of(p))) for p in model.parameters())
     tensors = read_safetensors([Path(file)])

@@ -88,27 +88,27 @@ def test_a_bad_step_changes_nothing_and_is_counted(
 def test_a_spike_is_discarded_and_a_slow_climb_is_not() -> None:
     guard = StepGuard(GuardConfig(spike_sigma=6, spike_window=16))
     for step in range(16):
-        assert guard.verdict(1.0 + 0.1 * (step % 2), 1.0) is None
-        guard.passed(1.0 + 0.1 * (step % 2), 1.0)
-    assert "the loss is 9, 6 sigma above" in str(guard.verdict(9.0, 1.0))
-    assert "the gradient norm is 9" in str(guard.verdict(1.0, 9.0))
+        assert guard.skip_reason(1.0 + 0.1 * (step % 2), 1.0) is None
+        guard.record_applied(1.0 + 0.1 * (step % 2), 1.0)
+    assert "the loss is 9, 6 sigma above" in str(guard.skip_reason(9.0, 1.0))
+    assert "the gradient norm is 9" in str(guard.skip_reason(1.0, 9.0))
     for step in range(200):
         loss = 1.1 + 0.01 * step
-        assert guard.verdict(loss, 1.0) is None
-        guard.passed(loss, 1.0)
+        assert guard.skip_reason(loss, 1.0) is None
+        guard.record_applied(loss, 1.0)
     resumed = StepGuard(GuardConfig(spike_sigma=6, spike_window=16))
     resumed.load_state(json.loads(json.dumps(guard.state())))
-    assert resumed.verdict(9.0, 1.0) == guard.verdict(9.0, 1.0)
+    assert resumed.skip_reason(9.0, 1.0) == guard.skip_reason(9.0, 1.0)
 
 
 def test_too_many_in_a_row_stop_the_run() -> None:
     guard = StepGuard(GuardConfig(max_skipped_in_a_row=2))
-    guard.discarded()
+    guard.record_skipped()
     guard.stop_if_too_many(0, "x")
-    guard.passed(1.0, 1.0)
-    guard.discarded()
+    guard.record_applied(1.0, 1.0)
+    guard.record_skipped()
     guard.stop_if_too_many(2, "x")
-    guard.discarded()
-    with pytest.raises(StepError, match="2 steps in a row were discarded, last step 3: x"):
+    guard.record_skipped()
+    with pytest.raises(StepError, match="2 steps in a row were skipped, last step 3: x"):
         guard.stop_if_too_many(3, "x")
     assert guard.skipped == 3

@@ -44,8 +44,8 @@ def test_what_does_not_move_as_it_should_is_named(tmp_path: Path, zero: dict[str
     results = run_ranks("tests.engine.test_movement:train_watched", ranks, tmp_path, folder=str(tmp_path), zero=zero)
     for said in results:
         assert said["none"] == "[False, True, False]", "checked once, after two updates"
-        assert "1 trainable tensors have not moved, first first.bias (step 2;" in said["stuck"]
-        assert "1 frozen tensors have moved, first frozen.weight (step 2;" in said["loose"]
+        assert "step 2: 1 trainable tensors have not changed, first first.bias." in said["stuck"]
+        assert "step 2: 1 frozen tensors have changed, first frozen.weight." in said["loose"]
 
 
 def resume_at_the_last_step(folder: str) -> str:

@@ -29,7 +29,7 @@ def test_ranks_read_their_own_rows_only_and_each_byte_once(tmp_path: Path) -> No
     for result in results:
         assert result["equal"] and result["whole"] == 2
         assert result["largest"] <= max(tensor.numel() for tensor in tensors.values()) * 0.6
-        assert len(result["lines"]) == 10 and result["lines"][-1].startswith("weights: 100 % in")
+        assert len(result["lines"]) == 10 and result["lines"][-1].startswith("loading weights: 100 % after")
 
 
 @pytest.mark.parametrize(("zero", "ranks"), [(3, 2), (2, 1), (0, 1)])

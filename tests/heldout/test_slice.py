@@ -68,7 +68,7 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
-    from minigptv2.engine.zero import assign, construction, shape_of
+    from minigptv2.engine.zero import assign, shape_of, zero_backend
     from minigptv2.model.weights import named_canonical
 
     device = distributed.choose_device()
@@ -78,7 +78,7 @@ def in_rank(*, val: str, tokenizer: str, eos: int) -> dict[str, Any]:
         deepspeed=str(REPOSITORY / "deepspeed_configs/zero3_cpu.json"), steps=1, global_batch_size=2, learning_rate=1e-3
     )
     deepspeed_config = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config(), words.vocab_size, construction(deepspeed_config))
+    model = build_model(config(), words.vocab_size, zero_backend(deepspeed_config).construction())
     fill_weights(model, [], None, assign, seed=3, shape_of=shape_of)
     Trainer(model, named_canonical(model), train, deepspeed_config, device=device, seed=0)
     words.eos_id = eos  # a token that ends some answers at once and others never

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minigptv2.batch import IGNORE
 from minigptv2.data.collate import collate
-from minigptv2.engine.zero import keep_no_inputs
-from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, LanguageModelRow, Sizes
+from minigptv2.engine.frozen import drop_frozen_inputs
+from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, LanguageModelSpec, Sizes
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.costs import ModelCosts, Work
@@ -21,7 +21,7 @@ from minigptv2.model.weights import named_canonical, part_of
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
 LENGTH = 32
-GROUPED = LanguageModelRow(width=64, depth=3, heads=4, mlp_width=160, vocab_size=120, key_value_heads=2)
+GROUPED = LanguageModelSpec(width=64, depth=3, heads=4, mlp_width=160, vocab_size=120, key_value_heads=2)
 
 
 def config_of(trainable: list[str], r: int, dropout: float = 0.0) -> ModelConfig:
@@ -112,10 +112,10 @@ def test_kept_bytes_of_a_layer_equal_autograds(trainable: list[str], r: int, lor
     config = config_of(trainable, r, lora_dropout)
     kept = []
     for depth in (1, 3):
-        row = LanguageModelRow(**{**GROUPED.__dict__, "depth": depth, "key_value_heads": None})
+        row = LanguageModelSpec(**{**GROUPED.__dict__, "depth": depth, "key_value_heads": None})
         model = build_model(config, 120, sizes=Sizes(VISION_ENCODERS["tiny_vit"], row)).bfloat16()
         model.restore_float32_buffers()
-        keep_no_inputs(model)
+        drop_frozen_inputs(model)
         batch: dict[str, Any] = pack(samples=6, images=0)
         embeddings = torch.randn(1, 6 * LENGTH, row.width, dtype=torch.bfloat16, requires_grad=True)
         arguments = (embeddings, batch["labels"], batch["position_ids"])

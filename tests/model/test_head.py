@@ -8,7 +8,7 @@ from benchmarks.engine.saved import kept_bytes
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from minigptv2.engine.zero import FrozenLinear, keep_no_inputs
+from minigptv2.engine.frozen import FrozenLinear, drop_frozen_inputs
 from minigptv2.model import head
 from minigptv2.model.head import ChunkedHead, chunk_head
 
@@ -58,6 +58,6 @@ def test_a_frozen_linear_gives_the_same_gradient_and_keeps_nothing() -> None:
     model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)).requires_grad_(False)
     model[2].requires_grad_(True)
     expected = torch.autograd.grad(model(inputs).square().sum(), inputs)[0]
-    assert keep_no_inputs(model) == 1 and isinstance(model[0], FrozenLinear) and type(model[2]) is nn.Linear
+    assert drop_frozen_inputs(model) == 1 and isinstance(model[0], FrozenLinear) and type(model[2]) is nn.Linear
     torch.testing.assert_close(torch.autograd.grad(model(inputs).square().sum(), inputs)[0], expected)
     assert kept_bytes(model[0], lambda: model[0](inputs)) == 0

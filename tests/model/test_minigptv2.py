@@ -15,9 +15,9 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.attention import PACKED, PackLayout, choose_attention
 from minigptv2.model.backbones import (
     LANGUAGE_MODELS,
-    LanguageModelRow,
-    VisionEncoderRow,
-    language_row,
+    LanguageModelSpec,
+    VisionEncoderSpec,
+    language_spec,
     tokens_per_image,
 )
 from minigptv2.model.build import build_model
@@ -86,7 +86,7 @@ def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp
         "vocab_size": 32000,
     }
     (tmp_path / "config.json").write_text(json.dumps(real | changed))
-    assert language_row(str(tmp_path)) == LANGUAGE_MODELS[row]
+    assert language_spec(str(tmp_path)) == LANGUAGE_MODELS[row]
     for key, value in (
         ("model_type", "mistral"),
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
@@ -94,10 +94,10 @@ def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp
     ):
         (tmp_path / "config.json").write_text(json.dumps(real | changed | {key: value}))
         with pytest.raises(CheckpointError, match=f"{key} is"):
-            language_row(str(tmp_path))
+            language_spec(str(tmp_path))
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="not a LLaMA's config"):
-        language_row(str(tmp_path))
+        language_spec(str(tmp_path))
 
 
 def test_thirteen_billion_is_another_row() -> None:
@@ -276,7 +276,7 @@ def test_forward_equals_the_published_code() -> None:
     expected = json.loads((REFERENCE / "expected.json").read_text())
     size = expected["vision"]
     llama = json.loads((REFERENCE / "llama" / "config.json").read_text())
-    vision = VisionEncoderRow(
+    vision = VisionEncoderSpec(
         image_size=size["image_size"],
         patch_size=size["patch_size"],
         width=size["width"],
@@ -284,7 +284,7 @@ def test_forward_equals_the_published_code() -> None:
         heads=size["heads"],
         mlp_width=size["mlp"],
     )
-    language = LanguageModelRow(
+    language = LanguageModelSpec(
         width=llama["hidden_size"],
         depth=llama["num_hidden_layers"],
         heads=llama["num_attention_heads"],

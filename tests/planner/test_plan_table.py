@@ -11,7 +11,7 @@ import pytest
 
 from minigptv2.cli import main as cli
 from minigptv2.engine.config import load_deepspeed_config
-from minigptv2.model.backbones import Sizes, language_row, vision_row
+from minigptv2.model.backbones import Sizes, language_spec, vision_spec
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import ModelCosts
 from minigptv2.planner.hardware import GIB, describe
@@ -28,7 +28,7 @@ SAMPLES = Samples()
 
 @pytest.fixture(scope="module")
 def costs() -> ModelCosts:
-    return ModelCosts(ModelConfig(), Sizes(vision_row("eva_vit_g"), language_row("llama2_7b")))
+    return ModelCosts(ModelConfig(), Sizes(vision_spec("eva_vit_g"), language_spec("llama2_7b")))
 
 
 def test_plain_zero3_gathers_29_gb_of_frozen_weights_a_micro_batch(costs: ModelCosts) -> None:

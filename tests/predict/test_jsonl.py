@@ -169,11 +169,17 @@ def test_the_input_is_refused_as_output(model: str, tmp_path: Path, capsys: Any)
 
 def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> None:
     source = write(tmp_path, GOOD)
-    assert run("predict", model, source, tmp_path / "said.jsonl", *TOKENS) == 0
+    assert run("predict", model, source, tmp_path / "said.jsonl", *TOKENS, "--json") == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["answered"], outcome["before"], outcome["skipped"]) == (4, 0, [])
     assert run("score", model, tmp_path / "said.jsonl", tmp_path / "scores.jsonl") == 0
     scores = rows(tmp_path / "scores.jsonl")
     assert [len(score["nll"]) == len(score["target_ids"]) > 0 for score in scores] == [True] * 4
     nll = [value for score in scores for value in score["nll"]]
     assert f"mean loss {sum(nll) / len(nll):.6f} over {len(nll)} supervised tokens" in capsys.readouterr().out
+    assert run("score", model, tmp_path / "said.jsonl", tmp_path / "scores.jsonl", "--json") == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert (outcome["scored"], outcome["before"], outcome["supervised_tokens"]) == (0, 4, len(nll))
+    assert outcome["mean_loss"] == pytest.approx(sum(nll) / len(nll))
     assert run("score", model, source, tmp_path / "none.jsonl") == 3
     assert 'no "answer" to score' in capsys.readouterr().err

@@ -70,8 +70,8 @@ def as_url(data: bytes) -> str:
         (png(60_000, 60_000), "over the limit"),
         (png(9_000, 9_000), "9000 x 9000 is over the limit"),
         (png(2**31 - 1, 2**31 - 1), "image"),
-        (png(0, 5), "not a whole"),
-        (png(100, 100, b"few"), "not a whole"),
+        (png(0, 5), "not a valid"),
+        (png(100, 100, b"few"), "not a valid"),
     ],
 )
 def test_a_picture_too_large_is_refused_by_its_head(server: str, data: bytes, reason: str) -> None:

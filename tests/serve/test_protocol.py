@@ -109,7 +109,7 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "system", "content": "be kind"}, USER]}, 400, "trained without system messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "want a role"),
     ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not base64"),
-    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a whole"),
+    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a valid"),
     ({"messages": [ask("x", "data:image/svg+xml;base64,AAAA")]}, 400, "fetches no address"),
     ({"model": "gpt-4o"}, 404, "this server has 'tiny'"),
     ({"model": None}, 400, "model is missing"),

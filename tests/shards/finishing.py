@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minigptv2.record import Record
-from minigptv2.shards.writer import IMAGE_MISSING, Rejected, Sample
+from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
 
 
 def open_file(item: tuple[str, Record, str]) -> tuple[Sample | None, list[Rejected]]:

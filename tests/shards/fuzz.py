@@ -25,7 +25,7 @@ from PIL import Image
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.shards.image_files import MAX_PIXELS, open_image, square
-from minigptv2.shards.indexing import scan_shard
+from minigptv2.shards.indexing import ScanOptions, scan_shard
 from minigptv2.shards.manifest import RECORDS
 from minigptv2.shards.reader import CorpusReader, split_name
 from minigptv2.shards.tar import BLOCK, Member, find_members
@@ -37,32 +37,32 @@ MEMORY_LIMIT_MB = 300
 Damage = Callable[[bytes, random.Random], bytes]
 
 
-def cut(data: bytes, dice: random.Random) -> bytes:
-    return data[: dice.randrange(len(data))]
+def cut(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
 
 
-def change_bytes(data: bytes, dice: random.Random) -> bytes:
+def change_bytes(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
-    for _ in range(dice.randint(1, 8)):
-        changed[dice.randrange(len(changed))] = dice.randrange(256)
+    for _ in range(rng.randint(1, 8)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)
 
 
-def flip_a_bit(data: bytes, dice: random.Random) -> bytes:
+def flip_a_bit(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
-    changed[dice.randrange(len(changed))] ^= 1 << dice.randrange(8)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def zero_a_range(data: bytes, dice: random.Random) -> bytes:
-    start = dice.randrange(len(data))
-    end = min(len(data), start + dice.randint(1, 4096))
+def zero_a_range(data: bytes, rng: random.Random) -> bytes:
+    start = rng.randrange(len(data))
+    end = min(len(data), start + rng.randint(1, 4096))
     return data[:start] + bytes(end - start) + data[end:]
 
 
-def insert_garbage(data: bytes, dice: random.Random) -> bytes:
-    at = dice.randrange(len(data))
-    return data[:at] + dice.randbytes(dice.choice([1, 100, BLOCK, 3 * BLOCK])) + data[at:]
+def insert_garbage(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + rng.randbytes(rng.choice([1, 100, BLOCK, 3 * BLOCK])) + data[at:]
 
 
 def _members(data: bytes) -> list[bytes]:
@@ -73,28 +73,28 @@ def _joined(members: list[bytes]) -> bytes:
     return b"".join(members) + bytes(2 * BLOCK)
 
 
-def lose_a_member(data: bytes, dice: random.Random) -> bytes:
+def lose_a_member(data: bytes, rng: random.Random) -> bytes:
     members = _members(data)
-    del members[dice.randrange(len(members))]
+    del members[rng.randrange(len(members))]
     return _joined(members)
 
 
-def double_a_member(data: bytes, dice: random.Random) -> bytes:
+def double_a_member(data: bytes, rng: random.Random) -> bytes:
     members = _members(data)
-    members.insert(dice.randrange(len(members) + 1), dice.choice(members))
+    members.insert(rng.randrange(len(members) + 1), rng.choice(members))
     return _joined(members)
 
 
-def reorder(data: bytes, dice: random.Random) -> bytes:
+def reorder(data: bytes, rng: random.Random) -> bytes:
     members = _members(data)
-    a, b = dice.sample(range(len(members)), 2)
+    a, b = rng.sample(range(len(members)), 2)
     members[a], members[b] = members[b], members[a]
     return _joined(members)
 
 
-def shuffle(data: bytes, dice: random.Random) -> bytes:
+def shuffle(data: bytes, rng: random.Random) -> bytes:
     members = _members(data)
-    dice.shuffle(members)
+    rng.shuffle(members)
     return _joined(members)
 
 
@@ -131,10 +131,10 @@ def fuzz_tars(cases: int, seed: int, folder: Path) -> Verdict:
     whole = (good / "good-000000.tar").read_bytes()
     verdict = Verdict()
     for case in range(cases):
-        dice = random.Random(f"{seed}/{case}")
-        damage = dice.choice(TAR_DAMAGE)
-        data = damage(whole, dice)
-        after = dice.random() < 0.5
+        rng = random.Random(f"{seed}/{case}")
+        damage = rng.choice(TAR_DAMAGE)
+        data = damage(whole, rng)
+        after = rng.random() < 0.5
         name = f"case {case} ({damage.__name__}, {'after' if after else 'before'} indexing)"
         verdict.cases += 1
         verdict.by_damage[damage.__name__] += 1
@@ -167,7 +167,7 @@ def _read_damaged(folder: Path, samples: list[Sample], verdict: Verdict, name: s
 
 def _index_damaged(file: Path, whole: bytes, samples: list[Sample], verdict: Verdict, name: str) -> None:
     """Without an index from before, bytes inside a picture cannot be missed; pairs and losses can."""
-    scan = scan_shard(file, corpus="good", layout=RECORDS)
+    scan = scan_shard(file, ScanOptions("good", RECORDS))
     data = file.read_bytes()
     owner = {_content(whole, member): split_name(member.name)[0] for member in find_members(whole)}
     verdict.kept += len(scan.rows)
@@ -223,9 +223,9 @@ def _decode_here(cases: int, seed: int, bombs: int) -> dict[str, Any]:
     _decode(pictures[0])
     grown = {}
     for case in range(cases):
-        dice = random.Random(f"{seed}/image/{case}")
-        damage = dice.choice([cut, change_bytes, flip_a_bit, zero_a_range, insert_garbage, _change_the_head])
-        data = damage(dice.choice(pictures), dice)
+        rng = random.Random(f"{seed}/image/{case}")
+        damage = rng.choice([cut, change_bytes, flip_a_bit, zero_a_range, insert_garbage, _change_the_head])
+        data = damage(rng.choice(pictures), rng)
         if case == 0:
             before = _restart_peak()
         outcome[_decode(data)] += 1
@@ -247,8 +247,8 @@ def _decode(data: bytes) -> str:
     return "decoded"
 
 
-def _change_the_head(data: bytes, dice: random.Random) -> bytes:
-    return change_bytes(data[:64], dice) + data[64:]
+def _change_the_head(data: bytes, rng: random.Random) -> bytes:
+    return change_bytes(data[:64], rng) + data[64:]
 
 
 def _pictures() -> list[bytes]:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
-from minigptv2.corpora.preview import SeenBox, suspicions
+from minigptv2.corpora.preview import SeenBox, find_box_problems
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
 from minigptv2.record import Record, Region, Turn, from_json, to_json
 from minigptv2.shards.dropped import read_report
-from minigptv2.shards.indexing import index_corpus, scan_shard
+from minigptv2.shards.indexing import ScanOptions, index_corpus, scan_shard
 from minigptv2.shards.manifest import CAPTIONS, INDEX_DTYPE, RECORDS
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar import TarError, find_members, header_of
@@ -92,7 +92,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
         info = tarfile.TarInfo("a.jpg")
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(TarError, match="no plain file"):
+    with pytest.raises(TarError, match="not a plain file"):
         list(find_members((tmp_path / "x.tar").read_bytes()))
 
 
@@ -101,7 +101,7 @@ def test_a_negative_size_is_refused_and_does_not_loop() -> None:
     header[124:136] = b"\xff" * 12
     header[148:156] = b" " * 8
     header[148:155] = b"%06o\0" % sum(header)
-    with pytest.raises(TarError, match="no octal number"):
+    with pytest.raises(TarError, match="not an octal number"):
         list(find_members(bytes(header) + bytes(1024)))
 
 
@@ -138,7 +138,7 @@ def test_indexing_our_own_tars_gives_the_index_that_was_written(tmp_path: Path) 
 
 def test_a_scan_s_rows_take_sixteen_bytes_each_on_the_way_to_the_index(tmp_path: Path) -> None:
     write_corpus(toy.samples("refer", 9, Path(), "val"), tmp_path, "c")
-    scan = scan_shard(tmp_path / "c-000000.tar", corpus="c", layout=RECORDS)
+    scan = scan_shard(tmp_path / "c-000000.tar", ScanOptions("c", RECORDS))
     assert scan.rows.dtype == INDEX_DTYPE and scan.rows.nbytes == 9 * 16
     assert np.array_equal(scan.rows, np.load(tmp_path / "index.npy"))
 
@@ -150,9 +150,9 @@ TEXT = to_json(Record((Turn("language", "hi", ("ho",)),)))
 @pytest.mark.parametrize(
     ("members", "key", "words"),
     [
-        ([("a.json", GOOD), ("b.json", TEXT), ("a.jpg", jpeg())], "a", "doubled or not side by side"),
+        ([("a.json", GOOD), ("b.json", TEXT), ("a.jpg", jpeg())], "a", "repeated or not adjacent"),
         ([("a.jpg", jpeg()), ("b.json", TEXT)], "a", "no json"),
-        ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.jpg", jpeg())], "a", "two members"),
+        ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.jpg", jpeg())], "a", "duplicate member"),
         ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.png", jpeg())], "a", "two images"),
         ([("a.json", GOOD), ("b.json", TEXT)], "a", "disagree"),
         ([("a.json", GOOD), ("a.jpg", b"GIF89a")], "a", "not a JPEG"),
@@ -167,7 +167,7 @@ def test_every_fault_of_a_shard_is_named_and_the_rest_is_kept(
     tmp_path: Path, members: list[tuple[str, bytes]], key: str, words: str
 ) -> None:
     file = write_tar(tmp_path / "x.tar", [("ok.json", GOOD), ("ok.jpg", jpeg()), *members])
-    scan = scan_shard(file, corpus="c", layout=RECORDS)
+    scan = scan_shard(file, ScanOptions("c", RECORDS))
     named = {fault.key: fault.reason for fault in scan.faults}
     assert words in named[key] and scan.faults[0].shard == "x.tar"
     assert scan.rows[0][0] == 0
@@ -218,8 +218,11 @@ def test_verify_names_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "the manifest says" in named.pop(("c-000001.tar", ""))
     assert "SHA-256" in named.pop(("c-000002.tar", ""))
     assert "checksum" in named.pop(("c-000002.tar", "val-000006"))
-    assert "is not in shards.npy" in named.pop(("stranger.tar", "")) and not named
+    assert "and not in shards.npy" in named.pop(("stranger.tar", "")) and not named
     assert "5 faults" in capsys.readouterr().out
+    assert cli([*words, "--json"]) == 3
+    (corpus,) = json.loads(capsys.readouterr().out)
+    assert corpus["folder"] == str(tmp_path / "c") and len(corpus["faults"]) == 5
 
 
 def test_verify_says_when_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +255,7 @@ def test_a_table_that_points_elsewhere_is_refused(tmp_path: Path, name: str) -> 
     del document["sha256"]
     document["sha256"] = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match="not a file below its corpus"):
+    with pytest.raises(DataError, match="not a path below the corpus folder"):
         CorpusReader(tmp_path)
 
 
@@ -262,6 +265,11 @@ def test_stats_tell_counts_and_spreads(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     for words in ("6 samples, 6 with an image; 2 shards", "turns: 6 refer", "box, % of the image", "c-000001.tar"):
         assert words in printed
+    assert cli(["shards", "stats", str(tmp_path / "c"), "--per-shard", "--json"]) == 0
+    (corpus,) = json.loads(capsys.readouterr().out)
+    assert (corpus["samples"], corpus["shards"], corpus["turns"], corpus["records_damaged"]) == (6, 2, {"refer": 6}, 0)
+    assert corpus["distributions"]["turns per sample"] == [1, 1, 1]
+    assert [shard["file"] for shard in corpus["shard_list"]] == ["c-000000.tar", "c-000001.tar"]
 
 
 def test_the_preview_shows_prompt_boxes_and_faults(world: World, tmp_path: Path) -> None:
@@ -291,11 +299,11 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
     """Corners in a 640 x 480 image, spread as in photographs."""
     import random
 
-    dice = random.Random(3)
+    rng = random.Random(3)
     boxes = []
     for _ in range(300):
-        width, height = dice.uniform(20, 400), dice.uniform(20, 300)
-        x, y = dice.uniform(0, 640 - width), dice.uniform(0, 480 - height)
+        width, height = rng.uniform(20, 400), rng.uniform(20, 300)
+        x, y = rng.uniform(0, 640 - width), rng.uniform(0, 480 - height)
         boxes.append((x, y, x + width, y + height))
     return boxes
 
@@ -313,7 +321,7 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
 def test_boxes_of_another_format_are_flagged(written, words: str | None) -> None:  # type: ignore[no-untyped-def]
     boxes = [Box(*written(*corners)) for corners in true_boxes()]
     valid = [SeenBox(box, 640, 480) for box in boxes if box.problem(640, 480) is None]
-    found = suspicions(valid)
+    found = find_box_problems(valid)
     assert (found == []) if words is None else (len(found) == 1 and words in found[0]), found
 
 
@@ -325,7 +333,7 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
         for region in turn.regions
         for box in region.boxes
     ]
-    assert suspicions(boxes) == []
+    assert find_box_problems(boxes) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.shards import remote
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.shards.remote import below, is_remote, shown
+from minigptv2.shards.remote import below, is_remote, public_url
 from minigptv2.shards.writer import write_corpus
 
 SAMPLES = list(toy.samples("refer", 12, Path(), "val"))
@@ -118,7 +118,7 @@ def test_table_and_index_are_fetched_once(server: Server) -> None:
 def test_a_server_that_stays_away_stops_the_run_without_blaming_the_data(server: Server) -> None:
     reader = CorpusReader(f"{url(server)}/toy")
     server.fault, server.every = "503", 1
-    with pytest.raises(StorageError, match="not to be had in 6 tries"):
+    with pytest.raises(StorageError, match="download failed after 6 attempts"):
         reader.record(0)
 
 
@@ -136,7 +136,7 @@ def test_a_missing_shard_and_a_changed_one_are_named(server: Server) -> None:
 def test_an_index_that_is_not_the_manifests_is_refused(server: Server) -> None:
     file = server.root / "toy" / "index.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match="index.npy: not the file that its manifest was written with"):
+    with pytest.raises(DataError, match="index.npy: does not match the hash in its manifest"):
         CorpusReader(f"{url(server)}/toy")
 
 
@@ -156,14 +156,14 @@ def test_other_schemes_are_refused_and_nothing_runs(
         lambda: DataPlan(Recipe(corpora={"c": CorpusShare(ratio=1, shards=place)}), tmp_path, seed=1),
         lambda: DataPlan(Recipe(corpora={"c": CorpusShare(ratio=1)}), place, seed=1),
     ):
-        with pytest.raises(ConfigError, match="neither a folder nor a URL"):
+        with pytest.raises(ConfigError, match="must be a folder or a URL"):
             open_it()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_read_gives_up_before_the_loader_gives_its_worker_up() -> None:
-    pauses = remote.FIRST_PAUSE_S * (2 ** (remote.TRIES - 1) - 1)
-    assert remote.TRIES * remote.TIMEOUT_S + pauses < DataConfig(recipe="").worker_timeout_s
+    pauses = remote.FIRST_PAUSE_S * (2 ** (remote.ATTEMPTS - 1) - 1)
+    assert remote.ATTEMPTS * remote.TIMEOUT_S + pauses < DataConfig(recipe="").worker_timeout_s
 
 
 def test_names_below_a_place() -> None:
@@ -173,4 +173,4 @@ def test_names_below_a_place() -> None:
 
 
 def test_secrets_of_a_url_are_not_shown() -> None:
-    assert shown("https://me:secret@host:81/a/b?token=secret") == "https://host:81/a/b"
+    assert public_url("https://me:secret@host:81/a/b?token=secret") == "https://host:81/a/b"

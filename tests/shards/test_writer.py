@@ -23,7 +23,8 @@ from minigptv2.shards.dropped import Dropped, read_report, summarize
 from minigptv2.shards.image_files import open_image, square
 from minigptv2.shards.manifest import INDEX_DTYPE, INDEX_FILE, IndexWriter, load_manifest
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.shards.writer import BUILD_FOLDER, Rejected, Sample, write_corpus
+from minigptv2.shards.shard_file import BUILD_FOLDER
+from minigptv2.shards.writer import CorpusOptions, Rejected, Sample, write_corpus
 from tests.conftest import REPOSITORY
 from tests.shards.finishing import open_file
 
@@ -45,7 +46,7 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> No
     code = textwrap.dedent("""
         import itertools, sys, os, signal
         from pathlib import Path
-        from minigptv2.shards import writer as shards
+        from minigptv2.shards import shard_file, writer
         from minigptv2.corpora.sources import toy
         from minigptv2.record import to_json
         stored = itertools.count()
@@ -53,8 +54,8 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> No
             if next(stored) == 22:  # in the middle of the sixth shard
                 os.kill(os.getpid(), signal.SIGKILL)
             return to_json(record)
-        shards.to_json = store
-        shards.write_corpus(toy.samples("refer", 40, Path(), "val"), Path(sys.argv[1]), "c", samples_per_shard=4)
+        shard_file.to_json = store
+        writer.write_corpus(toy.samples("refer", 40, Path(), "val"), Path(sys.argv[1]), "c", samples_per_shard=4)
     """)
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], cwd=REPOSITORY)
     assert killed.returncode == -signal.SIGKILL
@@ -98,7 +99,13 @@ def test_samples_are_finished_by_the_workers(tmp_path: Path, workers: int) -> No
     (tmp_path / f"{samples[4].key}.jpg").unlink()
     told: list[Dropped] = []
     manifest = write_corpus(
-        items, tmp_path / "c", "c", samples_per_shard=2, workers=workers, finish=open_file, on_dropped=told.append
+        items,
+        tmp_path / "c",
+        "c",
+        samples_per_shard=2,
+        workers=workers,
+        options=CorpusOptions(finish=open_file),
+        on_dropped=told.append,
     )
     reader = CorpusReader(tmp_path / "c")
     kept = [sample for number, sample in enumerate(samples) if number != 4]
@@ -110,12 +117,26 @@ def test_samples_are_finished_by_the_workers(tmp_path: Path, workers: int) -> No
 def test_pictures_that_were_put_in_place_are_taken_by_the_next_start(tmp_path: Path) -> None:
     samples = list(toy.samples("refer", 4, Path(), "val"))
     items = [(sample.key, sample.record, str(tmp_path / f"{sample.key}.jpg")) for sample in samples]
-    with pytest.raises(DataError, match="nothing to write: most lost as 'image file missing', first .*val-000000"):
-        write_corpus(items, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+    with pytest.raises(DataError, match="nothing to write: most dropped as 'image file missing', first .*val-000000"):
+        write_corpus(
+            items,
+            tmp_path / "c",
+            "c",
+            samples_per_shard=2,
+            options=CorpusOptions(finish=open_file),
+            on_dropped=lambda one: None,
+        )
     assert len(read_report(tmp_path / "c" / "dropped.jsonl")) == 4, "what was lost is told, even of nothing kept"
     for sample in samples:
         (tmp_path / f"{sample.key}.jpg").write_bytes(sample.image or b"")
-    write_corpus(items, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+    write_corpus(
+        items,
+        tmp_path / "c",
+        "c",
+        samples_per_shard=2,
+        options=CorpusOptions(finish=open_file),
+        on_dropped=lambda one: None,
+    )
     assert len(CorpusReader(tmp_path / "c")) == 4
 
 
@@ -131,7 +152,14 @@ def test_a_shard_with_a_picture_that_is_still_missing_is_not_written_again(tmp_p
         raise KeyboardInterrupt
 
     def write(what: Iterable[object]) -> None:
-        write_corpus(what, tmp_path / "c", "c", samples_per_shard=2, finish=open_file, on_dropped=lambda one: None)
+        write_corpus(
+            what,
+            tmp_path / "c",
+            "c",
+            samples_per_shard=2,
+            options=CorpusOptions(finish=open_file),
+            on_dropped=lambda one: None,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         write(interrupted())
@@ -189,13 +217,25 @@ def test_an_interrupted_build_is_not_written_over_by_another_split(tmp_path: Pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_corpus(interrupted(), tmp_path / "c", "c", split="train", samples_per_shard=2)
+        write_corpus(interrupted(), tmp_path / "c", "c", options=CorpusOptions(split="train"), samples_per_shard=2)
     kept = contents(tmp_path / "c" / BUILD_FOLDER)
     for name, split in (("c", "val"), ("d", "train")):
         with pytest.raises(ConfigError, match=f"holds an unfinished build of c train: finish it, build {name} {split}"):
-            write_corpus(toy.samples("refer", 4, Path(), "val"), tmp_path / "c", name, split=split, samples_per_shard=2)
+            write_corpus(
+                toy.samples("refer", 4, Path(), "val"),
+                tmp_path / "c",
+                name,
+                options=CorpusOptions(split=split),
+                samples_per_shard=2,
+            )
     assert contents(tmp_path / "c" / BUILD_FOLDER) == kept and "c-000000.tar.json" in kept
-    write_corpus(toy.samples("refer", 6, Path(), "train"), tmp_path / "c", "c", split="train", samples_per_shard=2)
+    write_corpus(
+        toy.samples("refer", 6, Path(), "train"),
+        tmp_path / "c",
+        "c",
+        options=CorpusOptions(split="train"),
+        samples_per_shard=2,
+    )
     assert load_manifest(tmp_path / "c").split == "train" and not (tmp_path / "c" / BUILD_FOLDER).exists()
 
 
@@ -256,7 +296,7 @@ def test_what_cannot_be_stored_is_counted_and_named(tmp_path: Path) -> None:
         "empty": "empty answer",
         "a.b": "neither",
         "x" * 99: "does not fit",
-        "val-000002": "came before",
+        "val-000002": "duplicate key",
     }.items():
         assert words in reasons[key], (key, reasons[key])
     assert sum(summarize(told).values()) == 8
@@ -277,7 +317,7 @@ def test_baked_images_are_what_the_model_would_see(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((150, 90), Image.Resampling.BICUBIC).save(buffer, "PNG")
     record = Record((Turn("caption", answers=("noise",)),), 150, 90)
-    write_corpus([Sample("a", record, buffer.getvalue())], tmp_path / "c", "c", bake_side=56)
+    write_corpus([Sample("a", record, buffer.getvalue())], tmp_path / "c", "c", options=CorpusOptions(bake_side=56))
     reader = CorpusReader(tmp_path / "c")
     stored = open_image(reader.image(0), "x")
     assert stored.size == (56, 56) and reader.manifest.baked_side == 56 and reader.record(0) == record
@@ -303,7 +343,13 @@ def test_progress_counts_every_sample_once(tmp_path: Path) -> None:
 
 
 def test_the_manifest_is_small_and_says_what_is_there(tmp_path: Path) -> None:
-    write_corpus(toy.samples("refer", 9, Path(), "val"), tmp_path, "c", samples_per_shard=4, license="mine")
+    write_corpus(
+        toy.samples("refer", 9, Path(), "val"),
+        tmp_path,
+        "c",
+        samples_per_shard=4,
+        options=CorpusOptions(license="mine"),
+    )
     document = json.loads((tmp_path / "manifest.json").read_text())
     assert document["samples"] == document["images"] == 9 and document["num_shards"] == 3
     assert document["turns"] == {"refer": 9} and document["license"] == "mine"

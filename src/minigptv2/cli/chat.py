@@ -18,7 +18,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.epilog = "example: minigptv2 chat --model runs/demo/stage3/export photo.jpg --draw boxes.png"
     add_model(parser)
-    parser.add_argument("image", nargs="?", help="JPEG, PNG or WebP file")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="JPEG, PNG or WebP file")
     parser.add_argument("--draw", metavar="FILE", help="write the image with the latest answer's boxes to this file")
     parser.add_argument(
         "--show",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from minigptv2.cli.arguments import Parser, add_config, add_json, at_least, positive
+from minigptv2.cli.arguments import Parser, add_config, add_json, at_least, positive, print_json
 
 
 def add_arguments(parser: Parser) -> None:
@@ -31,7 +32,7 @@ def add_arguments(parser: Parser) -> None:
 
 def _doctor(args: argparse.Namespace) -> int:
     if args.nodes:
-        return _check_nodes(Path(args.shared), args.seconds)
+        return _check_nodes(args)
     from minigptv2.doctor import examine
     from minigptv2.doctor.finding import BAD, findings_as_json, render_findings
     from minigptv2.run_config import load_run_config
@@ -42,7 +43,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if any(one.level == BAD for one in findings) else 0
 
 
-def _check_nodes(shared: Path, seconds: float) -> int:
+def _check_nodes(args: argparse.Namespace) -> int:
     """Check the nodes, in each rank of a launcher. Rank 0 prints the report, each rank its own failure."""
     import os
 
@@ -50,7 +51,10 @@ def _check_nodes(shared: Path, seconds: float) -> int:
     from minigptv2.doctor.nodes import check_nodes
 
     distributed.adopt_launcher()
-    report = check_nodes(shared, seconds=seconds)
+    report = check_nodes(Path(args.shared), seconds=args.seconds)
     if os.environ["RANK"] == "0":
-        print(report.text())
+        if args.json:
+            print_json(asdict(report))
+        else:
+            print(report.text())
     return 1 if report.problems else 0

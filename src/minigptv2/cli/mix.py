@@ -35,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 def _mix(args: argparse.Namespace) -> int:
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.data.mix_report import corpora_of, mix, save_picture, table
+    from minigptv2.data.mix_report import collect_stats, format_table, mix, save_chart
     from minigptv2.data.plan import load_recipe
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
@@ -48,7 +48,7 @@ def _mix(args: argparse.Namespace) -> int:
         )
     sizes = {name: corpus.train_samples for name, corpus in CORPORA.items()}
     expected = {name: size for name, size in sizes.items() if size}
-    corpora = corpora_of(recipe, args.shards, expected, encoder, seed=0)
+    corpora = collect_stats(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)
     missing = [name for name, corpus in corpora.items() if not corpus.built]
     if args.json:
@@ -56,13 +56,13 @@ def _mix(args: argparse.Namespace) -> int:
         print_json({**totals, "corpora": [asdict(row) for row in mixed.rows], "without_shards": missing})
     else:
         print(_title(args, recipe))
-        print(table(mixed))
+        print(format_table(mixed))
         if missing:
             print(f"no shards in {args.shards} for {', '.join(missing)}: sizes are from `minigptv2 shards list`")
         if encoder is None:
             print("tokens are unknown: they need --tokenizer, and shards to measure")
     if args.output:
-        save_picture(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
+        save_chart(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
         if not args.json:
             print(args.output)
     return 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.arguments import Parser, at_least
+from minigptv2.cli.arguments import Parser, add_json, at_least, print_json
 
 if TYPE_CHECKING:
-    from minigptv2.corpora.sources import Corpus
+    from minigptv2.corpora.corpus import CorpusSpec
     from minigptv2.shards.dropped import Dropped
 
 EVERYTHING = "all"
@@ -33,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
     )
     listing = commands.add_parser("list", help="list all corpora: task, stage, license, counts, size")
     listing.add_argument("--markdown", action="store_true", help="print the table of docs/corpora.md, with sources")
+    add_json(listing)
     listing.set_defaults(run=_list)
     _add_index(commands.add_parser("index", help="make a corpus of tar files that another program wrote"))
     _add_verify(commands.add_parser("verify", help="verify checksums. Exit code 3 for any fault"))
@@ -75,6 +77,7 @@ def _add_index(parser: Parser) -> None:
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
     )
     _add_workers_and_report(parser)
+    add_json(parser)
     parser.set_defaults(run=_index)
 
 
@@ -82,6 +85,7 @@ def _add_verify(parser: Parser) -> None:
     _add_folders(parser)
     parser.add_argument("--decode", action="store_true", help="also parse every record and decode every image")
     _add_workers_and_report(parser)
+    add_json(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -92,6 +96,7 @@ def _add_stats(parser: Parser) -> None:
     )
     parser.add_argument("--per-shard", action="store_true", help="also print one line for each shard")
     parser.add_old_spelling("--shards", "--per-shard")
+    add_json(parser)
     parser.set_defaults(run=_stats)
 
 
@@ -151,7 +156,7 @@ def _build_all(args: argparse.Namespace) -> int:
     """Build each corpus of the stages in turn, and list at the end what was not built."""
     from minigptv2.corpora.build_corpus import finished
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, DataError, MissingFilesError
+    from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
@@ -179,17 +184,17 @@ def _build_all(args: argparse.Namespace) -> int:
         print(f"failed: {reason}")
     built = len(rows) - len(missing) - len(failed)
     print(f"{built} of {len(rows)} corpora are built in {args.output}")
-    return 3 if failed or not built else 0
+    return ExitCode.DATA if failed or not built else 0
 
 
-def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespace) -> None:
+def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from minigptv2.corpora.build_corpus import build
+    from minigptv2.corpora.build_corpus import BuildOptions, build
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    read = corpus.has_files or corpus.yours  # not drawn by the program
+    read = corpus.has_files or corpus.is_own  # not drawn by the program
     workers = args.workers if args.workers is not None else cpus if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
@@ -201,9 +206,7 @@ def _build_one(corpus: Corpus, root: Path, output: Path, args: argparse.Namespac
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            limit=args.limit,
-            per_question=args.per_question,
-            bake_side=args.bake,
+            options=BuildOptions(args.limit, args.per_question, args.bake),
             progress=bar.update,
         )
     for line in report.lines():
@@ -229,9 +232,12 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.sources.listing import as_markdown, as_text
+    from minigptv2.corpora.sources.listing import as_markdown, as_rows, as_text
 
-    print(as_markdown() if args.markdown else as_text())
+    if args.json:
+        print_json(as_rows())
+    else:
+        print(as_markdown() if args.markdown else as_text())
     return 0
 
 
@@ -252,6 +258,10 @@ def _index(args: argparse.Namespace) -> int:
     _print_faults(faults, args.report)
     if manifest is None:
         raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves out the faulty samples")
+    if args.json:
+        counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
+        print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults]})
+        return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
     print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
     return 0
@@ -261,21 +271,34 @@ def _verify(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
     from minigptv2.shards.verify import verify_corpus
 
-    faults = []
-    folders = _corpora(args.folder)
-    for folder in folders:
+    faults: list[Dropped] = []
+    rows = []
+    for folder in _corpora(args.folder):
         with _bar(folder.name, "shard") as bar:
             found = verify_corpus(folder, decode=args.decode, workers=args.workers, progress=bar.update)
-        print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
+        if not args.json:
+            print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
+        rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found]})
         faults += found
     _print_faults(faults, args.report)
+    if args.json:
+        print_json(rows)
     return DataError.exit_code if faults else 0
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.stats import describe_corpus, describe_shards
+    from minigptv2.corpora.stats import describe_corpus, describe_shards, list_shards, measure_corpus
 
-    for folder in _corpora(args.folder):
+    folders = _corpora(args.folder)
+    if args.json:
+        rows: list[dict[str, Any]] = []
+        for folder in folders:
+            rows.append({"folder": str(folder), **asdict(measure_corpus(folder, args.samples))})
+            if args.per_shard:
+                rows[-1]["shard_list"] = [asdict(one) for one in list_shards(folder)]
+        print_json(rows)
+        return 0
+    for folder in folders:
         print(describe_corpus(folder, args.samples))
         if args.per_shard:
             print(describe_shards(folder))

@@ -47,6 +47,7 @@ def _begin(args: argparse.Namespace) -> int:
     from minigptv2.cluster.rendezvous import expand_hosts
     from minigptv2.cluster.restart import bad_nodes, judge
     from minigptv2.cluster.slurm import nodes_that_failed
+    from minigptv2.run_folder import RunFolder
 
     config, limits = _config(args), _limits()
     run, job = Path(config.run_dir), os.environ["SLURM_JOB_ID"]
@@ -73,7 +74,7 @@ def _begin(args: argparse.Namespace) -> int:
         return 0
     journal.append_start(here)
     _say(f"start {here.restart} of job {job} at step {here.start_step} on {', '.join(nodes)}")
-    logs = run / "slurm" / f"{job}.{here.restart}"
+    logs = RunFolder(run).slurm_logs(job, restart)
     logs.mkdir(parents=True, exist_ok=True)
     print("go", logs)
     return 0
@@ -169,10 +170,11 @@ def _describe(nodes: tuple[str, ...]) -> str:
 def _finished(config: RunConfig) -> bool:
     """Whether the last step is saved and exported. What another node wrote may become visible late."""
     from minigptv2.cluster.attempts import newest_step
+    from minigptv2.run_folder import RunFolder
 
     run = Path(config.run_dir)
     deadline = time.monotonic() + _VISIBLE_S
-    while not (done := (run / "export").is_dir() and newest_step(run) >= config.train.steps):
+    while not (done := RunFolder(run).export.is_dir() and newest_step(run) >= config.train.steps):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)

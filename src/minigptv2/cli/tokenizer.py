@@ -18,10 +18,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _tokenizer(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.token_texts import spoken_texts
+    from minigptv2.corpora.token_texts import rendered_texts
     from minigptv2.tokenizer import load_tokenizer, train_tokenizer
 
-    file = train_tokenizer(spoken_texts(Path(args.shards)), Path(args.output), args.vocab_size)
+    file = train_tokenizer(rendered_texts(Path(args.shards)), Path(args.output), args.vocab_size)
     tokenizer = load_tokenizer(file)
     print(f"{file}: {tokenizer.vocab_size} pieces, sha256 {tokenizer.sha256[:12]}")
     return 0

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import ExitCode
+from minigptv2.run_folder import RunFolder, checkpoint_step
 from minigptv2.secrets import redact
-
-ATTEMPTS_FILE = "attempts.jsonl"
-HISTORY = "slurm/history.jsonl"
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,18 @@ _SLURM = {field.name: _SLURM_NAMES.get(field.name, field.name) for field in fiel
 
 def run_journal(run: Path) -> Journal:
     """The starts of a run in `attempts.jsonl`, whatever launched them."""
-    return Journal(run / ATTEMPTS_FILE, _RUN_START, _RUN_END)
+    return Journal(RunFolder(run).attempts, _RUN_START, _RUN_END)
 
 
 def slurm_journal(run: Path) -> Journal:
     """The starts of a run by Slurm jobs in `slurm/history.jsonl`, with nodes and launcher exit codes."""
-    return Journal(run / HISTORY, _SLURM, _SLURM)
+    return Journal(RunFolder(run).slurm_history, _SLURM, _SLURM)
 
 
 def newest_step(run: Path) -> int:
     """The step of the newest checkpoint folder of a run, 0 without one."""
-    folders = (run / "checkpoints").glob("step-*")
-    return max((int(folder.name.removeprefix("step-")) for folder in folders), default=0)
+    folders = RunFolder(run).checkpoint_folders()
+    return checkpoint_step(folders[0]) if folders else 0
 
 
 def _index_of(attempts: list[Attempt], values: dict[str, Any], event: str) -> int | None:

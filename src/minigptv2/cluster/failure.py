@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.files import write_atomically
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
 
-FAILURE_FILE = "failure.json"
 _LENGTH = 300
 """Characters of a message that a one-line summary keeps."""
 
@@ -78,12 +78,12 @@ def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
     if known is not None and not (rank == 0 and known.kind == "lost" and known.rank == 0):
         return
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / FAILURE_FILE, redact(json.dumps(asdict(failure), indent=1) + "\n").encode())
+    write_atomically(RunFolder(run).failure, redact(json.dumps(asdict(failure), indent=1) + "\n").encode())
 
 
 def read_failure(run: Path, start: str) -> Failure | None:
     """The failure of the start `start`, None if the file is missing or belongs to another start."""
-    file = run / FAILURE_FILE
+    file = RunFolder(run).failure
     if run.is_dir():
         os.scandir(run).close()  # makes a network file system look again
     if not file.is_file():

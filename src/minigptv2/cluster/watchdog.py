@@ -30,6 +30,7 @@ import torch.distributed as dist
 from minigptv2.cluster import distributed
 from minigptv2.cluster.failure import Failure, start_id, write_failure
 from minigptv2.errors import HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
+from minigptv2.run_folder import RunFolder
 
 BEAT_S = 1.0
 """Seconds between heartbeats."""
@@ -227,7 +228,7 @@ class Watchdog:
         others = sorted({other.line for other in beats if other is not beat})
         text = f"no progress for {beat.seconds_in_phase:.0f} s in: {beat.phase}, at {beat.line}"
         text += f"; the others at {', '.join(others[:3])}" if others else ""
-        text += f". Stacks of all threads: {self._run / 'stacks'}"
+        text += f". Stacks of all threads: {RunFolder(self._run).stacks}"
         name, code = HangError.__name__, int(HangError.exit_code)
         return Failure(self._start, "hang", name, text, code, ranks[chosen], beat.host, beat.phase, beat.pid)
 
@@ -296,9 +297,9 @@ class Watchdog:
                 return
 
     def _dump_stacks(self) -> None:
-        folder = self._run / "stacks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"rank{self._rank}.txt", "w") as stream:
+        file = RunFolder(self._run).stack(self._rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
 
 

@@ -25,7 +25,7 @@ from minigptv2.convert.llama import write_llama, write_llama_config
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file
-from minigptv2.model.backbones import VisionEncoderRow, vision_row
+from minigptv2.model.backbones import VisionEncoderSpec, vision_spec
 from minigptv2.model.bases import VISION_FILE, open_llama
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
@@ -53,7 +53,7 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
     refuse_existing(output, overwrite)
     report = KeyReport()
     onnx_file, gguf_file = _file_of(*VISION_PACKAGE), _file_of(*LANGUAGE_PACKAGE)
-    row = vision_row(VISION_ROW)
+    row = vision_spec(VISION_ROW)
     vision = _read_dinov2(onnx_file, row, report)
     model = ModelConfig(
         vision_encoder=VISION_ROW, vision_weights=INSIDE[0], language_model=LANGUAGE_ROW, language_weights=INSIDE[1]
@@ -97,7 +97,7 @@ def _file_of(package: str, path: str) -> Path:
     return file
 
 
-def _read_dinov2(file: Path, row: VisionEncoderRow, report: KeyReport) -> dict[str, Tensor]:
+def _read_dinov2(file: Path, row: VisionEncoderSpec, report: KeyReport) -> dict[str, Tensor]:
     """The backbone's weights under our names, its first blocks, positions resized to the row's grid."""
     import onnx
     from onnx import numpy_helper
@@ -141,7 +141,7 @@ def _read_dinov2(file: Path, row: VisionEncoderRow, report: KeyReport) -> dict[s
     return found
 
 
-def _resized(cls: Tensor, patches: Tensor, row: VisionEncoderRow) -> Tensor:
+def _resized(cls: Tensor, patches: Tensor, row: VisionEncoderSpec) -> Tensor:
     """[1, 1 + n, D] positions for the row's grid: bicubic with antialiasing off, as DINOv2's own code does."""
     old, new = round(patches.shape[1] ** 0.5), row.image_size // row.patch_size
     square = patches.reshape(1, old, old, -1).permute(0, 3, 1, 2)

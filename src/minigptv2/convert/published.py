@@ -29,10 +29,10 @@ from minigptv2.model.backbones import (
     LANGUAGE_MODELS,
     TOKENS_PER_GROUP,
     VISION_ENCODERS,
-    LanguageModelRow,
+    LanguageModelSpec,
     Sizes,
-    VisionEncoderRow,
-    language_row,
+    VisionEncoderSpec,
+    language_spec,
 )
 from minigptv2.model.bases import VISION_FILE
 from minigptv2.model.build import build_model
@@ -88,7 +88,7 @@ def from_published(
     vit = _vit_state(vision)
     trained, config = _checkpoint_state(checkpoint) if checkpoint else ({}, {})
     row, row_name = _vision_row(vit, vision, told, config)
-    language = language_row(str(language_model.resolve()))  # a folder, also if it bears the name of a row
+    language = language_spec(str(language_model.resolve()))  # a folder, also if it bears the name of a row
     llama = open_llama_source(language_model, report)
     vision_tensors = _map_vision(vit, row, vision, report)
     lora, trained_tensors = _map_checkpoint(trained, config, checkpoint, report) if checkpoint else (0, None)
@@ -176,7 +176,7 @@ def _checkpoint_state(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _vision_row(
     vit: dict[str, Tensor], file: Path, told: Told, config: dict[str, Any]
-) -> tuple[VisionEncoderRow, str | None]:
+) -> tuple[VisionEncoderSpec, str | None]:
     """Sizes of the vision encoder, and the table's name for them if it has one.
 
     Width, patch and MLP are read from the file; heads, depth used and image size are those told, or the checkpoint's,
@@ -198,7 +198,7 @@ def _vision_row(
     if image_size < 1 or image_size % patch or (image_size // patch) ** 2 % TOKENS_PER_GROUP:
         raise ConfigError(f"--image-size {image_size}: want a multiple of {patch} px, its patches one of 4")
     depth = told.vision_depth or (known.depth if known else blocks)
-    row = VisionEncoderRow(image_size, patch, width, depth, heads, mlp_width)
+    row = VisionEncoderSpec(image_size, patch, width, depth, heads, mlp_width)
     return row, _row_name(VISION_ENCODERS, row)
 
 
@@ -212,7 +212,7 @@ def _row_name(table: dict[str, Any], row: Any) -> str | None:
     return next((name for name, known in table.items() if known == row), None)
 
 
-def _map_vision(vit: dict[str, Tensor], row: VisionEncoderRow, file: Path, report: KeyReport) -> dict[str, Tensor]:
+def _map_vision(vit: dict[str, Tensor], row: VisionEncoderSpec, file: Path, report: KeyReport) -> dict[str, Tensor]:
     """Our names and layout: positions resized, biases of q and v joined with zeros for k, an identity norm."""
     source, mapped = str(file), {}
     joint: dict[str, dict[str, str]] = {}
@@ -245,7 +245,7 @@ def _map_vision(vit: dict[str, Tensor], row: VisionEncoderRow, file: Path, repor
     return mapped
 
 
-def _resize_positions(positions: Tensor, row: VisionEncoderRow) -> Tensor:
+def _resize_positions(positions: Tensor, row: VisionEncoderSpec) -> Tensor:
     """[1, 1 + g * g, D] to the row's grid: bicubic, corners not aligned, the class token untouched (published code)."""
     old, new = math.isqrt(positions.shape[1] - 1), row.image_size // row.patch_size
     if positions.shape[1] != 1 + old * old:
@@ -299,7 +299,7 @@ def _targets(trained: dict[str, Tensor]) -> list[str]:
     return sorted(found) or list(LoraConfig().target_modules)
 
 
-def _alpha(told: Told, config: dict[str, Any], vision: str | None, language: LanguageModelRow, file: str) -> int:
+def _alpha(told: Told, config: dict[str, Any], vision: str | None, language: LanguageModelSpec, file: str) -> int:
     alpha = told.lora_alpha or _number(config, "lora_alpha")
     if alpha:
         return alpha

@@ -1,7 +1,7 @@
-"""From a corpus's original files to shards: drafts in, a corpus folder and a report of what was kept and lost out.
+"""Builds a corpus folder from original files, and reports what was kept and what was dropped.
 
-The annotations are read in this process, pictures in the writer's. What was read is held against what a complete
-download has.
+This process reads the annotations, and the writer processes read the images. The number of annotations is compared with
+that of a complete download.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from minigptv2.shards.writer import Rejected, write_corpus
+from minigptv2.shards.writer import CorpusOptions, Rejected, write_corpus
 
-MANY_LOST = 0.2
-"""A larger share of annotations lost is likely a misplaced folder and is said so."""
+MANY_DROPPED = 0.2
+"""A larger share of dropped annotations gives a warning, since it is likely caused by a misplaced folder."""
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build did. `read` counts annotations as the corpus counts them; `expected` is None where nobody knows."""
+    """What a build did. `read` counts annotations in the corpus's unit. `expected` is None if it is unknown."""
 
-    corpus: Corpus
+    corpus: CorpusSpec
     split: str
     manifest: Manifest
     read: int
@@ -36,7 +36,7 @@ class BuildReport:
     seconds: float
 
     def lines(self) -> list[str]:
-        """The summary, a line each."""
+        """The summary, line by line."""
         manifest, unit = self.manifest, self.corpus.counted
         turns = ", ".join(f"{count:,} {task}" for task, count in manifest.turns.items())
         rate = manifest.samples / max(1e-9, self.seconds)
@@ -50,57 +50,66 @@ class BuildReport:
         return lines + [f"warning: {warning}" for warning in self.warnings()]
 
     def warnings(self) -> list[str]:
-        """What looks wrong about the counts."""
+        """Why the counts look wrong, if they do."""
         found = []
         if self.expected is not None and self.read != self.expected:
             found.append(
-                f"a complete download has {self.expected:,} {self.corpus.counted}, this one {self.read:,}: files are "
-                "missing, cut off, or of another version"
+                f"a complete download has {self.expected:,} {self.corpus.counted}, this one has {self.read:,}: files "
+                "are missing, truncated, or of another version"
             )
-        lost = sum(self.dropped.values())
-        if lost > MANY_LOST * max(1, self.read):
+        dropped = sum(self.dropped.values())
+        if dropped > MANY_DROPPED * max(1, self.read):
             reason = next(iter(self.dropped))
-            found.append(f"{lost:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
+            found.append(f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
         return found
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """What of a split is built, and how its samples are stored."""
+
+    limit: int | None = None
+    """Stop after so many drafts (images, conversations)."""
+    per_question: bool = False
+    """Store one sample, with its own copy of the image, for each separate question."""
+    bake_side: int | None = None
+    """Store images squashed to squares of this side."""
+
+
 def build(
-    corpus: Corpus,
+    corpus: CorpusSpec,
     root: Path,
     split: str,
     output: Path,
     *,
     workers: int = 0,
     samples_per_shard: int = 0,
-    limit: int | None = None,
-    per_question: bool = False,
-    bake_side: int | None = None,
+    options: BuildOptions = BuildOptions(),
     progress: Callable[[int], None] | None = None,
 ) -> BuildReport:
     """Build a split of `corpus` from the files below `root` into the folder `output`.
 
-    `limit` stops after so many drafts (pictures, conversations). `per_question` stores a sample for each separate
-    question, its picture again with each. `progress` is told of annotations as they are read. An interrupted build
-    goes on where it was. Raises `ConfigError` for an unknown split and where `output` holds something else,
-    `MissingFilesError` where files are missing, and `DataError` where they cannot be read.
+    `samples_per_shard` 0 takes the corpus's own number. `progress` receives the number of annotations as they are read.
+    An interrupted build resumes. Raises `ConfigError` for an unknown split or if `output` holds something else,
+    `MissingFilesError` if files are missing, and `DataError` if they cannot be read.
     """
     if split not in corpus.expected:
-        raise ConfigError(f"{corpus.name} has no split '{split}'; it has {', '.join(corpus.expected)}")
+        raise ConfigError(f"{corpus.name} has no split '{split}'. Its splits are {', '.join(corpus.expected)}")
     _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
     read = 0
 
     def counted() -> Iterator[Draft | Rejected]:
         nonlocal read
-        for item in islice(_readable(corpus, root, split), limit):
+        for item in islice(_read_drafts(corpus, root, split), options.limit):
             read += item.annotations
             if progress is not None:
                 progress(item.annotations)
-            yield from _split(item) if per_question and isinstance(item, Draft) else (item,)
+            yield from _split(item) if options.per_question and isinstance(item, Draft) else (item,)
 
     reasons: dict[str, Dropped] = {}
 
-    def lose(one: Dropped) -> None:  # one entry a reason, however many are lost
+    def count_dropped(one: Dropped) -> None:  # keeps one entry per reason, however many samples are dropped
         known = reasons.get(one.reason)
         reasons[one.reason] = one if known is None else replace(known, count=known.count + one.count)
 
@@ -109,27 +118,24 @@ def build(
         output,
         corpus.name,
         samples_per_shard=samples_per_shard or corpus.samples_per_shard,
-        license=corpus.license,
-        split=split,
         workers=workers,
-        finish=finish,
-        bake_side=bake_side,
-        on_dropped=lose,
+        options=CorpusOptions(corpus.license, split, finish, options.bake_side),
+        on_dropped=count_dropped,
     )
-    expected = None if limit is not None else corpus.expected[split]
+    expected = None if options.limit is not None else corpus.expected[split]
     return BuildReport(corpus, split, manifest, read, expected, summarize(reasons.values()), time.monotonic() - began)
 
 
 def finished(output: Path) -> Manifest | None:
-    """What a folder holds whole. None also where its manifest is damaged or of an older format: it is built anew."""
+    """The manifest of a finished corpus. None also if it is damaged or of an older format: then it is rebuilt."""
     try:
         return parse_manifest(output) if (output / MANIFEST_FILE).is_file() else None
     except DataError:
         return None
 
 
-def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
-    """Nobody's training set is to be lost to a forgotten word."""
+def _refuse_another_corpus(corpus: CorpusSpec, split: str, output: Path) -> None:
+    """Keep a finished corpus from being overwritten because an option was forgotten."""
     there = finished(output)
     if there is not None and (there.corpus != corpus.name or there.split not in ("", split)):
         raise ConfigError(
@@ -137,8 +143,8 @@ def _refuse_another_corpus(corpus: Corpus, split: str, output: Path) -> None:
         )
 
 
-def _readable(corpus: Corpus, root: Path, split: str) -> Iterator[Draft | Rejected]:
-    """The corpus's drafts. Whatever its reader stumbles over is an error that says so, not a bug of this program."""
+def _read_drafts(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft | Rejected]:
+    """The corpus's drafts. An exception in its reader means an unexpected layout, and becomes a `DataError`."""
     last = ""
     try:
         for item in corpus.drafts(corpus.raw(root), split):
@@ -151,13 +157,13 @@ def _readable(corpus: Corpus, root: Path, split: str) -> Iterator[Draft | Reject
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         after = f"after '{last}'" if last else "the first one"
         raise DataError(
-            f"{corpus.name}: an annotation, {after}, is not in a layout that is read ({type(error).__name__}: {error})"
-            f". Is the file whole and the right one? {corpus.download}"
+            f"{corpus.name}: an annotation, {after}, has an unsupported layout ({type(error).__name__}: {error})"
+            f". Check that the file is complete and of the right version. {corpus.download}"
         ) from error
 
 
 def _split(draft: Draft) -> Iterator[Draft]:
-    """A draft for each separate turn."""
+    """One draft for each separate turn."""
     if not draft.separate or len(draft.turns) == 1:
         yield draft
         return

@@ -11,7 +11,7 @@ from minigptv2.corpora.raw import Raw
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusSpec:
     """How to build a corpus. `drafts` yields, in a fixed order, what is to be stored and what is left out at once.
 
     `expected` is, by split, how many annotations (questions, objects, captioned pictures, conversations) a complete
@@ -32,9 +32,9 @@ class Corpus:
     samples_per_shard: int = 1000
     counted: str = "samples"
     """What `expected` counts."""
-    train_pictures: int | None = None
+    train_images: int | None = None
     """Pictures of a complete `train` split, where what is counted are several questions about each."""
-    yours: bool = False
+    is_own: bool = False
     """Made of a file of the user's own."""
 
     @property
@@ -46,7 +46,7 @@ class Corpus:
     def train_samples(self) -> int | None:
         """Samples that a complete `train` split makes, about; None where nobody knows."""
         several = self.counted in ("questions", "objects", "regions", "turns", "statements", "instances")
-        return self.train_pictures if several else self.expected.get("train")
+        return self.train_images if several else self.expected.get("train")
 
     def raw(self, root: Path) -> Raw:
         """The original files under `root`."""

@@ -22,13 +22,12 @@ from PIL import Image
 from minigptv2.boxes import Box
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn
-from minigptv2.shards.image_files import MAX_PIXELS, image_size
-from minigptv2.shards.writer import IMAGE_MISSING, Rejected, Sample
+from minigptv2.shards.image_files import EXTENSION_OF, MAX_PIXELS, image_size
+from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
 from minigptv2.tasks import TASKS
 
 MIN_SIDE_PX = 1.0
 """A box thinner than this after clipping says nothing."""
-_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
 """Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
 _REWRITTEN_MAGIC = (b"GIF8", b"II*\0", b"MM\0*")
@@ -85,7 +84,7 @@ def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
     return _finish(draft, _read)
 
 
-def losses(draft: Draft) -> list[Rejected]:
+def find_rejections(draft: Draft) -> list[Rejected]:
     """What `finish` would leave out. Of a picture only the head is read where that says its size."""
     return _finish(draft, _read_head)[1]
 
@@ -112,7 +111,7 @@ def _finish(draft: Draft, read: Callable[[Where], Read]) -> tuple[Sample | None,
     return Sample(safe_key(draft.key), record, image, extension), dropped
 
 
-def drafted(samples: Iterator[Sample]) -> Iterator[Draft]:
+def drafts_of(samples: Iterator[Sample]) -> Iterator[Draft]:
     """Drafts of samples that are made already, with their pictures in memory."""
     for sample in samples:
         record = sample.record
@@ -143,7 +142,7 @@ def _read_head(image: Where) -> Read:
         if not _is_rewritten(head):
             with suppress(DataError):  # which more of it may mend
                 kind, width, height = image_size(head, "image")
-                return head, _EXTENSIONS[kind], (width, height)
+                return head, EXTENSION_OF[kind], (width, height)
     return _read(image)
 
 
@@ -162,7 +161,7 @@ def _read(image: Where) -> Read:
         kind, width, height = image_size(data, "image")
     except DataError as error:
         raise DataError(TOO_LARGE if "limit" in str(error) else "image cannot be read") from error
-    return data, _EXTENSIONS[kind], (width, height)
+    return data, EXTENSION_OF[kind], (width, height)
 
 
 def _as_png(data: bytes) -> bytes:

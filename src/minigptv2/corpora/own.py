@@ -20,8 +20,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from minigptv2.corpora.corpus import Corpus
-from minigptv2.corpora.draft import Draft, Rejected, losses
+from minigptv2.corpora.corpus import CorpusSpec
+from minigptv2.corpora.draft import Draft, Rejected, find_rejections
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.own_files import Line, read
 from minigptv2.corpora.raw import Raw
@@ -41,7 +41,7 @@ FORMATS = {
 }
 
 
-def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
+def own_corpus(file: Path, *, skip_bad: bool = False) -> CorpusSpec:
     """The corpus that a file of one's own makes, named after the file. Raises `DataError` for an unknown format.
 
     Its drafts raise `DataError` with every mistake, or with `skip_bad` leave the mistaken lines out and count them.
@@ -51,7 +51,7 @@ def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
         raise DataError(f"{file}: the ending says the format, and '{file.suffix}' is none of {known}")
     if not os.path.isfile(file):  # Path.is_file raises for names that are too long
         raise DataError(f"{file} is a folder; name a file in it" if os.path.isdir(file) else f"there is no {file}")
-    return Corpus(
+    return CorpusSpec(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
         drafts=partial(_drafts, file=file, skip_bad=skip_bad),
@@ -60,7 +60,7 @@ def own_corpus(file: Path, *, skip_bad: bool = False) -> Corpus:
         counted="entries",
         license="yours",
         download="it is yours",
-        yours=True,
+        is_own=True,
     )
 
 
@@ -124,7 +124,7 @@ def _mistakes(line: Line) -> list[str]:
     """What is wrong with an entry, its picture opened."""
     if line.draft is None:
         return [f"  {line.name}: {line.problem}"] if line.mistake else []
-    return [f"  {line.name}: {_advice(one, line.draft)}" for one in losses(line.draft)]
+    return [f"  {line.name}: {_advice(one, line.draft)}" for one in find_rejections(line.draft)]
 
 
 def _advice(loss: Rejected, draft: Draft) -> str:

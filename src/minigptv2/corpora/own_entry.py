@@ -26,15 +26,15 @@ _HALF = re.compile("[\ud800-\udfff]")
 def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
     """One entry. Raises `DataError` saying what to change."""
     if not isinstance(entry, dict):
-        raise DataError(f'found {shown(entry)}; want an object: {{"image": "a.jpg", "task": "caption", ...}}')
+        raise DataError(f'found {as_json(entry)}; want an object: {{"image": "a.jpg", "task": "caption", ...}}')
     if half := _HALF.search(_AS_IT_IS.encode(entry)):
-        raise DataError(f"holds {shown(half[0])}, half of a character: a text was cut in the middle of one")
+        raise DataError(f"holds {as_json(half[0])}, half of a character: a text was cut in the middle of one")
     for key in entry:
         if key not in KEYS and "conversations" not in entry:
             raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
     image = entry.get("image")
     if image is not None and not is_text(image):
-        raise DataError(f"image is {shown(image)}; want the path of a picture")
+        raise DataError(f"image is {as_json(image)}; want the path of a picture")
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
     talk = entry.get("conversations")
     turns = (_turn(entry, image),) if talk is None else _talk(talk, image is not None)
@@ -105,11 +105,11 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
 def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
     kind, boxes = entry.get("boxes_in", PIXELS), entry.get("boxes")
     if kind not in (PIXELS, XYWH, NORMALISED):
-        raise DataError(f"boxes_in is {shown(kind)}, which is not one of {PIXELS}, {XYWH}, {NORMALISED}")
+        raise DataError(f"boxes_in is {as_json(kind)}, which is not one of {PIXELS}, {XYWH}, {NORMALISED}")
     if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(value, list) for value in boxes):
         boxes = [boxes]  # a single box
     if not isinstance(boxes, list) or not boxes or not all(is_box(box) for box in boxes):
-        raise DataError(f"boxes is {shown(boxes)}; want [[x1, y1, x2, y2], ...], four numbers each")
+        raise DataError(f"boxes is {as_json(boxes)}; want [[x1, y1, x2, y2], ...], four numbers each")
     floats = [tuple(map(float, box)) for box in boxes]  # before they are added: a sum of integers may be no float
     corners = [
         (x, y, x + third, y + fourth) if kind == XYWH else (x, y, third, fourth) for x, y, third, fourth in floats
@@ -141,7 +141,7 @@ def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:
         return ()
     texts = given if isinstance(given, list) else [given]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{key} is {shown(given)}; want a text, or a list of texts, none of them empty")
+        raise DataError(f"{key} is {as_json(given)}; want a text, or a list of texts, none of them empty")
     return tuple(texts)
 
 
@@ -161,7 +161,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value and not _HALF.search(value)
 
 
-def shown(value: Any) -> str:
+def as_json(value: Any) -> str:
     """The beginning of a value as JSON: in ASCII, so that any stream takes it."""
     return cut(json.dumps(value))
 

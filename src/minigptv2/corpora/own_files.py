@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft
-from minigptv2.corpora.own_entry import cut, draft_of, is_box, is_id, is_text, paths_of, shown
+from minigptv2.corpora.own_entry import as_json, cut, draft_of, is_box, is_id, is_text, paths_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
@@ -93,7 +93,7 @@ def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[Line]:
         rows = _rows(stream, delimiter)
         first, columns, problem = next(rows, (1, [], ""))
         if problem or sorted(filter(None, columns)) != ["caption", "image"]:
-            found = problem or f"the columns are {shown(columns)}"
+            found = problem or f"the columns are {as_json(columns)}"
             raise DataError(
                 f"{file}, line {first}: {found}; they must be image and caption, named so, {between} between"
             )
@@ -192,41 +192,43 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]
 def _called(kind: str, entry: Any, number: int) -> str:
     """What to call an entry of a COCO file: by its id, by its place in the list where it has none."""
     fields = entry if isinstance(entry, dict) else {}
-    of = f" (image {shown(fields['image_id'])})" if "image_id" in fields else ""
+    of = f" (image {as_json(fields['image_id'])})" if "image_id" in fields else ""
     return (
-        f"{kind} {shown(fields['id'])}{of}" if "id" in fields else f"{kind} without id, number {number} of its list{of}"
+        f"{kind} {as_json(fields['id'])}{of}"
+        if "id" in fields
+        else f"{kind} without id, number {number} of its list{of}"
     )
 
 
 def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
     """Put the `text` of an image or a category under its id. Raises `DataError` saying what to change."""
     if not isinstance(entry, dict):
-        raise DataError(f'found {shown(entry)}; want an object with "id" and "{text}"')
+        raise DataError(f'found {as_json(entry)}; want an object with "id" and "{text}"')
     if not is_id(entry.get("id")):
-        raise DataError(f"id is {shown(entry.get('id'))}; want a number or a text")
+        raise DataError(f"id is {as_json(entry.get('id'))}; want a number or a text")
     if entry["id"] in known:
         raise DataError("its id came before in the list; give each its own")
     if not is_text(entry.get(text)):
-        raise DataError(f"{text} is {shown(entry.get(text))}; want a text")
+        raise DataError(f"{text} is {as_json(entry.get(text))}; want a text")
     known[entry["id"]] = entry[text]
 
 
 def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box | None:
     """The box of a COCO annotation, None of a crowd: that is one around many. Raises `DataError` as above."""
     if not isinstance(entry, dict):
-        raise DataError(f"found {shown(entry)}; want an object with image_id, category_id and bbox")
+        raise DataError(f"found {as_json(entry)}; want an object with image_id, category_id and bbox")
     for key, known, part in (("image_id", pictures, "images"), ("category_id", names, "categories")):
         if key not in entry:
             raise DataError(f"has no {key}; add it, or take the annotation out")
         if not is_id(entry[key]) or entry[key] not in known:
             raise DataError(f"its {key} is not listed under {part}: add the {_NOUN[part]}, or take it out")
     if entry.get("iscrowd") not in (None, 0, 1):
-        raise DataError(f"iscrowd is {shown(entry['iscrowd'])}; want 0 or 1")
+        raise DataError(f"iscrowd is {as_json(entry['iscrowd'])}; want 0 or 1")
     if entry.get("iscrowd"):
         return None
     box = entry.get("bbox")
     if not is_box(box) or box[2] <= 0 or box[3] <= 0:
-        found = f"bbox is {shown(box)}" if "bbox" in entry else "has no bbox"
+        found = f"bbox is {as_json(box)}" if "bbox" in entry else "has no bbox"
         raise DataError(f"{found}; want [x, y, width, height] in pixels, width and height above 0")
     x, y, width, height = map(float, box)
     return Box(x, y, x + width, y + height)

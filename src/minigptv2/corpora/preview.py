@@ -43,7 +43,7 @@ small { color: #666 }
 
 
 @dataclass(frozen=True)
-class Shown:
+class PreviewSummary:
     """What a page holds: samples, how many of them are flagged, and what is suspicious about the corpus."""
 
     samples: int
@@ -51,7 +51,9 @@ class Shown:
     warnings: list[str]
 
 
-def write_preview(folder: Path, output: Path, encoder: PromptEncoder, *, samples: int, image_size: int) -> Shown:
+def write_preview(
+    folder: Path, output: Path, encoder: PromptEncoder, *, samples: int, image_size: int
+) -> PreviewSummary:
     """Write the page of `samples` samples, evenly spread over the corpus; those with a fault come first."""
     reader = CorpusReader(folder)
     seen: list[SeenBox] = []
@@ -61,7 +63,7 @@ def write_preview(folder: Path, output: Path, encoder: PromptEncoder, *, samples
             seen += boxes_of(reader.record(sample))
         except DataError as error:
             faults[sample] = str(error)
-    warnings = suspicions(seen)
+    warnings = find_box_problems(seen)
     chosen = sorted({*list(faults)[:samples], *spread(len(reader), samples)}, key=lambda n: (n not in faults, n))
     articles, flagged = [], 0
     for sample in chosen[:samples]:
@@ -80,7 +82,7 @@ def write_preview(folder: Path, output: Path, encoder: PromptEncoder, *, samples
         f"text. <mark>Supervised</mark> parts carry the loss.</p>{''.join(articles)}</html>"
     )
     write_atomically(output, page.encode())
-    return Shown(len(articles), flagged, warnings)
+    return PreviewSummary(len(articles), flagged, warnings)
 
 
 def _article(reader: CorpusReader, sample: int, encoder: PromptEncoder, image_size: int) -> str:
@@ -161,7 +163,7 @@ def boxes_of(record: Record) -> list[SeenBox]:
     return [SeenBox(box, *size) for turn in record.turns for region in turn.regions for box in region.boxes]
 
 
-def suspicions(boxes: Iterable[SeenBox]) -> list[str]:
+def find_box_problems(boxes: Iterable[SeenBox]) -> list[str]:
     """Why the boxes of a corpus, together, look wrong; empty where they look right or are too few."""
     seen = list(boxes)
     if len(seen) < MIN_BOXES:

@@ -1,7 +1,8 @@
-"""What a corpus holds, in figures: exact ones from its manifest, distributions from samples evenly spread over it."""
+"""Measures a corpus: exact counts from its manifest, distributions from samples that are evenly spread over it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +14,96 @@ from minigptv2.shards.reader import CorpusReader
 _SHARES = (0.05, 0.5, 0.95)
 
 
-def describe_corpus(folder: Path, samples: int) -> str:
-    """A few lines: counts, sizes, and what `samples` of its records look like."""
+@dataclass(frozen=True)
+class CorpusMeasures:
+    """The counts of a corpus, and distributions over `records_read` of its records."""
+
+    title: str
+    samples: int
+    images: int
+    shards: int
+    bytes: int
+    dropped: int
+    """Samples of the source that were left out of the shards."""
+    layout: str
+    baked_side: int | None
+    """Side in pixels of the stored images, None if they have their original sizes."""
+    license: str
+    turns: dict[str, int]
+    """Turns by task."""
+    records_read: int
+    records_damaged: int
+    distributions: dict[str, list[float]]
+    """5 %, median and 95 % of each measure of the intact records."""
+
+
+def measure_corpus(folder: Path, samples: int) -> CorpusMeasures:
+    """The measures of a corpus, from at most `samples` of its records. Raises `DataError` without a valid manifest."""
     reader = CorpusReader(folder)
     manifest = reader.manifest
-    lines = [
-        f"{manifest.title}: {manifest.samples:,} samples, {manifest.images:,} with an image; "
-        f"{len(manifest.shards):,} shards, {manifest.shards.bytes / 1e6:,.1f} MB; "
-        f"{manifest.dropped:,} left out when it was made",
-        f"  layout {manifest.layout}; images "
-        + (f"baked to {manifest.baked_side} px" if manifest.baked_side else "as they came")
-        + f"; licence {manifest.license or 'not said'}",
-        "  turns: " + ", ".join(f"{count:,} {task}" for task, count in sorted(manifest.turns.items())),
-    ]
-    records, bad = [], 0
+    records, damaged = [], 0
     for sample in spread(len(reader), samples):
         try:
             records.append(reader.record(sample))
         except DataError:
-            bad += 1
-    looked_into = len(records) + bad
-    lines.append(f"  of {looked_into:,} records looked into {bad:,} are damaged; 5 %, median, 95 % of the others:")
-    lines += [f"  {name:<28} {_spread_of(values)}" for name, values in _measures(records).items() if values]
+            damaged += 1
+    return CorpusMeasures(
+        title=manifest.title,
+        samples=manifest.samples,
+        images=manifest.images,
+        shards=len(manifest.shards),
+        bytes=int(manifest.shards.bytes),
+        dropped=manifest.dropped,
+        layout=manifest.layout,
+        baked_side=manifest.baked_side,
+        license=manifest.license,
+        turns=dict(sorted(manifest.turns.items())),
+        records_read=len(records) + damaged,
+        records_damaged=damaged,
+        distributions={
+            name: np.quantile(values, _SHARES).tolist() for name, values in _measures(records).items() if values
+        },
+    )
+
+
+def describe_corpus(folder: Path, samples: int) -> str:
+    """The measures of a corpus as a few lines of text."""
+    corpus = measure_corpus(folder, samples)
+    size = f"resized to {corpus.baked_side} px" if corpus.baked_side else "in their original sizes"
+    lines = [
+        f"{corpus.title}: {corpus.samples:,} samples, {corpus.images:,} with an image; "
+        f"{corpus.shards:,} shards, {corpus.bytes / 1e6:,.1f} MB; {corpus.dropped:,} dropped when it was built",
+        f"  layout {corpus.layout}; images {size}; license {corpus.license or 'unknown'}",
+        "  turns: " + ", ".join(f"{count:,} {task}" for task, count in corpus.turns.items()),
+        f"  {corpus.records_damaged:,} of {corpus.records_read:,} records read are damaged; "
+        "5 %, median, 95 % of the others:",
+    ]
+    for name, values in corpus.distributions.items():
+        lines.append(f"  {name:<28} " + "  ".join(f"{value:>8,.1f}" for value in values))
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """One shard of a corpus, as its manifest has it."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+def list_shards(folder: Path) -> list[ShardSize]:
+    """The shards of a corpus. Raises `DataError` without a valid manifest."""
+    shards = CorpusReader(folder).manifest.shards
+    return [ShardSize(str(one.file), int(one.samples), int(one.bytes), str(one.sha256)) for one in shards]
 
 
 def describe_shards(folder: Path) -> str:
     """A line for every shard: file, samples, bytes, SHA-256."""
-    shards = CorpusReader(folder).manifest.shards
-    return "\n".join(f"  {s.file}  {s.samples:>7,} samples  {s.bytes:>13,} bytes  {s.sha256}" for s in shards)
+    return "\n".join(
+        f"  {one.file}  {one.samples:>7,} samples  {one.bytes:>13,} bytes  {one.sha256}" for one in list_shards(folder)
+    )
 
 
 def spread(total: int, count: int) -> list[int]:
@@ -61,13 +123,9 @@ def _measures(records: list[Record]) -> dict[str, list[float]]:
     return {
         "image width, px": [record.width for record in records if record.width],
         "image height, px": [record.height for record in records if record.height],
-        "turns a sample": [len(record.turns) for record in records],
+        "turns per sample": [len(record.turns) for record in records],
         "answer, characters": [len(answer) for turn in turns for answer in turn.answers],
-        "accepted answers a turn": [len(turn.answers) for turn in turns if turn.answers],
-        "regions a turn": [len(turn.regions) for turn in turns if turn.regions],
+        "accepted answers per turn": [len(turn.answers) for turn in turns if turn.answers],
+        "regions per turn": [len(turn.regions) for turn in turns if turn.regions],
         "box, % of the image": boxes,
     }
-
-
-def _spread_of(values: list[float]) -> str:
-    return "  ".join(f"{value:>8,.1f}" for value in np.quantile(values, _SHARES))

@@ -16,7 +16,7 @@ _DRAWS_OF_SMALL = 8
 """Small corpora are spoken several times, so that their words are not drowned."""
 
 
-def spoken_texts(shards: Path) -> Iterator[str]:
+def rendered_texts(shards: Path) -> Iterator[str]:
     """Prompt parts and answers of up to 800 samples of every corpus under `shards`, wordings drawn."""
     folders = sorted(folder for folder in shards.iterdir() if folder.is_dir()) if shards.is_dir() else []
     if not folders:

@@ -1,1 +1,1 @@
-"""Shards to batches: writer, index, plan, packing, collator. Knows records and batches, nothing of models."""
+"""Turns shards into batches: mixture, plan, packing, collation, loading. Independent of models."""

@@ -1,4 +1,4 @@
-"""What a run's YAML may say about data, and what a recipe in `data_recipes/` may say."""
+"""Defines the data section of a run's configuration, and the recipes in `data_recipes/`."""
 
 from __future__ import annotations
 
@@ -9,74 +9,75 @@ from minigptv2.config import MISSING
 
 @dataclass
 class DataConfig:
-    """Where the samples of a stage come from and how they are packed."""
+    """Where the samples of a stage come from, and how they are packed."""
 
     recipe: str = MISSING
-    """Path of the recipe, a YAML in `data_recipes/`: which corpora, at which ratios."""
+    """Path of the recipe, a YAML in `data_recipes/` that lists the corpora and their ratios."""
     shards: str = "data/shards"
     """Folder that holds one folder of shards per corpus, named as in the recipe."""
     max_tokens: int = 1024
-    """Longest example in tokens, image tokens included; trailing turns beyond it are left out whole, and an example
-    whose first turn does not fit is dropped and named."""
+    """Maximum length of an example in tokens, including image tokens. Trailing turns that exceed it are left out as a
+    whole. An example whose first turn does not fit is dropped and reported."""
     max_pack_tokens: int = 16384
-    """Most tokens in one micro-batch of one rank. A step that needs more takes more micro-batches, none is cut."""
+    """Maximum number of tokens in one micro-batch of one rank. A step with more tokens uses more micro-batches. No
+    example is truncated."""
     image_cost_tokens: int = 87
-    """What encoding one image costs, in language-model tokens, for balancing packs: 2.25 TFLOP of EVA ViT-g at 448 px
-    against 25.9 GFLOP a token of a frozen 7B model."""
+    """Cost of encoding one image, in language-model tokens, for balancing packs: 2.25 TFLOP of EVA ViT-g at 448 px
+    divided by 25.9 GFLOP per token of a frozen 7B model."""
     attention_cost_tokens: float = 3.0e-5
-    """What a token pays, in tokens, for each token of its sample that it may look at: 0.79 MFLOP of 32 layers of width
-    4096 against 25.9 GFLOP a token."""
+    """Cost, in tokens, that a token has for each token of its sample that it attends to: 0.79 MFLOP of 32 layers of
+    width 4096 divided by 25.9 GFLOP per token."""
     num_workers: int = 2
-    """Loader processes per rank, however many corpora; 0 reads in the training process."""
+    """Loader processes per rank, for any number of corpora. 0 reads in the training process."""
     worker_timeout_s: float = 300.0
-    """A loader process that gives nothing for so long is replaced, after its stack was printed; four times the same
-    step's, and the run stops."""
+    """Seconds after which a loader process without a result is replaced, after printing its stack. If this happens
+    four times for the same step, the run stops."""
 
 
 @dataclass
 class CorpusShare:
-    """One line of a recipe."""
+    """One corpus of a recipe."""
 
     ratio: float | None = MISSING
-    """Share of the mixture (of its task, where the recipe has `tasks`), relative to the other lines' ratios, in the
-    recipe's unit. null: as many as the corpus has samples."""
+    """Share of the mixture (or of its task, if the recipe has `tasks`), relative to the ratios of the other corpora, in
+    the recipe's unit. null: the number of samples of the corpus."""
     task: str = "mixed"
-    """The task that every turn of the corpus has, or `mixed`. Checked against the manifest."""
+    """The task of every turn of the corpus, or `mixed`. Checked against the manifest."""
     shards: str = ""
-    """Folder of the corpus, relative to `data.shards`, or an `https://` or `s3://` URL; empty: the corpus's name."""
+    """Folder of the corpus, relative to `data.shards`, or an `https://` or `s3://` URL. Empty: the corpus's name."""
     schedule: list[list[float]] = field(default_factory=list)
-    """What the ratio is multiplied by at some steps of the run, as [step, factor] pairs; 0 leaves the corpus out.
-    Shares move in straight lines from one named step to the next, level before the first and after the last."""
+    """Factors on the ratio at given steps, as [step, factor] pairs. Factor 0 leaves the corpus out. Shares change
+    linearly between the given steps, and are constant before the first and after the last."""
     epochs: float | None = None
-    """The corpus leaves the mixture after exactly this many passes, every sample once in each; the others take its
-    share. null: as often as the ratio asks."""
+    """The corpus leaves the mixture after exactly this many passes, in each of which every sample occurs once. The
+    other corpora take its share. null: no limit."""
     batch_size: int | None = None
-    """With `unit: batch`: samples in a batch of this corpus."""
+    """With `unit: batch`: number of samples in a batch of this corpus."""
     tokens: float | None = None
-    """With `unit: token`: mean tokens of a sample, image tokens included. null: measured on samples of the corpus."""
+    """With `unit: token`: mean tokens per sample, including image tokens. null: measured on samples of the corpus."""
     share_images: int = 1
-    """Most question-answer pairs of one image that share its tokens, each with the loss it would have alone. Concerns
-    records of separate turns; a visit trains the next so many of them. A sample is then an image with its pairs."""
+    """Maximum number of question-answer pairs that share the tokens of one image, each with the loss it would have
+    alone. Applies to records with separate turns: one sample is then an image with its next so many pairs."""
 
 
 @dataclass
 class Recipe:
-    """A mixture: part of the data plan, which is a pure function of seed, recipe and manifests."""
+    """A mixture of corpora. Part of the data plan, which is a pure function of seed, recipe and manifests."""
 
     unit: str = "sample"
-    """What a ratio counts: `sample`, `token` (as the model sees them, image tokens included), or `batch` (each of the
-    line's `batch_size` samples, which are then spread, not drawn in a clump)."""
+    """What a ratio counts: `sample`, `token` (as the model sees them, including image tokens), or `batch` (of
+    `batch_size` samples each, which are spread over the sequence and not drawn together)."""
     temperature: float = 1.0
-    """Ratios are taken to the power 1 / temperature: 1 leaves them, larger ones bring them nearer to equal. Tasks' own
-    ratios are left alone."""
+    """Ratios are raised to the power 1 / temperature: 1 keeps them, and larger values make them more equal. The
+    ratios in `tasks` are not changed."""
     tasks: dict[str, float] = field(default_factory=dict)
-    """Task to its share of the mixture; the corpora's ratios then divide each task's share among its corpora. Empty:
-    the corpora's ratios divide the whole."""
+    """Share of each task in the mixture. The ratios of the corpora then divide each task's share among its corpora.
+    Empty: the ratios of the corpora divide the whole mixture."""
     shuffle_window: int = 4
-    """Shards whose samples are shuffled together; larger mixes better and opens more files."""
+    """Number of shards whose samples are shuffled together. A larger window mixes better and opens more files."""
     max_bad_in_a_row: int = 100
-    """So many damaged samples one after the other stop the run: it is the data or the code."""
+    """Number of consecutive damaged samples that stops the run."""
     max_bad_rate: float = 0.01
-    """A larger share of damaged samples stops the run; counted by each rank, over what it saw since it started."""
+    """A larger share of damaged samples stops the run. Each rank counts the samples it read since its start."""
     corpora: dict[str, CorpusShare] = field(default_factory=dict)
-    """Corpus name to its share."""
+    """Share of each corpus, by name."""

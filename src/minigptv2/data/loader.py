@@ -1,7 +1,7 @@
-"""One global step at a time: the samples of the plan, encoded, packed, and this rank's packs as batches.
+"""Loads one global step at a time: encodes and packs the samples of the plan, and makes this rank's batches.
 
-Every rank reads the (small) records of the whole step and packs them alike; it decodes the images of its own packs
-only. Damaged samples are dropped by name, counted, and fatal when there are too many in a row.
+Every rank reads the (small) records of the whole step and computes the same packs. It decodes only the images of its
+own packs. Damaged samples are dropped, reported and counted, and too many of them stop the run.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class StepBatches:
     """What one rank trains on in one optimizer step: its micro-batches and what was left out, with reasons."""
 
     position: int
-    """Position in the plan of the step's first sample."""
+    """Position of the step's first sample in the plan."""
     batches: list[MicroBatch]
     sample_ids: list[list[SampleId]]
     """The samples in each micro-batch, for error reports."""
     dropped: list[Dropped]
-    """Every sample of the step that this rank found to be bad and is the one to report."""
+    """The bad samples of the step that this rank has to report."""
     outcomes: list[bool]
-    """Whether each sample that this rank looked into, and answers for, was good, in the plan's order."""
+    """Whether each sample that this rank read, and has to count, was good, in the plan's order."""
     num_samples: int
     seconds: dict[str, float] = field(default_factory=dict)
-    """What making it took, by stage: records, packing, read, decode, resize."""
+    """Time to make the batches, by stage: records, packing, read, decode, resize."""
 
 
 class StepDataset:
-    """What one rank trains on, step by step: index is the position in the plan of a step's first sample.
+    """The batches of one rank, step by step. The index is the position of a step's first sample in the plan.
 
-    `micro_batch_size` is the mean number of samples per micro-batch; packs of long samples hold fewer.
+    `micro_batch_size` is the mean number of samples per micro-batch. Packs of long samples hold fewer.
     """
 
     def __init__(
@@ -76,28 +76,28 @@ class StepDataset:
         numbers: list[int] = []
         kept: list[SampleId] = []
         examples: list[Example] = []
-        with watch.at("records"):
+        with watch.measure("records"):
             for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
                 try:
                     examples.append(self.plan.encode(sample, self.encoder))
                 except DataError as error:
-                    if number % self.world_size == self.rank:  # every rank sees it, one counts it
+                    if number % self.world_size == self.rank:  # every rank reads it, one rank counts it
                         good[number] = False
                     dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
                     continue
                 kept.append(sample)
                 numbers.append(number)
-        with watch.at("packing"):
+        with watch.measure("packing"):
             packs = self._pack(examples)
-        if self.rank != 0:  # a bad record is seen by every rank and reported by the first
+        if self.rank != 0:  # every rank reads a bad record, and rank 0 reports it
             dropped = []
         batches, sample_ids = [], []
         for pack in packs[self.rank :: self.world_size]:
-            lost = len(dropped)
+            before = len(dropped)
             batch, ids = self._batch([(kept[i], examples[i]) for i in pack], dropped, watch)
             batches.append(batch)
             sample_ids.append(ids)
-            good |= {numbers[i]: lost == len(dropped) or kept[i] in ids for i in pack}
+            good |= {numbers[i]: before == len(dropped) or kept[i] in ids for i in pack}
         outcomes = [good[number] for number in sorted(good)]
         seconds = dict(watch.seconds)
         return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size, seconds)
@@ -112,8 +112,8 @@ class StepDataset:
 
     def _cost(self, example: Example) -> Cost:
         length, images = len(example), example.num_images
-        looks = self.config.attention_cost_tokens * length**2
-        return Cost(length, length + looks + self.config.image_cost_tokens * images, images)
+        attention = self.config.attention_cost_tokens * length**2
+        return Cost(length, length + attention + self.config.image_cost_tokens * images, images)
 
     def _batch(
         self, pack: list[tuple[SampleId, Example]], dropped: list[Dropped], watch: Stopwatch
@@ -133,23 +133,23 @@ class StepDataset:
                 continue
             examples.append(example)
             ids.append(sample)
-        with watch.at("packing"):
+        with watch.measure("packing"):
             return collate(examples, images[:num_images], self.image_size), ids
 
     def _pixels(self, sample: SampleId, watch: Stopwatch) -> Tensor:
         reader = self.plan.corpora[sample.corpus]
-        with watch.at("read"):
+        with watch.measure("read"):
             data = reader.image(sample.sample)
         try:
             return square_pixels(data, "", self.image_size, watch)
-        except DataError as error:  # as for records, the message's place costs reads
+        except DataError as error:  # the location costs reads, so it is only computed on errors
             raise DataError(f"{reader.where(sample.sample)}{error}") from error
 
 
 def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
-    """How much of the time training waited for data, and what loader processes spend theirs on, in plain words.
+    """The share of time that training waited for data, and the stages that take most of the loader processes' time.
 
-    `seconds` by stage, as in `StepBatches`. The largest stages are named, and how much each takes of the whole.
+    `seconds` by stage, as in `StepBatches`. For example `input-bound 23 %: decode 61 %, resize 20 %, records 10 %`.
     """
     total = sum(seconds.values())
     stages = sorted(seconds.items(), key=lambda stage: -stage[1])[:3]
@@ -158,9 +158,9 @@ def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
 
 
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:
-    """Yield `num_steps` steps from `position` on, read ahead by worker processes.
+    """Yield `num_steps` steps from `position` on, loaded in advance by worker processes.
 
-    Raises `TooManyDropped` where this rank sees more bad samples than the recipe tolerates (`DropLimit`).
+    Raises `TooManyDropped` if this rank reads more bad samples than the recipe tolerates (`DropLimit`).
     """
     config = dataset.config
     stride = dataset.global_batch_size

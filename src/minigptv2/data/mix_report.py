@@ -1,7 +1,7 @@
-"""What a recipe comes to: shares asked and realised, epochs, tokens, images, and pictures of the mixture over time.
+"""Reports a recipe's mixture: target and actual shares, epochs, tokens, images, and charts of the mixture over time.
 
-Reads manifests where shards are there and takes the sizes of the table of corpora where they are not, so a recipe can
-be looked at before anything is downloaded.
+Reads sizes from manifests where shards exist, and from the table of corpora where they do not, so a recipe can be
+inspected before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from minigptv2.data.mixture import Mixture
 from minigptv2.data.plan import mean_tokens
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
+from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote
-from minigptv2.shards.writer import MANIFEST_FILE
 
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#bab0ac")
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What is known of a corpus: samples and images, from its manifest (`built`) or the table of corpora; mean tokens
-    of a sample where they were measured or given. None: not known."""
+class CorpusStats:
+    """Samples and images of a corpus, from its manifest (`built`) or the table of corpora, and its mean tokens per
+    sample, measured or from the recipe. None: unknown."""
 
     samples: int | None
     images: int | None
@@ -39,15 +39,15 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One corpus over a run. `ratio` is as the recipe has it, None for the corpus's size; shares are of samples; a
-    sample is visited `epochs` times, rounded up for some; `ended` is the step before which its epochs were over."""
+class CorpusSummary:
+    """One corpus over a run. `ratio` is the recipe's, None for the corpus's size. `target` and `actual` are shares of
+    samples. `epochs` is the mean number of uses of a sample. `ended` is the step at which its epochs are complete."""
 
     name: str
     task: str
     ratio: float | None
-    asked: float
-    realised: float
+    target: float
+    actual: float
     samples: int
     epochs: float | None
     tokens: float | None
@@ -57,56 +57,60 @@ class Row:
 
 @dataclass(frozen=True)
 class Mix:
-    """A recipe's run of `steps`. `shares` float64 [columns, corpora]: realised shares over equal stretches of it."""
+    """The mixture of a run of `steps`. `shares` float64 [columns, corpora]: actual shares in equal parts of the run."""
 
-    rows: list[Row]
+    rows: list[CorpusSummary]
     steps: int
     global_batch_size: int
     shares: np.ndarray
 
 
-def corpora_of(
+def collect_stats(
     recipe: Recipe, shards: Path | str, expected: Mapping[str, int], encoder: PromptEncoder | None, seed: int
-) -> dict[str, Corpus]:
-    """What is known of the recipe's corpora. `expected`: samples by corpus, for those without shards. Shards behind
-    a URL have to be there."""
+) -> dict[str, CorpusStats]:
+    """Statistics of the recipe's corpora, by name.
+
+    `expected`: samples by corpus, for corpora without shards. Shards behind a URL must exist.
+    """
     known = {}
     for name, share in recipe.corpora.items():
         folder = below(shards, share.shards or name)
         if not is_remote(folder) and not (Path(folder) / MANIFEST_FILE).is_file():
-            known[name] = Corpus(expected.get(name), None, share.tokens, built=False)
+            known[name] = CorpusStats(expected.get(name), None, share.tokens, built=False)
             continue
         reader = CorpusReader(folder)
         tokens = share.tokens
         if tokens is None and encoder is not None:
             tokens = mean_tokens(reader, share, encoder, f"{seed}/{name}")
-        known[name] = Corpus(len(reader), reader.manifest.images, tokens, built=True)
+        known[name] = CorpusStats(len(reader), reader.manifest.images, tokens, built=True)
     return known
 
 
-def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_batch_size: int, columns: int = 48) -> Mix:
-    """The mixture of a run of `steps`, by the very arithmetic that trains. Raises `ConfigError` if it ends before."""
+def mix(
+    recipe: Recipe, corpora: Mapping[str, CorpusStats], *, steps: int, global_batch_size: int, columns: int = 48
+) -> Mix:
+    """The mixture of a run of `steps`, computed as in training. Raises `ConfigError` if the mixture ends before."""
     known = list(corpora.values())
     tokens = [corpus.tokens or 0.0 for corpus in known] if recipe.unit == "token" else None
     mixture = Mixture(recipe, [corpus.samples for corpus in known], tokens=tokens, global_batch_size=global_batch_size)
     end = steps * global_batch_size
     if mixture.length is not None and mixture.length < end:
         raise ConfigError(
-            f"all corpora have `epochs` and end after {mixture.length} samples: at most "
-            f"{mixture.length // global_batch_size} steps of {global_batch_size}, not {steps}"
+            f"all corpora have `epochs` and end after {mixture.length} samples: steps must be at most "
+            f"{mixture.length // global_batch_size} with batch size {global_batch_size}, got {steps}"
         )
-    counts, asked = mixture.counts(end), mixture.expected(end) / end
+    counts, target = mixture.counts(end), mixture.expected(end) / end
     rows = []
     for number, (name, corpus) in enumerate(corpora.items()):
         count = int(counts[number])
         ended = mixture.exhausted_at(number) if recipe.corpora[name].epochs is not None else None
         share_of_images = corpus.images / corpus.samples if corpus.images is not None and corpus.samples else None
         rows.append(
-            Row(
+            CorpusSummary(
                 name,
                 recipe.corpora[name].task,
                 recipe.corpora[name].ratio,
-                float(asked[number]),
+                float(target[number]),
                 count / end,
                 count,
                 epochs=count / corpus.samples if corpus.samples else None,
@@ -121,14 +125,14 @@ def mix(recipe: Recipe, corpora: Mapping[str, Corpus], *, steps: int, global_bat
     return Mix(rows, steps, global_batch_size, parts / parts.sum(axis=1, keepdims=True))
 
 
-def table(mixed: Mix) -> str:
-    """The rows for a terminal, the mixture over time as a strip per corpus, each strip to its own scale."""
+def format_table(mixed: Mix) -> str:
+    """The mixture as a table for a terminal. Each corpus has a sparkline of its share over time, scaled by itself."""
     head = (
         "corpus",
         "task",
         "ratio",
-        "asked %",
-        "realised %",
+        "target %",
+        "actual %",
         "samples",
         "epochs",
         "repeats",
@@ -147,8 +151,8 @@ def table(mixed: Mix) -> str:
                 row.name,
                 row.task,
                 "size" if row.ratio is None else f"{row.ratio:g}",
-                f"{100 * row.asked:.2f}",
-                f"{100 * row.realised:.2f}",
+                f"{100 * row.target:.2f}",
+                f"{100 * row.actual:.2f}",
                 f"{row.samples:,}",
                 "-" if row.epochs is None else f"{row.epochs:.2f}",
                 "-" if row.epochs is None else f"{math.ceil(row.epochs)}",
@@ -171,8 +175,8 @@ def table(mixed: Mix) -> str:
     return "\n".join(text)
 
 
-def save_picture(mixed: Mix, file: Path, title: str) -> None:
-    """Stacked shares over the run's steps as `.png` or `.html`. Raises `ConfigError` for another ending."""
+def save_chart(mixed: Mix, file: Path, title: str) -> None:
+    """Write a chart of stacked shares over steps as `.png` or `.html`. Raises `ConfigError` for other extensions."""
     if file.suffix == ".html":
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(_page(mixed, title))
@@ -180,11 +184,11 @@ def save_picture(mixed: Mix, file: Path, title: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         _draw(mixed, file, title)
     else:
-        raise ConfigError(f"{file}: a picture of a mixture is a .png or a .html file")
+        raise ConfigError(f"{file}: a mixture chart must be a .png or .html file")
 
 
 def _bands(mixed: Mix, width: float, height: float) -> list[list[tuple[float, float]]]:
-    """The outline of each corpus's band, in pixels from the upper left corner of the plot."""
+    """The outline of each corpus's band in the chart, in pixels from the upper left corner."""
     columns = len(mixed.shares)
     tops = np.concatenate([np.zeros((columns, 1)), np.cumsum(mixed.shares, axis=1)], axis=1)
     x = [(column + 0.5) / columns * width for column in range(columns)]
@@ -207,7 +211,7 @@ def _draw(mixed: Mix, file: Path, title: str) -> None:
         color = _COLORS[number % len(_COLORS)]
         pen.polygon([(left + x, top + y) for x, y in band], fill=color, outline="white")
         pen.rectangle((left + width + 20, top + 24 * number, left + width + 34, top + 24 * number + 14), fill=color)
-        label = f"{row.name} {100 * row.realised:.2f} %"
+        label = f"{row.name} {100 * row.actual:.2f} %"
         pen.text((left + width + 42, top + 24 * number - 2), label, fill="black", font=font)
     pen.text((left, top + height + 12), "step 0", fill="black", font=font)
     pen.text((left + width, top + height + 12), f"{mixed.steps:,}", fill="black", font=font, anchor="ra")
@@ -218,7 +222,7 @@ def _page(mixed: Mix, title: str) -> str:
     bands = []
     for number, (band, row) in enumerate(zip(_bands(mixed, 900, 420), mixed.rows, strict=True)):
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in band)
-        name = f"{html.escape(row.name)}: {100 * row.realised:.2f} %"
+        name = f"{html.escape(row.name)}: {100 * row.actual:.2f} %"
         color = _COLORS[number % len(_COLORS)]
         bands.append(f'<polygon points="{points}" fill="{color}"><title>{name}</title></polygon>')
     return (
@@ -226,5 +230,5 @@ def _page(mixed: Mix, title: str) -> str:
         "<body style='font-family:sans-serif;margin:2em'>"
         f"<h1>{html.escape(title)}</h1><svg viewBox='0 0 900 420' width=900 height=420>{''.join(bands)}</svg>"
         f"<p>Shares of samples from step 0 to step {mixed.steps:,}, {mixed.global_batch_size} samples a step. "
-        f"Point at a band for its name.</p><pre>{html.escape(table(mixed))}</pre>"
+        f"Hover over a band for its name.</p><pre>{html.escape(format_table(mixed))}</pre>"
     )

@@ -1,9 +1,9 @@
-"""Which corpus each position of the global sequence belongs to: exact arithmetic on a recipe's ratios.
+"""Assigns each position of the global sequence to a corpus, by exact arithmetic on a recipe's ratios.
 
-Shares are straight lines over the run between knots (steps named in schedules, ends of corpora with `epochs`). The j-th
-sample of a corpus is due when the integral of its share reaches j and its offset; samples stand in order of that
-moment, so every prefix keeps the ratios and any position is reached without walking there. Integers throughout:
-no platform rounds them otherwise. Knows no shards and no torch.
+Shares are linear between knots (steps in schedules, ends of corpora with `epochs`). The j-th sample of a corpus is due
+when the integral of its share reaches j plus an offset. Samples are sorted by that time, so every prefix has the
+target ratios, and any position is computed without iterating to it. All arithmetic is on integers, which no platform
+rounds differently. Independent of shards and torch.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from minigptv2.tasks import TASKS
 UNITS = ("sample", "token", "batch")
 MIXED = "mixed"
 BLOCK = 1024
-"""Samples, about, whose order is worked out at once."""
+"""Approximate number of samples whose order is computed at once."""
 _PIECE = 32
-"""Samples over which a share that moves is taken as level when a block is put in order."""
+"""Number of samples over which a changing share is taken as constant when a block is sorted."""
 _ONE = 1 << 44
 """A share of 1 as an integer."""
 _GOLDEN = 0.6180339887498949
-"""Multiples of it, taken modulo 1, are spread most evenly: corpora of equal share take turns."""
+"""Its multiples modulo 1 are spread most evenly, so corpora of equal share alternate."""
 
 
 def check_recipe(recipe: Recipe, file: str) -> None:
-    """Raise `ConfigError`, beginning with `file`, for unknown units or tasks and impossible numbers."""
+    """Raise `ConfigError`, prefixed by `file`, for unknown units or tasks and invalid numbers."""
     if not recipe.corpora:
-        raise ConfigError(f"{file}: the recipe names no corpora")
+        raise ConfigError(f"{file}: the recipe has no corpora")
     if recipe.unit not in UNITS:
         raise ConfigError(f"{file}: unit '{recipe.unit}' is not one of {', '.join(UNITS)}")
     if recipe.shuffle_window < 1:
         raise ConfigError(f"{file}: shuffle_window={recipe.shuffle_window} must be at least 1")
     if not recipe.temperature > 0:
-        raise ConfigError(f"{file}: temperature={recipe.temperature} must be positive; 1 leaves the ratios alone")
+        raise ConfigError(f"{file}: temperature={recipe.temperature} must be positive (1 keeps the ratios)")
     for task, ratio in recipe.tasks.items():
         _check_task(task, f"{file}: tasks:")
         if not ratio > 0:
-            raise ConfigError(f"{file}: task '{task}' has ratio {ratio}; a ratio is positive")
+            raise ConfigError(f"{file}: task '{task}' has ratio {ratio}, a ratio must be positive")
         if task not in {share.task for share in recipe.corpora.values()}:
-            raise ConfigError(f"{file}: tasks gives '{task}' a share, but no corpus is of that task")
+            raise ConfigError(f"{file}: tasks sets a share for '{task}', but no corpus has that task")
     for name, share in recipe.corpora.items():
-        _check_line(recipe, name, share, file)
+        _check_share(recipe, name, share, file)
 
 
 def _check_task(task: str, where: str) -> None:
@@ -57,36 +57,38 @@ def _check_task(task: str, where: str) -> None:
         raise ConfigError(f"{where} unknown task '{task}'{nearest(task, known)} Known: {', '.join(known)}.")
 
 
-def _check_line(recipe: Recipe, name: str, share: CorpusShare, file: str) -> None:
+def _check_share(recipe: Recipe, name: str, share: CorpusShare, file: str) -> None:
     here = f"{file}: corpus '{name}'"
     _check_task(share.task, f"{here} has")
     if share.ratio is not None and not share.ratio > 0:
-        raise ConfigError(f"{here} has ratio {share.ratio}; a ratio is positive, or null for the corpus's size")
+        raise ConfigError(f"{here} has ratio {share.ratio}, it must be positive, or null for the corpus's size")
     if recipe.tasks and share.task not in recipe.tasks:
-        raise ConfigError(f"{here} is of task '{share.task}', which tasks: gives no share")
+        raise ConfigError(f"{here} has task '{share.task}', which has no share in tasks:")
     if share.epochs is not None and not share.epochs > 0:
-        raise ConfigError(f"{here} has epochs={share.epochs}; it must be positive, or null for no end")
+        raise ConfigError(f"{here} has epochs={share.epochs}, it must be positive, or null for no limit")
     if recipe.unit == "batch" and not (share.batch_size or 0) > 0:
-        raise ConfigError(f"{here}: unit is batch, so the line must say its batch_size, a positive number")
+        raise ConfigError(f"{here}: with unit batch, batch_size must be set to a positive number")
     if recipe.unit != "batch" and share.batch_size is not None:
         raise ConfigError(f"{here} has a batch_size, but the recipe's unit is {recipe.unit}, not batch")
     if share.tokens is not None and not share.tokens > 0:
-        raise ConfigError(f"{here} has tokens={share.tokens}; the mean length of a sample is positive")
+        raise ConfigError(f"{here} has tokens={share.tokens}, the mean length of a sample must be positive")
     if share.share_images < 1:
-        raise ConfigError(f"{here} has share_images={share.share_images}; 1 shares nothing, more share")
+        raise ConfigError(f"{here} has share_images={share.share_images}, it must be at least 1")
     if any(len(point) != 2 for point in share.schedule):
         raise ConfigError(f"{here}: schedule={share.schedule} must be a list of [step, factor] pairs")
     steps = [step for step, _ in share.schedule]
     if any(step < 0 or step != int(step) for step in steps) or steps != sorted(set(steps)):
-        raise ConfigError(f"{here}: the steps of schedule={share.schedule} must be whole numbers that rise")
+        raise ConfigError(f"{here}: the steps of schedule={share.schedule} must be increasing whole numbers")
     if any(factor < 0 for _, factor in share.schedule):
         raise ConfigError(f"{here}: a factor of schedule={share.schedule} is negative")
 
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Shares from sample `start` on: from `first` to `last` in a straight line over `length` samples (None: level for
-    ever). `reached`: the integrals of the shares at `start`. All in units of 1 / _ONE."""
+    """Shares from sample `start` on: linear from `first` to `last` over `length` samples (None: constant without end).
+
+    `reached`: the integrals of the shares at `start`. All in units of 1 / _ONE.
+    """
 
     start: int
     length: int | None
@@ -105,9 +107,9 @@ class _Segment:
 class Mixture:
     """The interleaving of a recipe's corpora.
 
-    `sizes`: samples per corpus, None where unknown. `tokens`: mean tokens of a sample per corpus, for `unit: token`.
-    `global_batch_size` turns the steps of schedules into samples. Raises `ConfigError` where a number is needed and
-    not known.
+    `sizes`: samples per corpus, None if unknown. `tokens`: mean tokens per sample of each corpus, for `unit: token`.
+    `global_batch_size` converts the steps of schedules to samples. Raises `ConfigError` if a required number is
+    unknown.
     """
 
     def __init__(
@@ -134,11 +136,11 @@ class Mixture:
 
     @property
     def length(self) -> int | None:
-        """Samples until every corpus has had its epochs; None: without end."""
+        """Number of samples until every corpus has completed its epochs. None: unlimited."""
         return self._length
 
     def shares_at(self, position: int) -> np.ndarray:
-        """Asked share of samples of each corpus at `position`, float64 [corpora]."""
+        """Target share of samples of each corpus at `position`, float64 [corpora]."""
         segment = self._segment_at(position)
         if segment.length is None:
             return np.array(segment.first) / _ONE
@@ -146,12 +148,12 @@ class Mixture:
         return (np.array(segment.first) * (1 - way) + np.array(segment.last) * way) / _ONE
 
     def expected(self, position: int) -> np.ndarray:
-        """Samples of each corpus that the ratios ask for among the first `position`, float64 [corpora]."""
+        """Target number of samples of each corpus among the first `position`, float64 [corpora]."""
         segment = self._segment_at(position)
         return np.array([segment.integral(corpus, position) / _ONE for corpus in range(len(self.names))])
 
     def counts(self, position: int) -> np.ndarray:
-        """Samples of each corpus among the first `position`, int64 [corpora]."""
+        """Actual number of samples of each corpus among the first `position`, int64 [corpora]."""
         number = self.block_of(position) if position != self._length else self.block_of(position - 1)
         corpora, _ = self.block(number)
         first, before = self._counts(number)
@@ -175,7 +177,7 @@ class Mixture:
         return np.concatenate([c for c, _ in pieces]), np.concatenate([r for _, r in pieces])
 
     def exhausted_at(self, corpus: int) -> int | None:
-        """The sample before which a corpus with `epochs` has ended; None if it never does."""
+        """The position at which a corpus with `epochs` has ended. None if it never ends."""
         limit = self._limits[corpus]
         if limit is None:
             return None
@@ -192,11 +194,11 @@ class Mixture:
         return low
 
     def block_of(self, position: int) -> int:
-        """Number of the block that holds `position`."""
+        """Number of the block that holds `position`. Raises `ConfigError` past the end of the mixture."""
         if self._length is not None and position >= self._length:
             raise ConfigError(
-                f"the recipe's corpora end after {self._length} samples (all lines have `epochs`), and sample "
-                f"{position} was asked for: train fewer steps or leave `epochs` out of a line"
+                f"the recipe's corpora end after {self._length} samples (all have `epochs`), but sample {position} is "
+                "needed: train fewer steps or remove `epochs` from a corpus"
             )
         number = position // BLOCK
         while self._counts(number)[0] > position:
@@ -206,7 +208,7 @@ class Mixture:
         return number
 
     def _counts_at_block(self, number: int) -> tuple[int, np.ndarray]:
-        """Samples before block `number`, in all and by corpus."""
+        """Samples before block `number`, in total and by corpus."""
         segment = self._segment_at(number * BLOCK)
         counts = np.zeros(len(self.names), dtype=np.int64)
         for corpus, (offset, limit) in enumerate(zip(self._offsets, self._limits, strict=True)):
@@ -215,7 +217,7 @@ class Mixture:
         return int(counts.sum()), counts
 
     def _order_of_block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Corpus and running number within it of the samples of a block, in order of the moment they are due."""
+        """Corpus and running number within it of the samples of a block, sorted by the time they are due."""
         before, after = self._counts(number)[1], self._counts(number + 1)[1]
         corpora = np.repeat(np.arange(len(self.names)), after - before)
         ranks = np.concatenate([np.arange(a, b) for a, b in zip(before, after, strict=True)])
@@ -239,7 +241,7 @@ class Mixture:
         ratios = []
         for name, line, size in zip(self.names, self._lines, sizes, strict=True):
             if line.ratio is None and not size:
-                raise ConfigError(f"corpus '{name}' has ratio: null, its size, but its shards are not there")
+                raise ConfigError(f"corpus '{name}' has ratio: null (its size), but its shards were not found")
             ratios.append(float(line.ratio if line.ratio is not None else size or 0))
         return np.array(ratios) ** (1 / self.recipe.temperature)
 
@@ -247,12 +249,12 @@ class Mixture:
         limits: list[int | None] = []
         for name, line, size in zip(self.names, self._lines, sizes, strict=True):
             if line.epochs is not None and size is None:
-                raise ConfigError(f"corpus '{name}' has epochs, but its size is not known: its shards are not there")
+                raise ConfigError(f"corpus '{name}' has epochs, but its size is unknown: its shards were not found")
             limits.append(None if line.epochs is None else max(1, round(line.epochs * (size or 0))))
         return limits
 
     def _weights(self, step: float, active: np.ndarray) -> np.ndarray:
-        """Shares of samples at a step, summing to 1; zeros throughout if no active corpus has a factor above 0."""
+        """Shares of samples at a step, summing to 1, or all zeros if no active corpus has a factor above 0."""
         factors = np.array([_factor(line.schedule, step) for line in self._lines])
         weights = np.where(active, self._ratios * factors, 0.0)
         if self.recipe.tasks:
@@ -274,8 +276,8 @@ class Mixture:
         unknown = [name for name, tokens in zip(self.names, given, strict=True) if not tokens]
         if unknown:
             raise ConfigError(
-                f"unit is token, and the mean tokens of a sample of {', '.join(unknown)} are not known: give the lines "
-                "`tokens`, or the shards and a tokenizer to measure them with"
+                f"unit is token, but the mean tokens per sample of {', '.join(unknown)} are unknown: set `tokens` for "
+                "them, or provide the shards and a tokenizer to measure them"
             )
         return 1 / np.array([float(tokens or 1) for tokens in given])
 
@@ -297,7 +299,7 @@ class Mixture:
                 if active.any():
                     raise ConfigError(
                         f"from step {time // global_batch_size} on no corpus has a share: the schedules are at 0"
-                        + ("" if active.all() else ", and the others have had their epochs")
+                        + ("" if active.all() else ", and the other corpora have completed their epochs")
                     )
                 self._length = sum(limit or 0 for limit in self._limits)
                 segments.append(_Segment(time, None, (0,) * len(reached), (0,) * len(reached), tuple(reached)))
@@ -315,7 +317,7 @@ class Mixture:
                 active[corpus] = False
 
     def _first_to_end(self, segment: _Segment, active: np.ndarray) -> tuple[int | None, list[int]]:
-        """When, within the segment, the first corpora reach the end of their epochs, and which; None: none does."""
+        """When the first corpora complete their epochs within the segment, and which. None if none does."""
         ends: dict[int, int] = {}
         for corpus, limit in enumerate(self._limits):
             if limit is None or not active[corpus]:
@@ -344,7 +346,7 @@ def _factor(schedule: list[list[float]], step: float) -> float:
 
 
 def _integers(shares: np.ndarray) -> tuple[int, ...]:
-    """Shares as integers that sum to _ONE exactly; a positive one is at least 1."""
+    """Shares as integers that sum to exactly _ONE. A positive share is at least 1."""
     whole = [max(int(share * _ONE), 1 if share > 0 else 0) for share in shares]
     whole[int(np.argmax(shares))] += _ONE - sum(whole)
     return tuple(whole)

@@ -1,6 +1,7 @@
-"""Examples of one global step into packs of equal image counts and nearly equal cost. Pure arithmetic on lengths.
+"""Groups the examples of one global step into packs of equal image counts and nearly equal cost.
 
-Planned for the whole step at once: every rank gets the same number of packs, nothing is held back between steps.
+A whole step is planned at once from lengths and costs: every rank gets the same number of packs, and nothing is kept
+for the next step.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from itertools import groupby
 import numpy as np
 
 GOOD_BALANCE = 1.001
-"""Heaviest pack over the mean at which swapping ends."""
-_CHOICE = 8
-"""Lightest packs with which the heaviest one tries to swap, before it is left as it is."""
+"""Ratio of the heaviest pack to the mean at which swapping ends."""
+_SWAP_CANDIDATES = 8
+"""Number of lightest packs with which the heaviest pack tries to swap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an example weighs: its tokens (the budget counts these), its compute in token equivalents, its images."""
+    """Cost of an example: its tokens (counted by the budget), its compute in token equivalents, and its images."""
 
     tokens: int
     compute: float
@@ -29,11 +30,11 @@ class Cost:
 def pack_step(costs: list[Cost], *, num_ranks: int, min_packs_per_rank: int, max_pack_tokens: int) -> list[list[int]]:
     """Partition examples 0 .. n - 1 into `num_ranks * k` packs; rank r owns packs r, r + num_ranks, ...
 
-    k starts at `min_packs_per_rank` and grows until every pack holds at most `max_pack_tokens` tokens. Examples of one
-    image (or of none, or two) are dealt in rounds, the longest of a round to the lightest pack, so that images differ
-    by at most one between packs, and between ranks, wherever examples have at most one; then the heaviest pack swaps
-    with light ones. Packs of like cost run at the same time. Within a pack the original order is kept. An example over
-    the budget is a bug of the caller: they are capped before.
+    k starts at `min_packs_per_rank` and grows until every pack holds at most `max_pack_tokens` tokens. Examples with
+    the same number of images are assigned in rounds, the longest of a round to the lightest pack. So the image counts
+    of packs, and of ranks, differ by at most one if examples have at most one image. Then the heaviest pack swaps
+    examples with light ones. Packs of similar cost run at the same time. Within a pack the original order is kept. The
+    caller must limit examples to `max_pack_tokens` tokens.
     """
     longest = max((cost.tokens for cost in costs), default=0)
     assert longest <= max_pack_tokens, f"an example of {longest} tokens in packs of {max_pack_tokens}"
@@ -42,7 +43,7 @@ def pack_step(costs: list[Cost], *, num_ranks: int, min_packs_per_rank: int, max
         packs = _Packs(costs, num_ranks * packs_per_rank, max_pack_tokens)
         if packs.deal():
             packs.swap()
-            return packs.in_rows(num_ranks)
+            return packs.by_rank(num_ranks)
         packs_per_rank += 1
 
 
@@ -57,7 +58,7 @@ class _Packs:
         self.images = [0] * num_packs
 
     def deal(self) -> bool:
-        """Put every example into a pack; False if one finds no room."""
+        """Put every example into a pack. False if one does not fit."""
         if sum(cost.tokens for cost in self.costs) > len(self.members) * self.max_tokens:
             return False
         costs = self.costs
@@ -67,7 +68,7 @@ class _Packs:
         return all(deal(group) for deal, group in zip(deals, groups, strict=True))
 
     def _deal_images(self, examples: list[int]) -> bool:
-        """Rounds of one example for every pack; the packs with fewest images, then the lightest, come first."""
+        """Assign one example per pack and round. The packs with fewest images, then the lightest, come first."""
         for start in range(0, len(examples), len(self.members)):
             packs = sorted(range(len(self.members)), key=lambda p: (self.images[p], self.load[p], p))
             taken = examples[start : start + len(packs)]
@@ -79,7 +80,7 @@ class _Packs:
         return True
 
     def _deal_texts(self, examples: list[int]) -> bool:
-        """Each to the lightest pack with room (within 4/3 of the best balance; Graham 1969)."""
+        """Assign each example to the lightest pack that it fits (within 4/3 of the best balance, Graham 1969)."""
         lightest = [(load, pack) for pack, load in enumerate(self.load)]
         heapq.heapify(lightest)
         for example in examples:
@@ -95,7 +96,7 @@ class _Packs:
         return True
 
     def swap(self) -> None:
-        """Exchange examples of as many images between the heaviest pack and a light one while that helps."""
+        """Exchange examples with equal image counts between the heaviest pack and a light one while that helps."""
         if len(self.members) < 2 or not self.costs:
             return
         good = GOOD_BALANCE * sum(self.load) / len(self.load)
@@ -104,28 +105,29 @@ class _Packs:
             heavy = int(np.argmax(loads))
             if loads[heavy] <= good:
                 return
-            light = np.argsort(loads, kind="stable")[:_CHOICE].tolist()
+            light = np.argsort(loads, kind="stable")[:_SWAP_CANDIDATES].tolist()
             if not any(self._swap_between(heavy, pack) for pack in light if pack != heavy):
                 return
 
-    def in_rows(self, num_ranks: int) -> list[list[int]]:
-        """The packs in rows of `num_ranks`, the heaviest row first, every second row from right to left."""
+    def by_rank(self, num_ranks: int) -> list[list[int]]:
+        """The packs in rows of `num_ranks`, the heaviest row first, every second row reversed."""
         order = sorted(range(len(self.members)), key=lambda p: (-self.images[p], -self.load[p], p))
         rows = [order[start : start + num_ranks] for start in range(0, len(order), num_ranks)]
         return [sorted(self.members[pack]) for n, row in enumerate(rows) for pack in (row[::-1] if n % 2 else row)]
 
     def _swap_between(self, heavy: int, light: int) -> bool:
-        """The exchange that brings the two packs nearest to each other; False if none does."""
-        ours, theirs = self.members[heavy], self.members[light]
+        """Make the exchange that brings the loads of the two packs closest together. False if none helps."""
+        from_heavy, from_light = self.members[heavy], self.members[light]
         gap = self.load[heavy] - self.load[light]
-        mine, images = self._weights[ours].T
-        other, other_images = np.append(self._weights[theirs], [[0.0, 0.0]], axis=0).T  # the last: nothing in exchange
-        moved = mine[:, None] - other[None, :]
+        given, images = self._weights[from_heavy].T
+        # the last row: nothing in return
+        taken, other_images = np.append(self._weights[from_light], [[0.0, 0.0]], axis=0).T
+        moved = given[:, None] - taken[None, :]
         left = np.where(images[:, None] == other_images[None, :], np.abs(gap - 2 * moved), np.inf)
-        a, b = divmod(int(np.argmin(left)), len(theirs) + 1)
+        a, b = divmod(int(np.argmin(left)), len(from_light) + 1)
         if left[a, b] >= gap * (1 - 1e-9):
             return False
-        out, back = ours[a], theirs[b] if b < len(theirs) else None
+        out, back = from_heavy[a], from_light[b] if b < len(from_light) else None
         change = self.costs[out].tokens - (self.costs[back].tokens if back is not None else 0)
         if self.tokens[light] + change > self.max_tokens or self.tokens[heavy] - change > self.max_tokens:
             return False

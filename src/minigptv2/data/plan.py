@@ -1,8 +1,9 @@
-"""The data plan: one global sequence of sample ids, a pure function of (seed, recipe, manifests).
+"""Computes the data plan: one global sequence of samples and their wordings, a function of (seed, recipe, manifests).
 
-`mixture` says which corpus a position belongs to; here its samples get their order: per corpus a block shuffle (shards
-permuted per epoch, samples shuffled inside a window of shards). Any position is reached by arithmetic, so the state
-of the data is one integer. World size and workers do not appear: they only decide who reads what.
+`mixture` maps a position to a corpus. This module orders the samples of each corpus by a block shuffle (shards are
+permuted per epoch, samples are shuffled inside a window of shards) and encodes a sample with its drawn wording. Any
+position is computed directly, so the state of the data is one integer. World size and workers do not appear: they only
+divide the reading.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below
 
 MEASURED_SAMPLES = 256
-"""Samples of a corpus, evenly spread, whose lengths stand for all of them where ratios count tokens."""
+"""Number of samples of a corpus, evenly spread, that are measured if ratios count tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleId:
-    """Which sample, and its how-manieth visit: corpus number in the recipe, sample number in the corpus, epoch."""
+    """A position's sample: corpus number in the recipe, sample number in the corpus, and epoch (0 the first time)."""
 
     corpus: int
     sample: int
@@ -40,7 +41,7 @@ class SampleId:
 
 
 def load_recipe(file: str | Path) -> Recipe:
-    """The recipe in a YAML file. Raises `ConfigError` for unknown keys, tasks or units and impossible ratios."""
+    """The recipe in a YAML file. Raises `ConfigError` for unknown keys, tasks or units and invalid numbers."""
     recipe = load_config(Recipe, file).value
     check_recipe(recipe, str(file))
     return recipe
@@ -49,9 +50,9 @@ def load_recipe(file: str | Path) -> Recipe:
 class DataPlan:
     """The sequence of samples of one stage.
 
-    `corpora` are readers in the recipe's order. Building it checks that every corpus is there and has the task that
-    the recipe says. `global_batch_size` gives the steps of schedules their meaning; `encoder` measures lengths where
-    ratios count tokens. Raises `ConfigError` where a recipe needs one that is not given.
+    `corpora` are readers in the recipe's order. The constructor checks that every corpus exists and has the task that
+    the recipe states. `global_batch_size` converts the steps of schedules to samples. `encoder` measures lengths if
+    ratios count tokens. Raises `ConfigError` if the recipe needs one that is not given.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class DataPlan:
             if share.task != MIXED and others:
                 raise DataError(
                     f"corpus '{name}' is task '{share.task}' in the recipe, but its shards also hold "
-                    f"{', '.join(sorted(others))}; say task: {MIXED}"
+                    f"{', '.join(sorted(others))}. Set task: {MIXED}"
                 )
         scheduled = any(share.schedule for share in recipe.corpora.values())
         if scheduled and global_batch_size is None:
-            raise ConfigError("the recipe has schedules over steps: the plan needs the global batch size")
+            raise ConfigError("the recipe has schedules over steps: pass global_batch_size to the plan")
         self._steps_of = global_batch_size if scheduled else None
         self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
         self.mixture = Mixture(
@@ -91,17 +92,13 @@ class DataPlan:
 
     @property
     def length(self) -> int | None:
-        """Samples until every corpus has had its epochs; None: without end."""
+        """Number of samples until every corpus has completed its epochs. None: unlimited."""
         return self.mixture.length
 
     @property
     def shares_images(self) -> bool:
-        """Whether question-answer pairs of an image share its tokens in some corpus."""
+        """Whether question-answer pairs share the tokens of their image in any corpus."""
         return any(share.share_images > 1 for share in self.recipe.corpora.values())
-
-    def sample_at(self, position: int) -> SampleId:
-        """The sample at `position` (0-based) of the global sequence."""
-        return self.samples(position, 1)[0]
 
     def samples(self, start: int, count: int) -> list[SampleId]:
         """The samples at positions start .. start + count - 1."""
@@ -112,16 +109,16 @@ class DataPlan:
         return ids
 
     def name_of(self, sample: SampleId) -> str:
-        """Where a sample lies, and its visit, for people: `corpus: shard / key (epoch 0)`."""
+        """Location and epoch of a sample, for messages: `corpus: shard / key (epoch 0)`."""
         return f"{self.names[sample.corpus]}: {self.corpora[sample.corpus].where(sample.sample)} (epoch {sample.epoch})"
 
     def corpus_counts(self, start: int, count: int) -> Counter[str]:
-        """How many of the `count` samples from `start` on come from each corpus, by name."""
+        """Number of samples of each corpus, by name, among the `count` samples from `start` on."""
         counts = self.mixture.counts(start + count) - self.mixture.counts(start)
         return Counter({name: int(n) for name, n in zip(self.names, counts, strict=True)})
 
     def encode(self, sample: SampleId, encoder: PromptEncoder) -> Example:
-        """The sample's example, its wording drawn by (seed, corpus, sample, epoch) alone. Raises `DataError` if bad."""
+        """The example. Its wording depends only on (seed, corpus, sample, epoch). Raises `DataError` if it is bad."""
         name = self.names[sample.corpus]
         return encode_sample(
             self.corpora[sample.corpus],
@@ -129,13 +126,13 @@ class DataPlan:
             sample.epoch,
             encoder,
             share_images=self.recipe.corpora[name].share_images,
-            dice=f"{self.seed}/{name}",
+            seed_key=f"{self.seed}/{name}",
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over seed, recipe and manifests: equal fingerprints mean the same global sequence."""
+        """SHA-256 over seed, recipe and manifests. Equal fingerprints mean the same global sequence."""
         recipe = asdict(self.recipe)
-        for limit in ("max_bad_in_a_row", "max_bad_rate"):  # what is tolerated does not change the order
+        for limit in ("max_bad_in_a_row", "max_bad_rate"):  # limits do not change the order
             del recipe[limit]
         identity = {
             "seed": self.seed,
@@ -154,7 +151,7 @@ class DataPlan:
 
     def _measure(self, name: str, reader: CorpusReader, encoder: PromptEncoder | None) -> float:
         if encoder is None:
-            raise ConfigError(f"unit is token: give corpus '{name}' its `tokens`, or a tokenizer to measure them with")
+            raise ConfigError(f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them")
         return mean_tokens(reader, self.recipe.corpora[name], encoder, f"{self.seed}/{name}")
 
     def _sample_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
@@ -164,7 +161,7 @@ class DataPlan:
         return int(self._window_order(corpus, epoch, window)[within - start])
 
     def _shuffle_shards(self, corpus: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards' order in this epoch, and the running sample count at the end of each window of shards."""
+        """The order of shards in this epoch, and the cumulative sample count at the end of each window of shards."""
         reader = self.corpora[corpus]
         order = _generator(self.seed, corpus, epoch).permutation(len(reader.manifest.shards))
         counts = np.diff(reader.shard_starts)[order]
@@ -180,14 +177,14 @@ class DataPlan:
         return _generator(self.seed, corpus, epoch, window).permutation(samples)
 
 
-def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, dice: str) -> float:
-    """Mean tokens of a sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
+def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, seed_key: str) -> float:
+    """Mean tokens per sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
     lengths = []
     for sample in np.linspace(0, len(reader) - 1, min(len(reader), MEASURED_SAMPLES)).astype(int).tolist():
         try:
-            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, dice=dice)
+            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, seed_key=seed_key)
         except DataError:
-            continue  # the loader drops and names it; here it only has no length
+            continue  # the loader drops and reports it. Here it only has no length
         lengths.append(len(example))
     if not lengths:
         raise DataError(f"{reader.folder}: none of {min(len(reader), MEASURED_SAMPLES)} samples can be encoded")
@@ -195,24 +192,24 @@ def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder
 
 
 def _generator(seed: int, *path: int) -> np.random.Generator:
-    """A random stream of its own for each (seed, corpus, epoch[, window])."""
+    """A separate random stream for each (seed, corpus, epoch[, window])."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=path)))
 
 
 def encode_sample(
-    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, dice: str
+    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, seed_key: str
 ) -> Example:
-    """The example of a sample's visit number `epoch`; the wording is drawn by (`dice`, sample, epoch) alone.
+    """The example of a sample in `epoch`. The wording depends only on (`seed_key`, sample, epoch).
 
-    A record of separate turns trains the next `share_images` of them at each visit, round and round in an order of
-    its own, so that none comes twice before all came once. Raises `DataError` if the record is bad or nothing of it
-    fits into `encoder.max_tokens`.
+    In each epoch a record of separate turns trains the next `share_images` of them, cyclically and in an order of its
+    own, so that every turn is used once before any is repeated. Raises `DataError` if the record is bad or if its
+    first turn does not fit into `encoder.max_tokens`.
     """
     record = reader.record(sample)
-    draw = Random(f"{dice}/{sample}/{epoch}")
+    draw = Random(f"{seed_key}/{sample}/{epoch}")
     if record.separate and len(record.turns) > 1:
         example = _of_separate_turns(
-            record, _turns_of_visit(record, epoch, share_images, f"{dice}/{sample}"), encoder, draw
+            record, _turns_of_epoch(record, epoch, share_images, f"{seed_key}/{sample}"), encoder, draw
         )
     else:
         example = encoder.encode(record, draw)
@@ -221,15 +218,15 @@ def encode_sample(
     return example
 
 
-def _turns_of_visit(record: Record, epoch: int, count: int, dice: str) -> list[int]:
+def _turns_of_epoch(record: Record, epoch: int, count: int, seed_key: str) -> list[int]:
     order = list(range(len(record.turns)))
-    Random(dice).shuffle(order)
+    Random(seed_key).shuffle(order)
     count = min(count, len(order))
     return [order[(epoch * count + number) % len(order)] for number in range(count)]
 
 
 def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:
-    """The turns that fit, each as it would be alone, sharing the image if they are several; None if none fits."""
+    """The turns that fit, encoded as if alone. Several turns share the image. None if no turn fits."""
     examples: list[Example] = []
     for number in turns:
         example = encoder.encode(replace(record, turns=(record.turns[number],), separate=False), draw)

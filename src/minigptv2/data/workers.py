@@ -1,8 +1,8 @@
-"""A few processes that work ahead, watched: results in order, a dead or silent worker replaced, its place redone.
+"""Runs jobs in advance in worker processes: returns results in order, and replaces a dead or hung worker.
 
-Job i goes to worker i modulo their number, each works its jobs one after the other, so order needs no sorting. Jobs are
-functions of their number alone: doing one again on another process gives the same result. Tensors come back through
-shared memory.
+Job i goes to worker i modulo the number of workers, and each worker runs its jobs in order, so results need no sorting.
+A job is a function of its number alone: repeating it in another process gives the same result. Tensors are returned
+through shared memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from minigptv2.errors import DataError
 
 T = TypeVar("T")
 AHEAD = 2
-"""Jobs that a worker is given before the first of them is taken."""
+"""Number of jobs that a worker receives before its first result is taken."""
 MAX_RESTARTS = 3
-"""Times in a row that the same result may cost a worker its life."""
+"""Number of times in a row that a worker is replaced for the same job."""
 _PARENT_CHECK_S = 5.0
 _STACK_SIGNAL = signal.SIGUSR2
 
 
 class WorkerPool(Generic[T]):
-    """`work(job)` for each of `jobs` on `num_workers` forked processes; iterate over the results, in the jobs' order.
+    """Computes `work(job)` for each of `jobs` in `num_workers` forked processes. Iterating gives results in order.
 
-    A worker that dies, or gives nothing for `timeout_s` seconds, is replaced and said so on stderr with where it stood;
-    after MAX_RESTARTS for the same job `DataError` is raised. What `work` raises is raised here.
+    A worker that dies, or returns nothing for `timeout_s` seconds, is replaced, and its stack is printed to stderr.
+    After MAX_RESTARTS for the same job `DataError` is raised. An exception of `work` is raised here.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class WorkerPool(Generic[T]):
             self.close()
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for worker in self._workers:
             worker.kill()
         self._folder.cleanup()
@@ -71,19 +71,19 @@ class WorkerPool(Generic[T]):
             self._given += 1
 
     def _take(self, number: int) -> T:
-        place = number % len(self._workers)
+        index = number % len(self._workers)
         for attempt in range(MAX_RESTARTS + 1):
-            trouble, result = self._workers[place].take(self._timeout_s)
-            if not trouble:
+            problem, result = self._workers[index].take(self._timeout_s)
+            if not problem:
                 return result
-            text = f"{self._name}: worker {place} {trouble}, at position {self._jobs[number]} of the plan"
-            self._workers[place].kill()
+            text = f"{self._name}: worker {index} {problem}, at position {self._jobs[number]} of the plan"
+            self._workers[index].kill()
             if attempt == MAX_RESTARTS:
-                raise DataError(f"{text}; it did so {attempt + 1} times. Is a file system or the memory at its end?")
+                raise DataError(f"{text}; failed {attempt + 1} times. Check the file system and the free memory")
             print(f"{text}; replaced", file=sys.stderr, flush=True)
-            self._workers[place] = _Worker(self._work, Path(self._folder.name))
+            self._workers[index] = _Worker(self._work, Path(self._folder.name))
             for waiting in range(number, self._given, len(self._workers)):
-                self._workers[place].give(self._jobs[waiting])
+                self._workers[index].give(self._jobs[waiting])
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -99,14 +99,14 @@ class _Worker:
     def give(self, job: int) -> None:
         try:
             self._connection.send(job)
-        except OSError:  # it has died; found out, and mended, when its result is due
+        except OSError:  # the worker died: it is replaced when its result is due
             return
 
     def take(self, timeout_s: float) -> tuple[str, Any]:
-        """What went wrong with the worker, or nothing and the next result. Raises what the work raised."""
+        """What went wrong with the worker, or an empty text and the next result. Raises what the work raised."""
         ready = wait([self._connection, self._process.sentinel], timeout_s)
         if not ready:
-            return f"gave nothing for {timeout_s:.0f} s; it stands in\n{self._where()}", None
+            return f"returned nothing for {timeout_s:.0f} s; its stack:\n{self._read_stack()}", None
         try:
             kind, value = self._connection.recv()
         except (EOFError, OSError):
@@ -122,19 +122,19 @@ class _Worker:
         self._process.kill()
         self._process.join(5)
 
-    def _where(self) -> str:
-        """The stack of the silent process, as Python writes it on a signal."""
+    def _read_stack(self) -> str:
+        """The stack of the hung process, which Python writes on a signal."""
         os.kill(self._process.pid or 0, _STACK_SIGNAL)
         for _ in range(20):
             if self._stack.is_file() and self._stack.stat().st_size:
                 break
             time.sleep(0.05)
-        return self._stack.read_text().strip() if self._stack.is_file() else "(no stack: it does not answer)"
+        return self._stack.read_text().strip() if self._stack.is_file() else "(no stack: the process does not respond)"
 
 
 def _serve(work: Callable[[int], Any], connection: Connection, stack: Path, parent: int) -> None:
-    """A worker's life: jobs in, results out, until its parent is gone."""
-    # A scheduler's signals reach workers too; they would die of them and fail the step that is to be saved.
+    """Run jobs until the parent process is gone."""
+    # Ignore a scheduler's signals in workers: otherwise they exit and the step being saved fails.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -150,7 +150,7 @@ def _serve(work: Callable[[int], Any], connection: Connection, stack: Path, pare
                 return
             try:
                 answer = ("ok", work(job))
-            except Exception as error:  # noqa: BLE001  # whatever it is belongs to the parent, with its traceback
+            except Exception as error:  # noqa: BLE001  # sent to the parent with its traceback
                 error.add_note("in a data worker:\n" + traceback.format_exc())
                 answer = ("error", error)
             try:

@@ -95,6 +95,16 @@ class TrainConfig:
     is read from its environment as well."""
 
 
+def zero_stage(deepspeed_config: dict[str, Any]) -> int:
+    """Return the ZeRO stage that a DeepSpeed config asks for."""
+    return int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
+    """Return whether a DeepSpeed config shards the parameters, and not the optimizer state alone."""
+    return zero_stage(deepspeed_config) >= 3
+
+
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""
     path = find(file)

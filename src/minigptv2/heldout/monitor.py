@@ -15,9 +15,8 @@ from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.errors import CheckpointError
 from minigptv2.files import write_atomically
 from minigptv2.heldout.slice import EXPECTED_IOU, LOSS, HeldOutSlice, Metrics
+from minigptv2.run_folder import RunFolder
 from minigptv2.tracking.log import RunLog
-
-BEST_FOLDER, BEST_FILE = "best", "best.json"
 
 
 class PeriodicEvaluator:
@@ -38,8 +37,8 @@ class PeriodicEvaluator:
         start: int,
     ) -> None:
         self._heldout = heldout
-        self._folder = run / BEST_FOLDER
-        self._file = run / BEST_FILE
+        self._folder = RunFolder(run).best
+        self._file = RunFolder(run).best_record
         self._export = export
         self._log = log
         self._watch = watch

@@ -23,7 +23,7 @@ FOLDER_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class VisionEncoderRow:
+class VisionEncoderSpec:
     """A pre-norm ViT with class token and absolute positions. Sizes in pixels and channels.
 
     `family` names the `transformers` module that it is: `eva` is `Blip2VisionModel`, `dinov2` is `Dinov2Model` (which
@@ -54,7 +54,7 @@ class VisionEncoderRow:
 
 
 @dataclass(frozen=True)
-class LanguageModelRow:
+class LanguageModelSpec:
     """A LLaMA as `transformers.LlamaForCausalLM` builds it. `vocab_size` None: the tokenizer's."""
 
     width: int
@@ -71,9 +71,9 @@ class LanguageModelRow:
 TOKENS_PER_GROUP = 4
 """Consecutive vision tokens, in raster order, that are concatenated into one language-model token (section 2.1)."""
 
-VISION_ENCODERS: dict[str, VisionEncoderRow] = {
-    "eva_vit_g": VisionEncoderRow(image_size=448, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144),
-    "dinov2_vit_s": VisionEncoderRow(
+VISION_ENCODERS: dict[str, VisionEncoderSpec] = {
+    "eva_vit_g": VisionEncoderSpec(image_size=448, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144),
+    "dinov2_vit_s": VisionEncoderSpec(
         image_size=224,
         patch_size=14,
         width=384,
@@ -85,14 +85,14 @@ VISION_ENCODERS: dict[str, VisionEncoderRow] = {
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     ),
-    "toy_vit": VisionEncoderRow(image_size=64, patch_size=16, width=128, depth=2, heads=4, mlp_width=384),
-    "tiny_vit": VisionEncoderRow(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
+    "toy_vit": VisionEncoderSpec(image_size=64, patch_size=16, width=128, depth=2, heads=4, mlp_width=384),
+    "tiny_vit": VisionEncoderSpec(image_size=32, patch_size=8, width=32, depth=2, heads=2, mlp_width=64),
 }
 
-LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
-    "llama2_7b": LanguageModelRow(width=4096, depth=32, heads=32, mlp_width=11008),
-    "llama2_13b": LanguageModelRow(width=5120, depth=40, heads=40, mlp_width=13824),
-    "smollm2_135m": LanguageModelRow(
+LANGUAGE_MODELS: dict[str, LanguageModelSpec] = {
+    "llama2_7b": LanguageModelSpec(width=4096, depth=32, heads=32, mlp_width=11008),
+    "llama2_13b": LanguageModelSpec(width=5120, depth=40, heads=40, mlp_width=13824),
+    "smollm2_135m": LanguageModelSpec(
         width=576,
         depth=30,
         heads=9,
@@ -102,8 +102,8 @@ LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
         max_positions=8192,
         rope_theta=100000.0,
     ),
-    "toy_llama": LanguageModelRow(width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024),
-    "tiny_llama": LanguageModelRow(width=48, depth=2, heads=2, mlp_width=96, vocab_size=None, max_positions=1024),
+    "toy_llama": LanguageModelSpec(width=128, depth=3, heads=4, mlp_width=384, vocab_size=None, max_positions=1024),
+    "tiny_llama": LanguageModelSpec(width=48, depth=2, heads=2, mlp_width=96, vocab_size=None, max_positions=1024),
 }
 
 
@@ -111,8 +111,8 @@ LANGUAGE_MODELS: dict[str, LanguageModelRow] = {
 class Sizes:
     """The rows of one model: what a config's names stand for."""
 
-    vision_encoder: VisionEncoderRow
-    language_model: LanguageModelRow
+    vision_encoder: VisionEncoderSpec
+    language_model: LanguageModelSpec
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a model folder's config."""
@@ -123,10 +123,10 @@ class Sizes:
         """The inverse of `as_json`. Raises `KeyError` or `TypeError` for another document."""
         vision = dict(document["vision_encoder"])
         vision |= {key: tuple(vision[key]) for key in ("mean", "std")}
-        return cls(VisionEncoderRow(**vision), LanguageModelRow(**document["language_model"]))
+        return cls(VisionEncoderSpec(**vision), LanguageModelSpec(**document["language_model"]))
 
 
-def vision_row(name: str) -> VisionEncoderRow:
+def vision_spec(name: str) -> VisionEncoderSpec:
     """The row of VISION_ENCODERS, or the sizes that a model folder of ours states. `ConfigError` names the nearest."""
     if name in VISION_ENCODERS:
         return VISION_ENCODERS[name]
@@ -139,7 +139,7 @@ def vision_row(name: str) -> VisionEncoderRow:
         raise CheckpointError(f"{file}: states no vision encoder: {type(error).__name__}: {error}") from error
 
 
-def language_row(name: str) -> LanguageModelRow:
+def language_spec(name: str) -> LanguageModelSpec:
     """The row of LANGUAGE_MODELS, or the sizes in a Hugging Face folder of a LLaMA. `ConfigError` names the nearest."""
     if name in LANGUAGE_MODELS:
         return LANGUAGE_MODELS[name]
@@ -147,17 +147,17 @@ def language_row(name: str) -> LanguageModelRow:
     if not file.is_file():
         raise _unknown("model.language_model", name, list(LANGUAGE_MODELS), "a Hugging Face folder")
     try:
-        return _llama_row(json.loads(file.read_bytes()), file)
+        return _llama_spec(json.loads(file.read_bytes()), file)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
 
 
 def tokens_per_image(vision_encoder: str) -> int:
     """Language-model tokens of one image: 256 for EVA ViT-g at 448 px."""
-    return vision_row(vision_encoder).tokens_per_image
+    return vision_spec(vision_encoder).tokens_per_image
 
 
-def _llama_row(config: dict[str, Any], file: Path) -> LanguageModelRow:
+def _llama_spec(config: dict[str, Any], file: Path) -> LanguageModelSpec:
     """A Hugging Face LLaMA config as a row; what our LLaMA is not is refused by name."""
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     scaling = config.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
@@ -173,7 +173,7 @@ def _llama_row(config: dict[str, Any], file: Path) -> LanguageModelRow:
     for key, is_wrong in wrong.items():
         if is_wrong:
             raise CheckpointError(f"{file}: {key} is {config.get(key)!r}: not a plain LLaMA, which is all that is read")
-    return LanguageModelRow(
+    return LanguageModelSpec(
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
         heads=heads,

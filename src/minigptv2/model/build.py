@@ -8,7 +8,7 @@ from torch import nn
 
 from minigptv2.errors import ConfigError
 from minigptv2.model.attention import choose_attention
-from minigptv2.model.backbones import Sizes, language_row, vision_row
+from minigptv2.model.backbones import Sizes, language_spec, vision_spec
 from minigptv2.model.config import LoraConfig, ModelConfig, check_parts
 from minigptv2.model.kernels import choose_kernels, use_liger
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -55,7 +55,7 @@ def build_model(
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """The rows that a config names."""
-    return Sizes(vision_row(config.vision_encoder), language_row(config.language_model))
+    return Sizes(vision_spec(config.vision_encoder), language_spec(config.language_model))
 
 
 def add_lora(language_model: nn.Module, config: LoraConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minigptv2.errors import ConfigError, nearest
-from minigptv2.model.backbones import language_row, vision_row
+from minigptv2.model.backbones import language_spec, vision_spec
 
 PARTS = ("vision_encoder", "projector", "language_model", "lora")
 """The parts that a stage may train, by name."""
@@ -62,8 +62,8 @@ class ModelConfig:
 
 def check_model_config(config: ModelConfig) -> None:
     """Raise `ConfigError` for unknown rows or parts, before anything is built."""
-    vision_row(config.vision_encoder)
-    language_row(config.language_model)
+    vision_spec(config.vision_encoder)
+    language_spec(config.language_model)
     check_parts(config)
 
 

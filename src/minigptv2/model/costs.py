@@ -1,33 +1,33 @@
-"""What a model costs, by arithmetic on its rows: parameters by part, FLOPs, bytes kept for the backward pass.
+"""Computes a model's costs from its specs: parameters by part, FLOPs, bytes kept for the backward pass.
 
-No torch and no weights, so a plan for a cluster can be made on a laptop. A multiply-add is two FLOPs. A frozen matrix
-costs a forward pass and the gradient on its input (4 N a token), a trained one its own gradient besides (6 N).
-`tests/model/test_costs.py` recounts with torch's counter and hooks.
+It needs no torch and no weights, so that a laptop can plan for a cluster. A multiply-add counts as two FLOPs. A frozen
+matrix costs a forward pass and the gradient of its input (4 N per token); a trained one also its own gradient (6 N).
+`tests/model/test_costs.py` compares the results with torch's counter and hooks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minigptv2.model.backbones import TOKENS_PER_GROUP, LanguageModelRow, Sizes, VisionEncoderRow
+from minigptv2.model.backbones import TOKENS_PER_GROUP, LanguageModelSpec, Sizes, VisionEncoderSpec
 from minigptv2.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: its parameters, the largest gathered at once, and whether it is trained."""
+    """One part of the model: its parameters, the most that are gathered at once, and whether it is trained."""
 
     name: str
     elements: int
     largest_layer: int
     trained: bool
     uses_backward: bool
-    """Whether the backward pass needs its weights: not those of a frozen vision encoder."""
+    """Whether the backward pass needs its weights. It does not need those of a frozen vision encoder."""
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """FLOPs of one optimizer step, by what makes them."""
+    """FLOPs of one optimizer step, by component."""
 
     vision: float
     projector: float
@@ -39,16 +39,16 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Return the sum of all components."""
         return sum(self.__dict__.values())
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step (or pack) computes on: integers that the packer knows exactly.
+    """The work of a step or a pack, in numbers that the packer knows exactly.
 
-    `images` go through the projector, `unique_images` through the vision encoder; `sum_of_squares` of the lengths of
-    the packed samples; `supervised` tokens carry a label.
+    `images` pass the projector and `unique_images` the vision encoder. `sum_of_squares` is that of the lengths of the
+    packed samples. `supervised` tokens have a label.
     """
 
     tokens: float
@@ -61,17 +61,17 @@ class Work:
         return Work(*(a + b for a, b in zip(self.__dict__.values(), other.__dict__.values(), strict=True)))
 
     def scaled(self, factor: float) -> Work:
-        """`factor` times as much of everything."""
+        """Return `factor` times this work."""
         return Work(*(factor * value for value in self.__dict__.values()))
 
 
 class ModelCosts:
-    """Counts for the model that a config describes. `vocab_size` where the language row has none of its own."""
+    """Costs of the model that a config describes. `vocab_size` is used where the language model's spec has none."""
 
     def __init__(self, config: ModelConfig, sizes: Sizes, *, vocab_size: int | None = None) -> None:
         self.vision, self.language = sizes.vision_encoder, sizes.language_model
         self.vocabulary = self.language.vocab_size or vocab_size or 0
-        assert self.vocabulary, "a row without a vocabulary needs the tokenizer's"
+        assert self.vocabulary, "a spec without a vocabulary needs the tokenizer's"
         self.trained = set(config.trainable)
         self.lora_r = config.lora.r
         self.lora_dropout = config.lora.dropout
@@ -80,7 +80,7 @@ class ModelCosts:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts with their exact parameter counts, as the modules have them."""
+        """Return the parts of the model with their exact parameter counts."""
         vision, language = self.vision, self.language
         width, merged = language.width, vision.width * TOKENS_PER_GROUP
         block = sum(a * b for a, b in _linears(language).values()) + 2 * width
@@ -101,54 +101,56 @@ class ModelCosts:
         ]
 
     def flops(self, work: Work, *, recomputed_layers: int = 0) -> StepFlops:
-        """FLOPs of forward and backward over `work`."""
+        """Return the FLOPs of forward and backward over `work`."""
         language, depth = self.language, self.language.depth
         block = sum(a * b for a, b in _linears(language).values())
         lora = sum(self.lora_r * (a + b) for a, b in self.lora_shapes)
-        own = 6 if "language_model" in self.trained else 4
-        lora_own = 6 if "lora" in self.trained else 4
-        attention = 2 * language.width * work.sum_of_squares  # causal: half of 4 L^2 a layer
+        per_weight = 6 if "language_model" in self.trained else 4
+        per_lora_weight = 6 if "lora" in self.trained else 4
+        attention = 2 * language.width * work.sum_of_squares  # causal: half of 4 L^2 per layer
         patches = vision_flops(self.vision) * work.unique_images
-        first = 2 * self.vision.num_patches * 3 * self.vision.patch_size**2 * self.vision.width  # no gradient on pixels
+        first = (
+            2 * self.vision.num_patches * 3 * self.vision.patch_size**2 * self.vision.width
+        )  # pixels need no gradient
         trained_vision = "vision_encoder" in self.trained
         projector = 2 * self.vision.tokens_per_image * self.vision.width * TOKENS_PER_GROUP * language.width
-        # Recomputation stops at the last tensor that is kept: the input of down_proj, unless that has an adapter.
+        # Recomputation stops at the last tensor that is kept, the input of down_proj, unless that has an adapter.
         down = 0 if "down_proj" in self.lora_inputs else language.mlp_width * language.width
         passes = 1 + ("projector" in self.trained) + trained_vision
         return StepFlops(
             vision=(3 * patches - first * work.unique_images) if trained_vision else patches,
             projector=passes * projector * work.images,
-            language=(own * depth * block - 2 * self._first_layer_saves()) * work.tokens,
+            language=(per_weight * depth * block - 2 * self._first_layer_saves()) * work.tokens,
             attention=3 * depth * attention,
-            lora=lora_own * depth * lora * work.tokens,
-            head=own * self.vocabulary * language.width * work.supervised,
+            lora=per_lora_weight * depth * lora * work.tokens,
+            head=per_weight * self.vocabulary * language.width * work.supervised,
             recomputed=recomputed_layers * (2 * (block - down + lora) * work.tokens + attention),
         )
 
     def _first_layer_saves(self) -> int:
-        """Multiply-adds a token that the first layer saves where nothing before it is trained."""
+        """Return the multiply-adds per token that the first layer saves where nothing before it is trained."""
         if self.trained & {"projector", "vision_encoder", "language_model"}:
             return 0
         return sum(a * b for name, (a, b) in _linears(self.language).items() if name in ("q_proj", "k_proj", "v_proj"))
 
-    def kept_bytes_per_token(self, element: int = 2, *, fused: bool = False, lean: bool = True) -> float:
-        """Bytes that one layer of the language model keeps for the backward pass per token of a pack.
+    def kept_bytes_per_token(self, element: int = 2, *, fused: bool = False, drop_frozen_inputs: bool = True) -> float:
+        """Return the bytes that one layer of the language model keeps for the backward pass per token of a pack.
 
-        `element`: bytes of an activation. `fused`: with fused norm, rotation and SwiGLU kernels. `lean`: frozen linears
-        keep no input (`engine/zero.py`); DeepSpeed's own keep it.
+        `element` is the size of an activation in bytes. `fused` assumes fused norm, rotation and SwiGLU kernels.
+        `drop_frozen_inputs` assumes that frozen linear layers do not keep their inputs (`engine/frozen.py`).
         """
         language = self.language
         width, mlp = language.width, language.mlp_width
         heads, kv = language.heads, language.key_value_heads or language.heads
         head = width // heads
         trained = "language_model" in self.trained
-        inputs_kept = trained or not lean
-        attention_inputs, mlp_inputs = width, width  # one tensor for q, k, v; one for gate and up
+        inputs_kept = trained or not drop_frozen_inputs
+        attention_inputs, mlp_inputs = width, width  # q, k and v share one tensor, gate and up another
         kept = 0.0
-        # Norms: eager ones keep the input in float32, its reciprocal root, and the normalised one where it is trained.
+        # Eager norms keep the input in float32, its reciprocal root, and, if trained, the normalized input.
         norm = (4 * width + 4 + (element * width if trained else 0)) if not fused else element * width + 4
         kept += 2 * norm
-        # Attention: queries, keys and values by row of samples, its output by cell, and the log-sum-exp.
+        # Attention keeps queries, keys, values, its output and the log-sum-exp.
         kept += element * head * (2 * heads + 2 * kv) + 4 * heads
         kept += element * mlp * (3 if not fused else 2)  # gate before and after its activation, up
         if inputs_kept:
@@ -157,18 +159,26 @@ class ModelCosts:
             rank_outputs = element * self.lora_r * len(self.lora_shapes)
             needs_input = "lora" in self.trained
             if needs_input and self.lora_dropout:
-                kept += len(self.lora_shapes) * (element + 1) * width  # each adapter's dropped input and its mask
+                kept += (
+                    len(self.lora_shapes) * (element + 1) * width
+                )  # each adapter's input after dropout, and the mask
             elif needs_input and not inputs_kept:
                 kept += element * width  # the adapters share the norm's output
             kept += rank_outputs
         return kept
 
     def activation_bytes(
-        self, work: Work, *, element: int = 2, recomputed_layers: int = 0, fused: bool = False, lean: bool = True
+        self,
+        work: Work,
+        *,
+        element: int = 2,
+        recomputed_layers: int = 0,
+        fused: bool = False,
+        drop_frozen_inputs: bool = True,
     ) -> float:
-        """Bytes alive at the fullest moment of a pack, weights aside: what is kept, and one layer's working room."""
+        """Return the peak bytes of a pack's activations: what is kept, and the temporaries of one layer."""
         language, vision = self.language, self.vision
-        layer = self.kept_bytes_per_token(element, fused=fused, lean=lean)
+        layer = self.kept_bytes_per_token(element, fused=fused, drop_frozen_inputs=drop_frozen_inputs)
         working = element * (6 * language.mlp_width + 8 * language.width)  # temporaries of one layer, both directions
         recomputed = min(recomputed_layers, language.depth)
         kept = (language.depth - recomputed) * layer + recomputed * element * language.width
@@ -179,39 +189,39 @@ class ModelCosts:
             encoder *= vision.depth * (11 * vision.width + 3 * vision.mlp_width)
         else:
             encoder *= 2 * vision.mlp_width + 4 * vision.width
-        logits = min(128 * 2**20, 4 * work.supervised * self.vocabulary)  # a chunk of them: `model/head.py`
+        logits = min(128 * 2**20, 4 * work.supervised * self.vocabulary)  # of one chunk, see `model/head.py`
         head = work.supervised * language.width * element * 2 + 3 * logits
         return max(text + features + head, encoder)
 
 
-def vision_parameters(row: VisionEncoderRow) -> int:
-    """Exact parameter count of a vision encoder as `transformers` builds it (zero k biases included)."""
-    width, patch = row.width, 3 * row.patch_size**2
-    linears = 4 * width * width + 2 * width * row.mlp_width
-    biases = 4 * width + row.mlp_width + width
+def vision_parameters(spec: VisionEncoderSpec) -> int:
+    """Return the exact parameter count of a vision encoder as `transformers` builds it (zero k biases included)."""
+    width, patch = spec.width, 3 * spec.patch_size**2
+    linears = 4 * width * width + 2 * width * spec.mlp_width
+    biases = 4 * width + spec.mlp_width + width
     norms = 4 * width
-    scales = 2 * width if row.family == "dinov2" else 0
-    rest = patch * width + width + width + (row.num_patches + 1) * width + 2 * width
-    return row.depth * (linears + biases + norms + scales) + rest
+    scales = 2 * width if spec.family == "dinov2" else 0
+    rest = patch * width + width + width + (spec.num_patches + 1) * width + 2 * width
+    return spec.depth * (linears + biases + norms + scales) + rest
 
 
-def vision_flops(row: VisionEncoderRow) -> float:
-    """FLOPs of one image through the encoder, forward only: 2.250e12 of EVA ViT-g at 448 px."""
-    tokens, width = row.num_patches + 1, row.width
-    linears = 2 * tokens * row.depth * (4 * width * width + 2 * width * row.mlp_width)
-    attention = 4 * tokens**2 * width * row.depth
-    return linears + attention + 2 * row.num_patches * 3 * row.patch_size**2 * width
+def vision_flops(spec: VisionEncoderSpec) -> float:
+    """Return the FLOPs of a forward pass of one image: 2.250e12 for EVA ViT-g at 448 px."""
+    tokens, width = spec.num_patches + 1, spec.width
+    linears = 2 * tokens * spec.depth * (4 * width * width + 2 * width * spec.mlp_width)
+    attention = 4 * tokens**2 * width * spec.depth
+    return linears + attention + 2 * spec.num_patches * 3 * spec.patch_size**2 * width
 
 
-def _linears(row: LanguageModelRow) -> dict[str, tuple[int, int]]:
-    """(in, out) of each linear layer of a block."""
-    kv = row.width // row.heads * (row.key_value_heads or row.heads)
+def _linears(spec: LanguageModelSpec) -> dict[str, tuple[int, int]]:
+    """Return (in, out) of each linear layer of a block."""
+    kv = spec.width // spec.heads * (spec.key_value_heads or spec.heads)
     return {
-        "q_proj": (row.width, row.width),
-        "k_proj": (row.width, kv),
-        "v_proj": (row.width, kv),
-        "o_proj": (row.width, row.width),
-        "gate_proj": (row.width, row.mlp_width),
-        "up_proj": (row.width, row.mlp_width),
-        "down_proj": (row.mlp_width, row.width),
+        "q_proj": (spec.width, spec.width),
+        "k_proj": (spec.width, kv),
+        "v_proj": (spec.width, kv),
+        "o_proj": (spec.width, spec.width),
+        "gate_proj": (spec.width, spec.mlp_width),
+        "up_proj": (spec.width, spec.mlp_width),
+        "down_proj": (spec.mlp_width, spec.width),
     }

@@ -26,8 +26,8 @@ from minigptv2.batch import IGNORE, StepOutput
 from minigptv2.model.attention import GENERATION, PackLayout, check_layout
 from minigptv2.model.backbones import (
     TOKENS_PER_GROUP,
-    LanguageModelRow,
-    VisionEncoderRow,
+    LanguageModelSpec,
+    VisionEncoderSpec,
 )
 from minigptv2.model.head import chunk_head
 
@@ -52,7 +52,7 @@ class MiniGPTv2(nn.Module):
     """
 
     def __init__(
-        self, vision: VisionEncoderRow, language: LanguageModelRow, *, vocab_size: int, num_tasks: int, attention: str
+        self, vision: VisionEncoderSpec, language: LanguageModelSpec, *, vocab_size: int, num_tasks: int, attention: str
     ) -> None:
         super().__init__()
         self.num_tasks = num_tasks
@@ -205,7 +205,7 @@ class MiniGPTv2(nn.Module):
             self.train(was_training)
 
 
-def _build_vision_encoder(row: VisionEncoderRow) -> nn.Module:
+def _build_vision_encoder(row: VisionEncoderSpec) -> nn.Module:
     """The ViT of a row's family, with its final norm, whose eps may differ from the blocks'."""
     if row.family == "dinov2":
         encoder: nn.Module = _build_dinov2(row)
@@ -218,7 +218,7 @@ def _build_vision_encoder(row: VisionEncoderRow) -> nn.Module:
     return encoder
 
 
-def _build_eva(row: VisionEncoderRow) -> Blip2VisionModel:
+def _build_eva(row: VisionEncoderSpec) -> Blip2VisionModel:
     return Blip2VisionModel(
         Blip2VisionConfig(
             hidden_size=row.width,
@@ -234,7 +234,7 @@ def _build_eva(row: VisionEncoderRow) -> Blip2VisionModel:
     )
 
 
-def _build_dinov2(row: VisionEncoderRow) -> Dinov2Model:
+def _build_dinov2(row: VisionEncoderSpec) -> Dinov2Model:
     return Dinov2Model(
         Dinov2Config(
             hidden_size=row.width,
@@ -251,7 +251,7 @@ def _build_dinov2(row: VisionEncoderRow) -> Dinov2Model:
     )
 
 
-def llama_config(row: LanguageModelRow, vocab_size: int) -> LlamaConfig:
+def llama_config(row: LanguageModelSpec, vocab_size: int) -> LlamaConfig:
     """The row as `transformers` writes it; embeddings and head are always two tensors here."""
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -268,7 +268,7 @@ def llama_config(row: LanguageModelRow, vocab_size: int) -> LlamaConfig:
     )
 
 
-def _build_language_model(row: LanguageModelRow, vocab_size: int, attention: str) -> LlamaForCausalLM:
+def _build_language_model(row: LanguageModelSpec, vocab_size: int, attention: str) -> LlamaForCausalLM:
     config = llama_config(row, vocab_size)
     config._attn_implementation = attention
     return LlamaForCausalLM(config)

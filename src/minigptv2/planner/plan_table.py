@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.engine.config import check_train_config, load_deepspeed_config
-from minigptv2.model.backbones import Sizes, language_row, vision_row
+from minigptv2.model.backbones import Sizes, language_spec, vision_spec
 from minigptv2.model.costs import ModelCosts
 from minigptv2.planner.hardware import GIB, Hardware
 from minigptv2.planner.step_time import Option, Samples, options, recommended
@@ -27,7 +27,7 @@ BOUNDS = {
 
 def costs_of(config: RunConfig) -> ModelCosts:
     """The costs of a run's model; a toy row's vocabulary is its tokenizer's."""
-    sizes = Sizes(vision_row(config.model.vision_encoder), language_row(config.model.language_model))
+    sizes = Sizes(vision_spec(config.model.vision_encoder), language_spec(config.model.language_model))
     vocabulary = None
     if sizes.language_model.vocab_size is None:
         vocabulary = load_tokenizer(Path(str(config.model.tokenizer))).vocab_size

@@ -73,6 +73,11 @@ class ZeroPlan:
             offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
         )
 
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether each rank holds a part of every parameter."""
+        return self.stage == 3
+
     def held_elements(self, part: Part, ranks: int) -> float:
         """Elements of a part whose weights a rank holds between steps."""
         if self.stage < 3:

@@ -103,7 +103,7 @@ def _check_size(data: bytes, max_pixels: int) -> None:
     except Image.DecompressionBombError as error:
         raise DataError(f"image: {limit}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError("image: not a whole JPEG, PNG or WebP") from error
+        raise DataError("image: not a valid JPEG, PNG or WebP") from error
 
 
 def _jpeg(image: Image.Image, side: int = SHOWN_SIDE) -> bytes:

@@ -1,1 +1,1 @@
-"""The shard format on disk: tar files with a manifest, a table and an index; reading, writing, verifying."""
+"""Reads, writes, indexes and verifies shards: tar files with a manifest, a shard table and an index."""

@@ -1,9 +1,10 @@
-"""Shards on a node's own disk: a bounded cache that the processes of a node share. Off unless the node names a folder.
+"""Caches shards on a node's local disk, in a bounded folder that the processes of the node share. Off by default.
 
-MINIGPTV2_CACHE names the folder, MINIGPTV2_CACHE_GIB bounds it. It is a matter of the machine, not of the run, so it
-stands in the environment and in no config. Whoever needs a shard first copies it, the others wait for that copy; the
-least recently opened ones make room. A file in use may be removed: its readers keep it open. What cannot be cached
-(too large, disk full) is read where it lies, and said once.
+MINIGPTV2_CACHE sets the folder, MINIGPTV2_CACHE_GIB its maximum size. Both belong to the machine, not to the run, so
+they are environment variables and not config fields. The first process that needs a shard copies it, and the others
+wait for that copy. The least recently opened shards are removed to free space. A file in use may be removed, since its
+readers keep it open. A shard that cannot be cached (too large, disk full) is read from its original place, with one
+warning.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _COPYING = ".part"
 
 
 class ShardCache:
-    """At most `max_bytes` of copied shards in `folder`, a folder that only the processes of one node see."""
+    """At most `max_bytes` of copied shards in `folder`, which must be local to one node."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self.max_bytes = max_bytes
-        self._said = False
+        self._warned = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> ShardCache | None:
-        """The node's cache, None where it has none. Raises `ConfigError` for a folder without a size or a bad size."""
+        """The node's cache, or None. Raises `ConfigError` for a folder without a valid maximum size."""
         folder, size = environment.get(FOLDER, ""), environment.get(SIZE, "")
         if not folder:
             return None
@@ -44,43 +45,39 @@ class ShardCache:
         except ValueError:
             max_bytes = 0
         if max_bytes <= 0:
-            raise ConfigError(f"{FOLDER}={folder} needs {SIZE}, the most GiB it may take, and not '{size}'")
+            raise ConfigError(f"{FOLDER}={folder} requires {SIZE}, its maximum size in GiB, got '{size}'")
         return cls(Path(folder), max_bytes)
 
     def open(self, source: Path, num_bytes: int) -> int:
-        """A descriptor of the shard `source`, which has `num_bytes`: of the node's copy, or of itself.
+        """A file descriptor for the shard `source`, which has `num_bytes`: of the node's copy, or of the original.
 
         Raises `OSError` if the source cannot be opened.
         """
         copy = self._copy_of(source, num_bytes)
-        descriptor = self._open_whole(copy, num_bytes)
+        descriptor = self._open_copy(copy, num_bytes)
         if descriptor is not None:
             return descriptor
         if source.stat().st_size != num_bytes:
-            return os.open(source, os.O_RDONLY)  # not what its manifest says: the reader refuses it by name
+            return os.open(source, os.O_RDONLY)  # differs from its manifest: the reader reports it
         if num_bytes > self.max_bytes:
-            self._say(f"{source} is larger than {SIZE} allows in all")
+            self._warn(f"{source} is larger than the whole cache ({SIZE})")
             return os.open(source, os.O_RDONLY)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(copy.name + ".lock"):  # one process copies a shard, the others find it done
-                descriptor = self._open_whole(copy, num_bytes)
+            with self._locked(copy.name + ".lock"):  # one process copies a shard, the others find the copy
+                descriptor = self._open_copy(copy, num_bytes)
                 return self._fetch(source, copy, num_bytes) if descriptor is None else descriptor
         except OSError as error:
-            self._say(f"{error}; shards are read where they lie")
+            self._warn(f"{error}; shards are read from their original place")
             return os.open(source, os.O_RDONLY)
 
-    def used_bytes(self) -> int:
-        """Bytes of whole and half-made copies."""
-        return sum(size for _, size, _ in self._entries())
-
     def _copy_of(self, source: Path, num_bytes: int) -> Path:
-        """Named by path, size and time of change, so that a rebuilt shard is another file."""
+        """The name contains a hash of path, size and modification time, so that a rebuilt shard gets another copy."""
         changed = source.stat().st_mtime_ns
         digest = hashlib.sha256(f"{source.resolve()} {num_bytes} {changed}".encode()).hexdigest()[:24]
         return self.folder / f"{digest}-{source.name}"
 
-    def _open_whole(self, copy: Path, num_bytes: int) -> int | None:
+    def _open_copy(self, copy: Path, num_bytes: int) -> int | None:
         try:
             descriptor = os.open(copy, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
@@ -89,13 +86,13 @@ class ShardCache:
             os.close(descriptor)
             return None
         now = time.time_ns()
-        os.utime(descriptor, ns=(now, now))  # the least recently opened goes first; the kernel's own clock is coarse
+        os.utime(descriptor, ns=(now, now))  # the order of removal. The kernel's own clock is too coarse for it
         return descriptor
 
     def _fetch(self, source: Path, copy: Path, num_bytes: int) -> int:
         part = copy.with_name(copy.name + _COPYING)
-        with self._locked("room.lock"):  # room is made and taken by one process at a time
-            self._make_room(num_bytes)
+        with self._locked("room.lock"):  # one process at a time frees and claims space
+            self._free_space(num_bytes)
             with open(part, "wb") as stream:
                 os.posix_fallocate(stream.fileno(), 0, max(1, num_bytes))
         try:
@@ -105,12 +102,12 @@ class ShardCache:
             os.replace(part, copy)
         finally:
             part.unlink(missing_ok=True)
-        descriptor = self._open_whole(copy, num_bytes)
+        descriptor = self._open_copy(copy, num_bytes)
         if descriptor is None:
             raise OSError(f"{source} changed while it was copied")
         return descriptor
 
-    def _make_room(self, num_bytes: int) -> None:
+    def _free_space(self, num_bytes: int) -> None:
         entries = sorted(self._entries())
         used = sum(size for _, size, _ in entries)
         for _, size, file in entries:
@@ -121,10 +118,10 @@ class ShardCache:
             file.unlink(missing_ok=True)
             used -= size
         if used + num_bytes > self.max_bytes:
-            raise OSError(f"{self.folder}: shards being copied take up all of {SIZE}")
+            raise OSError(f"{self.folder}: shards that are being copied fill the cache ({SIZE})")
 
     def _is_being_copied(self, part: Path) -> bool:
-        """Whether a living process holds the copy's lock; a half-made copy of a dead one is rubbish."""
+        """Whether a running process holds the copy's lock. An incomplete copy of a dead process is removed."""
         lock = part.with_name(part.name.removesuffix(_COPYING) + ".lock")
         try:
             with open(lock, "w") as stream:
@@ -134,7 +131,7 @@ class ShardCache:
         return False
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """(time of last opening, bytes, file) of every copy."""
+        """(time of last opening, bytes, file) of every complete and incomplete copy."""
         found = []
         for file in self.folder.iterdir() if self.folder.is_dir() else ():
             if file.suffix != ".lock":
@@ -148,10 +145,10 @@ class ShardCache:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         with open(self.folder / name, "w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
+            fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel releases it when its holder dies
             yield
 
-    def _say(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
             print(f"warning: shard cache {self.folder}: {text}", file=sys.stderr, flush=True)

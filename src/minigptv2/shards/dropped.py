@@ -1,4 +1,4 @@
-"""Samples that were left out: who, where, why. Every loss of data anywhere in the package is one of these."""
+"""Records dropped samples: which, where and why. Reports them, and stops a run that drops too many."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from itertools import groupby
 from pathlib import Path
 
 from minigptv2.errors import DataError
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
 
 DROPPED_FILE = "dropped.jsonl"
+"""Dropped annotations and samples, in the folder of a corpus."""
 _RATE_COUNTS_FROM = 1000
-"""A rate is taken of at least so many samples, so that the first bad one is not a rate of 100 %."""
+"""A rate is computed over at least so many samples, so that a first bad sample is not a rate of 100 %."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One lost sample, or `count` annotations of one. `shard` is empty where the loss came before there was one."""
+    """One dropped sample, or `count` annotations of one. `shard` is empty if it was dropped before it had one."""
 
     corpus: str
     shard: str
@@ -37,7 +39,7 @@ class Dropped:
 
 
 def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """How many by reason, most first; digits and quoted words are masked, so that alike reasons count together."""
+    """Counts by reason, largest first. Digits and quoted words are masked, so that similar reasons count together."""
     import re
 
     counts: Counter[str] = Counter()
@@ -47,18 +49,15 @@ def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
 
 
 def read_report(file: Path) -> list[dict[str, object]]:
-    """The lines of a report; none if there is no file."""
+    """The lines of a report, or none if the file does not exist."""
     if not file.is_file():
         return []
-    rows = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):  # a half-written last line is left out
-            rows.append(json.loads(line))
-    return rows
+    lines = file.read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]  # without an incomplete last line
 
 
 class TooManyDropped(DataError):
-    """A run loses more samples than its recipe tolerates. `dropped` are those of the step at which it did."""
+    """A run dropped more samples than its recipe tolerates. `dropped` are those of the last step."""
 
     def __init__(self, message: str, dropped: list[Dropped]) -> None:
         super().__init__(message)
@@ -66,9 +65,10 @@ class TooManyDropped(DataError):
 
 
 class DropLimit:
-    """Counts good and bad samples in the plan's order, as one rank sees them, and ends a run that loses too many.
+    """Counts good and bad samples of one rank in the plan's order, and stops a run that drops too many.
 
-    `max_in_a_row` bad ones without a good one between, or more than `max_rate` of all (of 1,000 at least).
+    The limits are `max_in_a_row` bad samples without a good one between them, and a share of more than `max_rate` of
+    all samples (of at least 1,000).
     """
 
     def __init__(self, max_in_a_row: int, max_rate: float) -> None:
@@ -76,7 +76,7 @@ class DropLimit:
         self.seen = self.bad = self.in_a_row = 0
 
     def judge(self, outcomes: Iterable[bool], dropped: list[Dropped]) -> None:
-        """Count one step: whether each sample was good. Raises `TooManyDropped`; `dropped` gives an example."""
+        """Count one step. `outcomes`: whether each sample was good. `dropped`: examples for `TooManyDropped`."""
         for good in outcomes:
             self.seen += 1
             self.bad += not good
@@ -84,42 +84,42 @@ class DropLimit:
             if self.in_a_row >= self.max_in_a_row:
                 self._stop(f"{self.in_a_row} bad samples in a row (the recipe's max_bad_in_a_row)", dropped)
         if self.bad > self.max_rate * max(self.seen, _RATE_COUNTS_FROM):
-            rate = f"{self.bad} of {self.seen} samples were bad, over the recipe's max_bad_rate={self.max_rate:g}"
+            rate = f"{self.bad} of {self.seen} samples were bad, more than the recipe's max_bad_rate={self.max_rate:g}"
             self._stop(rate, dropped)
 
     def _stop(self, limit: str, dropped: list[Dropped]) -> None:
         last = f", last {dropped[-1]}" if dropped else ""
-        verify = "The data or the code is broken: `minigptv2 shards verify` looks at the data"
+        verify = "Check the data with `minigptv2 shards verify`"
         raise TooManyDropped(f"{limit}{last}. {verify}", dropped)
 
 
 def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
     with open(file, "a") as stream:
-        stream.writelines(redact(f"{loss.to_json(step=step, rank=rank)}\n") for step, rank, loss in rows)
+        stream.writelines(redact(f"{dropped.to_json(step=step, rank=rank)}\n") for step, rank, dropped in rows)
 
 
-def keep_last_losses(run: Path, losses: Iterable[tuple[int, int, Dropped]]) -> None:
-    """What a rank that stops for its losses had not told the main one yet, in `dropped.rank<n>.jsonl` of the run."""
-    for rank, rows in groupby(losses, key=lambda row: row[1]):
-        _append(run / f"dropped.rank{rank}.jsonl", list(rows))
+def save_unreported_drops(run: Path, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
+    """Write (step, rank, sample) rows that a stopping rank had not sent to the main rank to `dropped.rank<n>.jsonl`."""
+    for rank, rows in groupby(dropped_samples, key=lambda row: row[1]):
+        _append(RunFolder(run).dropped_of_rank(rank), list(rows))
 
 
 class DropReport:
-    """`dropped.jsonl` of a run: a line per lost sample with the step that lost it. Written by the main rank alone.
+    """`dropped.jsonl` of a run: one line per dropped sample, with the step. Only the main rank writes it.
 
-    Over interruptions: what lies after `step` is cut from earlier writing, because it is trained and lost again.
+    A resumed run removes lines after `step`, since those steps are trained, and their samples dropped, again.
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.file = run / DROPPED_FILE
+        self.file = RunFolder(run).dropped
         kept = [row for row in read_report(self.file) if int(str(row["step"])) <= step]
         self.count = len(kept)
         if self.file.exists():
             self.file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
-    def add(self, losses: Iterable[tuple[int, int, Dropped]]) -> None:
-        """Append (step, rank, loss) rows, in the order of steps and ranks."""
-        rows = sorted(losses, key=lambda row: row[:2])
+    def add(self, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
+        """Append (step, rank, sample) rows, sorted by step and rank."""
+        rows = sorted(dropped_samples, key=lambda row: row[:2])
         if not rows:
             return
         _append(self.file, rows)

@@ -1,7 +1,8 @@
-"""Image bytes to the training square, fast: libjpeg-turbo's decoder and torch's vectorised resize.
+"""Decodes and resizes training images with libjpeg-turbo's decoder and torch's vectorized resize.
 
-Within 2 levels of `images.square(images.open_image(...))` (Pillow's bicubic), which inference uses, at about a third of
-its time. What is no plain JPEG goes through Pillow's decoder. Seconds by stage are added up for the log.
+The result is within 2 levels of `image_files.square(image_files.open_image(...))` (Pillow's bicubic), which inference
+uses, at about a third of its time. Anything but a plain JPEG goes through Pillow's decoder. Seconds per stage are added
+up for the log.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from minigptv2.shards.image_files import image_size, open_image
 
 
 class Stopwatch:
-    """Seconds by stage of work, in `seconds`; stages do not nest."""
+    """Adds up the seconds of each stage of work in `seconds`. Stages do not nest."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def at(self, stage: str) -> Iterator[None]:
+    def measure(self, stage: str) -> Iterator[None]:
         """Count the seconds of the block for `stage`."""
         began = time.perf_counter()
         try:
@@ -37,10 +38,10 @@ class Stopwatch:
 
 
 def square_pixels(data: bytes, where: str, side: int, watch: Stopwatch) -> Tensor:
-    """uint8 [3, side, side]: the image in `data` squashed to a square. Raises `DataError` as `open_image` does."""
-    with watch.at("decode"):
+    """uint8 [3, side, side]: the image in `data` squashed to a square. Raises `DataError` like `open_image`."""
+    with watch.measure("decode"):
         image = _decode(data, where)
-    with watch.at("resize"):
+    with watch.measure("resize"):
         return _resize(image, side)
 
 
@@ -53,12 +54,12 @@ def _decode(data: bytes, where: str) -> np.ndarray:
         if simplejpeg.decode_jpeg_header(data)[2] not in ("YCbCr", "Gray"):
             return np.asarray(open_image(data, where))
         return simplejpeg.decode_jpeg(data, "RGB", fastupsample=False, fastdct=False, strict=True)
-    except ValueError:  # turbo's strict mode also minds what Pillow rightly reads; a cut file fails there too
+    except ValueError:  # strict mode also refuses some files that Pillow reads. A truncated file fails in Pillow, too
         return np.asarray(open_image(data, where))
 
 
 def _resize(image: np.ndarray, side: int) -> Tensor:
-    """The order of the two passes is `images.square`'s: height first where that shrinks much more than the width."""
+    """Resizes in the order of `image_files.square`: height first if it shrinks much more than the width."""
     height, width, _ = image.shape
     if (height, width) == (side, side):
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

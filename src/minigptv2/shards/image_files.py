@@ -1,6 +1,7 @@
-"""Image bytes to the square the vision encoder sees: RGB, squashed (no crop, no letterbox), bicubic, uint8.
+"""Reads image files: formats, size limits, orientation, RGB pixels, and the square that the vision encoder sees.
 
-Normalisation is not done here: batches carry uint8, the model normalises on its device.
+The square is squashed (no crop, no letterbox) by bicubic interpolation, uint8. Normalization is not done here: batches
+carry uint8, and the model normalizes on its device.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from PIL import Image
 
 from minigptv2.errors import DataError
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+"""Of shard members that are read as images. The writer uses all but `jpeg`."""
+EXTENSION_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Format to the extension under which the writer stores it."""
 MAX_PIXELS = 25_000_000
-"""Largest image that is decoded: 25 megapixels, which take a decoder up to 300 MB. A small file can claim far more."""
-_WEBP_TAKES = 2
-"""Times the memory of others: its decoder holds several canvases."""
+"""Largest image that is decoded: 25 megapixels, for which a decoder needs up to 300 MB. A small file can claim more."""
+_WEBP_MEMORY = 2
+"""Memory of the WebP decoder relative to the others: it holds several canvases."""
 MAX_SIDE = 65_535
-"""Longest side, JPEG's own limit: the table of a bicubic filter takes 32 bytes a pixel of it."""
+"""Longest side, the limit of JPEG: the table of a bicubic filter needs 32 bytes per pixel of it."""
 _STRIP_PIXELS = 1 << 21
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _NAMES = {"MPO": "JPEG"}
-"""Pillow tells a JPEG with a second picture behind it apart; what is read of it is the JPEG."""
+"""Pillow's name for a JPEG that is followed by a second image. Only the JPEG is read."""
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,13 +39,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF 2.3, table 6: how a stored picture is brought upright."""
+"""EXIF 2.3, table 6: orientation to the transposition that makes a stored image upright."""
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))
 """Markers of the frames that are decoded: baseline, extended and progressive."""
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
-    """The decoded RGB image. Raises `DataError`, beginning with `where`, for anything but a whole JPEG, PNG or WebP."""
+    """The decoded RGB image. Raises `DataError`, prefixed by `where`, for anything but a complete JPEG, PNG or WebP."""
     return _rgb(_loaded(data, where))
 
 
@@ -49,33 +54,33 @@ def _loaded(data: bytes, where: str) -> Image.Image:
     try:
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not a whole JPEG, PNG or WebP image: {error}") from error
+        raise DataError(f"{where}: not a valid JPEG, PNG or WebP image: {error}") from error
     return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion clips instead of scaling
+    if image.mode.startswith("I"):  # 16 bits per pixel: Pillow's own conversion clips instead of scaling
         image = _eight_bits(image)
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
 def open_photo(data: bytes, where: str) -> Image.Image:
-    """`open_image`, turned as its EXIF orientation says and viewers show it: for pictures that people bring.
+    """`open_image`, rotated upright by its EXIF orientation as viewers do: for images that users provide.
 
-    Corpora are read as they lie: their boxes are in the file's own pixels.
+    Images of corpora are not rotated: their boxes are in pixels of the file.
     """
     image = _loaded(data, where)
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):  # damaged EXIF turns nothing
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):  # damaged EXIF: do not rotate
         turn = None
     return _rgb(image) if turn is None else _rgb(image).transpose(turn)
 
 
 def image_size(data: bytes, where: str) -> tuple[str, int, int]:
-    """Format (JPEG, PNG or WEBP), width and height in pixels, from the header alone: nothing is decoded.
+    """Format (JPEG, PNG or WEBP), width and height in pixels, from the header alone. Nothing is decoded.
 
-    Raises `DataError`, beginning with `where`, for another format and for more than `MAX_PIXELS`.
+    Raises `DataError`, prefixed by `where`, for another format and for more than `MAX_PIXELS`.
     """
     found = _jpeg_size(data) if data[:2] == b"\xff\xd8" else _png_size(data)
     if found is None:
@@ -87,7 +92,7 @@ def image_size(data: bytes, where: str) -> tuple[str, int, int]:
 
 
 def _jpeg_size(data: bytes) -> tuple[str, int, int] | None:
-    """JPEG's size from its frame header (ITU T.81, B.2.2), in a few microseconds. None where Pillow has to look."""
+    """Size of a JPEG from its frame header (ITU T.81, B.2.2), in a few microseconds. None if Pillow has to read it."""
     at, last = 2, len(data) - 9
     while at < last and data[at] == 0xFF:
         marker = data[at + 1]
@@ -99,7 +104,7 @@ def _jpeg_size(data: bytes) -> tuple[str, int, int] | None:
 
 
 def _png_size(data: bytes) -> tuple[str, int, int] | None:
-    """PNG's size from its first chunk. None where Pillow has to look."""
+    """Size of a PNG from its first chunk. None if Pillow has to read it."""
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -115,25 +120,26 @@ def bake(data: bytes, side: int, quality: int, where: str) -> bytes:
 
 
 def _open(data: bytes, where: str) -> Image.Image:
-    """The image, its header read and its pixels not."""
+    """The image with its header read and its pixels not yet decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a JPEG, PNG or WebP image: {error}") from error
-    limit = MAX_PIXELS // (_WEBP_TAKES if image.format == "WEBP" else 1)
+    limit = MAX_PIXELS // (_WEBP_MEMORY if image.format == "WEBP" else 1)
     if image.width * image.height > limit or max(image.size) > MAX_SIDE:
         size = f"{image.width} x {image.height} px"
-        raise DataError(f"{where}: {size} is over the limit of {limit} pixels, {MAX_SIDE} a side")
+        raise DataError(f"{where}: {size} is over the limit of {limit} pixels and {MAX_SIDE} per side")
     return image
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
     """uint8 [3, side, side]: the image squashed to a square by bicubic interpolation, as published.
 
-    The same pixels under every Pillow: since 13.0 it resizes the height first where that shrinks more than twice as
-    much as the width does, which rounds otherwise (up to 4 levels on noise); before, always the width first.
+    Gives the same pixels under every version of Pillow. Since 13.0 Pillow resizes the height first if it shrinks more
+    than twice as much as the width. Before, it always resized the width first. The order changes the rounding, by up to
+    4 levels on noise.
     """
     width, height = image.size
     height_first = height > side and height - side > 2 * (width - side)
@@ -146,7 +152,7 @@ def square(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits a pixel as of 8, strip by strip, as below."""
+    """16-bit gray converted to 8 bits, strip by strip for the same reason as in `_on_white`."""
     grey = np.empty((image.height, image.width), dtype=np.uint8)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -156,7 +162,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB, strip by strip: whole, three more copies of a large image would stand in memory."""
+    """RGB on a white background, strip by strip: converting at once would hold three more copies in memory."""
     flat = Image.new("RGB", image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

@@ -1,7 +1,7 @@
-"""Tars that are there already to a corpus: find their samples, name every fault, write index, table and manifest.
+"""Indexes existing tars as a corpus: finds their samples, lists every fault, writes index, table and manifest.
 
-For tars of records (ours, or made by any webdataset tool) and of captioned images (img2dataset's: an image beside a
-json or txt). The tars are read once and never changed. Members are parsed, checked and left where they are.
+Supports tars of records (ours, or made by any webdataset tool) and of captioned images (an image and a json or txt, as
+img2dataset writes them). The tars are read once and never changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minigptv2.files import write_atomically
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
-from minigptv2.shards.image_files import image_size, open_image
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size, open_image
 from minigptv2.shards.manifest import (
     CAPTIONS,
     INDEX_DTYPE,
@@ -38,16 +38,25 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
-from minigptv2.shards.writer import IMAGE_EXTENSIONS
 from minigptv2.tasks import validate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class ScanOptions:
+    """What the samples of a tar have to be. `decode` decodes every image completely."""
+
+    corpus: str
+    layout: str
+    baked_side: int | None = None
+    decode: bool = False
+
+
 @dataclass
 class ShardScan:
-    """What one tar holds: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
+    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
 
     info: ShardInfo
     rows: np.ndarray
@@ -56,44 +65,33 @@ class ShardScan:
     faults: list[Dropped] = field(default_factory=list)
 
 
-def scan_shard(
-    file: Path,
-    *,
-    corpus: str,
-    layout: str,
-    name: str | None = None,
-    baked_side: int | None = None,
-    decode: bool = False,
-) -> ShardScan:
-    """The samples and faults of one tar. `name` is the shard's in the table; `decode` decodes every image whole.
+def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> ShardScan:
+    """The samples and faults of one tar. `name` is the shard's name in the table, by default the file's name.
 
-    A sample is what stands side by side under one key: one json or txt and at most one image. Faults: members missing,
-    doubled or apart, members of any other kind (never opened), what is not a record or an image, sizes that disagree,
-    and an archive that is damaged or cut, of which what lies before the damage is still read.
+    A sample consists of adjacent members with one key: one json or txt and at most one image. Faults are missing,
+    duplicate or non-adjacent members, members of another kind (never opened), invalid records and images, sizes that
+    disagree, and a damaged or truncated archive, which is read up to the damage.
     """
     name = name or file.name
-    data = _mapped(file)
+    data = _map(file)
     sha256 = hashlib.sha256(data).hexdigest()
-    scan = _Scanner(data, corpus, name, layout, baked_side, decode)
+    scan = _Scanner(data, name, options)
     scan.run()
     info = ShardInfo(name, len(data), sha256, len(scan.rows))
     return ShardScan(info, np.array(scan.rows, dtype=INDEX_DTYPE), scan.images, scan.turns, scan.faults)
 
 
-def _mapped(file: Path) -> memoryview:
+def _map(file: Path) -> memoryview:
     with open(file, "rb") as stream:
-        empty = stream.seek(0, 2) == 0  # which cannot be mapped
+        empty = stream.seek(0, 2) == 0  # an empty file cannot be mapped
         return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 class _Scanner:
-    """Walks one tar, a group of members with one key at a time."""
+    """Reads one tar, one group of members with the same key at a time."""
 
-    def __init__(
-        self, data: memoryview, corpus: str, shard: str, layout: str, baked_side: int | None, decode: bool
-    ) -> None:
-        self.data, self.corpus, self.shard, self.layout = data, corpus, shard, layout
-        self.baked_side, self.decode = baked_side, decode
+    def __init__(self, data: memoryview, shard: str, options: ScanOptions) -> None:
+        self.data, self.shard, self.options = data, shard, options
         self.rows: list[tuple[int, int, int, int, int]] = []
         self.images = 0
         self.turns: Counter[str] = Counter()
@@ -112,12 +110,12 @@ class _Scanner:
                 group.append((extension, member))
         except tar.TarError as error:
             self._close(key, group)
-            self._fault("", f"damaged archive: {error}; nothing after that is read")
+            self._fault("", f"damaged archive: {error}; the rest is not read")
             return
         self._close(key, group)
 
     def _fault(self, key: str, reason: str) -> None:
-        self.faults.append(Dropped(self.corpus, self.shard, key, reason))
+        self.faults.append(Dropped(self.options.corpus, self.shard, key, reason))
 
     def _close(self, key: str | None, group: list[tuple[str, tar.Member]]) -> None:
         if key is None:
@@ -128,38 +126,38 @@ class _Scanner:
         self._seen.add(key)
 
     def _problem(self, key: str, group: list[tuple[str, tar.Member]]) -> str | None:
-        """Take the group as a sample, or say why it is none."""
+        """Add the group as a sample, or return why it is not one."""
         if key in self._seen:
-            return "the key came before in this shard: its members are doubled or not side by side"
+            return "duplicate key in this shard: its members are repeated or not adjacent"
         extensions = [extension for extension, _ in group]
         for extension, member in group:
             if extension not in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS):
-                return f"member '{member.name}' is not an image, json or txt; it was not opened"
+                return f"member '{member.name}' is not an image, json or txt and was not opened"
             if extensions.count(extension) > 1:
-                return f"two members '{member.name}'"
+                return f"duplicate member '{member.name}'"
         members = dict(group)
         image = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
-        text_kinds = TEXT_EXTENSIONS if self.layout == CAPTIONS else TEXT_EXTENSIONS[:1]
+        text_kinds = TEXT_EXTENSIONS if self.options.layout == CAPTIONS else TEXT_EXTENSIONS[:1]
         kind = next((extension for extension in text_kinds if extension in members), None)
         if kind is None:
-            return f"no {' or '.join(text_kinds)} beside the image"
+            return f"no {' or '.join(text_kinds)} for the image"
         if len(image) > 1:
-            return "two images under one key"
+            return "two images with one key"
         text = members[kind]
         try:
-            self._row(key, kind, text, image[0] if image else None, [member for _, member in group])
+            self._add_row(kind, text, image[0] if image else None, [member for _, member in group])
         except DataError as error:
             return str(error).removeprefix(": ")
         return None
 
-    def _row(self, key: str, kind: str, text: tar.Member, image: tar.Member | None, all_of: list[tar.Member]) -> None:
-        start = all_of[0].offset
+    def _add_row(self, kind: str, text: tar.Member, image: tar.Member | None, members: list[tar.Member]) -> None:
+        start = members[0].offset
         text_block, text_blocks = (text.offset - start) // tar.BLOCK, (text.end - text.offset) // tar.BLOCK
-        if all_of[-1].end - start > MAX_MEMBER_BYTES:
-            raise DataError(f"its members are over {MAX_MEMBER_BYTES} bytes")
+        if members[-1].end - start > MAX_MEMBER_BYTES:
+            raise DataError(f"its members have more than {MAX_MEMBER_BYTES} bytes")
         record = self._record(kind, text, image)
         rest = 0
-        for member in all_of:
+        for member in members:
             if member is not text:
                 rest = zlib.crc32(self.data[member.offset : member.end], rest)
         text_crc = zlib.crc32(self.data[text.offset : text.end])
@@ -171,19 +169,20 @@ class _Scanner:
         pixels = bytes(self._bytes(image)) if image is not None else b""
         size = image_size(pixels, "") if image is not None else None
         data = bytes(self._bytes(text))
-        if self.layout == CAPTIONS:
+        if self.options.layout == CAPTIONS:
             if size is None:
-                raise DataError("no image beside the caption")
+                raise DataError("no image for the caption")
             record = record_of_caption(kind, data, lambda: size, "")
         else:
             record = from_json(data, "")
             validate(record, "")
         if record.has_image != (size is not None):
             raise DataError("record and image disagree on whether there is an image")
-        stored = (self.baked_side, self.baked_side) if self.baked_side else (record.width, record.height)
+        side = self.options.baked_side
+        stored = (side, side) if side else (record.width, record.height)
         if size is not None and size[1:] != stored:
             raise DataError(f"the image is {size[1]} x {size[2]} px, its record says {stored[0]} x {stored[1]}")
-        if size is not None and self.decode:
+        if size is not None and self.options.decode:
             open_image(pixels, "")
         return record
 
@@ -200,21 +199,21 @@ def index_corpus(
     license: str = "",
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Manifest | None, list[Dropped]]:
-    """Write index, table and manifest for the tars under `folder`; returns the manifest and every fault.
+    """Write index, table and manifest for the tars under `folder`. Returns the manifest and every fault.
 
-    With faults nothing is written (None), unless `skip_faults` leaves the faulty samples out; `dropped.jsonl` names
-    them then. Raises `DataError` where there is no tar, or no good sample.
+    If there are faults nothing is written and the manifest is None, unless `skip_faults` is set. Then the faulty
+    samples are left out and listed in `dropped.jsonl`. Raises `DataError` if there is no tar or no good sample.
     """
     files = sorted(folder.rglob("*.tar"))
     if not files:
-        raise DataError(f"no .tar in {folder}")
+        raise DataError(f"no .tar file in {folder}")
     layout = detect_layout(files)
     shards: list[ShardInfo] = []
     faults: list[Dropped] = []
     turns: Counter[str] = Counter()
     images = 0
     with IndexWriter(folder) as index:
-        for scan in in_order(partial(_scan_below, folder, corpus, layout), files, workers):
+        for scan in map_in_order(partial(_scan_below, folder, ScanOptions(corpus, layout)), files, workers):
             faults += scan.faults
             if len(scan.rows):
                 shards.append(scan.info)
@@ -246,26 +245,26 @@ def index_corpus(
     return manifest, faults
 
 
-def _scan_below(folder: Path, corpus: str, layout: str, file: Path) -> ShardScan:
-    return scan_shard(file, corpus=corpus, layout=layout, name=str(file.relative_to(folder)))
+def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:
+    return scan_shard(file, options, name=str(file.relative_to(folder)))
 
 
 def detect_layout(files: Iterable[Path]) -> str:
-    """`records` where the first json has turns, `captions` else."""
+    """`records` if the first json has turns, else `captions`."""
     for file in files:
-        data = _mapped(file)
+        data = _map(file)
         try:
             for member in tar.find_members(data):
                 if split_name(member.name)[1] == "json":
                     document = json.loads(bytes(data[member.data_offset : member.data_offset + member.size]))
                     return RECORDS if isinstance(document, dict) and "turns" in document else CAPTIONS
-        except (ValueError, RecursionError):  # a damaged tar or json: the next one may tell
+        except (ValueError, RecursionError):  # a damaged tar or json: try the next one
             continue
     return CAPTIONS
 
 
-def in_order(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterable[Result]:
-    """`map`, by `workers` processes (0: this one), results in the items' order."""
+def map_in_order(function: Callable[[Item], Result], items: list[Item], workers: int) -> Iterable[Result]:
+    """`map` in `workers` processes (0: in this one). Results come in the order of the items."""
     if workers == 0:
         yield from map(function, items)
         return

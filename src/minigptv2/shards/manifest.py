@@ -1,8 +1,8 @@
-"""What lies beside a corpus's tars: a small manifest, a table of shards, an index of samples; the last two are mapped.
+"""Reads and writes the files beside a corpus's tars: a small manifest, a shard table and an index of samples.
 
-`manifest.json` says what the corpus is and the hashes of the other two; `shards.npy` holds file name, bytes, samples
-and SHA-256 of every shard; `index.npy` sixteen bytes a sample. Opening a corpus reads little, however large it is: what
-a full check would cost on every start is checked where it is used (each sample carries checksums) and by
+`manifest.json` describes the corpus and holds the hashes of the other two. `shards.npy` holds file name, bytes, samples
+and SHA-256 of every shard, and `index.npy` 16 bytes per sample. Both are memory-mapped, so opening a corpus reads
+little, however large it is. Content is checked where it is used (each sample has checksums) and by
 `minigptv2 shards verify`.
 """
 
@@ -25,7 +25,8 @@ MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.np
 FORMAT = 2
 RECORDS, CAPTIONS = "records", "captions"
 LAYOUTS = (RECORDS, CAPTIONS)
-"""`records`: a sample's json is one of our records. `captions`: an image beside a json or txt with its caption."""
+"""`records`: each sample has a json with one of our records. `captions`: an image, and a json or txt with its caption.
+"""
 
 INDEX_DTYPE = np.dtype(
     [
@@ -36,15 +37,16 @@ INDEX_DTYPE = np.dtype(
         ("rest_crc", "<u4"),
     ]
 )
-"""Per sample, in tar blocks of 512 bytes: where it starts in the shard; from there, where its text (record or caption)
-starts and how long it is, header included; CRC-32 of that; CRC-32 of the sample's other members (0: none)."""
+"""Per sample, in tar blocks of 512 bytes: its start in the shard, then, relative to that, the start and the length of
+its text (record or caption) with header. Then the CRC-32 of the text, and of the sample's other members (0: none)."""
 MAX_MEMBER_BYTES = 65535 * 512
-"""32 MiB: the largest image or record an index entry can speak of."""
-_HASHED_AT_OPENING = 1 << 20
-"""Index and table are hashed when a corpus is opened if they are no larger than this (a few milliseconds)."""
-_LOOKED_FOR_AT_OPENING = 64
-"""So many shards, evenly spread, are looked for when a corpus is opened."""
-
+"""32 MiB: the largest image or record that an index entry can describe."""
+_MAX_HASHED_BYTES = 1 << 20
+"""Index and table are hashed when a corpus is opened if they are at most this large (a few milliseconds)."""
+_SHARDS_CHECKED = 64
+"""Number of shards, evenly spread, that are checked for existence when a corpus is opened."""
+_NOT_WRITTEN = ("shards", "fingerprint")
+_ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
 
 TABLE_FIELDS = ("bytes", "samples", "sha256", "file")
 
@@ -60,25 +62,25 @@ class ShardInfo:
 
 
 class ShardTable(Sequence[ShardInfo]):
-    """The shards of a corpus in order, read from a memory-mapped table as they are asked for."""
+    """The shards of a corpus in order, read from a memory-mapped table on access."""
 
     def __init__(self, rows: np.ndarray) -> None:
         if rows.dtype.names != TABLE_FIELDS:
             raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS}")
         self._rows = rows
         starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        starts[1:] = rows["samples"]  # out of the mapped rows once, then summed in place
+        starts[1:] = rows["samples"]  # copied from the mapped rows once, then summed in place
         self.starts: np.ndarray = np.cumsum(starts, out=starts)
-        """int64 [shards + 1]: number of each shard's first sample, and the total."""
+        """int64 [shards + 1]: number of each shard's first sample, then the total."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, shard: int) -> ShardInfo:  # type: ignore[override]  # slices are not offered
+    def __getitem__(self, shard: int) -> ShardInfo:  # type: ignore[override]  # slices are not supported
         size, samples, sha256, name = self._rows[shard].item()
         file = name.decode()
         if file.startswith("/") or ".." in file.split("/") or ":" in file:
-            raise DataError(f"{TABLE_FILE}: shard '{file}' is not a file below its corpus's folder")
+            raise DataError(f"{TABLE_FILE}: shard '{file}' is not a path below the corpus folder")
         return ShardInfo(file, size, sha256.hex(), samples)
 
     def __iter__(self) -> Iterator[ShardInfo]:
@@ -86,13 +88,13 @@ class ShardTable(Sequence[ShardInfo]):
 
     @property
     def bytes(self) -> int:
-        """Of all shards together."""
+        """Total size of all shards."""
         return int(self._rows["bytes"].sum())
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus folder holds. `turns` counts turns by task."""
+    """Describes a corpus folder. `turns` counts turns by task."""
 
     corpus: str
     samples: int
@@ -103,33 +105,33 @@ class Manifest:
     shards: ShardTable = field(compare=False)
     layout: str = RECORDS
     baked_side: int | None = None
-    """Side of the square that images were squashed to when they were stored; None: they are as they came."""
+    """Side of the square that images were squashed to when they were stored. None: they are stored unchanged."""
     dropped: int = 0
-    """Samples that the source had and the shards have not; `dropped.jsonl` names them."""
+    """Samples of the source that are not in the shards. `dropped.jsonl` lists them."""
     license: str = ""
     split: str = ""
-    """Of the original corpus, where it has any; empty also for what was indexed or built before this was noted."""
+    """Split of the original corpus. Empty if it has none, if tars were indexed, or in corpora of old versions."""
     format: int = FORMAT
     fingerprint: str = field(default="", compare=False)
-    """SHA-256 of the manifest file. It covers every byte of the corpus, through the hashes of table and shards."""
+    """SHA-256 of the manifest file. Through the hashes of table and shards it covers every byte of the corpus."""
 
     @property
     def title(self) -> str:
-        """Corpus and split, as messages name them."""
+        """Corpus and split, for messages."""
         return f"{self.corpus} {self.split}".strip()
 
 
 class IndexWriter:
-    """The index of a corpus, appended to on the disk as its shards are made: no row of it stays in memory.
+    """Writes the index of a corpus to disk as its shards are finished, so that no row stays in memory.
 
-    A context: what was not finished at its end is removed.
+    A context manager: removes the file if it was not finished.
     """
 
     def __init__(self, folder: Path) -> None:
         self.samples = 0
         self._file = folder / INDEX_FILE
         self.temporary = folder / f".{INDEX_FILE}.{os.getpid()}.tmp"
-        self._stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `finish` or at the context's end
+        self._stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `finish` or when the context ends
         self._write_header()
 
     def __enter__(self) -> Self:
@@ -139,25 +141,28 @@ class IndexWriter:
         close_and_remove(self._stream, self.temporary)
 
     def append(self, rows: np.ndarray) -> None:
-        """Rows (`INDEX_DTYPE`) of the next shard."""
+        """Append the rows (`INDEX_DTYPE`) of the next shard."""
         self._stream.write(rows.tobytes())
         self.samples += len(rows)
 
     def finish(self) -> str:
-        """Give the file its name; returns its SHA-256."""
+        """Give the file its final name. Returns its SHA-256."""
         self._stream.seek(0)
         self._write_header()
         self._stream.close()
-        return _named(self.temporary, self._file)
+        return _publish(self.temporary, self._file)
 
     def _write_header(self) -> None:
-        """The one that `numpy.save` writes, which takes as many bytes for any number of rows."""
+        """Write the header of `numpy.save`, which has the same size for any number of rows."""
         described = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False}
         np.lib.format.write_array_header_1_0(self._stream, {**described, "shape": (self.samples,)})
 
 
 def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter, **facts: object) -> Manifest:
-    """Write index, table and manifest, the manifest last; `facts` are `Manifest`'s other fields. Returns it loaded."""
+    """Write index, table and manifest, the manifest last. `facts` are the other fields of `Manifest`.
+
+    Returns the manifest, loaded again from the disk.
+    """
     shards = list(shards)
     width = max((len(shard.file.encode()) for shard in shards), default=1)
     table = np.array(
@@ -180,7 +185,7 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
 
 
 def _own_hash(document: dict[str, object]) -> str:
-    """Of everything in the manifest but this hash, so that a changed digit does not go by."""
+    """Hash of everything in the manifest except this hash, so that any change is detected."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -188,85 +193,81 @@ def _save_array(file: Path, array: np.ndarray) -> str:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as stream:
         np.save(stream, array)
-    return _named(temporary, file)
+    return _publish(temporary, file)
 
 
-def _named(temporary: Path, file: Path) -> str:
-    """Sync the file and give it its name; returns its SHA-256."""
+def _publish(temporary: Path, file: Path) -> str:
+    """Sync the file and give it its final name. Returns its SHA-256."""
     sync_file(temporary)
     digest = sha256_of(temporary)
     os.replace(temporary, file)
     return digest
 
 
-_NOT_WRITTEN = ("shards", "fingerprint")
-_ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
+def load_manifest(folder: Path, *, check_shards: bool = True) -> Manifest:
+    """The manifest of a corpus folder, after checks that take the same time for any corpus size.
 
-
-def load_manifest(folder: Path, *, look: bool = True) -> Manifest:
-    """The manifest of a corpus folder, after a check that does not grow with the corpus.
-
-    `look` False leaves out the look for shards, where they lie elsewhere.
-    Raises `DataError` naming what is missing and how to make it: a file, a shard (a few dozen are looked for, all of
-    a small corpus), a table that is not the manifest's.
+    `check_shards=False` does not check that shards exist, for shards stored elsewhere.
+    Raises `DataError` naming what is missing and how to create it: a file, a shard (up to 64 are checked), or a
+    table that does not match the manifest.
     """
     manifest = parse_manifest(folder)
     shards = manifest.shards
-    if not look:
+    if not check_shards:
         return manifest
-    looked_for = np.unique(np.linspace(0, len(shards) - 1, _LOOKED_FOR_AT_OPENING, dtype=np.int64)).tolist()
-    missing = [file for file in (shards[shard].file for shard in looked_for) if not os.path.isfile(f"{folder}/{file}")]
+    checked = np.unique(np.linspace(0, len(shards) - 1, _SHARDS_CHECKED, dtype=np.int64)).tolist()
+    missing = [file for file in (shards[shard].file for shard in checked) if not os.path.isfile(f"{folder}/{file}")]
     if missing:
         raise DataError(
-            f"{folder}: of {len(looked_for)} shards looked for (of {len(shards)}) {len(missing)} are missing, "
-            f"first {missing[0]}; `minigptv2 shards verify {folder}` names them all"
+            f"{folder}: {len(missing)} of {len(checked)} checked shards (of {len(shards)}) are missing, first "
+            f"{missing[0]}; `minigptv2 shards verify {folder}` lists all of them"
         )
     return manifest
 
 
 def parse_manifest(folder: Path) -> Manifest:
-    """The manifest and its table, without a look at the shards."""
+    """The manifest and its table, without a check of the shards. Raises `DataError` if they are invalid."""
     file = folder / MANIFEST_FILE
     if not file.is_file():
         raise DataError(
             f"no {MANIFEST_FILE} in {folder}: build the corpus with `minigptv2 shards build {folder.name} "
-            f"--output {folder}`, index tars that are there with `minigptv2 shards index {folder}`, or set data.shards"
+            f"--output {folder}`, index existing tars with `minigptv2 shards index {folder}`, or set data.shards"
         )
     data = file.read_bytes()
     try:
         document = json.loads(data)
         if document.get("format") != FORMAT:
-            raise DataError(f"{file}: format {document.get('format')}, this version reads {FORMAT}: build it again")
+            raise DataError(f"{file}: has format {document.get('format')}, expected {FORMAT}: build the corpus again")
         if document.pop("sha256") != _own_hash(document):
-            raise ValueError("its content is not what it was written with; `minigptv2 shards index` makes it anew")
+            raise ValueError("its content was changed after it was written; `minigptv2 shards index` writes it again")
         num_shards, _ = (document.pop(key) for key in _ONLY_FOR_READERS_OF_JSON)
-        rows = _mapped(folder / TABLE_FILE, document["shards_sha256"], num_shards)
+        rows = _map(folder / TABLE_FILE, document["shards_sha256"], num_shards)
         manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{file}: not a manifest: {type(error).__name__}: {error}") from error
+        raise DataError(f"{file}: not a valid manifest: {type(error).__name__}: {error}") from error
     if manifest.layout not in LAYOUTS:
         raise DataError(f"{file}: layout '{manifest.layout}' is not one of {', '.join(LAYOUTS)}")
     if manifest.shards.starts[-1] != manifest.samples:
-        held = manifest.shards.starts[-1]
-        raise DataError(f"{folder / TABLE_FILE}: {held} samples, {file.name} says {manifest.samples}")
+        found = manifest.shards.starts[-1]
+        raise DataError(f"{folder / TABLE_FILE}: {found} samples, {file.name} says {manifest.samples}")
     return manifest
 
 
 def open_index(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The memory-mapped index (`INDEX_DTYPE`). Raises `DataError` where it is not the manifest's."""
-    index = _mapped(folder / INDEX_FILE, manifest.index_sha256, manifest.samples)
+    """The memory-mapped index, `INDEX_DTYPE` [samples]. Raises `DataError` if it does not match the manifest."""
+    index = _map(folder / INDEX_FILE, manifest.index_sha256, manifest.samples)
     if index.dtype != INDEX_DTYPE:
         raise DataError(f"{folder / INDEX_FILE}: entries are {index.dtype}, expected {INDEX_DTYPE}")
     return index
 
 
-def _mapped(file: Path, sha256: str, rows: int) -> np.ndarray:
+def _map(file: Path, sha256: str, rows: int) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; `minigptv2 shards index` makes it anew") from error
+        raise DataError(f"{file}: cannot be read: {error}; `minigptv2 shards index` writes it again") from error
     if array.shape != (rows,):
         raise DataError(f"{file}: {array.shape} entries, {MANIFEST_FILE} says {rows}")
-    if file.stat().st_size <= _HASHED_AT_OPENING and sha256_of(file) != sha256:
-        raise DataError(f"{file}: not the file that its manifest was written with")
+    if file.stat().st_size <= _MAX_HASHED_BYTES and sha256_of(file) != sha256:
+        raise DataError(f"{file}: does not match the hash in its manifest")
     return array

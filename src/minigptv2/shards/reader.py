@@ -1,8 +1,7 @@
-"""Random access to the samples of one corpus: number in, record or image out.
+"""Reads samples of one corpus by number: records and images, or the caption records of img2dataset's tars.
 
-Members are read as raw bytes, held against the checksums of the index, and interpreted by our own short allow-list;
-nothing is unpickled, executed or extracted. What comes out is what was written, or a `DataError` that names corpus,
-shard and key.
+Members are read as raw bytes, checked against the checksums of the index, and decoded by a short allow-list. Nothing is
+unpickled, executed or extracted. The result is what was written, or a `DataError` that names corpus, shard and key.
 """
 
 from __future__ import annotations
@@ -19,40 +18,47 @@ from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import image_size
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
+from minigptv2.shards.local_files import LocalFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
-from minigptv2.shards.remote import files_of, local_copy
-from minigptv2.shards.writer import IMAGE_EXTENSIONS
+from minigptv2.shards.remote import RemoteFiles, is_remote, mirror
 from minigptv2.tasks import validate
+
+TEXT_EXTENSIONS = ("json", "txt")
+"""Of members that may hold a caption, the preferred one first."""
+_CAPTION_KEYS = ("caption", "text")
+_KEPT_KEYS = ("url", "key", "sha256")
+"""Keys of img2dataset's json that are kept as provenance."""
 
 
 class CorpusReader:
     """Reads samples 0 .. len - 1 of a corpus, in the order of its manifest.
 
-    `folder` is a path or an `https://` or `s3://` URL; of a remote corpus, manifest, table and index are copied to a
-    cache on this machine and samples are read by byte ranges. `look` False does not ask whether shards are there.
+    `folder` is a path or an `https://` or `s3://` URL. For a remote corpus, manifest, table and index are copied to a
+    local cache, and samples are read in byte ranges. `check_shards=False` does not check that shards exist.
     """
 
-    def __init__(self, folder: Path | str, *, look: bool = True) -> None:
+    def __init__(self, folder: Path | str, *, check_shards: bool = True) -> None:
         self.folder = folder
-        self._beside = local_copy(folder)
-        self.manifest: Manifest = load_manifest(self._beside, look=look and self._beside == Path(folder))
-        self._index = open_index(self._beside, self.manifest)
-        self._files = files_of(folder)
+        remote = is_remote(folder)
+        local = mirror(str(folder)) if remote else Path(folder)
+        self.manifest: Manifest = load_manifest(local, check_shards=check_shards and not remote)
+        self._index = open_index(local, self.manifest)
+        self._files = RemoteFiles(str(folder)) if remote else LocalFiles(folder)
 
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
-        return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors do not travel
+        return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors are not pickled
 
     def __len__(self) -> int:
         return self.manifest.samples
 
     @property
     def shard_starts(self) -> np.ndarray:
-        """int64 [shards + 1]: number of each shard's first sample, and the total."""
+        """int64 [shards + 1]: number of each shard's first sample, then the total."""
         return self.manifest.shards.starts
 
     def key(self, sample: int) -> str:
-        """The sample's key in its shard; `#n` for the n-th sample of a shard that cannot be read there."""
+        """The sample's key in its shard, or `#n` for the n-th sample of a shard if it cannot be read."""
         shard = self._shard_of(sample)
         try:
             name, _ = self._text(sample)
@@ -60,21 +66,24 @@ class CorpusReader:
             return f"#{sample - self.shard_starts[shard]}"
         return split_name(name)[0]
 
+    def shard_file(self, sample: int) -> str:
+        """File name, below the corpus folder, of the shard that holds the sample."""
+        return self.manifest.shards[self._shard_of(sample)].file
+
     def where(self, sample: int) -> str:
-        """Provenance of a sample, for messages: shard, number in it, key."""
+        """Location of a sample, for messages: shard, number in the shard, key."""
         shard = self._shard_of(sample)
         place = f"{self.manifest.shards[shard].file} / sample {sample - self.shard_starts[shard]}"
         key = self.key(sample)
         return place if key.startswith("#") else f"{place} ({key})"
 
     def dropped(self, sample: int, error: DataError) -> Dropped:
-        """The loss of a sample for a reason that one of the methods below, or a later stage, gave."""
-        shard = self.manifest.shards[self._shard_of(sample)].file
+        """A dropped sample, with the reason that one of the methods below, or a later step, raised."""
         reason = str(error).removeprefix(f"{self.where(sample)}: ")
-        return Dropped(self.manifest.corpus, shard, self.key(sample), reason)
+        return Dropped(self.manifest.corpus, self.shard_file(sample), self.key(sample), reason)
 
     def record(self, sample: int) -> Record:
-        """The validated record. Raises `DataError` if it is not the one that was written, or none."""
+        """The validated record. Raises `DataError` if it is not the one that was written, or is invalid."""
         name, data = self._text(sample)
         where = self.where(sample) if self.manifest.layout == CAPTIONS else ""
         if self.manifest.layout == CAPTIONS:
@@ -82,12 +91,12 @@ class CorpusReader:
         try:
             record = from_json(data, "")
             validate(record, "")
-        except DataError as error:  # the message's place costs reads, so it is made where it is needed
+        except DataError as error:  # the location costs reads, so it is only computed on errors
             raise DataError(f"{self.where(sample)}{error}") from error
         return record
 
     def image(self, sample: int) -> bytes:
-        """The image file's bytes, undecoded. Raises `DataError` if they are not those that were written."""
+        """The bytes of the image file, not decoded. Raises `DataError` if they are not those that were written."""
         start, text_at, text_bytes, text_crc, rest_crc = self._entry(sample)
         shard = self._shard_of(sample)
         last = sample + 1 == self.shard_starts[shard + 1]
@@ -128,7 +137,7 @@ class CorpusReader:
         return member.name, data[member.data_offset : member.data_offset + member.size]
 
     def _entry(self, sample: int) -> tuple[int, int, int, int, int]:
-        """Byte of the sample in its shard; from there, byte and size of its text; the two checksums."""
+        """Byte offset of the sample in its shard, offset from there and size of its text, and the two checksums."""
         block, text_block, text_blocks, text_crc, rest_crc = self._index[sample].item()
         return block * tar.BLOCK, text_block * tar.BLOCK, text_blocks * tar.BLOCK, text_crc, rest_crc
 
@@ -146,30 +155,26 @@ class CorpusReader:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member's name, as webdataset splits it: at the first dot after the last slash."""
+    """Key and extension of a member's name, split as webdataset does: at the first dot after the last slash."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-TEXT_EXTENSIONS = ("json", "txt")
-"""Where a caption may stand, the better place first."""
-_CAPTION_KEYS = ("caption", "text")
-_KEPT_KEYS = ("url", "key", "sha256")
-"""What of img2dataset's json is kept as provenance."""
-
-
 def record_of_caption(extension: str, data: bytes, size: Callable[[], tuple[str, int, int]], where: str) -> Record:
-    """The caption record of one sample. `size` gives format, width and height of the image, asked only where the text
-    does not say. Raises `DataError`, beginning with `where`, for a sample without a caption."""
+    """The caption record of one sample.
+
+    `size` returns format, width and height of the image. It is only called if the text does not contain the size.
+    Raises `DataError`, prefixed by `where`, for a sample without a caption.
+    """
     try:
         document = {"caption": data.decode()} if extension == "txt" else json.loads(data)
         caption = next((document[key] for key in _CAPTION_KEYS if document.get(key)), None)
         width, height = document.get("width"), document.get("height")
         if isinstance(caption, str):
-            caption.encode()  # half a surrogate pair, which JSON can spell, is a ValueError here, not in the tokenizer
+            caption.encode()  # JSON can contain half a surrogate pair: raise ValueError here, not in the tokenizer
     except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where}: not a captioned image's {extension}: {error}") from error
+        raise DataError(f"{where}: not a valid caption {extension}: {error}") from error
     if not isinstance(caption, str) or not caption.strip():
         raise DataError(f"{where}: no caption ({' or '.join(_CAPTION_KEYS)}) in its {extension}")
     if not (isinstance(width, int) and isinstance(height, int)):

@@ -1,6 +1,6 @@
-"""Tar archives as bytes: members found strictly, headers written deterministically. Nothing is ever extracted.
+"""Finds members of tar archives strictly, and writes headers deterministically. Nothing is ever extracted.
 
-Reads what webdataset, img2dataset, GNU tar and Python write (ustar, GNU long names, pax paths); anything else in an
+Reads what webdataset, img2dataset, GNU tar and Python write (ustar, GNU long names, pax paths). Anything else in an
 archive is a `TarError`. Python's `tarfile` is lenient (a damaged header ends the archive silently) and slower.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 MAX_NAME_BYTES = 100
-"""What a plain ustar header holds; our own writer refuses longer names, the reader does not."""
+"""Length of a name in a plain ustar header. Our writer refuses longer names, the reader accepts them."""
 
 _REGULAR = (b"0", b"\0", b"7")
 _DIRECTORY, _LONG_NAME, _PAX, _PAX_GLOBAL = b"5", b"L", b"x", b"g"
@@ -21,12 +21,12 @@ _MOST_PAX_DIGITS = 9
 
 
 class TarError(ValueError):
-    """The bytes are not a tar archive that holds plain files; says where and why."""
+    """The bytes are not a tar archive of plain files. The message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive: bytes of its first header (extended ones included), of its data, and the data's size."""
+    """A file in an archive: byte offsets of its first header (also extended) and of its data, and the data's size."""
 
     name: str
     offset: int
@@ -45,31 +45,31 @@ def padded(size: int) -> int:
 
 
 def find_members(data: bytes | memoryview, start: int = 0, *, whole: bool = True) -> Iterator[Member]:
-    """The plain files in `data` from byte `start` on.
+    """Yield the plain files in `data` from byte `start` on.
 
-    `whole` asks for an archive that ends as archives end (a block of zeros); without it the data may stop after any
-    member. Raises `TarError` for a wrong checksum, a member that reaches past the end, links, devices, sparse files
-    and names that leave the archive.
+    `whole` requires the end mark of an archive (a block of zeros). Without it the data may stop after any member.
+    Raises `TarError` for a wrong checksum, a member that extends past the end, links, devices, sparse files and
+    names that point outside the archive.
     """
     position, first, long_name = start, start, None
     while True:
         header = bytes(data[position : position + BLOCK])
         if len(header) < BLOCK:
             if whole or header:
-                raise TarError(f"ends at byte {position + len(header)} without the archive's end mark")
+                raise TarError(f"ends at byte {position + len(header)} without an end mark")
             return
         if header == END_OF_ARCHIVE[:BLOCK]:
             if bytes(data[position:]).strip(b"\0"):
-                raise TarError(f"bytes after the archive's end mark at {position}")
+                raise TarError(f"bytes after the end mark at {position}")
             return
         name, size, kind = _parse_header(header, position)
         body = position + BLOCK
         if body + padded(size) > len(data):
             over = body + padded(size) - len(data)
-            raise TarError(f"member '{name}' at byte {position} reaches {over} bytes past the end")
+            raise TarError(f"member '{name}' at byte {position} extends {over} bytes past the end")
         if kind in (_LONG_NAME, _PAX):
             if size > _LARGEST_EXTENSION:
-                raise TarError(f"an extended header of {size} bytes at byte {position}")
+                raise TarError(f"extended header of {size} bytes at byte {position} is too large")
             extension = bytes(data[body : body + size])
             long_name = _gnu_name(extension) if kind == _LONG_NAME else _pax_name(extension, position) or long_name
         elif kind in (_DIRECTORY, _PAX_GLOBAL):
@@ -78,14 +78,14 @@ def find_members(data: bytes | memoryview, start: int = 0, *, whole: bool = True
             yield Member(_safe_name(long_name or name), first, body, size)
             first, long_name = body + padded(size), None
         else:
-            raise TarError(f"member '{name}' at byte {position} is no plain file (type {kind!r})")
+            raise TarError(f"member '{name}' at byte {position} is not a plain file (type {kind!r})")
         position = body + padded(size)
 
 
 def header_of(name: str, size: int) -> bytes:
-    """A ustar header for a plain file: the same bytes for the same arguments everywhere (time 0, owner 0).
+    """A ustar header for a plain file. The same arguments give the same bytes on every machine (time 0, owner 0).
 
-    Raises `TarError` for a name that a plain header cannot hold.
+    Raises `TarError` for a name that does not fit a plain header.
     """
     encoded = name.encode()
     if not 0 < len(encoded) <= MAX_NAME_BYTES or not 0 <= size < 8**11:
@@ -100,7 +100,7 @@ def header_of(name: str, size: int) -> bytes:
 def _parse_header(header: bytes, position: int) -> tuple[str, int, bytes]:
     stated = _number(header[148:156], position)
     if stated != sum(header) - sum(header[148:156]) + 8 * 32:
-        raise TarError(f"damaged header at byte {position}: its checksum is wrong")
+        raise TarError(f"damaged header at byte {position}: wrong checksum")
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     full = prefix + b"/" + name if prefix else name
@@ -111,14 +111,14 @@ def _parse_header(header: bytes, position: int) -> tuple[str, int, bytes]:
 
 
 def _number(text: bytes, position: int) -> int:
-    """An octal field, or GNU's base-256 one; negative numbers are refused (they make lenient readers loop)."""
+    """An octal field, or GNU's base-256 field. Negative numbers are refused (lenient readers loop on them)."""
     if text[0] == 0x80:
         return int.from_bytes(text[1:], "big")
     digits = text.strip(b"\0 ")
     if not digits:
         return 0
     if not all(0x30 <= byte <= 0x37 for byte in digits):
-        raise TarError(f"damaged header at byte {position}: {text!r} is no octal number")
+        raise TarError(f"damaged header at byte {position}: {text!r} is not an octal number")
     return int(digits, 8)
 
 
@@ -127,7 +127,7 @@ def _gnu_name(data: bytes) -> str:
 
 
 def _pax_name(data: bytes, position: int) -> str | None:
-    """The `path` of a pax header. Raises where it overrides the size: no image or record is so large."""
+    """The `path` of a pax header. Raises if the header overrides the size: no image or record is so large."""
     path, rest = None, data
     while rest.strip(b"\0"):
         length, space, _ = rest.partition(b" ")
@@ -136,7 +136,7 @@ def _pax_name(data: bytes, position: int) -> str | None:
             raise TarError(f"damaged pax header at byte {position}")
         key, _, value = rest[len(length) + 1 : int(length) - 1].partition(b"=")
         if key == b"size" or key.startswith(b"GNU.sparse"):
-            raise TarError(f"a pax header at byte {position} sets {key.decode()}, which is not read")
+            raise TarError(f"a pax header at byte {position} sets {key.decode()}, which is not supported")
         path = _decoded(value) if key == b"path" else path
         rest = rest[int(length) :]
     return path
@@ -150,7 +150,7 @@ def _decoded(name: bytes) -> str:
 
 
 def _safe_name(name: str) -> str:
-    """The name without a leading `./`. Raises for names that would leave a folder if they were extracted."""
+    """The name without a leading `./`. Raises for names that would be extracted outside the target folder."""
     while name.startswith("./"):
         name = name[2:]
     if not name or name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():

@@ -9,11 +9,12 @@ import torch
 
 from minigptv2.cluster import distributed
 from minigptv2.data.collate import fullest_pack
+from minigptv2.engine.progress import LoadProgress
 from minigptv2.engine.saver import restore_checkpoint
 from minigptv2.engine.trainer import Trainer
-from minigptv2.engine.zero import LoadProgress, construction, shape_of
+from minigptv2.engine.zero import shape_of, zero_backend
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.model.backbones import vision_row
+from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.kernels import compile_blocks
@@ -35,7 +36,7 @@ def build_trainer(
     layers: int,
 ) -> Trainer:
     """The model filled from the stage before and the bases, under DeepSpeed; `layers` of it are recomputed."""
-    model = build_model(config.model, vocab_size, construction(deepspeed_config))
+    model = build_model(config.model, vocab_size, zero_backend(deepspeed_config).construction())
     began = time.monotonic()
     inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
     fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)
@@ -78,7 +79,7 @@ def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> N
     asked = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
     if not asked:
         return
-    row = vision_row(config.model.vision_encoder)
+    row = vision_spec(config.model.vision_encoder)
     pack = fullest_pack(
         config.data,
         image_size=row.image_size,
@@ -103,7 +104,7 @@ def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: 
         log.line(f"{part}: {total:,} parameters, {held:,} held by this rank ({share:.1f} %), from {sources[part]}")
     trained = sum(_numel(p) for p in trainer.trainable.values())
     log.line(
-        f"ZeRO stage {trainer.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
+        f"ZeRO stage {trainer.zero.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
         f"model ready in {seconds:.1f} s, peak memory {peak_memory_mib() / 1024:.2f} GiB"
     )
 

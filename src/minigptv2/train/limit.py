@@ -111,7 +111,7 @@ class LimitReport:
 
     def _lever(self, compute: float, wire: float, data: float, recomputed: float, waiting: float, step: float) -> str:
         """What would gain most, with what it could gain at best."""
-        frozen_moves = any(not part.trained for part in self.costs.parts) and self.plan.stage == 3
+        frozen_moves = any(not part.trained for part in self.costs.parts) and self.plan.shards_parameters
         levers = {
             "more data.num_workers or cores: the step waits for data": waiting * step,
             "fewer model.recompute_layers": recomputed * compute if self.recomputed_layers else 0.0,

@@ -22,7 +22,7 @@ from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import RequeueExit
 from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.run_config import RunConfig
-from minigptv2.shards.dropped import Dropped, DropReport, TooManyDropped, keep_last_losses
+from minigptv2.shards.dropped import Dropped, DropReport, TooManyDropped, save_unreported_drops
 from minigptv2.tracking.log import RunLog
 from minigptv2.train.limit import LimitReport
 from minigptv2.train.meter import Meter
@@ -116,7 +116,7 @@ def _telling_last_losses(
         yield from steps
     except TooManyDropped as stop:
         rank = distributed.rank()
-        keep_last_losses(run, [*losses, *((trainer.step + 1, rank, loss) for loss in stop.dropped)])
+        save_unreported_drops(run, [*losses, *((trainer.step + 1, rank, loss) for loss in stop.dropped)])
         raise
 
 

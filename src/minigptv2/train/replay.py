@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minigptv2.batch import IGNORE
 from minigptv2.engine.bundle import CONFIG_FILE, Bundle, KeptMicroBatch, load_bundle
-from minigptv2.engine.trainer import dropout_seed
+from minigptv2.engine.optimizer import dropout_seed
 from minigptv2.model.bases import fill_weights, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.export import assign_plain, load_info, tokenizer_of

@@ -24,7 +24,7 @@ from minigptv2.engine.zero import full_value
 from minigptv2.errors import ConfigError
 from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
-from minigptv2.model.backbones import vision_row
+from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import names_to_export
 from minigptv2.model.export import save_export, tokenizer_of
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -32,6 +32,7 @@ from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
 from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -110,7 +111,8 @@ def _train(
         position = restore(trainer, start, config, log)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, encoder, position=position, step=start.step)
-        predictor = Predictor(model, tokenizer, synced_ranks=trainer.stage == 3 and distributed.world_size() > 1)
+        synced = trainer.zero.shards_parameters and distributed.world_size() > 1
+        predictor = Predictor(model, tokenizer, synced_ranks=synced)
         heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
         gc.collect()
         gc.freeze()  # what is built lives to the end; full collections walked it (11 % of samples while generating)
@@ -120,7 +122,7 @@ def _train(
         position = run_loop(config, trainer, steps, plan, log, evaluator, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
         watch.set_phase("exporting")
-        return export(run / "export")
+        return export(RunFolder(run).export)
     finally:
         log.close()
 
@@ -138,7 +140,7 @@ def _saver(run: Path, config: RunConfig, log: RunLog) -> CheckpointSaver:
 def _prompt_encoder(config: RunConfig, tokenizer: Tokenizer) -> PromptEncoder:
     return PromptEncoder(
         tokenizer,
-        tokens_per_image=vision_row(config.model.vision_encoder).tokens_per_image,
+        tokens_per_image=vision_spec(config.model.vision_encoder).tokens_per_image,
         max_tokens=config.data.max_tokens,
     )
 
@@ -170,7 +172,7 @@ def _steps(
         plan,
         encoder,
         config.data,
-        image_size=vision_row(config.model.vision_encoder).image_size,
+        image_size=vision_spec(config.model.vision_encoder).image_size,
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
         rank=distributed.rank(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.corpora.sources import (
@@ -29,12 +29,12 @@ from minigptv2.corpora.sources import (
     vsr,
 )
 
-__all__ = ["CORPORA", "Corpus", "Draft", "Raw", "Rejected"]
+__all__ = ["CORPORA", "CorpusSpec", "Draft", "Raw", "Rejected"]
 
 
-def _toy(corpus: str, train: int, task: str | None = None) -> Corpus:
+def _toy(corpus: str, train: int, task: str | None = None) -> CorpusSpec:
     sizes = {"train": train, "val": 300}
-    return Corpus(
+    return CorpusSpec(
         name=f"toy_{corpus}",
         title="the toy world",
         drafts=partial(toy.drafts, corpus=corpus, sizes=sizes),
@@ -73,7 +73,7 @@ _ROWS = (
     _toy("detection", 8000),
     _toy("conversation", 6000, "mixed"),
     _toy("language", 2000),
-    Corpus(
+    CorpusSpec(
         name="photographs",
         title="fifteen photographs from pip packages",
         drafts=photographs.drafts,
@@ -85,5 +85,5 @@ _ROWS = (
     ),
 )
 
-CORPORA: dict[str, Corpus] = {row.name: row for row in _ROWS}
+CORPORA: dict[str, CorpusSpec] = {row.name: row for row in _ROWS}
 """Every corpus by name."""

@@ -13,15 +13,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, read_json, stream_json
 from minigptv2.record import Turn
 
 LICENSE = "CC BY 4.0 (annotations), Flickr terms (pictures)"
-PICTURES = "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
+GET_IMAGES = "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
 DOWNLOAD = (
-    f"{PICTURES}; coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
+    f"{GET_IMAGES}; coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
     "sfr-vision-language-research/datasets/ or dataset_coco.json from https://cs.stanford.edu/people/karpathy/"
     "deepimagesent/caption_datasets.zip, in coco/annotations/"
 )
@@ -29,7 +29,7 @@ FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 _NAMED = re.compile(r"(?:COCO_(?P<folder>train2014|val2014|test2014|test2015)_)?(?P<id>\d{1,12})(?:\.jpe?g)?$")
 
 
-def picture(raw: Raw, name: str | int) -> tuple[str, ...]:
+def image_paths(raw: Raw, name: str | int) -> tuple[str, ...]:
     """Where a picture of COCO may lie, by id or by any of the ways in which annotations name it, likeliest first.
 
     A name with its folder (`COCO_train2014_...`) is looked for there first; the same picture has another name in the
@@ -48,17 +48,19 @@ def picture(raw: Raw, name: str | int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def need_pictures(raw: Raw) -> None:
+def require_images(raw: Raw) -> None:
     """Raise `DataError` where none of COCO's picture folders is below the root."""
     raw.find(*(f"{place}/{folder}" for place in ("coco", "coco/images") for folder in FOLDERS))
 
 
 def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """A picture with all its captions, of `train` (with Karpathy's `restval`), `val` or `test`."""
-    need_pictures(raw)
+    require_images(raw)
     for name, texts in captions_of_split(raw, split).items():
-        number = str(picture_id(name))
-        yield Draft(number, (Turn("caption", answers=texts),), picture(raw, name), {"corpus": raw.corpus, "id": number})
+        number = str(image_id_of(name))
+        yield Draft(
+            number, (Turn("caption", answers=texts),), image_paths(raw, name), {"corpus": raw.corpus, "id": number}
+        )
 
 
 def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
@@ -84,7 +86,7 @@ def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(texts) for name, texts in found.items()}
 
 
-def picture_id(name: str | int) -> int:
+def image_id_of(name: str | int) -> int:
     """COCO's number of a picture named in any of the usual ways."""
     match = _NAMED.match(PurePosixPath(str(name)).name)
     if match is None:
@@ -107,7 +109,7 @@ def chair(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="coco_caption",
         title="COCO Captions",
         drafts=captions,
@@ -119,7 +121,7 @@ CORPORA = (
         download=DOWNLOAD,
         size="19 GB",
     ),
-    Corpus(
+    CorpusSpec(
         name="coco_chair",
         title="COCO objects and captions, for CHAIR",
         drafts=chair,

@@ -20,7 +20,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.errors import DataError
@@ -193,15 +193,15 @@ _DOWNLOAD = (
 _LICENSE = "CC BY-NC 4.0 (annotations), Flickr terms (pictures)"
 
 
-def _row(name: str, title: str, task: str, write: Write) -> Corpus:
-    return Corpus(
+def _row(name: str, title: str, task: str, write: Write) -> CorpusSpec:
+    return CorpusSpec(
         name=name,
         title=f"Flickr30k Entities, {title}",
         drafts=partial(entities, write=write),
         tasks=(task,),
         expected={"train": None, "val": None, "test": None},  # pictures are known, their turns are not
         counted="turns",
-        train_pictures=29_783,
+        train_images=29_783,
         license=_LICENSE,
         stages=(3,),
         download=_DOWNLOAD,
@@ -213,7 +213,7 @@ CORPORA = (
     _row("flickr_grounded_caption", "grounded caption", "grounding", grounded_caption),
     _row("flickr_caption_to_phrase", "caption to phrases", "detection", caption_to_phrases),
     _row("flickr_phrase_to_box", "phrase to boxes", "detection", phrase_to_boxes),
-    Corpus(
+    CorpusSpec(
         name="flickr30k_caption",
         title="Flickr30k captions",
         drafts=captions,

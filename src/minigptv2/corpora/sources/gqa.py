@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.corpora.sources.vqa import Question, group, shared
@@ -37,14 +37,14 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="gqa",
         title="GQA, balanced",
         drafts=drafts,
         tasks=("vqa",),
         expected={"train": 943_000, "val": 132_062, "testdev": 12_578},
         counted="questions",
-        train_pictures=72_140,
+        train_images=72_140,
         license="CC BY 4.0",
         stages=(1, 2, 3),
         download="questions1.2.zip, images.zip from https://cs.stanford.edu/people/dorarad/gqa/download.html in gqa/",

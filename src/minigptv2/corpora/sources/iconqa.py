@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, read_json
 from minigptv2.errors import DataError
@@ -61,7 +61,7 @@ def _ids(file: Path, split: str) -> list[Any]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="iconqa",
         title="IconQA, choices in words",
         drafts=drafts,

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from minigptv2.corpora.corpus import Corpus
+from typing import Any
+
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.sources import CORPORA
 
 DEMO, EVALUATION = "demo", "evaluation"
 
 
-def stages_of(corpus: Corpus) -> str:
+def stages_of(corpus: CorpusSpec) -> str:
     """`1, 2, 3`, or what the corpus is for where no stage has it."""
     return ", ".join(map(str, corpus.stages)) or (EVALUATION if corpus.has_files else DEMO)
 
 
-def counts_of(corpus: Corpus) -> str:
+def counts_of(corpus: CorpusSpec) -> str:
     """Annotations by split; `?` where nobody printed a number or links have died."""
     splits = (f"{split} {'?' if count is None else f'{count:,}'}" for split, count in corpus.expected.items())
     return f"{', '.join(splits)} {corpus.counted}"
+
+
+def as_rows() -> list[dict[str, Any]]:
+    """All corpora as plain values."""
+    return [
+        {
+            "name": name,
+            "title": corpus.title,
+            "tasks": list(corpus.tasks),
+            "stages": list(corpus.stages),
+            "counts": dict(corpus.expected),
+            "counted": corpus.counted,
+            "size": corpus.size,
+            "license": corpus.license,
+            "download": corpus.download,
+        }
+        for name, corpus in CORPORA.items()
+    ]
 
 
 def as_text() -> str:

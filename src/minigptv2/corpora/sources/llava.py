@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, clean
 from minigptv2.corpora.raw import Raw, stream_json
-from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture
+from minigptv2.corpora.sources.coco import GET_IMAGES, image_paths, require_images
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
 
@@ -41,7 +41,7 @@ def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> t
 
 def drafts(raw: Raw, split: str, *, files: tuple[str, ...]) -> Iterator[Draft | Rejected]:
     """A conversation a sample; the second of an id and picture with the same first question is left out."""
-    need_pictures(raw)
+    require_images(raw)
     file = raw.find(*files)
     seen: dict[str, set[int]] = {}
     for number, entry in stream_json(file):
@@ -58,14 +58,14 @@ def drafts(raw: Raw, split: str, *, files: tuple[str, ...]) -> Iterator[Draft | 
             continue
         unique = f"{key}-{len(seen[key])}" if seen[key] else key
         seen[key].add(said)
-        yield Draft(unique, turns, picture(raw, name), {"corpus": raw.corpus, "id": key})
+        yield Draft(unique, turns, image_paths(raw, name), {"corpus": raw.corpus, "id": key})
 
 
 _LICENSE = "CC BY 4.0, OpenAI terms (text), Flickr terms (pictures)"
 
 
-def _row(name: str, title: str, file: str, conversations: int) -> Corpus:
-    return Corpus(
+def _row(name: str, title: str, file: str, conversations: int) -> CorpusSpec:
+    return CorpusSpec(
         name=name,
         title=f"LLaVA-Instruct, {title}",
         drafts=partial(drafts, files=(f"llava/{file}",)),
@@ -74,7 +74,7 @@ def _row(name: str, title: str, file: str, conversations: int) -> Corpus:
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{PICTURES}; {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
+        download=f"{GET_IMAGES}; {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
         size="19 GB (COCO 2017)",
     )
 
@@ -83,7 +83,7 @@ CORPORA = (
     _row("llava_conversation", "conversation", "conversation_58k.json", 56_681),
     _row("llava_detail", "detail", "detail_23k.json", 23_240),
     _row("llava_reasoning", "reasoning", "complex_reasoning_77k.json", 76_643),
-    Corpus(
+    CorpusSpec(
         name="multitask_conversation",
         title="multi-task conversation",
         drafts=partial(
@@ -95,7 +95,7 @@ CORPORA = (
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{PICTURES}; multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
+        download=f"{GET_IMAGES}; multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
         "README_MINIGPTv2_FINETUNE.md says, in multitask_conversation/",
         size="19 GB (COCO)",
     ),

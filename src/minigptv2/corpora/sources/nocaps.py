@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, read_json
 from minigptv2.record import Turn
@@ -33,7 +33,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="nocaps",
         title="NoCaps, validation",
         drafts=drafts,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.record import Turn
@@ -43,14 +43,14 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="ocr_vqa",
         title="OCR-VQA",
         drafts=drafts,
         tasks=("vqa",),
         expected={"train": None, "val": None, "test": None},
         counted="questions",
-        train_pictures=166_022,
+        train_images=166_022,
         license="none stated",
         stages=(1, 2, 3),
         download="dataset.json and the script that loads the covers from https://ocr-vqa.github.io in ocrvqa/",

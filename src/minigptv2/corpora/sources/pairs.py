@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minigptv2.corpora import img2dataset as tars
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw
 from minigptv2.record import Turn
@@ -32,8 +32,8 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 yield Draft(entry.key, (Turn("caption", answers=(one_line(entry.caption),)),), entry.image, source)
 
 
-def _row(name: str, title: str, license: str, listed: str, command: str, size: str) -> Corpus:
-    return Corpus(
+def _row(name: str, title: str, license: str, listed: str, command: str, size: str) -> CorpusSpec:
+    return CorpusSpec(
         name=name,
         title=title,
         drafts=drafts,

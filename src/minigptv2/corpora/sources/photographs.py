@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.draft import Draft, drafted
+from minigptv2.corpora.draft import Draft, drafts_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn
-from minigptv2.shards.writer import Sample
+from minigptv2.shards.shard_file import Sample
 
 ANNOTATIONS = "photographs.json"
 
@@ -41,7 +41,7 @@ def samples(root: Path, split: str) -> Iterator[Sample]:
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft]:
     """`samples` for building."""
-    return drafted(samples(raw.root, split))
+    return drafts_of(samples(raw.root, split))
 
 
 def _image_bytes(entry: dict[str, Any]) -> bytes:

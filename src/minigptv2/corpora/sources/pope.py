@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, is_list, read_lines, stream_json
-from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.corpora.sources.coco import GET_IMAGES, image_id_of, image_paths, require_images
 from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """A picture's questions, `yes` or `no` the answer."""
-    need_pictures(raw)
+    require_images(raw)
     name = f"coco_pope_{split}.json"
     file = raw.find(f"pope/{name}", f"pope/{name}l", f"pope/coco/{name}")
     rows = (entry for _, entry in stream_json(file)) if is_list(file) else read_lines(file)
@@ -29,12 +29,12 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         turn = Turn("vqa", text, (row["label"],), choices=("yes", "no"), source={"id": identity})
         pictures.setdefault(row["image"], []).append(turn)
     for image, turns in pictures.items():
-        key = str(picture_id(image))
-        yield Draft(key, tuple(turns), picture(raw, image), {"corpus": raw.corpus, "id": key}, separate=True)
+        key = str(image_id_of(image))
+        yield Draft(key, tuple(turns), image_paths(raw, image), {"corpus": raw.corpus, "id": key}, separate=True)
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="pope",
         title="POPE",
         drafts=drafts,
@@ -42,7 +42,7 @@ CORPORA = (
         expected={"adversarial": 3_000, "popular": 3_000, "random": None},
         counted="questions",
         license="MIT (annotations), Flickr terms (pictures)",
-        download=f"{PICTURES}; https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
+        download=f"{GET_IMAGES}; https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
         size="7 GB (COCO val2014)",
     ),
 )

@@ -18,10 +18,10 @@ from functools import partial
 from typing import Any
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, read_plain_pickle, stream_json
-from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.corpora.sources.coco import GET_IMAGES, image_id_of, image_paths, require_images
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
@@ -41,7 +41,7 @@ class Referred:
 
 def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | Rejected]:
     """A picture's objects, each a turn of `task` (refer or identify) with all its expressions."""
-    need_pictures(raw)
+    require_images(raw)
     pictures: dict[str, list[Referred]] = {}
     seen: set[str] = set()
     for referred in referred_objects(raw, split, folder):
@@ -56,8 +56,8 @@ def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | 
             x, y, w, h = one.box
             region = Region((Box(x, y, x + w, y + h),), tuple(one.expressions))  # one said twice counts twice
             turns.append(Turn(task, regions=(region,), source={"id": one.id}))
-        number = str(picture_id(name))
-        yield Draft(number, tuple(turns), picture(raw, name), {"corpus": raw.corpus, "id": number}, separate=True)
+        number = str(image_id_of(name))
+        yield Draft(number, tuple(turns), image_paths(raw, name), {"corpus": raw.corpus, "id": number}, separate=True)
 
 
 def referred_objects(raw: Raw, split: str, folder: str) -> Iterator[Referred]:
@@ -108,20 +108,20 @@ def _from_list(raw: Raw, listed: str) -> Iterator[Referred]:
     yield from objects.values()
 
 
-def _rows(name: str, folder: str, title: str, expected: dict[str, int | None]) -> tuple[Corpus, ...]:
+def _rows(name: str, folder: str, title: str, expected: dict[str, int | None]) -> tuple[CorpusSpec, ...]:
     rest: dict[str, Any] = {
         "license": "Apache-2.0 (annotations), Flickr terms (pictures)",
         "expected": expected,
         "counted": "objects",
-        "train_pictures": {"refcoco": 16_994, "refcoco_plus": 16_992, "refcocog": 21_899}[name],
+        "train_images": {"refcoco": 16_994, "refcoco_plus": 16_992, "refcocog": 21_899}[name],
         "stages": (1, 2, 3),
-        "download": f"{PICTURES}; https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+        "download": f"{GET_IMAGES}; https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
         f"{folder}.zip unpacked below the root ({folder}/refs(...).p, {folder}/instances.json)",
         "size": "13 GB (COCO train2014)",
     }
     return (
-        Corpus(name, partial(drafts, folder=folder, task="refer"), ("refer",), title=f"{title}, refer", **rest),
-        Corpus(
+        CorpusSpec(name, partial(drafts, folder=folder, task="refer"), ("refer",), title=f"{title}, refer", **rest),
+        CorpusSpec(
             f"{name}_identify",
             partial(drafts, folder=folder, task="identify"),
             ("identify",),

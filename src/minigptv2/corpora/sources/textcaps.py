@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.record import Turn
@@ -34,7 +34,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="text_caps",
         title="TextCaps",
         drafts=drafts,

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.draft import Draft, drafted
+from minigptv2.corpora.draft import Draft, drafts_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.record import Record, Region, Turn
-from minigptv2.shards.writer import Sample
+from minigptv2.shards.shard_file import Sample
 
 SIDE = 64
 COLORS = {
@@ -187,7 +187,7 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
 
 def drafts(raw: Raw, split: str, *, corpus: str, sizes: dict[str, int]) -> Iterator[Draft]:
     """`samples` for building; `sizes` says how many a split has."""
-    return drafted(samples(corpus, sizes[split], raw.root, split))
+    return drafts_of(samples(corpus, sizes[split], raw.root, split))
 
 
 def _one_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> Shape:

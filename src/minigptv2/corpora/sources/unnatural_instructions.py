@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, read_lines, stream_json
 from minigptv2.record import Turn
@@ -46,7 +46,7 @@ def _question(instance: dict[str, Any]) -> str:
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="unnatural_instructions",
         title="Unnatural Instructions",
         drafts=drafts,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.record import Region, Turn
@@ -50,14 +50,14 @@ def drafts(raw: Raw, split: str, *, max_area: float) -> Iterator[Draft | Rejecte
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="visual_genome_refer",
         title="Visual Genome regions",
         drafts=partial(drafts, max_area=MAX_AREA),
         tasks=("refer",),
         expected={"train": 5_408_689},
         counted="regions",
-        train_pictures=108_077,
+        train_images=108_077,
         license="CC BY 4.0",
         stages=(1, 2, 3),
         download="region_descriptions.json.zip and images.zip, images2.zip from https://homes.cs.washington.edu/~ranjay/"

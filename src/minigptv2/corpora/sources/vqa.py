@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, stream_json
-from minigptv2.corpora.sources.coco import PICTURES, need_pictures, picture, picture_id
+from minigptv2.corpora.sources.coco import GET_IMAGES, image_id_of, image_paths, require_images
 from minigptv2.record import Turn
 
 
@@ -71,12 +71,12 @@ def shared(texts: Iterable[str]) -> tuple[str, ...]:
 
 def locate_coco(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
     """Key and paths of a picture of COCO."""
-    return str(picture_id(name)), picture(raw, name)
+    return str(image_id_of(name)), image_paths(raw, name)
 
 
 def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | Rejected]:
     """VQAv2 and OK-VQA. `prefix` begins the names of the official files (`v2_` for VQAv2)."""
-    need_pictures(raw)
+    require_images(raw)
     year = f"{split}2014"
     files = tuple(
         f"{folder}/{prefix}{name}.json" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
@@ -109,7 +109,7 @@ def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
 
 def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """A-OKVQA, with its choices. The official list names pictures by COCO's id, the merged one by file."""
-    need_pictures(raw)
+    require_images(raw)
     file = raw.find(f"aokvqa/aokvqa_v1p0_{split}.json", f"aokvqa/aokvqa_{split}.json")
 
     def questions() -> Iterator[Question]:
@@ -149,52 +149,52 @@ def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 _CC = "CC BY 4.0 (annotations), Flickr terms (pictures)"
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="vqav2",
         title="VQAv2",
         drafts=partial(vqa, folder="vqav2", prefix="v2_"),
         tasks=("vqa",),
         expected={"train": 443_757, "val": 214_354},
-        train_pictures=82_783,
+        train_images=82_783,
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{PICTURES}; questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
+        download=f"{GET_IMAGES}; questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
         size="20 GB (COCO 2014)",
     ),
-    Corpus(
+    CorpusSpec(
         name="ok_vqa",
         title="OK-VQA",
         drafts=partial(vqa, folder="okvqa", prefix=""),
         tasks=("vqa",),
         expected={"train": 9_009, "val": 5_046},
-        train_pictures=8_998,
+        train_images=8_998,
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{PICTURES}; questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
+        download=f"{GET_IMAGES}; questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
         size="20 GB (COCO 2014)",
     ),
-    Corpus(
+    CorpusSpec(
         name="aok_vqa",
         title="A-OKVQA",
         drafts=a_okvqa,
         tasks=("vqa",),
         expected={"train": 17_056, "val": 1_145},
-        train_pictures=16_540,
+        train_images=16_540,
         counted="questions",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
         stages=(1, 2, 3),
-        download=f"{PICTURES}; aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
+        download=f"{GET_IMAGES}; aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
         size="20 GB (COCO)",
     ),
-    Corpus(
+    CorpusSpec(
         name="vizwiz",
         title="VizWiz-VQA",
         drafts=vizwiz,
         tasks=("vqa",),
         expected={"train": 20_523, "val": 4_319},
-        train_pictures=20_523,
+        train_images=20_523,
         counted="questions",
         license="CC BY 4.0",
         download="pictures and annotations from https://vizwiz.org/tasks-and-datasets/vqa/ in vizwiz/ (val.json, val/)",

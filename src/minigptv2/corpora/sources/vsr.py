@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from minigptv2.corpora.corpus import Corpus
+from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, read_lines, stream_json
-from minigptv2.corpora.sources.coco import PICTURES, picture
+from minigptv2.corpora.sources.coco import GET_IMAGES, image_paths
 from minigptv2.record import Turn
 
 TRUE, FALSE = "true", "false"
@@ -31,13 +31,13 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         turn = Turn("vqa", row["caption"], (answer,), choices=(TRUE, FALSE), source=source)
         pictures.setdefault(row["image"], []).append(turn)
     for image, turns in pictures.items():
-        paths = (str(raw.root / "vsr/images" / image), *picture(raw, image))
+        paths = (str(raw.root / "vsr/images" / image), *image_paths(raw, image))
         key = image.rsplit(".", 1)[0]
         yield Draft(key, tuple(turns), paths, {"corpus": raw.corpus, "id": key}, separate=True)
 
 
 CORPORA = (
-    Corpus(
+    CorpusSpec(
         name="vsr",
         title="VSR",
         drafts=drafts,
@@ -52,7 +52,7 @@ CORPORA = (
         },
         counted="statements",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
-        download=f"{PICTURES}; data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
+        download=f"{GET_IMAGES}; data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
         size="19 GB (COCO 2017)",
     ),
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from minigptv2.errors import DataError, StorageError
-from minigptv2.shards import remote as storage
-from minigptv2.shards.remote import ShardFiles
+from minigptv2.shards import local_files
+from minigptv2.shards.local_files import LocalFiles
 
 
 def shards(folder: Path, count: int) -> list[str]:
@@ -20,9 +20,9 @@ def shards(folder: Path, count: int) -> list[str]:
 
 
 def test_few_files_stay_open_whatever_the_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_MAX_OPEN_SHARDS", 5)
-    corpora = [ShardFiles(tmp_path / str(number)) for number in range(3)]
-    before = len(os.listdir("/proc/self/fd")) - len(storage._open_files)
+    monkeypatch.setattr(local_files, "_MAX_OPEN_SHARDS", 5)
+    corpora = [LocalFiles(tmp_path / str(number)) for number in range(3)]
+    before = len(os.listdir("/proc/self/fd")) - len(local_files._open_files)
     for files in corpora:
         for name in shards(files.folder, 4):
             assert files.read(name, len(name), 2, 3) == name.encode()[2:5]
@@ -53,8 +53,8 @@ def test_a_store_that_is_away_is_no_bad_sample(
         return real(*args)
 
     monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(storage, "_PAUSES_S", (0.0, 0.0))
-    files = ShardFiles(tmp_path / "c")
+    monkeypatch.setattr(local_files, "_PAUSES_S", (0.0, 0.0))
+    files = LocalFiles(tmp_path / "c")
     if error is None:
         assert files.read(name, len(name), 0, 3) == b"c-0"
     else:

@@ -1,0 +1,1 @@
+"""Offers objects of this package through the interfaces of other projects."""
