@@ -54,6 +54,14 @@ NO_TORCH = (
     "data.config",
     "engine.config",
     "heldout.config",
+    "serve.config",
+    "cluster.attempts",
+    "cluster.failure",
+    "cluster.recorder",
+    "cluster.rendezvous",
+    "cluster.restart",
+    "cluster.signals",
+    "cluster.slurm",
 )
 
 
