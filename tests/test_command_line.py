@@ -151,6 +151,8 @@ def test_the_completion_script_knows_commands_and_options(shell: str, capsys: py
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(command.name in script for command in COMMANDS) and "--gpus-per-node" in script
+    files = {"bash": "plan___config_COMPGEN=_shtab_compgen_files", "zsh": "--config[YAML file of the run]:FILE:_files"}
+    assert files[shell] in script
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
 

@@ -19,7 +19,6 @@ from minigptv2.engine.checkpoint import (
     MOMENTS,
     WEIGHTS,
     CheckpointState,
-    list_checkpoints,
     load_state,
     newest_good_checkpoint,
     prune_checkpoints,
@@ -28,6 +27,7 @@ from minigptv2.engine.checkpoint import (
     write_checkpoint,
 )
 from minigptv2.errors import CheckpointError
+from minigptv2.run_folder import RunFolder
 from tests.engine.net import ZERO3, batch, make_trainer, mine, snapshot
 from tests.ranks import run_ranks
 
@@ -150,7 +150,7 @@ def test_retention_keeps_the_newest_and_every_nth(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50, 60):
         save(tmp_path, step)
         prune_checkpoints(tmp_path, keep=2, keep_every=30)
-    assert [load_state(folder).step for folder in list_checkpoints(tmp_path)] == [60, 50, 30]
+    assert [load_state(folder).step for folder in RunFolder(tmp_path).checkpoint_folders()] == [60, 50, 30]
 
 
 def test_list_and_show_say_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,4 +288,4 @@ def test_damaged_checkpoints_ahead_do_not_push_out_good_ones(tmp_path: Path) -> 
         (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.json").write_text("{")
     save(tmp_path, 15)
     prune_checkpoints(tmp_path, keep=2, newest=15)
-    assert [load_state(folder).step for folder in list_checkpoints(tmp_path)] == [15, 10]
+    assert [load_state(folder).step for folder in RunFolder(tmp_path).checkpoint_folders()] == [15, 10]

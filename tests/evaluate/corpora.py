@@ -1,4 +1,4 @@
-"""A small corpus folder for each benchmark row, and predictors that need no model."""
+"""A small corpus folder for each benchmark spec, and predictors that need no model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ WIDTH, HEIGHT = 200, 100
 COUNT = 5
 
 
-def corpus_for(row: Benchmark, folder: Path) -> Path:
-    """Shards of `COUNT` pictures with two turns each (one where a picture has one), as the row's corpus has them."""
+def corpus_for(spec: Benchmark, folder: Path) -> Path:
+    """Shards of `COUNT` pictures with two turns each (one where a picture has one), as the spec's corpus has them."""
     samples = []
     for number in range(COUNT):
-        turns = tuple(_turn(row, number, place) for place in range(1 if row.task == "caption" else 2))
-        source = {"corpus": row.corpus, "id": f"p{number}", "objects": "dog|person"}
+        turns = tuple(_turn(spec, number, place) for place in range(1 if spec.task == "caption" else 2))
+        source = {"corpus": spec.corpus, "id": f"p{number}", "objects": "dog|person"}
         record = Record(turns, WIDTH, HEIGHT, source, separate=len(turns) > 1)
         samples.append(Sample(f"p{number}", record, picture(number), "png"))
-    write_corpus(samples, folder, row.corpus, samples_per_shard=3)
+    write_corpus(samples, folder, spec.corpus, samples_per_shard=3)
     return folder
 
 
@@ -40,35 +40,35 @@ def picture(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def _turn(row: Benchmark, number: int, place: int) -> Turn:
+def _turn(spec: Benchmark, number: int, place: int) -> Turn:
     source = {"id": f"{number}-{place}"}
     box = Box(10 + 7 * number, 5 + 3 * place, 90 + 11 * number, 60 + 5 * place)
     caption = f"a dog and a person with {('a kite', 'two plates', 'a red ball', 'skis', 'an apple')[number]} outside"
-    if row.task == "refer":
+    if spec.task == "refer":
         return Turn("refer", regions=(Region((box,), (f"the dog {number}{place}", f"dog {place}")),), source=source)
-    if row.task == "identify":
+    if spec.task == "identify":
         phrase = f"dog number {number} left of the {('red', 'blue')[place]} person here"
         return Turn("identify", regions=(Region((box,), (phrase,)),), source=source)
-    if row.task == "caption":  # of what is annotated, for CHAIR; one caption, so that saying it is all there is to say
-        answers = ("a dog and a person",) if row.protocol == "chair" else (caption,)
+    if spec.task == "caption":  # of what is annotated, for CHAIR; one caption, so that saying it is all there is to say
+        answers = ("a dog and a person",) if spec.protocol == "chair" else (caption,)
         return Turn("caption", answers=answers)
-    if row.task == "grounding":
+    if spec.task == "grounding":
         return Turn("grounding", answers=(caption,), regions=(Region((box,), ("a dog",), (0, 5)),), source=source)
-    if row.task == "detection":
+    if spec.task == "detection":
         return Turn("detection", regions=(Region((box, Box(1, 1, 20, 20)), (f"dogs {place}",)),), source=source)
-    answer, choices = _answer(row, number + place)
-    people = 10 if row.protocol in ("vqa", "direct") else 1
+    answer, choices = _answer(spec, number + place)
+    people = 10 if spec.protocol in ("vqa", "direct") else 1
     question = f"what of picture {number}, question {place}?"
     return Turn("vqa", question, (answer,) * people, choices=choices, source=source)
 
 
-def _answer(row: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
-    if row.protocol in ("pope", "hateful"):
+def _answer(spec: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
+    if spec.protocol in ("pope", "hateful"):
         return ("yes", "no")[number % 2], ("yes", "no")
-    if row.corpus == "vsr":
+    if spec.corpus == "vsr":
         return ("true", "false")[number % 2], ("true", "false")
     words = ("red dog", "2", "on left", "skiing", "shirt")  # normal already: unanimous answers are not made so
-    return words[number % 5], words if row.protocol == "choice" else ()
+    return words[number % 5], words if spec.protocol == "choice" else ()
 
 
 class Oracle:
@@ -77,8 +77,8 @@ class Oracle:
     identity = "oracle"
     style = PromptStyle.TRAINED
 
-    def __init__(self, row: Benchmark, corpus: Path, say: Callable[[str], str] = str) -> None:
-        questions = questions_of(CorpusReader(corpus), task=row.task, prompt=row.prompt)
+    def __init__(self, spec: Benchmark, corpus: Path, say: Callable[[str], str] = str) -> None:
+        questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
         self.truth = {(question.asked, question.sample): question.answer for question in questions}
         self.say = say
         self.asked = 0

@@ -1,4 +1,4 @@
-"""Every benchmark row: a perfect answerer reaches its best, mutilated answers never raise, sources are there."""
+"""Every benchmark spec: a perfect answerer reaches its best, mutilated answers never raise, sources are there."""
 
 from __future__ import annotations
 
@@ -13,52 +13,56 @@ from minigptv2.cli import main as cli
 from minigptv2.corpora.sources import CORPORA, toy
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
-from minigptv2.evaluate.protocols import PROTOCOLS, Reply
+from minigptv2.evaluate.protocols import PROTOCOLS, Prediction
 from minigptv2.evaluate.questions import questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.evaluate.tables import summary
 from minigptv2.shards.reader import CorpusReader
 from tests.evaluate.corpora import Oracle, corpus_for
 
-ROWS = pytest.mark.parametrize("row", BENCHMARKS.values(), ids=lambda row: row.name)
+SPECS = pytest.mark.parametrize("spec", BENCHMARKS.values(), ids=lambda spec: spec.name)
 MUTILATED = 10_000
 
 
-@ROWS
-def test_a_perfect_answerer_reaches_the_best_there_is(row: Benchmark, tmp_path: Path) -> None:
-    corpus = corpus_for(row, tmp_path / "corpus")
-    outcome = evaluate_benchmark(Oracle(row, corpus), row, corpus, tmp_path / "out", Settings(batch_size=3))  # type: ignore[arg-type]
-    assert outcome is not None
-    figures = summary(outcome)
-    assert figures["value"] == pytest.approx(row.best) and row.best in (100.0, 1000.0)
-    assert figures["interval"] == pytest.approx([row.best] * 2)
+@SPECS
+def test_a_perfect_answerer_reaches_the_best_there_is(spec: Benchmark, tmp_path: Path) -> None:
+    corpus = corpus_for(spec, tmp_path / "corpus")
+    result = evaluate_benchmark(Oracle(spec, corpus), spec, corpus, tmp_path / "out", Settings(batch_size=3))  # type: ignore[arg-type]
+    assert result is not None
+    figures = summary(result)
+    assert figures["value"] == pytest.approx(spec.best) and spec.best in (100.0, 1000.0)
+    assert figures["interval"] == pytest.approx([spec.best] * 2)
     assert figures["figures"]["well_formed"] == 100.0
     for name in ("auroc", "f1", "phrase_recall", "accuracy_exact"):
         assert figures["figures"].get(name, 100.0) == 100.0
     assert figures["figures"].get("chair_i", 0.0) == 0.0
 
 
-@ROWS
-def test_a_silent_model_reaches_nothing(row: Benchmark, tmp_path: Path) -> None:
-    corpus = corpus_for(row, tmp_path / "corpus")
-    questions = questions_of(CorpusReader(corpus), task=row.task, prompt=row.prompt)
-    scored = row.rule.score(questions, [Reply("", {"yes": 0.5, "no": 0.5}) for _ in questions])
-    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(row.protocol, 0.0)  # says nothing wrong; "" is a yes
-    assert scored.overall[row.rule.headline] == pytest.approx(worst)
-    assert scored.overall["well_formed"] == (1.0 if row.protocol == "choice" else 0.0)
+@SPECS
+def test_a_silent_model_reaches_nothing(spec: Benchmark, tmp_path: Path) -> None:
+    corpus = corpus_for(spec, tmp_path / "corpus")
+    questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
+    scored = spec.scoring.score(questions, [Prediction("", {"yes": 0.5, "no": 0.5}) for _ in questions])
+    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(spec.protocol, 0.0)  # says nothing wrong; "" is a yes
+    assert scored.overall[spec.scoring.headline] == pytest.approx(worst)
+    assert scored.overall["well_formed"] == (1.0 if spec.protocol == "choice" else 0.0)
 
 
 def test_ten_thousand_mutilated_answers_never_raise(tmp_path: Path) -> None:
     random, fed = Random(0), 0
-    one_of_each = list({row.protocol + row.task: row for row in BENCHMARKS.values()}.values())
-    for row in one_of_each:
-        questions = questions_of(CorpusReader(corpus_for(row, tmp_path / row.name)), task=row.task, prompt=row.prompt)
+    one_of_each = list({spec.protocol + spec.task: spec for spec in BENCHMARKS.values()}.values())
+    for spec in one_of_each:
+        questions = questions_of(
+            CorpusReader(corpus_for(spec, tmp_path / spec.name)), task=spec.task, prompt=spec.prompt
+        )
         for _ in range(-(-MUTILATED // len(one_of_each) // len(questions))):
-            replies = [Reply(mutilated(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions]
-            scored = row.rule.score(questions, replies)
-            fed += len(replies)
+            predictions = [
+                Prediction(mutilated(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions
+            ]
+            scored = spec.scoring.score(questions, predictions)
+            fed += len(predictions)
             for figures in scored.each:
-                assert 0.0 <= figures[row.rule.headline] <= row.rule.best + 1e-9
+                assert 0.0 <= figures[spec.scoring.headline] <= spec.scoring.best + 1e-9
             assert all(math.isfinite(value) for value in scored.overall.values())
     assert fed >= MUTILATED
 
@@ -81,20 +85,20 @@ def mutilated(answer: str, random: Random) -> str:
     return "".join(text)[:2000]
 
 
-@ROWS
-def test_a_row_has_a_source_a_rule_and_a_slot(row: Benchmark) -> None:
-    assert row.protocol in PROTOCOLS and row.source and row.title
-    assert row.prompt is None or "{query}" in row.prompt
-    assert row.corpus in CORPORA and row.split in CORPORA[row.corpus].expected
-    assert row.task in CORPORA[row.corpus].tasks
+@SPECS
+def test_a_row_has_a_source_a_rule_and_a_slot(spec: Benchmark) -> None:
+    assert spec.protocol in PROTOCOLS and spec.source and spec.title
+    assert spec.prompt is None or "{query}" in spec.prompt
+    assert spec.corpus in CORPORA and spec.split in CORPORA[spec.corpus].expected
+    assert spec.task in CORPORA[spec.corpus].tasks
 
 
 def test_the_list_prints_every_row_with_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["evaluate", "--list"]) == 0
     printed = capsys.readouterr().out
-    for row in BENCHMARKS.values():
-        assert row.name in printed and row.source in printed
-        assert all(f"{one.value:g}" in printed for one in row.published)
+    for spec in BENCHMARKS.values():
+        assert spec.name in printed and spec.source in printed
+        assert all(f"{one.value:g}" in printed for one in spec.published)
     assert "is this statement true or false? {query}" in printed
     assert cli(["evaluate", "--list", "--json"]) == 0
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
@@ -107,7 +111,7 @@ def test_the_list_prints_every_row_with_what_was_published(capsys: pytest.Captur
 def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown benchmark 'okvq'; did you mean 'okvqa'"):
         chosen(["okvq"])
-    assert [row.name for row in chosen(["gqa", "okvqa", "gqa"])] == ["gqa", "okvqa"]
+    assert [spec.name for spec in chosen(["gqa", "okvqa", "gqa"])] == ["gqa", "okvqa"]
     assert len(chosen(["all"])) == len(BENCHMARKS)
 
 

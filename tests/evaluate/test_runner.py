@@ -1,4 +1,4 @@
-"""Evaluation on ranks, in batches, interrupted: the same predictions and figures; tables, page, comparison."""
+"""Tests that ranks, batches and interruptions do not change predictions, and tests tables, page and comparison."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
-from minigptv2.evaluate.protocols import Reply, choice, phrases
+from minigptv2.evaluate.protocols import Prediction, score_choice, score_phrases
 from minigptv2.evaluate.questions import Question, corpus_folder, questions_of
-from minigptv2.evaluate.runner import Settings, _cost, deal, evaluate_benchmark
+from minigptv2.evaluate.runner import Settings, _cost, divide, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
 from minigptv2.record import Region, Turn
@@ -45,11 +45,11 @@ def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of two benchmarks that are asked in different ways: generated, and weighed by choices."""
+    """Shards of two benchmarks that are asked in different ways: generated, and chosen by the losses of choices."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("okvqa", "iconqa"):
-        row = BENCHMARKS[name]
-        corpus_for(row, folder / row.corpus / row.split)
+        spec = BENCHMARKS[name]
+        corpus_for(spec, folder / spec.corpus / spec.split)
     return folder
 
 
@@ -130,16 +130,16 @@ def test_two_ranks_give_the_same(export: str, world: World, data: Path, plain: P
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
-    row = BENCHMARKS["refcoco_val"]
-    corpus = corpus_for(row, tmp_path / "corpus")
+    spec = BENCHMARKS["refcoco_val"]
+    corpus = corpus_for(spec, tmp_path / "corpus")
 
     def run(oracle: Oracle, output: Path) -> None:
-        evaluate_benchmark(oracle, row, corpus, output, Settings(batch_size=3))  # type: ignore[arg-type]
+        evaluate_benchmark(oracle, spec, corpus, output, Settings(batch_size=3))  # type: ignore[arg-type]
 
-    whole = Oracle(row, corpus)
+    whole = Oracle(spec, corpus)
     run(whole, tmp_path / "whole")
     for stop_after in (0, 3, 9):
-        output, cut = tmp_path / f"cut{stop_after}", Oracle(row, corpus)
+        output, cut = tmp_path / f"cut{stop_after}", Oracle(spec, corpus)
         cut.stop_after = stop_after
         with pytest.raises(KeyboardInterrupt):
             run(cut, output)
@@ -148,34 +148,34 @@ def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
         assert len(lines) == stop_after
         part.write_text("".join(lines[: stop_after // 2]) + '{"id": "half a li')  # killed while it wrote
         (output / "answers.1.jsonl").write_text("".join(lines[stop_after // 2 :]))  # of another rank, gone now
-        rest = Oracle(row, corpus)
+        rest = Oracle(spec, corpus)
         run(rest, output)
         assert rest.asked == whole.asked - stop_after
         assert (output / "predictions.jsonl").read_text() == (tmp_path / "whole/predictions.jsonl").read_text()
         assert sorted(file.name for file in output.iterdir()) == ["predictions.jsonl"]
-        again = Oracle(row, corpus)
+        again = Oracle(spec, corpus)
         run(again, output)
         assert again.asked == 0
 
 
 def test_answers_of_another_model_or_corpus_are_not_taken_for_this_ones(tmp_path: Path) -> None:
-    row = BENCHMARKS["gqa"]
-    corpus = corpus_for(row, tmp_path / "corpus")
-    oracle = Oracle(row, corpus)
-    evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+    spec = BENCHMARKS["gqa"]
+    corpus = corpus_for(spec, tmp_path / "corpus")
+    oracle = Oracle(spec, corpus)
+    evaluate_benchmark(oracle, spec, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
     oracle.identity = "another"
-    with pytest.raises(DataError, match="answers of another model, corpus or setting; give another --output"):
-        evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="answers of another model, corpus or setting. Choose another --output"):
+        evaluate_benchmark(oracle, spec, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
 
 
 def test_a_smaller_limit_does_not_lose_answers(tmp_path: Path) -> None:
-    row = BENCHMARKS["gqa"]
-    corpus, output = corpus_for(row, tmp_path / "corpus"), tmp_path / "out"
-    oracle: Any = Oracle(row, corpus)
-    evaluate_benchmark(oracle, row, corpus, output, Settings())
+    spec = BENCHMARKS["gqa"]
+    corpus, output = corpus_for(spec, tmp_path / "corpus"), tmp_path / "out"
+    oracle: Any = Oracle(spec, corpus)
+    evaluate_benchmark(oracle, spec, corpus, output, Settings())
     before = (output / "predictions.jsonl").read_bytes()
-    with pytest.raises(DataError, match="out: holds 10 answers, 6 of them to questions beyond --limit"):
-        evaluate_benchmark(oracle, row, corpus, output, Settings(limit=2))
+    with pytest.raises(DataError, match="out contains 10 answers, 6 of them to questions beyond --limit"):
+        evaluate_benchmark(oracle, spec, corpus, output, Settings(limit=2))
     assert (output / "predictions.jsonl").read_bytes() == before
 
 
@@ -186,34 +186,34 @@ def test_what_a_build_leaves_out_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert CorpusReader(folder).manifest.dropped == 1
 
 
-def test_a_phrase_said_twice_is_two_phrases() -> None:
+def test_a_repeated_phrase_is_two_phrases() -> None:
     boxes = (Box(0, 0, 20, 20), Box(60, 60, 90, 90))
     turn = Turn("detection", regions=tuple(Region((box,), ("a man",)) for box in boxes))
     question = Question("0", turn, 100, 100, "", "", "c", 0, True)
-    said = "<p>a man</p> {<0><0><20><20>} <p>a man</p> {<60><60><90><90>}"
-    assert phrases([question], [Reply(said)]).overall["phrase_recall"] == 1.0
+    answer = "<p>a man</p> {<0><0><20><20>} <p>a man</p> {<60><60><90><90>}"
+    assert score_phrases([question], [Prediction(answer)]).overall["phrase_recall"] == 1.0
 
 
-def test_the_right_choice_is_the_corpuss() -> None:
+def test_the_correct_choice_is_the_one_of_the_corpus() -> None:
     turn = Turn("vqa", "what?", ("cat",), choices=("dog", "cat"))
     question = Question("0", turn, 100, 100, "", "", "c", 0, True, {"choice": "dog"})
-    assert [choice([question], [Reply(one)]).overall["accuracy"] for one in ("dog", "cat")] == [1.0, 0.0]
+    assert [score_choice([question], [Prediction(one)]).overall["accuracy"] for one in ("dog", "cat")] == [1.0, 0.0]
 
 
-def test_pictures_stay_whole_when_questions_are_dealt_and_shares_are_alike(world: World) -> None:
+def test_the_questions_of_an_image_stay_together_and_shares_have_similar_costs(world: World) -> None:
     questions = questions_of(CorpusReader(world.train / "photographs"))
     for ranks in (1, 2, 3, 7):
-        shares = deal(questions, ranks)
+        shares = divide(questions, ranks)
         assert sorted(q.id for share in shares for q in share) == sorted(q.id for q in questions)
-        homes = Counter(sample for share in shares for sample in {q.sample for q in share})
-        assert set(homes.values()) == {1}
+        owners = Counter(sample for share in shares for sample in {q.sample for q in share})
+        assert set(owners.values()) == {1}
         costs = [sum(map(_cost, share)) for share in shares]
         assert max(costs) <= 1.1 * min(costs)
 
 
 def test_each_expression_of_an_object_is_a_question_with_an_id_of_its_own(tmp_path: Path) -> None:
-    row = BENCHMARKS["refcoco_val"]
-    questions = questions_of(CorpusReader(corpus_for(row, tmp_path / "corpus")), task="refer")
+    spec = BENCHMARKS["refcoco_val"]
+    questions = questions_of(CorpusReader(corpus_for(spec, tmp_path / "corpus")), task="refer")
     assert len(questions) == 5 * 2 * 2 and len({question.id for question in questions}) == 20
     assert questions[0].asked == "[refer] give me the location of the dog 00"
 
@@ -225,8 +225,8 @@ def test_an_image_is_encoded_once_for_all_its_questions(export: str, data: Path,
     predictor.model.vision_encoder.register_forward_hook(
         lambda module, args, kwargs, output: encoded.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
     )
-    row = BENCHMARKS["iconqa"]
-    evaluate_benchmark(predictor, row, data / "iconqa/test", tmp_path / "out", Settings(batch_size=2))
+    spec = BENCHMARKS["iconqa"]
+    evaluate_benchmark(predictor, spec, data / "iconqa/test", tmp_path / "out", Settings(batch_size=2))
     assert sum(encoded) == 5  # pictures; 10 questions of 5 choices each
 
 
@@ -253,24 +253,24 @@ def test_tables_and_page_say_what_the_predictions_say(plain: Path) -> None:
 def test_the_worst_samples_on_the_page_are_the_worst(tmp_path: Path) -> None:
     from minigptv2.evaluate.html import pick
 
-    row = BENCHMARKS["gqa"]
-    corpus = corpus_for(row, tmp_path / "corpus")
-    oracle = Oracle(row, corpus, say=lambda truth: "wrong" if truth == "2" else truth)
-    outcome = evaluate_benchmark(oracle, row, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
-    assert outcome is not None
-    wrong = {i for i, question in enumerate(outcome.questions) if question.answer == "2"}
-    worst, random = pick(outcome, len(wrong), seed=0)
+    spec = BENCHMARKS["gqa"]
+    corpus = corpus_for(spec, tmp_path / "corpus")
+    oracle = Oracle(spec, corpus, say=lambda truth: "wrong" if truth == "2" else truth)
+    result = evaluate_benchmark(oracle, spec, corpus, tmp_path / "out", Settings())  # type: ignore[arg-type]
+    assert result is not None
+    wrong = {i for i, question in enumerate(result.questions) if question.answer == "2"}
+    worst, random = pick(result, len(wrong), seed=0)
     assert set(worst) == wrong and len(random) == len(wrong) != 0
 
 
 def test_compare_finds_the_flips_and_whether_they_mean_something(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = BENCHMARKS["gqa"]
-    corpus = corpus_for(row, tmp_path / "corpus")
+    spec = BENCHMARKS["gqa"]
+    corpus = corpus_for(spec, tmp_path / "corpus")
     for name, wrong in (("a", ("2", "skiing")), ("b", ("shirt",))):
-        oracle = Oracle(row, corpus, say=lambda truth, wrong=wrong: "wrong" if truth in wrong else truth)  # type: ignore[misc]
-        evaluate_benchmark(oracle, row, corpus, tmp_path / name / "gqa", Settings())  # type: ignore[arg-type]
+        oracle = Oracle(spec, corpus, say=lambda truth, wrong=wrong: "wrong" if truth in wrong else truth)  # type: ignore[misc]
+        evaluate_benchmark(oracle, spec, corpus, tmp_path / name / "gqa", Settings())  # type: ignore[arg-type]
     assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c.json")]) == 0
     printed = capsys.readouterr().out
     (found,) = json.loads((tmp_path / "c.json").read_text())

@@ -7,9 +7,9 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from minigptv2.cluster.attempts import read_attempts
-from minigptv2.engine.checkpoint import list_checkpoints, step_of
+from minigptv2.cluster.attempts import run_journal
 from minigptv2.errors import RequeueExit
+from minigptv2.run_folder import RunFolder, checkpoint_step
 from tests.soak.stage import draw_moment, ends_equal, make_stage, start_and_wait, unbroken_runs
 
 RANKS = [2, 3]
@@ -30,9 +30,9 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
         run_ = folder / f"stopped-{number}"
         codes, _ = start_and_wait(config, run_, ranks, moment)
         wrong = None if codes == [RequeueExit.exit_code] * ranks else f"left with {codes}"
-        stopped = read_attempts(run_)[-1].saved_step
-        saved = list_checkpoints(run_)
-        if not wrong and stopped is not None and step_of(saved[0]) != stopped:
+        stopped = run_journal(run_).read()[-1].saved_step
+        saved = RunFolder(run_).checkpoint_folders()
+        if not wrong and stopped is not None and checkpoint_step(saved[0]) != stopped:
             wrong = f"stopped after step {stopped}, saved {saved[0].name}"
         said = f"{number + 1:>4}  {ranks} ranks  {moment}: saved {stopped}"
         bad += not ends_equal(config, run_, ranks, unbroken[ranks], said, wrong)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minigptv2 import __version__
 from minigptv2.cli.arguments import Parser
-from minigptv2.errors import MiniGPTv2Error, nearest
+from minigptv2.errors import OTHER_ERROR, MiniGPTv2Error, nearest
 from minigptv2.secrets import guarded_output
 
 
@@ -44,7 +44,8 @@ COMMANDS = (
     Command("slurm", "decide for the batch scripts whether a job starts or is requeued"),
     Command("completion", "print a shell completion script"),
 )
-NAMES = tuple(command.name for command in COMMANDS)
+_BROKEN_PIPE = 141
+"""Exit code of a program that SIGPIPE ends, as shells report it."""
 
 
 def build_parser(only: str | None = None) -> Parser:
@@ -87,7 +88,7 @@ def _run(args: Namespace) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        return 141
+        return _BROKEN_PIPE
     except OSError as error:  # a full disk, a missing permission: the user can fix it, so no traceback
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        return OTHER_ERROR

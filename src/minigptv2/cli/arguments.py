@@ -22,8 +22,8 @@ class Parser(argparse.ArgumentParser):
     """A parser that takes options and words in any order, accepts old spellings and suggests the nearest option."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
-        self.options: list[str] = []
-        """Every spelling of every option, for suggestions."""
+        self.arguments: list[argparse.Action] = []
+        """What `add_argument` returned, for suggestions and shell completion."""
         self.old_spellings: dict[str, str] = {}
         """Old spelling of an option to the present one. Not in the help."""
         self.commands: dict[str, Parser] = {}
@@ -33,8 +33,13 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
         """As in argparse."""
-        self.options += [name for name in names if name.startswith("--")]
-        return super().add_argument(*names, **keywords)
+        self.arguments.append(super().add_argument(*names, **keywords))
+        return self.arguments[-1]
+
+    @property
+    def options(self) -> list[str]:
+        """Every option, without its old spellings."""
+        return [name for argument in self.arguments for name in argument.option_strings if name.startswith("--")]
 
     def add_commands(self) -> argparse._SubParsersAction[Parser]:
         """Let this parser take a command. Add each with `add_parser(name, help=...)` of the result."""

@@ -12,8 +12,8 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `ask`."""
     parser.epilog = 'example: minigptv2 ask --model runs/demo/stage3/export photo.jpg "[refer] the dog" --draw out.png'
     add_model(parser)
-    parser.add_argument("image", help="JPEG, PNG or WebP file")
-    parser.add_argument("question", help='for example "[refer] the dog on the left"')
+    parser.add_argument("image", metavar="IMAGE", help="JPEG, PNG or WebP file")
+    parser.add_argument("question", metavar="QUESTION", help='for example "[refer] the dog on the left"')
     parser.add_argument("--draw", metavar="FILE", help="write the image with the answer's boxes to this file")
     add_decoding(parser)
     add_json(parser)

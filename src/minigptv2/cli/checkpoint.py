@@ -28,12 +28,13 @@ def add_arguments(parser: Parser) -> None:
 
 def _folders(path: Path) -> list[Path]:
     """The checkpoints that a path means: itself, or all of a run, newest first."""
-    from minigptv2.engine.checkpoint import STATE_FILE, list_checkpoints
+    from minigptv2.engine.checkpoint import STATE_FILE
     from minigptv2.errors import CheckpointError
+    from minigptv2.run_folder import RunFolder
 
-    if path.parent.name == "checkpoints" or (path / STATE_FILE).exists():
+    if RunFolder(path.parent.parent).checkpoints == path.parent or (path / STATE_FILE).exists():
         return [path]
-    found = list_checkpoints(path)
+    found = RunFolder(path).checkpoint_folders()
     if not found:
         raise CheckpointError(f"no checkpoints in {path}; a run keeps them in <run_dir>/checkpoints")
     return found

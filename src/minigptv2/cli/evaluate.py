@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `evaluate`."""
     parser.description = (
         "Write predictions, tables with the published results, and an HTML page. To use several ranks: "
-        "torchrun --nproc-per-node N launch/evaluate.py ... An interrupted evaluation continues where it stopped, on "
+        "torchrun --nproc-per-node N -m minigptv2 evaluate ... An interrupted evaluation resumes where it stopped, on "
         "any number of ranks."
     )
     parser.epilog = (
@@ -43,16 +43,16 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from minigptv2.evaluate.benchmarks import BENCHMARKS, chosen, listing, prompt_of
+    from minigptv2.evaluate.benchmarks import BENCHMARKS, chosen, listing
 
     if args.list and args.json:
-        print_json([{**asdict(one), "prompt": prompt_of(one)} for one in BENCHMARKS.values()])
+        print_json([{**asdict(one), "prompt": one.wording} for one in BENCHMARKS.values()])
         return 0
     if args.list:
         print(listing())
         return 0
     _check(args)
-    rows = chosen(args.benchmark) if args.benchmark else []
+    specs = chosen(args.benchmark) if args.benchmark else []
 
     from minigptv2.cluster import distributed
 
@@ -62,7 +62,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.device = args.device or str(device)
         distributed.start_process_group(device, timeout_minutes=24 * 60)  # ranks end at different times
     try:
-        return _evaluate_here(args, rows)
+        return _evaluate_here(args, specs)
     finally:
         distributed.stop_process_group()
 
@@ -85,16 +85,16 @@ def _check(args: argparse.Namespace) -> None:
             raise ConfigError(f"evaluate: --corpus must be the name of a folder in --shards, got {name}")
 
 
-def _evaluate_here(args: argparse.Namespace, rows: list[Any]) -> int:
+def _evaluate_here(args: argparse.Namespace, specs: list[Any]) -> int:
     from minigptv2.cluster import distributed
     from minigptv2.evaluate.html import PAGE_FILE
     from minigptv2.evaluate.runner import Settings
-    from minigptv2.evaluate.suite import benchmark_jobs, evaluate_all, held_out_jobs
+    from minigptv2.evaluate.suite import benchmark_jobs, evaluate_all, heldout_jobs
     from minigptv2.evaluate.tables import MARKDOWN_FILE, RESULTS_FILE
 
     output = Path(args.output)
-    jobs = benchmark_jobs(rows, Path(args.data), output / "shards") if rows else []
-    jobs += held_out_jobs(Path(args.shards), args.corpus) if args.shards else []
+    jobs = benchmark_jobs(specs, Path(args.data), output / "shards") if specs else []
+    jobs += heldout_jobs(Path(args.shards), args.corpus) if args.shards else []
     settings = Settings(args.batch_size, args.layout, args.limit)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         results = evaluate_all(load_model(args), jobs, output, settings, with_meteor=args.meteor, samples=args.samples)

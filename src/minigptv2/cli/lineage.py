@@ -21,8 +21,9 @@ def add_arguments(parser: Parser) -> None:
 
 def _lineage(args: argparse.Namespace) -> int:
     from minigptv2.model.export import load_info
+    from minigptv2.run_folder import RunFolder
 
-    folder = args.export if (args.export / "config.json").exists() else args.export / "export"
+    folder = args.export if (args.export / "config.json").exists() else RunFolder(args.export).export
     info = load_info(folder)
     if args.json:
         print_json([dict(stage) for stage in info.lineage])

@@ -156,7 +156,7 @@ def _build_all(args: argparse.Namespace) -> int:
     """Build each corpus of the stages in turn, and list at the end what was not built."""
     from minigptv2.corpora.build_corpus import finished
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, DataError, MissingFilesError
+    from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
@@ -184,7 +184,7 @@ def _build_all(args: argparse.Namespace) -> int:
         print(f"failed: {reason}")
     built = len(rows) - len(missing) - len(failed)
     print(f"{built} of {len(rows)} corpora are built in {args.output}")
-    return 3 if failed or not built else 0
+    return ExitCode.DATA if failed or not built else 0
 
 
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from minigptv2.cli.arguments import Parser, add_config, at_least
 from minigptv2.cluster.signals import listen
-from minigptv2.errors import DataError, MiniGPTv2Error
+from minigptv2.errors import OTHER_ERROR, DataError, MiniGPTv2Error
 
 
 def add_arguments(parser: Parser) -> None:
@@ -60,7 +60,7 @@ def _train(args: argparse.Namespace) -> int:
         return error.exit_code
     except OSError:  # other commands print one line; hours into a run the traceback says where it happened
         traceback.print_exc()
-        return 1
+        return OTHER_ERROR
     return 0
 
 

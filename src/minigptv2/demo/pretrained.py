@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.run_folder import RunFolder
 from minigptv2.shards.manifest import MANIFEST_FILE
 
 STAGE = "pretrained"
@@ -55,10 +56,10 @@ def _report(output: Path, seconds: dict[str, float]) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     os.environ["DEMO_DIR"] = str(output)
     items = load_heldout(output / "shards" / "train" / CORPUS)
-    export = output / STAGE / "export"
+    export = RunFolder(output / STAGE).export
     trained = evaluate_items(load_predictor(str(export)), items, max_new_tokens=_ANSWER_TOKENS)
     config = load_run_config(CONFIG).value
-    untrained = save_untrained(output / "untrained" / "export", config.model, config.seed).folder
+    untrained = save_untrained(RunFolder(output / "untrained").export, config.model, config.seed).folder
     figures: dict[str, Any] = {
         STAGE: trained.figures,
         "untrained": evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=_ANSWER_TOKENS).figures,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.run_folder import RunFolder
 from minigptv2.shards.manifest import MANIFEST_FILE
 
 STAGES = ("stage1", "stage2", "stage3")
@@ -73,12 +74,12 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     limit = _QUICK_HELDOUT if quick else None
     items = [item for c in HELDOUT for item in load_heldout(output / "shards/val" / f"toy_{c}", limit)]
     photographs = load_heldout(output / "shards/train/photographs")
-    last = load_predictor(str(output / STAGES[-1] / "export"))
+    last = load_predictor(str(RunFolder(output / STAGES[-1]).export))
     final = evaluate_items(last, items)
     shown = evaluate_items(last, photographs)
     figures: dict[str, Any] = {STAGES[-1]: final.figures}
     for stage in STAGES[-2::-1]:
-        figures[stage] = evaluate_items(load_predictor(str(output / stage / "export")), items).figures
+        figures[stage] = evaluate_items(load_predictor(str(RunFolder(output / stage).export)), items).figures
     untrained = write_untrained(output)
     figures["untrained"] = evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=24).figures
     figures["baseline"] = baseline(items)
@@ -87,7 +88,7 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     page, picture = write_report(
         output, {stage: output / stage for stage in STAGES}, figures, seconds, photographs=shown, scenes=final
     )
-    print(how_to_ask(output, output / STAGES[-1] / "export", items[0]))
+    print(how_to_ask(output, RunFolder(output / STAGES[-1]).export, items[0]))
     print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
 
 
@@ -98,4 +99,4 @@ def write_untrained(output: Path) -> Path:
 
     os.environ["DEMO_DIR"] = str(output)
     config = load_run_config(f"launch/configs/toy_{STAGES[0]}.yaml").value
-    return save_untrained(output / "untrained" / "export", config.model, config.seed).folder
+    return save_untrained(RunFolder(output / "untrained").export, config.model, config.seed).folder

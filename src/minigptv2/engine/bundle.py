@@ -21,6 +21,7 @@ from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
 
 BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
@@ -58,11 +59,11 @@ def keep_bundle(
 
     None: there are enough already, or the disk is full, which is said and is no reason to stop training.
     """
-    root = run / "bundles"
-    room = distributed.on_main(lambda: len(list(root.glob("step-*"))) < keep)
+    run_folder = RunFolder(run)
+    room = distributed.on_main(lambda: len(run_folder.bundle_folders()) < keep)
     if not room:
         return None
-    folder = root / f"step-{report.step:08d}"
+    folder = run_folder.bundle(report.step)
     weights = trainer.trained_weights()
     failed = False
     try:
@@ -100,8 +101,8 @@ def _write(
     (folder / f"rank{rank}.json").write_text(redact(json.dumps({"samples": samples, "suspects": report.suspects})))
     if distributed.is_main():
         save_file(weights, str(folder / WEIGHTS_FILE))
-        if (run / CONFIG_FILE).is_file():
-            shutil.copyfile(run / CONFIG_FILE, folder / CONFIG_FILE)
+        if RunFolder(run).config.is_file():
+            shutil.copyfile(RunFolder(run).config, folder / CONFIG_FILE)
         about = {
             "step": report.step,
             "reason": report.skipped,

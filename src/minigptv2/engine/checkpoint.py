@@ -22,13 +22,13 @@ from torch import Tensor
 
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, sha256_of, sync_folder
+from minigptv2.run_folder import RunFolder, checkpoint_step
 
 FORMAT = 2
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, as torch names it."""
 STATE_FILE, CHECKSUM_FILE = "state.json", "checksums.json"
-_PREFIX = "step-"
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,12 @@ class CheckpointState:
     guard: dict[str, Any] = field(default_factory=dict)
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
-    return run / "checkpoints" / f"{_PREFIX}{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(folder.name.removeprefix(_PREFIX))
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """All checkpoint folders of a run with their final name, newest first."""
-    root = run / "checkpoints"
-    found = [entry for entry in root.iterdir() if entry.name.startswith(_PREFIX)] if root.is_dir() else []
-    return sorted((entry for entry in found if entry.name.removeprefix(_PREFIX).isdigit()), key=step_of, reverse=True)
-
-
 def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> Path:
     """Write `tensors` (file stem to name to fp32 CPU tensor) and `state` as one folder, whole or not at all.
 
     Raises `CheckpointError` naming the file if the disk refuses; what was there before stays as it was.
     """
-    folder = checkpoint_folder(run, state.step)
+    folder = RunFolder(run).checkpoint(state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
     document = json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode()
     try:
@@ -99,14 +82,14 @@ def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int 
 
     Call it only after a newer one is whole; those beyond step `newest` are damaged: the run did not go on from them.
     """
-    root = run / "checkpoints"
-    for leftover in [*root.glob(f".{_PREFIX}*.tmp"), *root.glob(f".{_PREFIX}*.old")]:
+    folder = RunFolder(run)
+    for leftover in folder.unfinished_checkpoints():
         shutil.rmtree(leftover, ignore_errors=True)
-    for ahead in list_checkpoints(run):
-        if newest is not None and step_of(ahead) > newest:
+    for ahead in folder.checkpoint_folders():
+        if newest is not None and checkpoint_step(ahead) > newest:
             _remove(ahead)
-    for old in list_checkpoints(run)[keep:]:
-        if not (keep_every and step_of(old) % keep_every == 0):
+    for old in folder.checkpoint_folders()[keep:]:
+        if not (keep_every and checkpoint_step(old) % keep_every == 0):
             _remove(old)
 
 
@@ -146,7 +129,7 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
 
     Raises `CheckpointError` when there are checkpoints but none is good: starting over must be asked for.
     """
-    candidates = list_checkpoints(run)
+    candidates = RunFolder(run).checkpoint_folders()
     for folder in candidates:
         try:
             verify_checkpoint(folder)

@@ -1,1 +1,1 @@
-"""Held-out figures, pictures and the report."""
+"""Evaluates models on the benchmarks of the paper and on held-out shards."""

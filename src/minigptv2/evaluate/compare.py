@@ -1,4 +1,4 @@
-"""Two evaluations of the same questions, question by question: differences, whether they mean something, flips."""
+"""Compares two evaluations of the same questions: differences, their significance, and changed answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from minigptv2.evaluate.metrics.statistics import Difference, paired_difference
 from minigptv2.evaluate.runner import PREDICTIONS_FILE
 
 SIGNIFICANT = 0.05
-_RIGHT = 0.5  # a score above counts as right when flips are counted
+_CORRECT = 0.5
+"""A score above this counts as correct when changed answers are counted."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One benchmark of two runs, over the questions both answered. Scores are shares, 0..1 (CIDEr 0..10)."""
+    """A benchmark of two runs, over the questions that both answered. Scores are shares, 0..1 (CIDEr 0..10)."""
 
     benchmark: str
     questions: int
@@ -25,22 +26,25 @@ class Comparison:
     b: float
     difference: Difference
     gained: list[dict[str, Any]] = field(default_factory=list)
-    """Questions that only the second run got right: id, question, truth, both answers, both scores."""
+    """Questions that only the second run answered correctly: id, question, truth, both answers, both scores."""
     lost: list[dict[str, Any]] = field(default_factory=list)
-    """Questions that only the first run got right."""
+    """Questions that only the first run answered correctly."""
 
 
 def compare_runs(run_a: Path, run_b: Path) -> list[Comparison]:
-    """Each benchmark that both folders hold. Raises `DataError` where there is none or no common question."""
+    """A comparison for each benchmark in both folders. Raises `DataError` if there is none, or no common question."""
     files_a, files_b = _predictions(run_a), _predictions(run_b)
     common = [name for name in files_a if name in files_b]
     if not common:
-        raise DataError(f"{run_a} has {_names(files_a)}, {run_b} has {_names(files_b)}: nothing to compare")
+        raise DataError(
+            f"nothing to compare: {run_a} contains {_names(files_a)}, and {run_b} contains {_names(files_b)}. The same "
+            "benchmark must be in both."
+        )
     return [_compare(name, files_a[name], files_b[name]) for name in common]
 
 
 def render(comparisons: list[Comparison], *, flips: int = 5) -> str:
-    """For the terminal: a line per benchmark, then some of the questions that flipped."""
+    """The table for the terminal: a line per benchmark, then up to `flips` changed answers in each direction."""
     lines = [
         f"{'benchmark':<26}{'A':>8}{'B':>8}{'B - A':>9}  {'95 % interval':<19}{'p':>8}{'gained':>8}{'lost':>6}"
         f"{'questions':>11}"
@@ -63,13 +67,13 @@ def render(comparisons: list[Comparison], *, flips: int = 5) -> str:
 
 
 def as_json(comparisons: list[Comparison]) -> str:
-    """Everything, all flips included."""
+    """The comparisons as JSON, with all changed answers."""
     rows = [{**one.__dict__, "difference": one.difference.__dict__} for one in comparisons]
     return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
 
 
 def _predictions(run: Path) -> dict[str, Path]:
-    """Name of each benchmark below a folder to its file of predictions."""
+    """Benchmark name to predictions file, for all benchmarks in a folder."""
     files = sorted(run.rglob(PREDICTIONS_FILE)) if run.is_dir() else []
     return {str(file.parent.relative_to(run)): file for file in files}
 
@@ -85,12 +89,12 @@ def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
         raise DataError(f"{file_a} and {file_b} have no question in common")
     for one in ids:
         if rows_a[one]["truth"] != rows_b[one]["truth"]:
-            raise DataError(f"{file_a} and {file_b}: question {one} has two truths; they come of different corpora")
+            raise DataError(f"{file_a} and {file_b}: question {one} has different true answers")
     a, b = ([float(rows[one]["score"]) for one in ids] for rows in (rows_a, rows_b))
     difference = paired_difference(a, b, groups=[rows_a[one]["picture"] for one in ids])
     flips: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for one, score_a, score_b in zip(ids, a, b, strict=True):
-        if (score_a > _RIGHT) != (score_b > _RIGHT):
+        if (score_a > _CORRECT) != (score_b > _CORRECT):
             row_a, row_b = rows_a[one], rows_b[one]
             flips[score_b > score_a].append(
                 {
@@ -107,8 +111,8 @@ def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
 
 def _rows(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        lines = file.read_bytes().split(b"\n")  # an answer may hold what `str.splitlines` takes for a line's end
+        lines = file.read_bytes().split(b"\n")  # not splitlines: an answer may contain other line separators
         rows = [json.loads(line) for line in lines if line]
         return {str(row["id"]): row for row in rows if (row["score"], row["truth"], row["picture"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not the predictions of `minigptv2 evaluate`: {error}") from error
+        raise DataError(f"{file} is not a predictions file of `minigptv2 evaluate`: {error}") from error

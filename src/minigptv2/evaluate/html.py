@@ -1,4 +1,4 @@
-"""A page of an evaluation that opens in any browser: the table, then the worst and random samples with boxes drawn."""
+"""Writes an HTML page of an evaluation: the table, then the worst and random samples with boxes drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from minigptv2.evaluate.runner import Outcome
+from minigptv2.evaluate.runner import BenchmarkResult
 from minigptv2.heldout.pictures import CARD_STYLE, html_card
 
 PAGE_FILE = "page.html"
@@ -21,34 +21,39 @@ b { color: #2ecc40 }
 
 
 def write_page(
-    outcomes: Sequence[Outcome], summaries: Sequence[dict[str, Any]], file: Path, *, samples: int = 12, seed: int = 0
+    results: Sequence[BenchmarkResult],
+    summaries: Sequence[dict[str, Any]],
+    file: Path,
+    *,
+    samples: int = 12,
+    seed: int = 0,
 ) -> None:
-    """`samples` worst and as many random questions of each benchmark, with the figures that the table is made of."""
+    """Write a page with the `samples` worst and as many random questions of each benchmark, and their metrics."""
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>minigptv2 evaluation</title><style>{_STYLE}{CARD_STYLE}</style>",
         "<h1>Evaluation</h1>",
         _table(summaries),
-        "<p>True boxes are <b>green</b>, predicted ones in other colours; the box a question names is white.</p>",
+        "<p>True boxes are <b>green</b>, predicted boxes have other colors, and the box of a question is white.</p>",
     ]
-    for outcome, one in zip(outcomes, summaries, strict=True):
-        worst, random = pick(outcome, samples, seed)
+    for result, one in zip(results, summaries, strict=True):
+        worst, random = pick(result, samples, seed)
         parts += [
-            f"<h2 id='{html.escape(outcome.row.name)}'>{html.escape(outcome.row.title)}: {one['value']:.2f}</h2>",
+            f"<h2 id='{html.escape(result.spec.name)}'>{html.escape(result.spec.title)}: {one['value']:.2f}</h2>",
             f"<h3>Worst {len(worst)}</h3>",
-            *(_card(outcome, i) for i in worst),
+            *(_card(result, i) for i in worst),
             f"<h3>Random {len(random)}</h3>",
-            *(_card(outcome, i) for i in random),
+            *(_card(result, i) for i in random),
         ]
     file.write_text("\n".join(parts), encoding="utf-8")
 
 
-def pick(outcome: Outcome, samples: int, seed: int) -> tuple[list[int], list[int]]:
-    """Places of the worst questions (lowest score, then overlap, then by lot) and of random ones, in order."""
-    random, headline = Random(seed), outcome.row.rule.headline
-    places = list(range(len(outcome.questions)))
-    lots = {i: random.random() for i in places}
-    each = outcome.scored.each
-    worst = sorted(places, key=lambda i: (each[i][headline], each[i].get("mean_iou", 0.0), lots[i]))[:samples]
+def pick(result: BenchmarkResult, samples: int, seed: int) -> tuple[list[int], list[int]]:
+    """Positions of the worst questions (lowest score, then lowest IoU, ties at random) and of random ones, in order."""
+    random, headline = Random(seed), result.spec.scoring.headline
+    places = list(range(len(result.questions)))
+    tie_breakers = {i: random.random() for i in places}
+    each = result.scored.each
+    worst = sorted(places, key=lambda i: (each[i][headline], each[i].get("mean_iou", 0.0), tie_breakers[i]))[:samples]
     return worst, sorted(random.sample(places, min(samples, len(places))))
 
 
@@ -64,7 +69,7 @@ def _table(summaries: Sequence[dict[str, Any]]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _card(outcome: Outcome, place: int) -> str:
-    question, reply = outcome.questions[place], outcome.replies[place]
-    metrics = "  ".join(f"{name} {value:.2f}" for name, value in outcome.scored.each[place].items())
-    return html_card(question.with_image(outcome.reader), reply.answer, metrics)
+def _card(result: BenchmarkResult, place: int) -> str:
+    question, prediction = result.questions[place], result.predictions[place]
+    metrics = "  ".join(f"{name} {value:.2f}" for name, value in result.scored.each[place].items())
+    return html_card(question.with_image(result.reader), prediction.answer, metrics)

@@ -1,31 +1,33 @@
-"""Questions with known answers out of corpus folders, and which corpus folder a benchmark is read from.
+"""Reads the questions of a benchmark, with known answers, from a corpus folder, and finds or builds that folder.
 
-One question per turn; an object with several expressions is one question per expression, as referring comprehension is
-counted. Questions hold no image: a rank opens those of its own share.
+A turn is one question. For a task that asks for the box of a phrase, each phrase of the object is one question, as
+referring expression comprehension is counted. Questions contain no image: each rank opens the images of its share.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minigptv2.corpora.build_corpus import build
 from minigptv2.corpora.sources import CORPORA
 from minigptv2.errors import DataError
 from minigptv2.heldout.samples import HeldOutQuestion, load_image
-from minigptv2.record import Record, Region, Turn
+from minigptv2.record import Record, Turn
 from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tasks import TASKS, render_turn
+from minigptv2.tasks.base import QUERY_SLOT
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: the turn it comes from, as asked, its first accepted answer, and the sample that has its picture.
+    """A question: its turn, its text `asked`, the first accepted answer, and the sample that has its image.
 
-    `id` is unique in the corpus folder; `facts` are the provenance of record and turn.
+    `id` is unique in the corpus folder. `facts` joins the provenance of record and turn. `history` are the earlier
+    questions and true answers of a conversation.
     """
 
     id: str
@@ -51,16 +53,16 @@ class Question:
 def questions_of(
     reader: CorpusReader, *, task: str | None = None, prompt: str | None = None, limit: int | None = None
 ) -> list[Question]:
-    """The questions of a corpus folder, in its order, of the first `limit` samples: of `task`, or of any.
+    """The questions of the first `limit` samples of a corpus folder, in its order: of `task`, or of every task.
 
-    `prompt` replaces the task's evaluation wording; its slot `{query}` takes the question. Turns of a conversation
-    after the first are asked with the true turns before them as history. Raises `DataError` where none is left.
+    `prompt` replaces the task's first instruction, and its slot `{query}` takes the question. Turns of a conversation
+    after the first have the true turns before them as history. Raises `DataError` if there is no question.
     """
     found: list[Question] = []
     for sample in range(min(len(reader), limit if limit is not None else len(reader))):
         found += _of_record(reader.record(sample), reader.manifest.corpus, sample, task, prompt)
     if not found:
-        raise DataError(f"{reader.folder}: no question{f' of task {task}' if task else ''} in it")
+        raise DataError(f"{reader.folder} contains no question{f' of task {task}' if task else ''}")
     return found
 
 
@@ -71,43 +73,32 @@ def _of_record(record: Record, corpus: str, sample: int, task: str | None, promp
     for number, turn in enumerate(record.turns):
         facts = {**record.source, **turn.source}
         if task in (None, turn.task):
-            for place, one in enumerate(_expressions(turn)):
+            for place, one in enumerate(_one_phrase_each(turn)):
                 rendered = render_turn(one, width, height)
-                asked = rendered.question if prompt is None else prompt.replace("{query}", _query(one))
                 yield Question(
-                    f"{sample}/{key}/{turn.source.get('id', number)}/{place}",
-                    one,
-                    width,
-                    height,
-                    asked,
-                    rendered.answer,
-                    corpus,
-                    sample,
-                    record.has_image,
-                    facts,
-                    tuple(history),
+                    id=f"{sample}/{key}/{turn.source.get('id', number)}/{place}",
+                    turn=one,
+                    width=width,
+                    height=height,
+                    asked=rendered.question if prompt is None else prompt.replace(QUERY_SLOT, _query(one)),
+                    answer=rendered.answer,
+                    corpus=corpus,
+                    sample=sample,
+                    has_image=record.has_image,
+                    facts=facts,
+                    history=tuple(history),
                 )
         if not record.separate:
             whole = render_turn(turn, width, height)
             history.append((whole.question, whole.answer))
 
 
-def _expressions(turn: Turn) -> list[Turn]:
-    """The turn, or one per expression where a place is asked for."""
+def _one_phrase_each(turn: Turn) -> list[Turn]:
+    """The turn, or one turn per phrase of its region if the query is a phrase."""
     if TASKS[turn.task].query != "phrase":
         return [turn]
     region = turn.regions[0]
-    return [
-        Turn(
-            turn.task,
-            turn.question,
-            turn.answers,
-            (Region(region.boxes, (phrase,), region.span),),
-            turn.choices,
-            turn.source,
-        )
-        for phrase in region.phrases
-    ]
+    return [replace(turn, regions=(replace(region, phrases=(phrase,)),)) for phrase in region.phrases]
 
 
 def _query(turn: Turn) -> str:
@@ -115,18 +106,19 @@ def _query(turn: Turn) -> str:
 
 
 def corpus_folder(data: Path, corpus: str, split: str, cache: Path) -> Path:
-    """The folder of shards of a corpus's split: below `data` if it was built, else built from the originals there.
+    """The folder of shards of a corpus's split, which is built if it does not exist.
 
-    Looked for: `data/<corpus>/<split>`, `data/<split>/<corpus>`, and `cache/<corpus>/<split>`, where it is built; what
-    a build read, kept and left out is told on stderr.
+    The candidates are `data/<corpus>/<split>`, `data/<split>/<corpus>` and `cache/<corpus>/<split>`. If none exists,
+    the last one is built from the original files in `data`, and the counts of read, kept and dropped annotations are
+    printed to stderr. Raises `DataError` for a corpus that cannot be built.
     """
     for folder in (data / corpus / split, data / split / corpus, cache / corpus / split):
         if (folder / MANIFEST_FILE).is_file():
             return folder
-    row = CORPORA.get(corpus)
-    if row is None or split not in row.expected:
-        raise DataError(f"no shards of {corpus} {split} in {data}, and no source that could build them")
+    spec = CORPORA.get(corpus)
+    if spec is None or split not in spec.expected:
+        raise DataError(f"{data} contains no shards of {corpus} {split}, and no source can build them")
     folder = cache / corpus / split
-    for line in build(row, data, split, folder).lines():
+    for line in build(spec, data, split, folder).lines():
         print(line, file=sys.stderr)
     return folder

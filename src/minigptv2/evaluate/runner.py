@@ -1,7 +1,7 @@
-"""Asks a model the questions of benchmarks: on any number of ranks, in batches, and on from where it was cut off.
+"""Runs a benchmark: generates answers on any number of ranks, in batches, and continues an interrupted evaluation.
 
-Each rank holds the whole model and asks its own pictures: no rank waits for another until its share is done, whatever
-the lengths of the answers. Every batch is written before the next is asked; the main rank joins the files at the end.
+Each rank holds the whole model and answers the questions of its own images, so no rank waits for another one before
+its share is done. Each batch is written before the next one starts. The main rank joins the files at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minigptv2.cluster import distributed
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.evaluate.benchmarks import Benchmark
-from minigptv2.evaluate.protocols import Reply, Scored
+from minigptv2.evaluate.protocols import Prediction, Scored
 from minigptv2.evaluate.questions import Question, questions_of
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Predictor
@@ -30,14 +30,16 @@ from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 
 PREDICTIONS_FILE = "predictions.jsonl"
-_PARTS = "answers.{rank}.jsonl"
-_WINDOW = 4  # batches whose questions are sorted together, so that like lengths meet
-_PICTURE_COST = 500
+_PART_FILE = "answers.{rank}.jsonl"
+_WINDOW = 4
+"""Batches whose questions are sorted together, so that prompts of similar length share a batch."""
+_IMAGE_COST = 500
+"""Cost of encoding an image, in characters of a prompt."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is asked. `batch_size` and `layout` change the speed and nothing else."""
+    """How a benchmark is run. `batch_size` and `layout` change only the speed. `limit` is a number of samples."""
 
     batch_size: int = 32
     layout: str = "packed"
@@ -45,105 +47,160 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """An evaluated benchmark: its questions in order, what was answered, the figures."""
+class BenchmarkResult:
+    """An evaluated benchmark: its questions in order, the predictions and the metrics."""
 
-    row: Benchmark
+    spec: Benchmark
     questions: list[Question]
-    replies: list[Reply]
+    predictions: list[Prediction]
     scored: Scored
     reader: CorpusReader
 
 
 def evaluate_benchmark(
-    predictor: Predictor, row: Benchmark, corpus: Path, output: Path, settings: Settings
-) -> Outcome | None:
-    """Ask what is not answered yet in `output`, score everything; None on ranks other than the main one.
+    predictor: Predictor, spec: Benchmark, corpus: Path, output: Path, settings: Settings
+) -> BenchmarkResult | None:
+    """Answer the questions that `output` has no answers to, and score all of them. None on ranks but the main one.
 
-    Raises `DataError`, on all ranks, where `output` holds answers of another model, corpus or setting, or answers to
+    Raises `DataError`, on all ranks, if `output` contains answers of another model, corpus or setting, or answers to
     questions beyond the limit, which would be lost.
     """
     reader = CorpusReader(corpus)
     if reader.manifest.dropped and distributed.is_main():
-        lost = f"{reader.manifest.dropped:,} annotations were left out of {corpus} when it was built"
-        print(f"warning: {row.name}: {lost}", file=sys.stderr)
-    questions = questions_of(reader, task=row.task, prompt=row.prompt, limit=settings.limit)
-    context = _context(predictor, row, reader, settings)
-    answered = set(distributed.on_main(lambda: sorted(_answered(output, context, questions))))
-    open_ones = [question for question in questions if question.id not in answered]
-    mine = deal(open_ones, distributed.world_size())[distributed.rank()]
-    part = output / _PARTS.format(rank=distributed.rank())
+        print(
+            f"warning: {spec.name}: {reader.manifest.dropped:,} annotations were dropped when {corpus} was built",
+            file=sys.stderr,
+        )
+    questions = questions_of(reader, task=spec.task, prompt=spec.prompt, limit=settings.limit)
+    run = _BenchmarkRun(predictor, spec, reader, settings)
+    answered = set(distributed.on_main(lambda: sorted(_answered(output, run.digest, questions))))
+    unanswered = [question for question in questions if question.id not in answered]
+    mine = divide(unanswered, distributed.world_size())[distributed.rank()]
+    part = output / _PART_FILE.format(rank=distributed.rank())
     failure = ""
     try:
-        _ask(predictor, row, reader, mine, part, context, settings)
+        run.answer(mine, part)
     except MiniGPTv2Error as error:
         failure = str(error)
     written = distributed.gather_on_main((failure, part.name, part.stat().st_size if part.is_file() else None))
     first = distributed.agree(next((text for text, _, _ in written if text), ""))
     if first:
-        raise DataError(f"{row.name}: {first}")
-    outcome = None
+        raise DataError(f"{spec.name}: {first}")
+    result = None
     if distributed.is_main():
         for _, name, num_bytes in written:
-            if num_bytes is not None:  # another node wrote it a moment ago
+            if num_bytes is not None:  # another node has just written it, and a shared file system can lag
                 wait_until_seen(output / name, num_bytes)
-        replies = _join(output, questions, context)
-        outcome = Outcome(row, questions, replies, row.rule.score(questions, replies), reader)
-        write_predictions(outcome, output / PREDICTIONS_FILE, context)
+        answers = _answers(output, run.digest)
+        predictions = [answers[question.id] for question in questions]
+        result = BenchmarkResult(spec, questions, predictions, spec.scoring.score(questions, predictions), reader)
+        write_predictions(result, output / PREDICTIONS_FILE, run.digest)
         for file in _part_files(output):
             file.unlink()
     distributed.barrier()
-    return outcome
+    return result
 
 
-def deal(questions: Sequence[Question], ranks: int) -> list[list[Question]]:
-    """Questions of each rank: pictures whole, the dearest first, each to the rank that has least to do."""
-    pictures: dict[int, list[Question]] = {}
+def divide(questions: Sequence[Question], ranks: int) -> list[list[Question]]:
+    """The questions of each rank. All questions of an image go to one rank, and the costs are nearly equal."""
+    by_image: dict[int, list[Question]] = {}
     for question in questions:
-        pictures.setdefault(question.sample, []).append(question)
-    costs = {sample: sum(map(_cost, asked)) for sample, asked in pictures.items()}
+        by_image.setdefault(question.sample, []).append(question)
+    costs = {sample: sum(map(_cost, of_image)) for sample, of_image in by_image.items()}
     shares: list[list[Question]] = [[] for _ in range(ranks)]
     lightest = [(0, rank) for rank in range(ranks)]
-    for sample in sorted(pictures, key=lambda sample: (-costs[sample], sample)):
+    for sample in sorted(by_image, key=lambda sample: (-costs[sample], sample)):
         cost, rank = heapq.heappop(lightest)
-        shares[rank] += pictures[sample]
+        shares[rank] += by_image[sample]
         heapq.heappush(lightest, (cost + costs[sample], rank))
     return shares
 
 
 def _cost(question: Question) -> int:
-    """About what asking takes, in characters: a character of the answer costs as much as ten of the prompt."""
-    return _PICTURE_COST + len(question.asked) + 10 * len(question.answer)
+    """The approximate cost of an answer, in characters: one of the answer costs as much as ten of the prompt."""
+    return _IMAGE_COST + len(question.asked) + 10 * len(question.answer)
 
 
-def _ask(
-    predictor: Predictor,
-    row: Benchmark,
-    reader: CorpusReader,
-    questions: list[Question],
-    part: Path,
-    context: str,
-    settings: Settings,
-) -> None:
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _cut_half_line(part)
-    shown = sys.stderr.isatty() and distributed.is_main()
-    with (
-        open(part, "ab") as stream,
-        tqdm(total=len(questions), desc=row.name, unit="question", disable=not shown) as bar,
-    ):
-        for window in _windows(questions, settings.batch_size * _WINDOW):
-            for chosen, replies in _replies(predictor, row, reader, window, settings):
-                for question, reply in zip(chosen, replies, strict=True):
-                    line = {"id": question.id, "of": context, "answer": reply.answer}
-                    stream.write(json.dumps(line | ({"losses": reply.losses} if reply.losses else {})).encode() + b"\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-                bar.update(len(chosen))
+class _BenchmarkRun:
+    """Answers questions of one benchmark. `digest` identifies what the answers depend on."""
+
+    def __init__(self, predictor: Predictor, spec: Benchmark, reader: CorpusReader, settings: Settings) -> None:
+        self._predictor = predictor
+        self._spec = spec
+        self._reader = reader
+        self._settings = settings
+        parts = (  # batch size, layout, limit and ranks do not change an answer
+            predictor.identity,
+            predictor.style,
+            spec.name,
+            spec.prompt,
+            spec.task,
+            spec.max_new_tokens,
+            spec.protocol,
+            reader.manifest.fingerprint,
+        )
+        self.digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
+
+    def answer(self, questions: list[Question], part: Path) -> None:
+        """Answer the questions and append a line for each to the file `part`, which is synced after each batch."""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _truncate_incomplete_line(part)
+        shown = sys.stderr.isatty() and distributed.is_main()
+        with (
+            open(part, "ab") as stream,
+            tqdm(total=len(questions), desc=self._spec.name, unit="question", disable=not shown) as bar,
+        ):
+            for window in _windows(questions, self._settings.batch_size * _WINDOW):
+                for chosen, predictions in self._batches(window):
+                    for question, prediction in zip(chosen, predictions, strict=True):
+                        line: dict[str, Any] = {"id": question.id, "of": self.digest, "answer": prediction.answer}
+                        line |= {"losses": prediction.losses} if prediction.losses else {}
+                        stream.write(json.dumps(line).encode() + b"\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    bar.update(len(chosen))
+
+    def _batches(self, window: list[Question]) -> Iterator[tuple[list[Question], list[Prediction]]]:
+        """The batches of a window with their predictions, longest prompts first. Each image is encoded once."""
+        predictor, size = self._predictor, self._settings.batch_size
+        image_tokens: ImageTokens = {}
+        images = {sample: self._images(question) for sample, question in {q.sample: q for q in window}.items()}
+        requests = {q.id: Request(q.asked, images[q.sample], q.history) for q in window}
+        decoding = Decoding(self._spec.max_new_tokens)
+        order = sorted(window, key=lambda q: -len(predictor.prompt_ids(requests[q.id], decoding)))
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            batch = [requests[question.id] for question in chosen]
+            choices = [self._choices(question) for question in chosen]
+            losses = score_choices(predictor, batch, choices, self._settings, image_tokens)
+            if self._spec.scoring.choices is None:
+                replies = predictor.reply(batch, decoding, batch_size=len(batch), seen=image_tokens)
+                texts = [reply.text.strip() for reply in replies]
+            else:
+                texts = [min(one, key=lambda choice: (one[choice], choice)) for one in losses]
+            yield chosen, [Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)]
+
+    def _images(self, question: Question) -> tuple[Any, ...]:
+        if not question.has_image:
+            return ()
+        data, where = self._reader.image(question.sample), self._reader.where(question.sample)
+        return (self._predictor.prepare(open_image(data, where)),)
+
+    def _choices(self, question: Question) -> tuple[str, ...]:
+        """The choices whose losses are computed for a question."""
+        scoring = self._spec.scoring
+        if scoring.choices is None:
+            return scoring.scored_choices
+        choices = scoring.choices or question.turn.choices
+        if not choices:
+            raise DataError(
+                f"{question.corpus} {question.id}: the question has no choices, which the protocol {scoring.name} needs"
+            )
+        return choices
 
 
 def _windows(questions: list[Question], size: int) -> Iterator[list[Question]]:
-    """Runs of at least `size` questions, but the last, that end where a picture's questions end."""
+    """Runs of at least `size` questions, except the last, that end where the questions of an image end."""
     window: list[Question] = []
     for question in questions:
         if len(window) >= size and question.sample != window[-1].sample:
@@ -154,46 +211,14 @@ def _windows(questions: list[Question], size: int) -> Iterator[list[Question]]:
         yield window
 
 
-def _replies(
-    predictor: Predictor, row: Benchmark, reader: CorpusReader, window: list[Question], settings: Settings
-) -> Iterator[tuple[list[Question], list[Reply]]]:
-    """Batches of a window with their replies: the longest prompts first, each picture encoded once."""
-    seen: ImageTokens = {}
-    pictures = {q.sample: q for q in window}
-    images = {
-        sample: (predictor.prepare(open_image(reader.image(sample), reader.where(sample))),) if q.has_image else ()
-        for sample, q in pictures.items()
-    }
-    requests = {q.id: Request(q.asked, images[q.sample], q.history) for q in window}
-    rule, decoding = row.rule, Decoding(row.max_new_tokens)
-    order = sorted(window, key=lambda q: -len(predictor.prompt_ids(requests[q.id], decoding)))
-    for start in range(0, len(order), settings.batch_size):
-        chosen = order[start : start + settings.batch_size]
-        asked = [requests[question.id] for question in chosen]
-        choices = [_choices(rule.choices, rule.weighed, question) for question in chosen]
-        losses = weigh(predictor, asked, choices, settings, seen)
-        if rule.choices is None:
-            texts = [r.text.strip() for r in predictor.reply(asked, decoding, batch_size=len(asked), seen=seen)]
-        else:
-            texts = [min(one, key=lambda choice: (one[choice], choice)) for one in losses]
-        yield chosen, [Reply(text, loss) for text, loss in zip(texts, losses, strict=True)]
-
-
-def _choices(choices: tuple[str, ...] | None, weighed: tuple[str, ...], question: Question) -> tuple[str, ...]:
-    found = weighed if choices is None else choices or question.turn.choices
-    if choices is not None and not found:
-        raise DataError(f"{question.corpus} {question.id}: a question without choices in a benchmark that weighs them")
-    return found
-
-
-def weigh(
+def score_choices(
     predictor: Predictor,
     requests: Sequence[Request],
     choices: Sequence[Sequence[str]],
     settings: Settings,
-    seen: ImageTokens,
+    image_tokens: ImageTokens,
 ) -> list[dict[str, float]]:
-    """Mean loss per token (its end included) of each choice as the answer to its request, rounded to 1e-4."""
+    """For each request, the mean loss per token, end token included, of each choice as its answer, rounded to 1e-4."""
     cases, owners = [], []
     for number, (request, options) in enumerate(zip(requests, choices, strict=True)):
         for option in dict.fromkeys(options):
@@ -202,92 +227,76 @@ def weigh(
     losses: list[dict[str, float]] = [{} for _ in requests]
     if not cases:
         return losses
-    scores = predictor.score(cases, batch_size=settings.batch_size, layout=settings.layout, seen=seen)
+    scores = predictor.score(cases, batch_size=settings.batch_size, layout=settings.layout, seen=image_tokens)
     for (number, option), score in zip(owners, scores, strict=True):
         losses[number][option] = round(score.loss, 4)
     return losses
 
 
-def _context(predictor: Predictor, row: Benchmark, reader: CorpusReader, settings: Settings) -> str:
-    """What answers depend on, as a digest. Batch size, layout, limit and ranks are not of it."""
-    parts = (
-        predictor.identity,
-        predictor.style,
-        row.name,
-        row.prompt,
-        row.task,
-        row.max_new_tokens,
-        row.protocol,
-        reader.manifest.fingerprint,
-    )
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
-
-
 def _part_files(output: Path) -> list[Path]:
-    return sorted(output.glob(_PARTS.format(rank="*")))
+    return sorted(output.glob(_PART_FILE.format(rank="*")))
 
 
-def _rows(file: Path, context: str) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file of answers. Raises `DataError` for those of another run."""
+def _lines(file: Path, digest: str) -> Iterator[dict[str, Any]]:
+    """The complete lines of a file of answers. Raises `DataError` if they belong to another run."""
     data = file.read_bytes()
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
+    for text in data[: data.rfind(b"\n") + 1].splitlines():
         try:
-            row = json.loads(line)
-            row["id"], row["answer"]
-            same = row["of"] == context
+            line = json.loads(text)
+            line["id"], line["answer"]
+            same = line["of"] == digest
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}: not a file of answers: {error}") from error
+            raise DataError(f"{file} is not a file of answers: {error}") from error
         if not same:
-            raise DataError(f"{file}: answers of another model, corpus or setting; give another --output")
-        yield row
+            raise DataError(f"{file} contains answers of another model, corpus or setting. Choose another --output.")
+        yield line
 
 
-def _answers(output: Path, context: str) -> dict[str, Reply]:
+def _answers(output: Path, digest: str) -> dict[str, Prediction]:
+    """Question id to prediction, from all files of answers in `output`."""
     files: Iterable[Path] = [file for file in (output / PREDICTIONS_FILE, *_part_files(output)) if file.is_file()]
-    rows = (row for file in files for row in _rows(file, context))
-    return {row["id"]: Reply(row["answer"], row.get("losses", {})) for row in rows}
+    lines = (line for file in files for line in _lines(file, digest))
+    return {line["id"]: Prediction(line["answer"], line.get("losses", {})) for line in lines}
 
 
-def _answered(output: Path, context: str, questions: Sequence[Question]) -> set[str]:
-    """Ids of the questions that `output` has answers to. Raises `DataError` where it has answers to others, too."""
-    answered = set(_answers(output, context))
+def _answered(output: Path, digest: str, questions: Sequence[Question]) -> set[str]:
+    """Ids of the questions that `output` has answers to. Raises `DataError` if it has answers to other questions."""
+    answered = set(_answers(output, digest))
     beyond = len(answered - {question.id for question in questions})
     if beyond:
         raise DataError(
-            f"{output}: holds {len(answered):,} answers, {beyond:,} of them to questions beyond --limit; a smaller one "
-            "would lose them: raise it, or give another --output"
+            f"{output} contains {len(answered):,} answers, {beyond:,} of them to questions beyond --limit, which would "
+            "be lost. Raise --limit or choose another --output."
         )
     return answered
 
 
-def _join(output: Path, questions: list[Question], context: str) -> list[Reply]:
-    answers = _answers(output, context)
-    return [answers[question.id] for question in questions]
-
-
-def _cut_half_line(file: Path) -> None:
+def _truncate_incomplete_line(file: Path) -> None:
     if file.is_file():
         data = file.read_bytes()
         os.truncate(file, data.rfind(b"\n") + 1)
 
 
-def write_predictions(outcome: Outcome, file: Path, context: str) -> None:
-    """A JSON line per question: ids, what was asked and answered, the truth, figures and groups."""
+def write_predictions(result: BenchmarkResult, file: Path, digest: str) -> None:
+    """Write one JSON line per question: ids, question, answer, true answer, metrics and groups."""
     lines = []
-    rows = zip(outcome.questions, outcome.replies, outcome.scored.each, outcome.scored.groups, strict=True)
-    for question, reply, figures, groups in rows:
+    scored = result.scored
+    for question, prediction, metrics, groups in zip(
+        result.questions, result.predictions, scored.each, scored.groups, strict=True
+    ):
         line: dict[str, Any] = {
             "id": question.id,
-            "of": context,
-            "benchmark": outcome.row.name,
+            "of": digest,
+            "benchmark": result.spec.name,
             "task": question.turn.task,
             "picture": f"{question.corpus}/{question.sample}",
             "question": question.asked,
-            "answer": reply.answer,
+            "answer": prediction.answer,
             "truth": question.answer,
-            "score": figures[outcome.row.rule.headline],
-            "figures": figures,
+            "score": metrics[result.spec.scoring.headline],
+            "figures": metrics,
             "groups": groups,
         }
-        lines.append(json.dumps(line | ({"losses": reply.losses} if reply.losses else {}), ensure_ascii=False))
+        line |= {"losses": prediction.losses} if prediction.losses else {}
+        lines.append(json.dumps(line, ensure_ascii=False))
     write_atomically(file, "".join(line + "\n" for line in lines).encode())

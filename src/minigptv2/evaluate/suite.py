@@ -1,4 +1,4 @@
-"""An evaluation as one thing: benchmarks or held-out corpora in, a folder of predictions, tables and a page out."""
+"""Runs an evaluation: benchmarks or held-out corpora in, a folder of predictions, tables and a page out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
 from minigptv2.evaluate.html import PAGE_FILE, write_page
 from minigptv2.evaluate.metrics.meteor import meteor, meteor_command
 from minigptv2.evaluate.questions import corpus_folder
-from minigptv2.evaluate.runner import Outcome, Settings, evaluate_benchmark
+from minigptv2.evaluate.runner import BenchmarkResult, Settings, evaluate_benchmark
 from minigptv2.evaluate.tables import summary, table, write_tables
 from minigptv2.files import wait_until_seen
 from minigptv2.predict.predictor import Predictor
@@ -22,30 +22,34 @@ from minigptv2.shards.manifest import load_manifest
 
 @dataclass(frozen=True)
 class Job:
-    """A benchmark and the corpus folder it is read from."""
+    """A benchmark and the corpus folder that holds its questions."""
 
-    row: Benchmark
+    spec: Benchmark
     corpus: Path
 
 
-def benchmark_jobs(rows: Sequence[Benchmark], data: Path, cache: Path) -> list[Job]:
-    """Jobs of benchmarks. The main rank builds, below `cache`, the shards that `data` lacks, of the originals there."""
+def benchmark_jobs(specs: Sequence[Benchmark], data: Path, cache: Path) -> list[Job]:
+    """The jobs of benchmarks.
+
+    Shards that `data` lacks are built in `cache`, by the main rank, from the original files in `data`. Raises
+    `DataError` if a corpus is not there in either form.
+    """
     folders, sizes = distributed.on_main(
-        lambda: _with_sizes([corpus_folder(data, r.corpus, r.split, cache) for r in rows])
+        lambda: _with_sizes([corpus_folder(data, spec.corpus, spec.split, cache) for spec in specs])
     )
-    for file, num_bytes in sizes:  # just written by the main rank, perhaps
+    for file, num_bytes in sizes:  # the main rank may just have written them, and a shared file system can lag
         wait_until_seen(Path(file), num_bytes)
-    return [Job(row, Path(folder)) for row, folder in zip(rows, folders, strict=True)]
+    return [Job(spec, Path(folder)) for spec, folder in zip(specs, folders, strict=True)]
 
 
 def _with_sizes(folders: Sequence[Path]) -> tuple[list[str], list[tuple[str, int]]]:
-    """The folders, and the files in them with their sizes."""
+    """The folders, and the files in them with their sizes in bytes."""
     files = [file for folder in dict.fromkeys(folders) for file in sorted(folder.iterdir()) if file.is_file()]
     return [str(folder) for folder in folders], [(str(file), file.stat().st_size) for file in files]
 
 
-def held_out_jobs(shards: Path, corpora: Sequence[str]) -> list[Job]:
-    """Jobs of corpus folders below `shards`: one per task that a corpus holds."""
+def heldout_jobs(shards: Path, corpora: Sequence[str]) -> list[Job]:
+    """The jobs of corpus folders in `shards`: one for each task that a corpus contains."""
     return [
         Job(heldout_spec(corpus, task), shards / corpus)
         for corpus in corpora
@@ -62,37 +66,35 @@ def evaluate_all(
     with_meteor: bool = False,
     samples: int = 12,
 ) -> list[dict[str, Any]]:
-    """Evaluate each job below `output`; on the main rank, write tables and page and return the summaries.
+    """Evaluate each job in a folder of `output`. The main rank writes tables and page and returns the summaries.
 
-    `with_meteor` adds METEOR to captions; `samples` are the worst and the random ones on the page, each.
+    `with_meteor` adds METEOR to caption benchmarks. `samples` is the number of worst and of random samples on the page.
     """
     if settings.batch_size < 1:
-        raise ConfigError(f"batch size {settings.batch_size}: want at least 1")
+        raise ConfigError(f"batch_size must be at least 1, got {settings.batch_size}")
     if with_meteor:
-        meteor_command()  # what is missing is said before the hours, not after
-    outcomes = []
+        meteor_command()  # fail now if Java or the program is missing, not after hours of generation
+    results = []
     for job in jobs:
-        outcome = evaluate_benchmark(predictor, job.row, job.corpus, output / job.row.name, settings)
-        if outcome is not None:
-            outcomes.append(_with_meteor(outcome) if with_meteor else outcome)
-            print(table([summary(outcomes[-1])]), flush=True)
+        result = evaluate_benchmark(predictor, job.spec, job.corpus, output / job.spec.name, settings)
+        if result is not None:
+            results.append(_with_meteor(result) if with_meteor else result)
+            print(table([summary(results[-1])]), flush=True)
     if not distributed.is_main():
         return []
-    summaries = [summary(outcome) for outcome in outcomes]
+    summaries = [summary(result) for result in results]
     write_tables(summaries, output)
-    write_page(outcomes, summaries, output / PAGE_FILE, samples=samples)
+    write_page(results, summaries, output / PAGE_FILE, samples=samples)
     return summaries
 
 
-def _with_meteor(outcome: Outcome) -> Outcome:
-    """The outcome of a caption benchmark with `meteor` among its figures; of another, as it is."""
-    if outcome.row.protocol == "caption":
-        references = [list(question.turn.answers) for question in outcome.questions]
-    elif outcome.row.protocol == "identify":
-        references = [list(question.turn.regions[0].phrases) for question in outcome.questions]
-    else:
-        return outcome
-    corpus, each = meteor([reply.answer for reply in outcome.replies], references)
-    scored = outcome.scored
-    figures = [{**one, "meteor": value} for one, value in zip(scored.each, each, strict=True)]
-    return replace(outcome, scored=replace(scored, each=figures, overall={**scored.overall, "meteor": corpus}))
+def _with_meteor(result: BenchmarkResult) -> BenchmarkResult:
+    """The result with `meteor` among its metrics if the benchmark scores captions, else unchanged."""
+    references_of = result.spec.scoring.references
+    if references_of is None:
+        return result
+    references = [references_of(question) for question in result.questions]
+    corpus, each = meteor([prediction.answer for prediction in result.predictions], references)
+    scored = result.scored
+    metrics = [{**one, "meteor": value} for one, value in zip(scored.each, each, strict=True)]
+    return replace(result, scored=replace(scored, each=metrics, overall={**scored.overall, "meteor": corpus}))

@@ -1,4 +1,4 @@
-"""Figures of evaluated benchmarks for people and programs: terminal, Markdown, JSON; the published row beside."""
+"""Writes the metrics of evaluated benchmarks as tables for the terminal, Markdown and JSON, with published results."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ import numpy as np
 
 from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interval
 from minigptv2.evaluate.protocols import YES, Scored
-from minigptv2.evaluate.runner import Outcome
+from minigptv2.evaluate.runner import BenchmarkResult
 from minigptv2.files import write_atomically
 
 RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"
 _UNSCALED = ("words", "objects", "hallucinated")  # counts, not shares
 
 
-def summary(outcome: Outcome) -> dict[str, Any]:
-    """A benchmark's figures as printed (percent; CIDEr times 100), intervals, groups and published figures.
+def summary(result: BenchmarkResult) -> dict[str, Any]:
+    """The metrics of a benchmark as printed (percent, CIDEr times 100), intervals, groups and published results.
 
-    The intervals are 95 % bootstrap ones over pictures: questions about one picture are not independent.
+    The intervals are 95 % bootstrap intervals over images, because questions about one image are not independent.
     """
-    row, scored = outcome.row, outcome.scored
-    pictures = [question.sample for question in outcome.questions]
-    headline = row.rule.headline
-    figures = {name: _printed(name, value, row.scale) for name, value in scored.overall.items()}
+    spec, scored = result.spec, result.scored
+    images = [question.sample for question in result.questions]
+    headline = spec.scoring.headline
+    metrics = {name: _printed(name, value, spec.scale) for name, value in scored.overall.items()}
     return {
-        "benchmark": row.name,
-        "title": row.title,
+        "benchmark": spec.name,
+        "title": spec.title,
         "metric": headline,
-        "value": figures[headline],
-        "interval": [row.scale * end for end in _interval(scored, headline, pictures)],
-        "best": row.best,
-        "questions": len(outcome.questions),
-        "pictures": len(set(pictures)),
-        "figures": figures,
-        "intervals": {"auroc": [row.scale * end for end in _auroc_interval(scored, pictures)]}
-        if "auroc" in figures
+        "value": metrics[headline],
+        "interval": [spec.scale * end for end in _interval(scored, headline, images)],
+        "best": spec.best,
+        "questions": len(result.questions),
+        "pictures": len(set(images)),
+        "figures": metrics,
+        "intervals": {"auroc": [spec.scale * end for end in _auroc_interval(scored, images)]}
+        if "auroc" in metrics
         else {},
-        "groups": _groups(scored, headline, row.scale),
-        "published": [{"model": one.model, "value": one.value, "where": one.where} for one in row.published],
+        "groups": _groups(scored, headline, spec.scale),
+        "published": [{"model": one.model, "value": one.value, "where": one.where} for one in spec.published],
     }
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """For the terminal: a line per benchmark, groups below it."""
+    """The table for the terminal: a line per benchmark, with its other metrics and its groups below."""
     lines = [
         f"{'benchmark':<26}{'metric':<16}{'value':>8}  {'95 % interval':<17}{'well-formed':>11}{'mean IoU':>10}"
         f"{'questions':>11}  published"
@@ -54,7 +54,7 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     for one in summaries:
         lines.append(
             f"{one['benchmark']:<26}{one['metric']:<16}{one['value']:>8.2f}  {_ends(one):<17}"
-            f"{_figure(one, 'well_formed'):>11}{_figure(one, 'mean_iou'):>10}{one['questions']:>11}  {_published(one)}"
+            f"{_value(one, 'well_formed'):>11}{_value(one, 'mean_iou'):>10}{one['questions']:>11}  {_published(one)}"
         )
         others = {n: v for n, v in one["figures"].items() if n not in (one["metric"], "well_formed", "mean_iou")}
         if others:
@@ -66,15 +66,15 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def markdown(summaries: Sequence[dict[str, Any]]) -> str:
-    """The same as a Markdown table."""
+    """The same table as Markdown."""
     lines = [
         "| benchmark | metric | value | 95 % interval | well-formed | mean IoU | questions | published |",
         "|---|---|---:|---|---:|---:|---:|---|",
     ]
     for one in summaries:
         lines.append(
-            f"| {one['title']} | {one['metric']} | {one['value']:.2f} | {_ends(one)} | {_figure(one, 'well_formed')} | "
-            f"{_figure(one, 'mean_iou')} | {one['questions']} | {_published(one)} |"
+            f"| {one['title']} | {one['metric']} | {one['value']:.2f} | {_ends(one)} | {_value(one, 'well_formed')} | "
+            f"{_value(one, 'mean_iou')} | {one['questions']} | {_published(one)} |"
         )
     lines += ["", "| benchmark | by | group | value | questions |", "|---|---|---|---:|---:|"]
     for one in summaries:
@@ -85,7 +85,7 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def write_tables(summaries: Sequence[dict[str, Any]], output: Path) -> None:
-    """`results.json` and `results.md` under `output`."""
+    """Write `results.json` and `results.md` into `output`."""
     write_atomically(output / RESULTS_FILE, (json.dumps(list(summaries), indent=1) + "\n").encode())
     write_atomically(output / MARKDOWN_FILE, markdown(summaries).encode())
 
@@ -94,22 +94,22 @@ def _printed(name: str, value: float, scale: float) -> float:
     return value if name in _UNSCALED else scale * value
 
 
-def _interval(scored: Scored, headline: str, pictures: Sequence[int]) -> tuple[float, float]:
+def _interval(scored: Scored, headline: str, images: Sequence[int]) -> tuple[float, float]:
     if headline == "phrase_recall":
         found, asked = (np.array([one[name] for one in scored.each]) for name in ("found", "phrases"))
-        return bootstrap(lambda drawn: float(found[drawn].sum() / asked[drawn].sum()), len(found), groups=pictures)
-    return mean_interval([one[headline] for one in scored.each], groups=pictures)
+        return bootstrap(lambda drawn: float(found[drawn].sum() / asked[drawn].sum()), len(found), groups=images)
+    return mean_interval([one[headline] for one in scored.each], groups=images)
 
 
-def _auroc_interval(scored: Scored, pictures: Sequence[int]) -> tuple[float, float]:
+def _auroc_interval(scored: Scored, images: Sequence[int]) -> tuple[float, float]:
     scores = np.array([one["score"] for one in scored.each])
     labels = np.array([int(group["answer"] == YES) for group in scored.groups])
     values = lambda drawn: auroc(scores[drawn].tolist(), labels[drawn].tolist())  # noqa: E731
-    return bootstrap(values, len(scores), groups=pictures)
+    return bootstrap(values, len(scores), groups=images)
 
 
 def _groups(scored: Scored, headline: str, scale: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Kind of group to its members to mean headline figure and number of questions, most frequent first."""
+    """For each kind of group, the mean headline metric and the number of questions of its members, largest first."""
     found: dict[str, dict[str, list[float]]] = {}
     for one, groups in zip(scored.each, scored.groups, strict=True):
         for kind, name in groups.items():
@@ -127,7 +127,7 @@ def _ends(one: dict[str, Any]) -> str:
     return f"{one['interval'][0]:.2f} .. {one['interval'][1]:.2f}"
 
 
-def _figure(one: dict[str, Any], name: str) -> str:
+def _value(one: dict[str, Any], name: str) -> str:
     return f"{one['figures'][name]:.2f}" if name in one["figures"] else "-"
 
 

@@ -15,9 +15,8 @@ from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.errors import CheckpointError
 from minigptv2.files import write_atomically
 from minigptv2.heldout.slice import EXPECTED_IOU, LOSS, HeldOutSlice, Metrics
+from minigptv2.run_folder import RunFolder
 from minigptv2.tracking.log import RunLog
-
-BEST_FOLDER, BEST_FILE = "best", "best.json"
 
 
 class PeriodicEvaluator:
@@ -38,8 +37,8 @@ class PeriodicEvaluator:
         start: int,
     ) -> None:
         self._heldout = heldout
-        self._folder = run / BEST_FOLDER
-        self._file = run / BEST_FILE
+        self._folder = RunFolder(run).best
+        self._file = RunFolder(run).best_record
         self._export = export
         self._log = log
         self._watch = watch
@@ -49,7 +48,7 @@ class PeriodicEvaluator:
 
     def losses(self, step: int) -> dict[str, Any]:
         """Held-out losses as metrics of the log line after `step`. Empty without a held-out slice."""
-        self._watch.at(f"held-out losses after step {step}")
+        self._watch.set_phase(f"held-out losses after step {step}")
         metrics = self._heldout.losses()
         if not metrics:
             return {}
@@ -58,7 +57,7 @@ class PeriodicEvaluator:
 
     def evaluate(self, step: int) -> None:
         """Answer, score, draw and log the held-out slice. Export the model if the metric to keep improved."""
-        self._watch.at(f"evaluation after step {step}")
+        self._watch.set_phase(f"evaluation after step {step}")
         result, best = self._heldout.evaluate(), self._heldout.best
         if result.metrics:
             self._log.line(f"held-out answers: {describe(result.metrics)}")

@@ -10,9 +10,11 @@ from itertools import groupby
 from pathlib import Path
 
 from minigptv2.errors import DataError
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
 
 DROPPED_FILE = "dropped.jsonl"
+"""Dropped annotations and samples, in the folder of a corpus."""
 _RATE_COUNTS_FROM = 1000
 """A rate is computed over at least so many samples, so that a first bad sample is not a rate of 100 %."""
 
@@ -99,7 +101,7 @@ def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
 def save_unreported_drops(run: Path, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
     """Write (step, rank, sample) rows that a stopping rank had not sent to the main rank to `dropped.rank<n>.jsonl`."""
     for rank, rows in groupby(dropped_samples, key=lambda row: row[1]):
-        _append(run / f"dropped.rank{rank}.jsonl", list(rows))
+        _append(RunFolder(run).dropped_of_rank(rank), list(rows))
 
 
 class DropReport:
@@ -109,7 +111,7 @@ class DropReport:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self.file = run / DROPPED_FILE
+        self.file = RunFolder(run).dropped
         kept = [row for row in read_report(self.file) if int(str(row["step"])) <= step]
         self.count = len(kept)
         if self.file.exists():

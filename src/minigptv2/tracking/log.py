@@ -12,9 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from minigptv2.files import write_atomically
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
-
-METRICS_FILE, HELDOUT_FILE = "metrics.jsonl", "heldout.jsonl"
 
 
 class RunLog:
@@ -30,11 +29,12 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         run.mkdir(parents=True, exist_ok=True)
-        self._file = run / METRICS_FILE
-        for file in (self._file, run / HELDOUT_FILE):
+        folder = RunFolder(run)
+        self._metrics, self._heldout = folder.metrics, folder.heldout
+        for file in (self._metrics, self._heldout):
             _cut_after(file, step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self._stream = open(run / "log.txt", "a")  # noqa: SIM115  # open as long as the run
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+        self._stream = open(folder.log, "a")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if terminal else None
 
@@ -53,12 +53,12 @@ class RunLog:
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Figures of a step: a JSON line, and a TensorBoard scalar for each number (nested names joined by `/`)."""
         if self._active:
-            self._add(self._file, step, values)
+            self._add(self._metrics, step, values)
 
     def heldout(self, step: int, values: dict[str, Any]) -> None:
         """Figures of a look at held-out samples: as `metrics`, in `heldout.jsonl`."""
         if self._active:
-            self._add(self._file.with_name(HELDOUT_FILE), step, values)
+            self._add(self._heldout, step, values)
 
     def _add(self, file: Path, step: int, values: dict[str, Any]) -> None:
         with open(file, "a") as stream:
@@ -90,12 +90,12 @@ class RunLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All JSON lines of a run, in order; a half-written last line is left out."""
-    return _read_lines(run / METRICS_FILE)
+    return _read_lines(RunFolder(run).metrics)
 
 
 def read_heldout(run: Path) -> list[dict[str, Any]]:
     """The looks at held-out samples of a run, as `read_metrics`."""
-    return _read_lines(run / HELDOUT_FILE)
+    return _read_lines(RunFolder(run).heldout)
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:

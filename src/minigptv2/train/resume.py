@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,15 +14,13 @@ from minigptv2.engine.config import load_deepspeed_config
 from minigptv2.engine.saver import choose_checkpoint
 from minigptv2.errors import CheckpointError
 from minigptv2.files import wait_until_seen, write_atomically
-from minigptv2.heldout.monitor import BEST_FILE, BEST_FOLDER
 from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
 from minigptv2.model.build import sizes_of
 from minigptv2.model.export import ExportInfo, check_weights_file, load_info
 from minigptv2.run_config import RunConfig, check_identity, check_resume
+from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact, redact_all
-from minigptv2.shards.dropped import DROPPED_FILE
 from minigptv2.tokenizer import Tokenizer
-from minigptv2.tracking.log import HELDOUT_FILE
 
 
 @dataclass(frozen=True)
@@ -136,10 +133,7 @@ def _prepare_run_folder(
     run = Path(config.run_dir)
     if distributed.is_main():
         if fresh:
-            for part in ("checkpoints", "tensorboard", "export", BEST_FOLDER, "bundles"):
-                shutil.rmtree(run / part, ignore_errors=True)
-            for part in ("metrics.jsonl", HELDOUT_FILE, BEST_FILE, "log.txt", "attempts.jsonl", DROPPED_FILE):
-                (run / part).unlink(missing_ok=True)
+            RunFolder(run).clear()
         run.mkdir(parents=True, exist_ok=True)
     distributed.barrier()
     checkpoint = choose_checkpoint(run, lambda text: print(f"warning: {text}", flush=True))
@@ -152,5 +146,5 @@ def _prepare_run_folder(
         changes = check_resume(state.config, known, folder)
         check_identity(state.identity, identity, folder)
     if distributed.is_main():
-        write_atomically(run / "config.yaml", redact(render_yaml(config)).encode())
+        write_atomically(RunFolder(run).config, redact(render_yaml(config)).encode())
     return checkpoint, changes

@@ -25,6 +25,7 @@ from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
+from minigptv2.tasks import TASKS
 
 DOWNLOAD = tars.img2dataset(
     "grit-20m",
@@ -122,7 +123,7 @@ def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterat
         except UnicodeEncodeError:  # its characters cannot be counted as the boxes count them
             yield Rejected(entry.key, "caption is not UTF-8")
             continue
-        grounded = task == "grounding"
+        grounded = TASKS[task].shape.spans
         write = grounded_turns if grounded else partial(expression_turns, task=task)
         turns = write(caption, entry.facts, thresholds)
         if turns:

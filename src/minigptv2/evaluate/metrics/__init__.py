@@ -1,1 +1,1 @@
-"""Metrics as pure functions, each checked against the official implementation's numbers (`tests/evaluate/golden`)."""
+"""Metrics as pure functions, each compared with the official implementation (`tests/evaluate/golden`)."""

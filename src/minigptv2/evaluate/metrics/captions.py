@@ -1,7 +1,8 @@
-"""Caption metrics of a corpus: CIDEr-D, BLEU-1..4, ROUGE-L. Texts in, one score per caption and the corpus's out.
+"""Computes caption metrics: CIDEr-D, BLEU-1..4 and ROUGE-L, for each caption and for the corpus.
 
-Equal to the official tools (`pycocoevalcap` 1.2, after their tokenizer) to rounding error; their conventions, odd ones
-included, are kept and named. Sources: arXiv:1411.5726 (CIDEr-D), Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L).
+The values equal those of the official tools (`pycocoevalcap` 1.2, after their tokenizer) up to rounding. All their
+conventions are kept, and the unusual ones are documented. Sources: arXiv:1411.5726 (CIDEr-D), Papineni et al. 2002
+(BLEU), Lin 2004 (ROUGE-L).
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ MAX_N = 4
 CIDER_SIGMA = 6.0
 """Width of CIDEr-D's Gaussian over differences in length."""
 ROUGE_BETA = 1.2
-"""How much more recall weighs than precision in ROUGE-L."""
-_SMALL, _TINY = 1e-9, 1e-15  # what the official BLEU adds to guesses and to hits
+"""Weight of recall relative to precision in ROUGE-L."""
+_SMALL, _TINY = 1e-9, 1e-15  # added to denominators and numerators, as in the official BLEU
 
 Ngrams = Counter[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores of a set of captions: the corpus's figure, and one per caption, by metric."""
+    """Scores of a set of captions by metric: one for the corpus, and one per caption."""
 
     corpus: dict[str, float]
     each: dict[str, list[float]]
@@ -34,33 +35,36 @@ class CaptionScores:
 def caption_scores(candidates: list[str], references: list[list[str]]) -> CaptionScores:
     """`cider`, `bleu_1` .. `bleu_4` and `rouge_l` of one candidate per image against that image's references.
 
-    CIDEr is on its own scale, 0..10; the others are 0..1. Raises `ValueError` where an image has no reference.
+    CIDEr is on its own scale, 0..10; the others are 0..1. Raises `ValueError` for an image without references.
     """
     if len(candidates) != len(references) or not candidates or not all(references):
-        raise ValueError(f"{len(candidates)} candidates for {len(references)} images with references")
-    said = [" ".join(tokenize(text)) for text in candidates]
-    meant = [[" ".join(tokenize(text)) for text in texts] for texts in references]
-    cider = cider_d(said, meant)
-    rouge = [rouge_l(one, several) for one, several in zip(said, meant, strict=True)]
-    bleu, bleus = bleu_scores(said, meant)
+        raise ValueError(
+            f"expected a candidate and references for each image, got {len(candidates)} candidates and "
+            f"{len(references)} lists of references"
+        )
+    predictions = [" ".join(tokenize(text)) for text in candidates]
+    tokenized = [[" ".join(tokenize(text)) for text in texts] for texts in references]
+    cider = cider_d(predictions, tokenized)
+    rouge = [rouge_l(one, several) for one, several in zip(predictions, tokenized, strict=True)]
+    bleu, bleus = bleu_scores(predictions, tokenized)
     each = {"cider": cider, "rouge_l": rouge, **{f"bleu_{n + 1}": [row[n] for row in bleus] for n in range(MAX_N)}}
     corpus = {"cider": _mean(cider), "rouge_l": _mean(rouge), **{f"bleu_{n + 1}": bleu[n] for n in range(MAX_N)}}
     return CaptionScores(corpus, each)
 
 
-def cider_d(said: list[str], meant: list[list[str]]) -> list[float]:
-    """CIDEr-D of each tokenised caption, 0..10. Document frequencies are those of the references given here.
+def cider_d(predictions: list[str], references: list[list[str]]) -> list[float]:
+    """CIDEr-D of each tokenized caption, 0..10. Document frequencies are computed from the given references.
 
-    So a single image scores 0: every n-gram is in every document.
+    A single image therefore scores 0: every n-gram is in every document.
     """
-    references = [[_ngrams(text) for text in texts] for texts in meant]
+    counted = [[_ngrams(text) for text in texts] for texts in references]
     frequency: Counter[tuple[str, ...]] = Counter()
-    for several in references:
+    for several in counted:
         frequency.update({gram for counts in several for gram in counts})
-    log_documents = math.log(len(meant))
+    log_documents = math.log(len(references))
     rarity = {gram: log_documents - math.log(max(1, count)) for gram, count in frequency.items()}
     scores = []
-    for text, several in zip(said, references, strict=True):
+    for text, several in zip(predictions, counted, strict=True):
         candidate = _Weighted(_ngrams(text), rarity, log_documents)
         total = sum(candidate.similarity(_Weighted(counts, rarity, log_documents)) for counts in several)
         scores.append(10.0 * total / len(several))
@@ -68,7 +72,7 @@ def cider_d(said: list[str], meant: list[list[str]]) -> list[float]:
 
 
 class _Weighted:
-    """A caption's n-grams weighed by how rare they are. `length` counts bigrams, as the official tools do."""
+    """The n-grams of a caption with TF-IDF weights. `length` counts bigrams, as the official tools do."""
 
     def __init__(self, counts: Ngrams, rarity: dict[tuple[str, ...], float], unseen: float) -> None:
         self.weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_N)]
@@ -88,12 +92,12 @@ class _Weighted:
         return total / MAX_N * math.exp(-((self.length - other.length) ** 2) / (2 * CIDER_SIGMA**2))
 
 
-def bleu_scores(said: list[str], meant: list[list[str]]) -> tuple[list[float], list[list[float]]]:
-    """BLEU-1..4 of the corpus and of each tokenised caption, 0..1, against the reference nearest in length."""
+def bleu_scores(predictions: list[str], references: list[list[str]]) -> tuple[list[float], list[list[float]]]:
+    """BLEU-1..4 of the corpus and of each tokenized caption, 0..1, with the length of the closest reference."""
     totals = [0.0] * (2 * MAX_N)
     lengths = [0, 0]
     each = []
-    for text, several in zip(said, meant, strict=True):
+    for text, several in zip(predictions, references, strict=True):
         words = len(text.split())
         nearest = min((abs(len(one.split()) - words), len(one.split())) for one in several)[1]
         most: Ngrams = Counter()
@@ -119,10 +123,10 @@ def _bleu(hits: list[int] | list[float], guesses: list[int] | list[float], words
     return scores
 
 
-def rouge_l(said: str, meant: list[str]) -> float:
-    """ROUGE-L of a tokenised caption, 0..1: best precision and best recall, of whichever references."""
-    words = said.split(" ")
-    pairs = [(_common(words, one.split(" ")), len(one.split(" "))) for one in meant]
+def rouge_l(prediction: str, references: list[str]) -> float:
+    """ROUGE-L of a tokenized caption, 0..1. Best precision and best recall may come from different references."""
+    words = prediction.split(" ")
+    pairs = [(_common(words, one.split(" ")), len(one.split(" "))) for one in references]
     precision = max(common / len(words) for common, _ in pairs)
     recall = max(common / length for common, length in pairs)
     if not precision or not recall:

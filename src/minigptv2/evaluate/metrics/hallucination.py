@@ -1,6 +1,6 @@
-"""Hallucinated objects: CHAIR over captions (Rohrbach et al. 2018, arXiv:1809.02156) and POPE's yes and no.
+"""Measures hallucinated objects: CHAIR on captions (Rohrbach et al. 2018, arXiv:1809.02156) and POPE on yes and no.
 
-`coco_objects.txt` is the official list of what the 80 COCO objects are called, a line per object, its name first.
+`coco_objects.txt` is the official list of synonyms of the 80 COCO objects: one line per object, its name first.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _DOUBLE_WORDS = (
     "home plate",
     "train track",
 )
-"""Two words that are one thing. `home plate` and `train track` are none of COCO's, and neither plate nor train."""
+"""Two words that name one object. `home plate` and `train track` are not COCO objects, and not a plate or a train."""
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
-"""A baby or an adult one is no person."""
+"""A baby or adult one is not a person."""
 _VEHICLES = ("jet", "train")
-"""A passenger one is no person."""
+"""A passenger one is not a person."""
 
 _SINGULAR = [
     (re.compile(pattern), replacement)
@@ -67,49 +67,46 @@ _SINGULAR = [
         ("s$", ""),
     )
 ]
-"""First match counts. As in the official script's library, every last s goes, that of `bus` and `tennis` too."""
+"""The first match counts. As in the library of the official script, every final s is removed, also from `bus`."""
 
 
 @dataclass(frozen=True)
 class Chair:
-    """Objects a caption speaks of (with repeats), and those of them that are not in the image."""
+    """The objects a caption mentions, with repeats, and those of them that are not in the image."""
 
-    spoken: tuple[str, ...]
+    mentioned: tuple[str, ...]
     hallucinated: tuple[str, ...]
 
 
 def chair(caption: str, objects: Iterable[str], references: Iterable[str] = ()) -> Chair:
-    """What `caption` speaks of beside what is there: annotated COCO `objects` and those the reference captions name."""
+    """The objects of `caption`, compared with the annotated COCO `objects` and those of the reference captions."""
     names = _names()
-    there = {names.get(one, one) for one in objects} | {name for text in references for name in coco_objects(text)}
-    spoken = coco_objects(caption)
-    return Chair(tuple(spoken), tuple(name for name in spoken if name not in there))
+    present = {names.get(one, one) for one in objects} | {name for text in references for name in coco_objects(text)}
+    mentioned = coco_objects(caption)
+    return Chair(tuple(mentioned), tuple(name for name in mentioned if name not in present))
 
 
-def chair_figures(captions: Sequence[Chair]) -> dict[str, float]:
-    """`chair_s`: share of captions with a hallucinated object; `chair_i`: share of spoken objects that are; 0..1.
-
-    `length` is not here: words are the caller's to count.
-    """
-    spoken = sum(len(one.spoken) for one in captions)
+def chair_metrics(captions: Sequence[Chair]) -> dict[str, float]:
+    """`chair_s`, the share of captions with a hallucinated object, and `chair_i`, the share of such objects, 0..1."""
+    mentioned = sum(len(one.mentioned) for one in captions)
     wrong = sum(len(one.hallucinated) for one in captions)
     return {
         "chair_s": sum(bool(one.hallucinated) for one in captions) / len(captions),
-        "chair_i": wrong / spoken if spoken else 0.0,
+        "chair_i": wrong / mentioned if mentioned else 0.0,
     }
 
 
 def coco_objects(caption: str) -> list[str]:
-    """COCO's names of the objects a caption speaks of, in order, with repeats."""
+    """COCO's names of the objects that a caption mentions, in order, with repeats."""
     words = _joined([singular(token) for token in all_tokens(caption.lower())])
-    if "toilet" in words and "seat" in words:  # its seat is no chair
+    if "toilet" in words and "seat" in words:  # a toilet seat is not a chair
         words = [word for word in words if word != "seat"]
     names = _names()
     return [names[word] for word in words if word in names]
 
 
 def singular(word: str) -> str:
-    """The word's singular, as far as the names of objects need it."""
+    """The singular of a word, for names of objects."""
     for pattern, replacement in _SINGULAR:
         if pattern.search(word):
             return pattern.sub(replacement, word)
@@ -141,21 +138,21 @@ def _names() -> dict[str, str]:
 
 
 def yes_or_no(answer: str) -> str:
-    """What an answer to a yes-or-no question says, as POPE's script reads it: `no` if a No, no or not, but no Not,
-    is in its first sentence, else `yes`."""
+    """`yes` or `no`, as POPE's script reads an answer: `no` if its first sentence has a word No, no or not (but not
+    Not), else `yes`."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-def pope_figures(said: Sequence[str], meant: Sequence[str]) -> dict[str, float]:
-    """`accuracy`, `precision`, `recall` and `f1` of yes, and the share of answers that are `yes`; 0..1 each."""
-    pairs = list(zip(said, meant, strict=True))
-    both = sum(s == m == "yes" for s, m in pairs)
-    spoken, true = sum(s == "yes" for s in said), sum(m == "yes" for m in meant)
+def pope_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`accuracy`, `precision`, `recall` and `f1` of yes, and the share `yes` of such answers, each 0..1."""
+    pairs = list(zip(predictions, references, strict=True))
+    both = sum(prediction == reference == "yes" for prediction, reference in pairs)
+    predicted, true = predictions.count("yes"), references.count("yes")
     return {
-        "accuracy": sum(s == m for s, m in pairs) / len(pairs),
-        "precision": both / spoken if spoken else 0.0,
+        "accuracy": sum(prediction == reference for prediction, reference in pairs) / len(pairs),
+        "precision": both / predicted if predicted else 0.0,
         "recall": both / true if true else 0.0,
-        "f1": 2 * both / (spoken + true) if both else 0.0,
-        "yes": spoken / len(pairs),
+        "f1": 2 * both / (predicted + true) if both else 0.0,
+        "yes": predicted / len(pairs),
     }

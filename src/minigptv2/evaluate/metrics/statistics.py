@@ -1,4 +1,4 @@
-"""Figures over samples: AUROC, bootstrap intervals, and whether two runs differ on the same samples. Seeded, pure."""
+"""Computes AUROC, bootstrap intervals and paired tests of two runs. All functions are pure and seeded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1000
-"""Resamples of a bootstrap: its ends are known to about a twentieth of its width."""
-_EXACT_FLIPS = 20  # up to so many differences, all sign patterns are counted
+"""Resamples of a bootstrap, which give the ends of an interval to about a twentieth of its width."""
+_EXACT_FLIPS = 20
+"""Up to this many differences, all sign patterns are counted."""
 
 
 def auroc(scores: Sequence[float], labels: Sequence[int]) -> float:
-    """Chance, 0..1, that a positive scores above a negative; ties count half. NaN without one of either kind."""
+    """Probability, 0..1, that a positive scores above a negative. Ties count half. NaN without one of either."""
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
@@ -36,7 +37,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of `statistic` over resampled indices of `size` samples.
 
-    With `groups` (one label per sample), whole groups are drawn: questions about one image are not independent.
+    With `groups` (one label per sample), whole groups are drawn, because questions about one image are not
+    independent.
     """
     generator = np.random.default_rng(seed)
     if groups is None:
@@ -57,7 +59,7 @@ def bootstrap(
 def mean_interval(
     values: Sequence[float], *, groups: Sequence[object] | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean, whole groups resampled."""
+    """The 95 % bootstrap interval of a mean. Whole groups are resampled."""
     array = np.asarray(values, dtype=np.float64)
     if groups is None:
         groups = range(len(array))
@@ -74,7 +76,7 @@ def mean_interval(
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of b - a over the same samples, its 95 % interval, and the chance of one as large were there none."""
+    """The mean of b - a over the same samples, its 95 % interval, and the p value under no difference."""
 
     mean: float
     low: float
@@ -90,7 +92,7 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Bootstrap interval and a two-sided sign-flip test of b - a; whole groups are resampled and flipped."""
+    """The bootstrap interval and a two-sided sign-flip test of b - a. Whole groups are resampled and flipped."""
     delta = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     names = [str(group) for group in (groups if groups is not None else range(len(delta)))]
     low, high = mean_interval(delta.tolist(), groups=names, resamples=resamples, seed=seed)

@@ -1,7 +1,7 @@
-"""Captions to words, as the official caption metrics see them: Penn Treebank tokens, lower case, punctuation left out.
+"""Splits captions into words as the official caption metrics do: lower-case Penn Treebank tokens without punctuation.
 
-The official tools run Stanford's PTBTokenizer (CoreNLP 3.4.1) in Java; this is its behaviour on captions, found by
-trying it (`tests/evaluate/golden/captions.json` holds what it says). Line by line, no state, no Java.
+The official tools run Stanford's PTBTokenizer (CoreNLP 3.4.1) in Java. This module reproduces its behavior on captions,
+as recorded in `tests/evaluate/golden/captions.json`, without Java and without state between captions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 PUNCTUATION = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";")
 )
-"""Tokens the official tools leave out. The brackets' names come out in lower case and so stay in, as there."""
+"""Tokens that the official tools remove. Names of brackets are in lower case in their output and therefore stay."""
 
 _SPELLED = {
     "(": "-lrb-",
@@ -106,12 +106,12 @@ _SPLIT = {
 
 
 def tokenize(caption: str) -> list[str]:
-    """The caption's words. Empty for a caption of punctuation only."""
+    """The words of a caption. Empty for a caption of punctuation only."""
     return [token for token in all_tokens(caption) if token not in PUNCTUATION]
 
 
 def all_tokens(caption: str) -> list[str]:
-    """The caption's words and punctuation marks, in order."""
+    """The words and punctuation marks of a caption, in order."""
     tokens: list[str] = []
     opened = False
     text = caption.replace("\n", " ").replace("&amp;", "&")
@@ -126,7 +126,7 @@ def all_tokens(caption: str) -> list[str]:
 
 
 def _apostrophes(text: str) -> str:
-    """Curly ones made straight."""
+    """The text with straight apostrophes instead of curly ones."""
     return text.replace("’", "'").replace("‘", "`")
 
 

@@ -1,8 +1,8 @@
-"""VQA accuracy with the official normalisation of answers (Antol et al. 2015, the VQA challenge's evaluation).
+"""Computes VQA accuracy with the official normalization of answers (Antol et al. 2015, VQA challenge).
 
-Ten people answered each question. An answer is right to the degree that others gave it: 1 if three of the other nine
-did, averaged over leaving each of the ten out. The odd conventions of the script that the published rows were computed
-with (of the VQA challenge, as MiniGPT-4's repository has it) are kept, and named here.
+Ten people answered each question. The accuracy of an answer is 1 if three of nine people gave it, averaged over the ten
+sets of nine. The published results were computed with the challenge's script from MiniGPT-4's repository. Its unusual
+conventions are kept and documented here.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 
 AGREEING = 3
-"""So many people who gave the answer make it wholly right."""
+"""The number of people who must give an answer for full accuracy."""
 _NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(max(0, number - 1)) for number, word in enumerate(_NUMBERS)}
 ARTICLES = frozenset(("a", "an", "the"))
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # any but one before a digit: the look-behind is written amiss there
-_MOST_PERIODS = 32  # the script hands a flag of this value on as the number of replacements
+_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # any period not before a digit: the look-behind of the script is misspelled
+_MOST_PERIODS = 32  # the script passes a flag with this value as the number of replacements
 
 _WORDS = """
 ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm I've
@@ -27,12 +27,12 @@ somebody'll somebody's someone'd someone'll someone's something'd something'll t
 they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
 who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've
 """
-"""Words that are mended when all their apostrophes are missing."""
+"""Words that are restored when all their apostrophes are missing."""
 _DOUBLE_WORDS = """
 couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've someone'd've something'd've there'd've
 they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've somebody'd've
 """
-"""Words that are mended when either of their apostrophes is missing."""
+"""Words that are restored when one of their apostrophes is missing."""
 
 
 def _contractions() -> dict[str, str]:
@@ -46,25 +46,25 @@ def _contractions() -> dict[str, str]:
 
 
 CONTRACTIONS = _contractions()
-"""Word without its apostrophes to the word. Two entries begin with a capital and so never match, as in the script."""
+"""Word without apostrophes to the word. Two entries begin with a capital and never match, as in the script."""
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """0..1: how right `answer` is, given the answers of (ten) people as they were written.
+    """The accuracy of `answer`, 0..1, given the answers of (ten) people as they were written.
 
-    All answers are normalised where the people's differ, and none where all wrote the same; case never counts. Answers
-    of people are told apart by who gave them, so equal ones each count.
+    If the people's answers differ, all answers are normalized. If they are equal, none is. Case is always ignored.
+    Equal answers of several people count several times.
     """
-    said, *given = (_spaced(text) for text in (answer, *people))
-    if len(set(given)) > 1:
-        said, *given = (normalize_vqa(text) for text in (said, *given))
-    same = [one.lower() == said.lower() for one in given]
+    prediction, *references = (_spaced(text) for text in (answer, *people))
+    if len(set(references)) > 1:
+        prediction, *references = (normalize_vqa(text) for text in (prediction, *references))
+    same = [one.lower() == prediction.lower() for one in references]
     left_out = [min(1.0, (sum(same) - one) / AGREEING) for one in same]
     return sum(left_out) / len(left_out)
 
 
 def direct_answer_accuracy(answer: str, people: Sequence[str]) -> float:
-    """A-OKVQA's accuracy of direct answers (Schwenk et al. 2022), 1 if three of the ten people wrote just this."""
+    """A-OKVQA's accuracy of direct answers (Schwenk et al. 2022): 1 if three of the ten people wrote exactly this."""
     return min(1.0, sum(one == answer for one in people) / AGREEING)
 
 
@@ -73,20 +73,23 @@ def _spaced(text: str) -> str:
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
-    """1 if the normalised answer is one of the normalised accepted ones, else 0 (GQA, VSR)."""
-    said = normalize_vqa(answer)
-    return float(any(said == normalize_vqa(one) for one in accepted))
+    """1 if the normalized answer is one of the normalized accepted ones, else 0 (GQA, VSR)."""
+    prediction = normalize_vqa(answer)
+    return float(any(prediction == normalize_vqa(one) for one in accepted))
 
 
 def normalize_vqa(text: str) -> str:
-    """Punctuation stripped, lower case, number words as digits, no articles, contractions with their apostrophes."""
+    """`text` in lower case, without punctuation and articles, with number words as digits and contractions restored."""
     words = [NUMBER_WORDS.get(word, word) for word in strip_punctuation(text).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def strip_punctuation(text: str) -> str:
-    """Each mark is removed where it stands beside a space anywhere in `text`, or where a number has a comma; else it
-    becomes a space. Periods go, but for those before a digit, up to the 32nd."""
+    """`text` without punctuation.
+
+    A mark is removed if it occurs beside a space anywhere in `text`, or if a number in `text` has a comma. Otherwise it
+    becomes a space. The first 32 periods that are not before a digit are removed.
+    """
     stripped = text
     in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in PUNCTUATION:

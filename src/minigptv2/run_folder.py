@@ -1,0 +1,141 @@
+"""Names the files of a run folder. No other module spells a file name inside `<run_dir>`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+_STEP = "step-"
+_DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. Properties are paths, whether or not something exists there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        """The log lines of all starts."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def heldout(self) -> Path:
+        """One JSON object per evaluation during training."""
+        return self.path / "heldout.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def attempts(self) -> Path:
+        """Starts and ends of training, written by the main rank."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def slurm_history(self) -> Path:
+        """Starts and ends of the Slurm job, written by the batch script."""
+        return self.path / "slurm" / "history.jsonl"
+
+    def slurm_logs(self, job: str, restart: int) -> Path:
+        """Folder of the ranks' logs of one start of a Slurm job."""
+        return self.path / "slurm" / f"{job}.{restart}"
+
+    @property
+    def failure(self) -> Path:
+        """The first cause of the last failed start."""
+        return self.path / "failure.json"
+
+    @property
+    def dropped(self) -> Path:
+        """One JSON object per dropped sample."""
+        return self.path / f"{_DROPPED}.jsonl"
+
+    def dropped_of_rank(self, rank: int) -> Path:
+        """Dropped samples that a rank could not report before it stopped."""
+        return self.path / f"{_DROPPED}.rank{rank}.jsonl"
+
+    @property
+    def stacks(self) -> Path:
+        """Folder of the stacks that a hang leaves, one file per rank."""
+        return self.path / "stacks"
+
+    def stack(self, rank: int) -> Path:
+        """Stacks of all threads of a rank."""
+        return self.stacks / f"rank{rank}.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"{_STEP}{step:08d}"
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Checkpoint folders with their final name, newest first."""
+        entries = list(self.checkpoints.iterdir()) if self.checkpoints.is_dir() else []
+        found = [
+            entry for entry in entries if entry.name.removeprefix(_STEP).isdigit() and entry.name.startswith(_STEP)
+        ]
+        return sorted(found, key=checkpoint_step, reverse=True)
+
+    def unfinished_checkpoints(self) -> list[Path]:
+        """Temporary and replaced checkpoint folders that a killed save left."""
+        return [*self.checkpoints.glob(f".{_STEP}*.tmp"), *self.checkpoints.glob(f".{_STEP}*.old")]
+
+    @property
+    def bundles(self) -> Path:
+        """Folder of the skipped steps that are kept for `minigptv2 replay`."""
+        return self.path / "bundles"
+
+    def bundle(self, step: int) -> Path:
+        """Folder of one skipped step."""
+        return self.bundles / f"{_STEP}{step:08d}"
+
+    def bundle_folders(self) -> list[Path]:
+        """Folders of all skipped steps that are kept."""
+        return sorted(self.bundles.glob(f"{_STEP}*"))
+
+    @property
+    def export(self) -> Path:
+        """Folder of the finished stage."""
+        return self.path / "export"
+
+    @property
+    def best(self) -> Path:
+        """Export of the best model by the held-out metric of the run."""
+        return self.path / "best"
+
+    @property
+    def best_record(self) -> Path:
+        """Step and value of the best model."""
+        return self.path / "best.json"
+
+    def clear(self) -> None:
+        """Remove the results of earlier starts. Stacks, drops of single ranks and the Slurm history stay."""
+        for folder in (self.checkpoints, self.tensorboard, self.export, self.best, self.bundles):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.metrics, self.heldout, self.best_record, self.log, self.attempts, self.dropped, self.failure)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(folder.name.removeprefix(_STEP))
