@@ -27,7 +27,7 @@ class VisionEncoderSpec:
     """A pre-norm ViT with class token and absolute positions. Sizes in pixels and channels.
 
     `family` selects the `transformers` module: `eva` is `Blip2VisionModel`, `dinov2` is `Dinov2Model`, which also has
-    layer scales. `output_norm_eps` belongs to the norm after the encoder. The published model keeps it at 1e-5, while its
+    layer scales. `output_norm_eps` belongs to the norm after the encoder. The published model has 1e-5 there, while its
     blocks use `norm_eps` (published code, `blip2.LayerNorm`). `mean` and `std` are of RGB pixels in 0..1.
     """
 
