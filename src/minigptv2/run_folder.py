@@ -51,6 +51,10 @@ class RunFolder:
         """Starts and ends of the Slurm job, written by the batch script."""
         return self.path / "slurm" / "history.jsonl"
 
+    def slurm_logs(self, job: str, restart: int) -> Path:
+        """Folder of the ranks' logs of one start of a Slurm job."""
+        return self.path / "slurm" / f"{job}.{restart}"
+
     @property
     def failure(self) -> Path:
         """The first cause of the last failed start."""

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.restart import (
-    FINAL_ERRORS,
-    HISTORY,
-    Attempt,
-    Limits,
-    judge,
-    newest_step,
-    note_end,
-    note_start,
-    read_attempts,
-)
+from minigptv2.cluster.attempts import Attempt, newest_step, run_journal, slurm_journal
+from minigptv2.cluster.restart import FINAL_ERRORS, Limits, judge
 from minigptv2.errors import ConfigError, ExitCode
+from minigptv2.run_folder import RunFolder
 
 LIMITS = Limits(restarts=5, stalls=3, node_failures=2)
 
@@ -28,7 +21,19 @@ def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
     made, step = [], 0
     for number, (code, end_step, node) in enumerate(ends):
         failed = (node,) if node else ()
-        made.append(Attempt("7", number, ("n1", "n2"), 0.0, step, 1.0, end_step, code, False, failed))
+        made.append(
+            Attempt(
+                "7",
+                step,
+                0.0,
+                ("n1", "n2"),
+                number,
+                ended_at=1.0,
+                saved_step=end_step,
+                exit_code=code,
+                failed_nodes=failed,
+            )
+        )
         step = end_step
     return made
 
@@ -45,13 +50,13 @@ def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
         ([(137, 0, "n2")], "again", "node failed: n2"),
         ([(137, 0, "n2")] * 2, "again", "try 3 of 3"),
         ([(137, 0, "n2")] * 3, "stop", "3 starts in a row brought no newer checkpoint"),
-        ([(None, 10, "n1")], "again", "ended without a word"),
+        ([(None, 10, "n1")], "again", "ended with no error reported"),
         ([(None, 0, "")], "stop", "crash loop"),
         ([(ExitCode.REQUEUE, 0, "")] * 3, "stop", "3 starts in a row"),
         ([(2, 0, "")], "stop", "retrying would repeat the ConfigError"),
         ([(3, 40, "")], "stop", "retrying would repeat the DataError"),
         ([(4, 40, "")], "stop", "retrying would repeat the CheckpointError"),
-        ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 7)], "stop", "started again 5 times, the most allowed"),
+        ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 7)], "stop", "restarted 5 times, the most allowed"),
         ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 6)], "again", "steps 40 to 50"),
     ],
 )
@@ -78,16 +83,44 @@ def test_an_operators_mistake_is_never_tried_again_even_after_a_signal() -> None
 
 
 def test_a_history_is_read_back_by_job_even_if_its_last_line_was_cut(tmp_path: Path) -> None:
+    journal = slurm_journal(tmp_path)
     first, second = attempts((1, 20, "n1"), (0, 40, ""))
-    note_start(tmp_path, replace(first, ended=None, code=None, end_step=0, failed_nodes=()))
-    assert read_attempts(tmp_path, "7")[0].ended is None
-    note_end(tmp_path, first)
-    note_start(tmp_path, replace(second, job="8"))
-    with open(tmp_path / HISTORY, "a") as stream:
+    journal.append_start(replace(first, ended_at=None, exit_code=None, saved_step=0, failed_nodes=()))
+    assert journal.read()[0].ended_at is None
+    other = replace(second, job="8")
+    journal.append_start(other)
+    journal.append_end(first)
+    with open(RunFolder(tmp_path).slurm_history, "a") as stream:
         stream.write('{"event": "start", "jo')
-    note_start(tmp_path, second)
-    assert read_attempts(tmp_path, "7") == [first, second]
-    assert [attempt.job for attempt in read_attempts(tmp_path, "8")] == ["8"]
+    journal.append_start(second)
+    assert journal.read() == [first, other, second]
+
+
+def test_both_journals_keep_the_keys_that_version_0_1_wrote(tmp_path: Path) -> None:
+    slurm = (
+        '{"event": "end", "job": "7", "restart": 1, "nodes": ["n1"], "began": 5.0, "start_step": 10, "ended": 9.0, '
+        '"end_step": 20, "code": 6, "asked": false, "failed_nodes": ["n1"], "reason": "x"}'
+    )
+    lines = (
+        '{"event": "start", "step": 10, "time": 5.0, "host": "n1", "job": "7_1", "config": "ab"}',
+        '{"event": "end", "ended": "RankError: x", "exit_code": 6, "saved_step": 20}',
+    )
+    (tmp_path / "slurm").mkdir()
+    (RunFolder(tmp_path).slurm_history).write_text(slurm + "\n")
+    (tmp_path / "attempts.jsonl").write_text("\n".join(lines) + "\n")
+    (from_slurm,), (from_run,) = slurm_journal(tmp_path).read(), run_journal(tmp_path).read()
+    assert from_slurm == Attempt(
+        "7", 10, 5.0, ("n1",), 1, ended_at=9.0, saved_step=20, exit_code=6, failed_nodes=("n1",), reason="x"
+    )
+    assert from_run == Attempt("7_1", 10, 5.0, ("n1",), config="ab", saved_step=20, exit_code=6, reason="RankError: x")
+    again = tmp_path / "again"
+    slurm_journal(again).append_end(from_slurm)
+    run_journal(again).append_start(from_run)
+    run_journal(again).append_end(from_run)
+    assert json.loads((RunFolder(again).slurm_history).read_text()) == json.loads(slurm)
+    assert [json.loads(line) for line in (again / "attempts.jsonl").read_text().splitlines()] == [
+        json.loads(line) for line in lines
+    ]
 
 
 def test_the_newest_step_is_that_of_the_newest_whole_folder(tmp_path: Path) -> None:

@@ -1,86 +1,12 @@
-"""What is read out of Slurm's environment and messages."""
+"""What is parsed from the messages of `srun` and the output of `scontrol`."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
-from minigptv2.cluster.distributed import gpu_of
-from minigptv2.cluster.slurm import (
-    expand_hosts,
-    nodes_blamed_by_ranks,
-    nodes_blamed_by_srun,
-    nodes_that_failed,
-    rank_environment,
-)
-from minigptv2.errors import ConfigError
-
-TASK = {
-    "SLURM_PROCID": "5",
-    "SLURM_LOCALID": "1",
-    "SLURM_NTASKS": "8",
-    "SLURM_STEP_NUM_TASKS": "8",
-    "SLURM_JOB_ID": "41",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NODELIST": "gpu[07-08]",
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("node1", ["node1"]),
-        ("node[1-3]", ["node1", "node2", "node3"]),
-        ("node[1,3]", ["node1", "node3"]),
-        ("a[08-11]", ["a08", "a09", "a10", "a11"]),
-        ("a[1-2],b7,c[1,3-4]-ib", ["a1", "a2", "b7", "c1-ib", "c3-ib", "c4-ib"]),
-        ("rack[1-2]n[1-2]", ["rack1n1", "rack1n2", "rack2n1", "rack2n2"]),
-    ],
-)
-def test_slurms_short_form_of_node_names_is_expanded(text: str, names: list[str]) -> None:
-    assert expand_hosts(text) == names
-
-
-@pytest.mark.parametrize("text", ["", "node[1-", "node[a-b]", "node[1-2]]"])
-def test_what_is_no_list_of_nodes_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="not a list of nodes"):
-        expand_hosts(text)
-
-
-def test_a_task_of_srun_gets_the_names_that_torch_reads() -> None:
-    found = rank_environment(TASK)
-    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("5", "1", "8")
-    assert found["MASTER_ADDR"] == "gpu07"
-    assert rank_environment(TASK | {"SLURM_PROCID": "0"})["MASTER_PORT"] == found["MASTER_PORT"]
-    assert rank_environment(TASK | {"SLURM_STEP_ID": "1"})["MASTER_PORT"] != found["MASTER_PORT"]
-
-
-def test_what_the_batch_script_chose_for_the_rendezvous_is_kept() -> None:
-    found = rank_environment(TASK | {"MASTER_ADDR": "gpu08", "MASTER_PORT": "777"})
-    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("gpu08", "777")
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        TASK | {"RANK": "3"},
-        {key: value for key, value in TASK.items() if not key.startswith("SLURM_STEP")},
-    ],
-)
-def test_nothing_is_made_up_outside_a_task_of_srun(environment: dict[str, str]) -> None:
-    """Without Slurm; under torchrun inside a step; in a batch script, which has SLURM_PROCID=0 and is no rank."""
-    assert rank_environment(environment) == {}
-
-
-def test_a_rank_takes_its_own_gpu_or_the_only_one_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_LOCALID", raising=False)
-    assert [gpu_of(local, 4) for local in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(ConfigError, match=r"rank 4 of its node.*4 GPU"):
-        gpu_of(4, 4)
-    with pytest.raises(ConfigError):
-        gpu_of(1, 1)
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    assert gpu_of(1, 1) == 0
+from minigptv2.cluster.slurm import nodes_blamed_by_srun, nodes_that_failed
 
 
 @pytest.mark.parametrize(
@@ -97,12 +23,6 @@ def test_srun_is_asked_which_node_was_the_cause(messages: str, nodes: list[str])
     assert nodes_blamed_by_srun(messages) == nodes
 
 
-def test_the_watchdogs_line_names_the_node() -> None:
-    lost = "rank-0.log: [rank 1 (node2, pid 117)] RankError: silent for 9 s: killed, stopped, or its node is gone"
-    assert nodes_blamed_by_ranks(lost) == ["node2"]
-    assert nodes_blamed_by_ranks("[rank 1 (node2, pid 117)] ValueError: a bug") == []
-
-
 def test_nodes_that_are_down_or_have_started_anew_have_failed() -> None:
     template = "NodeName={} State={} BootTime=2026-11-25T02:00:00 SlurmdStartTime={} LastBusyTime=2026-11-25T02:33:08"
     text = "\n".join(
@@ -113,6 +33,4 @@ def test_nodes_that_are_down_or_have_started_anew_have_failed() -> None:
             template.format("d", "IDLE*", "None"),
         ]
     )
-    from datetime import datetime
-
     assert nodes_that_failed(text, datetime(2026, 11, 25, 3).timestamp()) == ["b", "c", "d"]

@@ -1,19 +1,24 @@
-"""One rank fails: the first cause is said once, with its rank, and all processes are gone in seconds (R11)."""
+"""One rank fails: the first cause is reported once, with its rank, and all processes end within seconds."""
 
 from __future__ import annotations
 
+import json
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from minigptv2.cluster.attempts import Attempts, read_attempts
+from minigptv2.cluster.attempts import run_journal
+from minigptv2.cluster.failure import Failure
+from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.rendezvous import free_port
-from minigptv2.errors import CrashLoopError, HangError, RankError
+from minigptv2.errors import CrashLoopError, ExitCode, HangError, RankError
 from tests import preloaded
 from tests.ranks import rank_environment
 
 LIMIT_S = 15
+KINDS = {int(ExitCode.RANK_LOST): "lost", int(ExitCode.HANG): "hang"}
 CASES = [
     ("throw", 1, 1, "ValueError: the thirteenth sample"),
     ("throw", 0, 1, "ValueError: the thirteenth sample"),
@@ -56,6 +61,10 @@ def test_everyone_leaves_with_the_first_cause(tmp_path: Path, fault: str, bad_ra
     causes = [line for line in everything.splitlines() if line.startswith(f"[rank {bad_rank} (")]
     assert len(causes) == 1 and says in causes[0], everything
     assert f"[rank {1 - bad_rank} (" not in everything
+    failure = Failure(**json.loads((tmp_path / "failure.json").read_text()))
+    assert (failure.rank, failure.kind, failure.exit_code) == (bad_rank, KINDS.get(code, "error"), code)
+    assert failure.host == ("127.0.0.1" if failure.pid is None else socket.gethostname())
+    assert str(failure).splitlines()[0] == causes[0]
     if fault == "hang":
         stacks = (tmp_path / "stacks" / f"rank{bad_rank}.txt").read_text()
         assert "in hang" in stacks and (tmp_path / "stacks" / f"rank{1 - bad_rank}.txt").exists()
@@ -63,7 +72,7 @@ def test_everyone_leaves_with_the_first_cause(tmp_path: Path, fault: str, bad_ra
 
 def test_starts_without_progress_are_a_crash_loop(tmp_path: Path) -> None:
     def begin(step: int, config: dict[str, object], error: BaseException | None) -> None:
-        attempts = Attempts(tmp_path, 3, active=True)
+        attempts = AttemptRecorder(tmp_path, 3, active=True)
         try:
             with attempts:
                 attempts.begin(step, config)
@@ -74,7 +83,7 @@ def test_starts_without_progress_are_a_crash_loop(tmp_path: Path) -> None:
 
     for _ in range(2):
         begin(10, {"a": 1}, RuntimeError("no such device"))
-    begin(10, {"a": 1}, KeyboardInterrupt())  # ended by hand: starts the count anew
+    begin(10, {"a": 1}, KeyboardInterrupt())  # by a user: resets the count
     for _ in range(2):
         begin(10, {"a": 1}, RuntimeError("no such device"))
     begin(20, {"a": 1}, RuntimeError("no such device"))  # progress
@@ -83,13 +92,13 @@ def test_starts_without_progress_are_a_crash_loop(tmp_path: Path) -> None:
     with pytest.raises(CrashLoopError, match="3 starts in a row from step 20 .* RuntimeError: no such device"):
         begin(20, {"a": 1}, None)
     begin(20, {"a": 2}, None)  # another config
-    assert [attempt.step for attempt in read_attempts(tmp_path)] == [10] * 5 + [20] * 4
-    assert read_attempts(tmp_path)[-1].ended == "finished"
+    assert [attempt.start_step for attempt in run_journal(tmp_path).read()] == [10] * 5 + [20] * 4
+    assert run_journal(tmp_path).read()[-1].reason == "finished"
 
 
 def test_a_start_that_was_killed_counts_as_one_without_progress(tmp_path: Path) -> None:
     for _ in range(3):
-        Attempts(tmp_path, 3, active=True).begin(0, {})  # and never a word of its end
-    with pytest.raises(CrashLoopError, match="ended without a word"):
-        Attempts(tmp_path, 3, active=True).begin(0, {})
-    Attempts(tmp_path, 0, active=True).begin(0, {})
+        AttemptRecorder(tmp_path, 3, active=True).begin(0, {})  # its end is never recorded
+    with pytest.raises(CrashLoopError, match="ended with no error reported"):
+        AttemptRecorder(tmp_path, 3, active=True).begin(0, {})
+    AttemptRecorder(tmp_path, 0, active=True).begin(0, {})

@@ -54,7 +54,7 @@ def train_and_fail(folder: str, fault: str, bad_rank: int, silence_s: float = 5.
     began = time.monotonic()
     with Watchdog(Path(folder), hang_s=hang_s, slow_s=30, silence_s=silence_s) as watch:
         for step in range(10**6):
-            watch.at(f"step {step}", steady=True)
+            watch.set_phase(f"step {step}", steady=True)
             if distributed.rank() == bad_rank and time.monotonic() - began > SOUND_S:
                 (Path(folder) / f"failing{bad_rank}").write_text(str(time.time()))
                 globals()[fault]()

@@ -314,7 +314,7 @@ def true_boxes() -> list[tuple[float, float, float, float]]:
         (lambda x1, y1, x2, y2: (x1, y1, x2, y2), None),
         (lambda x1, y1, x2, y2: (x1, y1, x2 - x1, y2 - y1), "x, y, width, height"),
         (lambda x1, y1, x2, y2: (y1, x1, y2, x2), "y before x"),
-        (lambda x1, y1, x2, y2: (x1 / 640, y1 / 480, x2 / 640, y2 / 480), "normalised"),
+        (lambda x1, y1, x2, y2: (x1 / 640, y1 / 480, x2 / 640, y2 / 480), "normalized"),
         (lambda x1, y1, x2, y2: tuple(int(v) for v in (x1 / 6.4, y1 / 4.8, x2 / 6.4, y2 / 4.8)), "0..100 grid"),
     ],
 )

@@ -95,16 +95,16 @@ def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
     from minigptv2.cluster.watchdog import Watchdog
 
     if moment:
-        real, seen = Watchdog.at, [0]
+        real, seen = Watchdog.set_phase, [0]
 
-        def at(self: Watchdog, phase: str, *, steady: bool = False) -> None:
+        def set_phase(self: Watchdog, phase: str, *, steady: bool = False) -> None:
             real(self, phase, steady=steady)
             seen[0] += phase.startswith(PHASES[moment["phase"]])
             if seen[0] == moment["nth"] and phase.startswith(PHASES[moment["phase"]]):
                 seen[0] = 10**6
                 threading.Timer(moment["delay_s"], os.kill, (os.getpid(), moment["signal"])).start()
 
-        Watchdog.at = at  # type: ignore[method-assign]
+        Watchdog.set_phase = set_phase  # type: ignore[method-assign]
     return main(words)
 
 

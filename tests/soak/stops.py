@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from minigptv2.cluster.attempts import read_attempts
+from minigptv2.cluster.attempts import run_journal
 from minigptv2.errors import RequeueExit
 from minigptv2.run_folder import RunFolder, checkpoint_step
 from tests.soak.stage import draw_moment, ends_equal, make_stage, start_and_wait, unbroken_runs
@@ -30,7 +30,7 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
         run_ = folder / f"stopped-{number}"
         codes, _ = start_and_wait(config, run_, ranks, moment)
         wrong = None if codes == [RequeueExit.exit_code] * ranks else f"left with {codes}"
-        stopped = read_attempts(run_)[-1].saved_step
+        stopped = run_journal(run_).read()[-1].saved_step
         saved = RunFolder(run_).checkpoint_folders()
         if not wrong and stopped is not None and checkpoint_step(saved[0]) != stopped:
             wrong = f"stopped after step {stopped}, saved {saved[0].name}"

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
 def _doctor(args: argparse.Namespace) -> int:
     if args.nodes:
         return _check_nodes(args)
-    from minigptv2.doctor.examine import examine
+    from minigptv2.doctor import examine
     from minigptv2.doctor.finding import BAD, findings_as_json, render_findings
     from minigptv2.run_config import load_run_config
 

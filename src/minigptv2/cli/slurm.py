@@ -1,6 +1,6 @@
-"""`slurm begin`, `port` and `end`: what `launch/slurm/common.sh` asks before and after a job's work.
+"""`slurm begin`, `port` and `end`: the steps of `launch/slurm/common.sh` before and after a job's work.
 
-One line to stdout for the script, the reason to stderr for people.
+Each prints one line to stdout for the script, and the reason to stderr for users.
 """
 
 from __future__ import annotations
@@ -11,63 +11,70 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minigptv2.cli.arguments import Parser, add_overrides
 
 if TYPE_CHECKING:
-    from minigptv2.cluster.restart import Attempt, Limits
+    from minigptv2.cluster.attempts import Attempt, Journal
+    from minigptv2.cluster.restart import Limits
     from minigptv2.run_config import RunConfig
 
 _VISIBLE_S = 30.0
-"""How long a file that another node wrote may take to be seen here."""
+"""How long a file that another node wrote may take to become visible here."""
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the commands of `slurm`."""
     steps = parser.add_commands()
-    begin = steps.add_parser("begin", help="note a job's start on its run; prints go LOGS, done, stop, or move NODES")
-    end = steps.add_parser("end", help="note its end; prints done, stop, or again [NODES to leave out]")
+    begin = steps.add_parser("begin", help="record a job's start; prints go LOGS, done, stop, or move NODES")
+    end = steps.add_parser("end", help="record a job's end; prints done, stop, or again [NODES to exclude]")
     for command in (begin, end):
-        command.add_argument("config", help="the run's YAML")
+        command.add_argument("config", help="YAML file of the run")
         add_overrides(command)
-    end.add_argument("--code", type=int, required=True, help="the launcher's exit code")
-    end.add_argument("--asked", action="store_true", help="a signal asked the job to stop")
-    end.add_argument("--launcher-errors", help="what srun wrote to stderr")
-    end.add_argument("--rank-logs", help="folder of the ranks' logs")
-    port = steps.add_parser("port", help="prints a port of this node at which the ranks can meet")
+    end.add_argument("--code", type=int, required=True, help="exit code of the launcher")
+    end.add_argument("--asked", action="store_true", help="a signal has asked the job to stop")
+    end.add_argument("--launcher-errors", help="file with the stderr of srun")
+    end.add_argument("--rank-logs", help="folder with the logs of the ranks")
+    port = steps.add_parser("port", help="print a free port of this node for the rendezvous of the ranks")
     port.set_defaults(run=_port)
     begin.set_defaults(run=_begin)
     end.set_defaults(run=_end)
 
 
 def _begin(args: argparse.Namespace) -> int:
-    from minigptv2.cluster.restart import Attempt, bad_nodes, judge, newest_step, note_end, note_start, read_attempts
-    from minigptv2.cluster.slurm import expand_hosts, nodes_that_failed
+    from minigptv2.cluster.attempts import Attempt, newest_step, slurm_journal
+    from minigptv2.cluster.rendezvous import expand_hosts
+    from minigptv2.cluster.restart import bad_nodes, judge
+    from minigptv2.cluster.slurm import nodes_that_failed
+    from minigptv2.run_folder import RunFolder
 
     config, limits = _config(args), _limits()
     run, job = Path(config.run_dir), os.environ["SLURM_JOB_ID"]
-    attempts = read_attempts(run, job)
-    if attempts and attempts[-1].ended is None:
+    journal = slurm_journal(run)
+    attempts = _attempts_of(journal, job)
+    if attempts and attempts[-1].ended_at is None:
         last = attempts[-1]
         failed = nodes_that_failed(_describe(last.nodes), last.began)
-        attempts[-1] = note_end(run, _ended(last, newest_step(run), code=None, failed=failed))
+        attempts[-1] = _record_end(journal, last, saved_step=newest_step(run), failed_nodes=tuple(failed))
     nodes = tuple(expand_hosts(os.environ["SLURM_JOB_NODELIST"]))
-    here = Attempt(job, int(os.environ.get("SLURM_RESTART_COUNT", "0")), nodes, time.time(), newest_step(run))
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    here = Attempt(job, newest_step(run), time.time(), nodes, restart, saved_step=0)
     if attempts:
         verdict = judge(attempts, limits)
         _say(verdict.reason)
         if verdict.action != "again":
             print(verdict.action)
             return 0
-    leave_out = [node for node in bad_nodes(attempts, limits) if node in nodes]
-    if leave_out:
-        _say(f"{', '.join(leave_out)} failed {limits.node_failures} times: this job is queued again without it")
-        print("move", ",".join(bad_nodes(attempts, limits)))
+    bad = bad_nodes(attempts, limits)
+    excluded = [node for node in bad if node in nodes]
+    if excluded:
+        _say(f"{', '.join(excluded)} failed {limits.node_failures} times: this job is requeued without it")
+        print("move", ",".join(bad))
         return 0
-    note_start(run, here)
+    journal.append_start(here)
     _say(f"start {here.restart} of job {job} at step {here.start_step} on {', '.join(nodes)}")
-    logs = run / "slurm" / f"{job}.{here.restart}"
+    logs = RunFolder(run).slurm_logs(job, restart)
     logs.mkdir(parents=True, exist_ok=True)
     print("go", logs)
     return 0
@@ -81,30 +88,51 @@ def _port(args: argparse.Namespace) -> int:
 
 
 def _end(args: argparse.Namespace) -> int:
-    from minigptv2.cluster.restart import judge, newest_step, note_end, read_attempts
-    from minigptv2.cluster.slurm import nodes_blamed_by_ranks, nodes_blamed_by_srun, nodes_lost_by_srun
-    from minigptv2.errors import ConfigError
+    from minigptv2.cluster.attempts import newest_step, slurm_journal
+    from minigptv2.cluster.failure import read_failure, start_id
+    from minigptv2.cluster.restart import judge
+    from minigptv2.cluster.slurm import nodes_blamed_by_srun, nodes_lost_by_srun
+    from minigptv2.errors import OTHER_ERROR, ConfigError
 
     config = _config(args)
-    run = Path(config.run_dir)
-    attempts = read_attempts(run, os.environ["SLURM_JOB_ID"])
+    run, job = Path(config.run_dir), os.environ["SLURM_JOB_ID"]
+    journal = slurm_journal(run)
+    attempts = _attempts_of(journal, job)
     if not attempts:
-        raise ConfigError(f"{run}: no start of job {os.environ['SLURM_JOB_ID']} is noted; run `slurm begin` first")
-    code = args.code
+        raise ConfigError(f"{run}: no start of job {job} is recorded; run `slurm begin` first")
+    last, code = attempts[-1], args.code
     if code == 0 and not _finished(config):
-        code = 1
+        code = OTHER_ERROR
         _say(f"the launcher returned 0, but step {config.train.steps} is not saved and exported: a node may have died")
     messages = Path(args.launcher_errors).read_text(errors="replace") if args.launcher_errors else ""
-    # Slurm terminates a job whose node failed, too: that is not somebody's wish
+    # Slurm also terminates a job whose node failed. That is no request to stop.
     asked = args.asked and not nodes_lost_by_srun(messages)
-    reason = "" if asked or code == 0 or not args.rank_logs else _cause(Path(args.rank_logs))
-    failed = [] if asked or code == 0 else nodes_blamed_by_srun(messages) or nodes_blamed_by_ranks(reason)
-    last = _ended(attempts[-1], newest_step(run), code=code, failed=failed, asked=asked, reason=reason)
-    attempts[-1] = note_end(run, last)
+    reason, failed = "", []
+    if code != 0 and not asked:
+        failure = read_failure(run, start_id(os.environ))
+        if failure is not None:
+            reason = failure.summary
+        elif args.rank_logs:
+            reason = _last_error(Path(args.rank_logs))
+        failed = nodes_blamed_by_srun(messages) or (failure.node_of(last.nodes) if failure else [])
+    attempts[-1] = _record_end(
+        journal,
+        last,
+        saved_step=newest_step(run),
+        exit_code=code,
+        asked=asked,
+        failed_nodes=tuple(failed),
+        reason=reason,
+    )
     verdict = judge(attempts, _limits())
     _say(verdict.reason)
     print(verdict.action, ",".join(verdict.exclude))
     return 0
+
+
+def _attempts_of(journal: Journal, job: str) -> list[Attempt]:
+    """The starts of one job, oldest first."""
+    return sorted((attempt for attempt in journal.read() if attempt.job == job), key=lambda attempt: attempt.restart)
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
@@ -124,23 +152,24 @@ def _limits() -> Limits:
     )
 
 
-def _ended(
-    attempt: Attempt, step: int, *, code: int | None, failed: list[str], asked: bool = False, reason: str = ""
-) -> Attempt:
+def _record_end(journal: Journal, attempt: Attempt, **end: Any) -> Attempt:
+    """Record how an attempt ended: fields of `Attempt`. Returns it with them and the time."""
     from dataclasses import replace
 
-    return replace(attempt, end_step=step, code=code, failed_nodes=tuple(failed), asked=asked, reason=reason)
+    ended = replace(attempt, ended_at=time.time(), **end)
+    journal.append_end(ended)
+    return ended
 
 
 def _describe(nodes: tuple[str, ...]) -> str:
-    """What the controller says of the nodes; it knows which are down and when a daemon was started anew."""
+    """The controller's description of the nodes. It knows which are down and when each daemon started."""
     command = ["scontrol", "show", "node", "--oneliner", ",".join(nodes)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
 
 def _finished(config: RunConfig) -> bool:
-    """Whether the run's last step is saved and exported. Another node may have written it, so it may be seen late."""
-    from minigptv2.cluster.restart import newest_step
+    """Whether the last step is saved and exported. What another node wrote may become visible late."""
+    from minigptv2.cluster.attempts import newest_step
     from minigptv2.run_folder import RunFolder
 
     run = Path(config.run_dir)
@@ -152,21 +181,16 @@ def _finished(config: RunConfig) -> bool:
     return done
 
 
-def _cause(logs: Path) -> str:
-    """The error line of the ranks' logs that came first: the watchdog's if there is one, it names the first cause;
-    else that of the log that ended first."""
+def _last_error(logs: Path) -> str:
+    """The last error line of the rank's log that ended first: the cause when no rank wrote `failure.json`."""
     import re
 
-    named = re.compile(r"^\[rank \d+ \(.*\)\] .*")
-    error = re.compile(r"^(?:\[rank \d+\] )?[\w.]*(?:Error|Exception|Interrupt)\b.*")
-    files = sorted(
-        (file for file in logs.rglob("*.log") if file.name != "launcher.log"), key=lambda path: path.stat().st_mtime
-    )
-    for pattern in (named, error):
-        for file in files:
-            lines = [line for line in file.read_text(errors="replace").splitlines() if pattern.match(line)]
-            if lines:
-                return f"{file.relative_to(logs)}: {lines[-1][:300]}"
+    error = re.compile(r"^(?:\[rank \d+(?: \(.*\))?\] )?[\w.]*(?:Error|Exception|Interrupt)\b.*")
+    files = (file for file in logs.rglob("*.log") if file.name != "launcher.log")
+    for file in sorted(files, key=lambda path: path.stat().st_mtime):
+        lines = [line for line in file.read_text(errors="replace").splitlines() if error.match(line)]
+        if lines:
+            return f"{file.relative_to(logs)}: {lines[-1][:300]}"
     return ""
 
 

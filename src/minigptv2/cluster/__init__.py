@@ -1,1 +1,1 @@
-"""Process groups, Slurm, watchdog, signals and restarts. Knows nothing of models or data."""
+"""Contains process groups, Slurm, the watchdog, signals and restarts. Imports neither models nor data."""

@@ -1,128 +1,152 @@
-"""The starts of a run and how each ended, in `<run>/attempts.jsonl`: what tells progress from a crash loop.
+"""Reads and appends the two journals of a run's starts: `attempts.jsonl` and `slurm/history.jsonl`.
 
-A start that neither the same error nor a new machine gets past is not worth a tenth try. Written by the main rank.
+The main rank writes the first (`recorder`), the batch script's node the second (`cli/slurm.py`): one writer each. Their
+JSON keys differ, and files of earlier versions must stay readable, so a `Journal` maps the keys to one `Attempt`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import socket
-import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from minigptv2.errors import CrashLoopError, RequeueExit, exit_code_of
+from minigptv2.errors import ExitCode
+from minigptv2.run_folder import RunFolder, checkpoint_step
 from minigptv2.secrets import redact
-
-ATTEMPTS_FILE = "attempts.jsonl"
-FINISHED, STOPPED, INTERRUPTED, UNKNOWN = "finished", "stopped", "interrupted", "ended without a word"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start: the step it began at, its job and host, a hash of its config, and how it ended."""
+    """One start of a run and, once known, its end."""
 
-    step: int
-    time: float
-    host: str
     job: str
-    config: str
-    ended: str = UNKNOWN
-    exit_code: int | None = None
+    """Slurm's job id. In `attempts.jsonl` with the restart count appended, and empty outside Slurm."""
+    start_step: int
+    began: float
+    """Unix time."""
+    nodes: tuple[str, ...]
+    """Every node of the job in the Slurm journal, the main rank's host in `attempts.jsonl`."""
+    restart: int = 0
+    config: str = ""
+    """Hash of the run's config. Empty in the Slurm journal."""
+    ended_at: float | None = None
+    """Unix time. None while the end is unknown, and always in `attempts.jsonl`."""
     saved_step: int | None = None
+    """Step of the newest checkpoint at the end, None while unknown."""
+    exit_code: int | None = None
+    """Of the launcher in the Slurm journal, of the run in `attempts.jsonl`. None if nobody saw the end."""
+    asked: bool = False
+    """A signal asked it to stop: the time limit was near, or the nodes were needed."""
+    failed_nodes: tuple[str, ...] = ()
+    reason: str = ""
+    """How it ended or what the ranks reported as the cause."""
+
+    @property
+    def progressed(self) -> bool:
+        """Whether it left a newer checkpoint than the one it started from."""
+        return (self.saved_step or 0) > self.start_step
+
+    @property
+    def planned(self) -> bool:
+        """Whether it ended because it was asked to stop."""
+        return self.asked or self.exit_code == ExitCode.REQUEUE
 
 
-def read_attempts(run: Path) -> list[Attempt]:
-    """All starts of a run, oldest first; a line that a kill cut short is left out."""
-    file = run / ATTEMPTS_FILE
-    attempts: list[Attempt] = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.pop("event") == "start":
-            attempts.append(Attempt(**entry))
-        elif attempts:
-            attempts[-1] = Attempt(**(attempts[-1].__dict__ | entry))
-    return attempts
+@dataclass(frozen=True)
+class Journal:
+    """One journal file. `start_keys` and `end_keys` map fields of `Attempt` to the JSON keys of each kind of line."""
+
+    file: Path
+    start_keys: Mapping[str, str]
+    end_keys: Mapping[str, str]
+
+    def read(self) -> list[Attempt]:
+        """All attempts, oldest first. Skips lines that a kill or a power failure cut short."""
+        attempts: list[Attempt] = []
+        for line in self.file.read_text().splitlines() if self.file.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            event = row.pop("event")
+            values = _parse(row, self.start_keys if event == "start" else self.end_keys)
+            known = _index_of(attempts, values, event)
+            if known is not None:
+                attempts[known] = replace(attempts[known], **values)
+            elif values.keys() >= _IDENTITY:
+                attempts.append(Attempt(**values))
+        return attempts
+
+    def append_start(self, attempt: Attempt) -> None:
+        """Append the line of a start."""
+        self._append("start", attempt, self.start_keys)
+
+    def append_end(self, attempt: Attempt) -> None:
+        """Append the line of an end. It belongs to the newest attempt, or to the one of the same job and restart."""
+        self._append("end", attempt, self.end_keys)
+
+    def _append(self, event: str, attempt: Attempt, keys: Mapping[str, str]) -> None:
+        row = {"event": event} | {key: _json_value(attempt, field, key) for field, key in keys.items()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "a") as stream:
+            stream.write("\n" if _lacks_newline(self.file) else "")
+            stream.write(redact(json.dumps(row)) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
-def without_progress(attempts: list[Attempt], step: int, config: str) -> list[Attempt]:
-    """The latest starts in a row from `step` with this config that left no newer checkpoint.
-
-    Ended by hand (Ctrl-C) or finished ones are not counted.
-    """
-    found: list[Attempt] = []
-    for attempt in reversed(attempts):
-        if attempt.step != step or attempt.config != config or attempt.ended in (FINISHED, INTERRUPTED):
-            break
-        found.append(attempt)
-    return found
+_IDENTITY = {"job", "start_step", "began", "nodes"}
+_LISTS = {"nodes", "failed_nodes"}
+_RUN_START = {"start_step": "step", "began": "time", "nodes": "host", "job": "job", "config": "config"}
+_RUN_END = {"reason": "ended", "exit_code": "exit_code", "saved_step": "saved_step"}
+_SLURM_NAMES = {"ended_at": "ended", "saved_step": "end_step", "exit_code": "code"}
+_SLURM = {field.name: _SLURM_NAMES.get(field.name, field.name) for field in fields(Attempt) if field.name != "config"}
 
 
-class Attempts:
-    """Keeps the record of this start. `with` it: the way the block ends is noted. Ranks but the main one write nothing.
+def run_journal(run: Path) -> Journal:
+    """The starts of a run in `attempts.jsonl`, whatever launched them."""
+    return Journal(RunFolder(run).attempts, _RUN_START, _RUN_END)
 
-    `limit`: so many starts in a row without a new checkpoint, and the next is refused; 0: none is.
-    """
 
-    def __init__(self, run: Path, limit: int, *, active: bool) -> None:
-        self._run, self._limit, self._active = run, limit, active
-        self._open = False
-        self.saved_step: int | None = None
+def slurm_journal(run: Path) -> Journal:
+    """The starts of a run by Slurm jobs in `slurm/history.jsonl`, with nodes and launcher exit codes."""
+    return Journal(RunFolder(run).slurm_history, _SLURM, _SLURM)
 
-    def begin(self, step: int, config: dict[str, Any]) -> None:
-        """Note a start from `step`. Raises `CrashLoopError` instead, if it is one of too many."""
-        if not self._active:
-            return
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        failed = without_progress(read_attempts(self._run), step, digest)
-        if self._limit and len(failed) >= self._limit:
-            last = failed[0]
-            raise CrashLoopError(
-                f"{len(failed)} starts in a row from step {step} left no newer checkpoint, the last on {last.host}: "
-                f"{last.ended}. Mend the cause first. A changed config starts the count anew, train.crash_loop_limit=0 "
-                "ends it."
-            )
-        job = "_".join(os.environ[key] for key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT") if key in os.environ)
-        self._write(
-            {
-                "event": "start",
-                "step": step,
-                "time": time.time(),
-                "host": socket.gethostname(),
-                "job": job,
-                "config": digest,
-            }
-        )
-        self._open = True
 
-    def ended(self, text: str, exit_code: int) -> None:
-        """Note how this start ends; the first word counts."""
-        if self._open:
-            self._open = False
-            self._write({"event": "end", "ended": text, "exit_code": exit_code, "saved_step": self.saved_step})
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint folder of a run, 0 without one."""
+    folders = RunFolder(run).checkpoint_folders()
+    return checkpoint_step(folders[0]) if folders else 0
 
-    def __enter__(self) -> Attempts:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.ended(FINISHED, 0)
-        elif isinstance(error, KeyboardInterrupt):
-            self.ended(INTERRUPTED, exit_code_of(error))
-        elif isinstance(error, RequeueExit):
-            self.ended(f"{STOPPED}: {error}", error.exit_code)
-        else:
-            self.ended(f"{type(error).__name__}: {error}", exit_code_of(error))
+def _index_of(attempts: list[Attempt], values: dict[str, Any], event: str) -> int | None:
+    """The attempt that a line updates. Slurm lines name job and restart, other ends belong to the newest attempt."""
+    if "restart" in values:
+        same = [n for n, a in enumerate(attempts) if (a.job, a.restart) == (values["job"], values["restart"])]
+        return same[0] if same else None
+    return len(attempts) - 1 if event == "end" and attempts else None
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        with open(self._run / ATTEMPTS_FILE, "a") as stream:
-            stream.write(redact(json.dumps(entry)) + "\n")
+
+def _parse(row: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    values = {field: row[key] for field, key in keys.items() if key in row}
+    for field in _LISTS & values.keys():
+        values[field] = (values[field],) if isinstance(values[field], str) else tuple(values[field])
+    return values
+
+
+def _json_value(attempt: Attempt, field: str, key: str) -> Any:
+    value = getattr(attempt, field)
+    if key == "host":
+        return value[0]
+    return list(value) if field in _LISTS else value
+
+
+def _lacks_newline(file: Path) -> bool:
+    if file.stat().st_size == 0:
+        return False
+    with open(file, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"

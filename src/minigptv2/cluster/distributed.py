@@ -11,8 +11,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from minigptv2.cluster.rendezvous import free_port
-from minigptv2.cluster.slurm import rank_environment
+from minigptv2.cluster.rendezvous import free_port, rank_environment
 from minigptv2.errors import ConfigError, MiniGPTv2Error
 
 T = TypeVar("T")

@@ -1,8 +1,7 @@
-"""Leaving in good order: SIGTERM, SIGUSR1 and time limits become one decision of all ranks at a step's edge.
+"""Turns SIGTERM, SIGUSR1 and time limits into one decision of all ranks to stop at the end of a step.
 
-A handler only notes the signal; nothing is saved from inside it. `StopRequests.agreed` is a collective: if any rank was
-asked to stop, all ranks stop after the same step. Imports no torch, so that a launcher's script can listen before
-anything heavy is loaded.
+The handler only records the signal and saves nothing. `StopRequests.poll_all_ranks` is a collective: if any rank was
+asked to stop, all ranks stop after the same step. Imports no torch, so that a command can listen before it loads torch.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks for a save and a requeue: `scancel` and launchers send the first, `sbatch --signal=USR1@300` the second."""
+"""Requests to save and stop. `scancel` and launchers send the first, `sbatch --signal=USR1@300` the second."""
 SLURM_END = "SLURM_JOB_END_TIME"
-"""Unix time at which Slurm will end the job, in its environment."""
+"""Environment variable with the Unix time at which Slurm ends the job."""
 TIME_LIMIT = "time limit"
 
 _received: list[str] = []
@@ -23,18 +22,18 @@ _listener: int | None = None
 
 
 def listen() -> None:
-    """Note SIGTERM and SIGUSR1 from now on instead of dying of them. Call it early, in the main thread."""
+    """Record SIGTERM and SIGUSR1 from now on instead of ending. Call it early, in the main thread."""
     global _listener
     if _listener == os.getpid():
         return
     _listener = os.getpid()
     _received.clear()
     for number in SIGNALS:
-        signal.signal(number, _note)
+        signal.signal(number, _record)
 
 
 def stop_listening() -> None:
-    """Give SIGTERM and SIGUSR1 their usual meaning again, and forget what came."""
+    """Restore the default action of SIGTERM and SIGUSR1 and forget the recorded signals."""
     global _listener
     if _listener == os.getpid():
         for number in SIGNALS:
@@ -43,8 +42,8 @@ def stop_listening() -> None:
     _received.clear()
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    """The handler. Processes forked from a rank inherit it; the signal is meant for the rank, which tells them."""
+def _record(number: int, frame: FrameType | None) -> None:
+    """The handler. Forked processes inherit it and ignore the signal, which is meant for the rank."""
     if os.getpid() == _listener:
         _received.append(signal.Signals(number).name)
 
@@ -52,8 +51,8 @@ def _note(number: int, frame: FrameType | None) -> None:
 class StopRequests:
     """Whether this run has been asked to stop: by a signal to any rank, or by a time limit.
 
-    `time_limit_minutes` counts from the making of this object (0: none); Slurm's own end of the job counts too. A limit
-    is met when what is left would not hold two more steps and two saves of the slowest kind seen.
+    `time_limit_minutes` counts from the construction of this object (0: none). The end time of a Slurm job counts too.
+    The limit is near when the remaining time is too short for two steps and two saves of the slowest seen.
     """
 
     def __init__(self, time_limit_minutes: float = 0.0) -> None:
@@ -64,21 +63,21 @@ class StopRequests:
             ends.append(now + float(os.environ[SLURM_END]) - wall)
         self._end = min(ends) if ends else None
         self._slowest_step = self._slowest_save = 0.0
-        self._edge: float | None = None  # loading is no step
+        self._step_began: float | None = None  # None before the first step: loading is not a step
 
-    def saved(self, seconds: float) -> None:
-        """A save held training up for so long."""
+    def record_save(self, seconds: float) -> None:
+        """Record that a save paused training for `seconds`."""
         self._slowest_save = max(self._slowest_save, seconds)
-        self._edge = time.monotonic()
+        self._step_began = time.monotonic()
 
-    def agreed(self) -> str | None:
-        """Why to stop now, the same on all ranks, or None to go on. A collective: call it at each step's edge."""
+    def poll_all_ranks(self) -> str | None:
+        """Why to stop now, equal on all ranks, or None. A collective: call it at the end of each step."""
         from minigptv2.cluster import distributed
 
         now = time.monotonic()
-        if self._edge is not None:
-            self._slowest_step = max(self._slowest_step, now - self._edge)
-        self._edge = now
+        if self._step_began is not None:
+            self._slowest_step = max(self._slowest_step, now - self._step_began)
+        self._step_began = now
         reasons = [*(number.name for number in SIGNALS), TIME_LIMIT]
         mine = [*(name in _received for name in reasons[:-1]), self._limit_is_near(now)]
         voted = distributed.any_over_ranks(mine)

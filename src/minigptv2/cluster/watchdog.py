@@ -1,9 +1,10 @@
-"""Everyone knows who failed first, and leaves: heartbeats, the first cause, hangs with every thread's stack.
+"""Detects failed or hung ranks, reports the first cause and ends all ranks with its exit code.
 
-A thread of each rank beats in the process group's store and looks there for a failure. A rank that throws writes down
-its error; one that is killed or stopped falls silent; one that makes no progress is stuck. The first cause is printed
-once, by the rank it came from where that still can, and all ranks leave with its exit code, from whatever collective
-they wait in. Its own connection to the store keeps it apart from the training thread's collectives.
+A thread of each rank writes heartbeats to the process group's store and looks there for a failure. A rank that raises
+an exception writes it there. A rank that is killed or stopped sends no heartbeats, and one without progress hangs. The
+first cause is printed and written to `failure.json` once, by the rank it came from if that rank still can. Then all
+ranks exit, whatever collective they wait in. The watchdog has its own connection to the store, so the collectives of
+the training thread do not block it.
 """
 
 from __future__ import annotations
@@ -23,43 +24,45 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch.distributed as dist
 
 from minigptv2.cluster import distributed
+from minigptv2.cluster.failure import Failure, start_id, write_failure
 from minigptv2.errors import HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
+from minigptv2.run_folder import RunFolder
 
 BEAT_S = 1.0
 """Seconds between heartbeats."""
 _SLOW = 6
-"""While loading, saving and evaluating, single calls may keep a process busy: silence is borne so many times longer."""
+"""Factor on `silence_s` while loading, saving and evaluating, where single calls may keep a process busy."""
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Gloo", "gloo", "Socket Timeout")
-"""What an error says on a rank that only lost another one."""
+"""Parts of error messages on a rank that only lost its connection to another one."""
 _WAITING = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
 
 
 @dataclass(frozen=True)
-class _Cause:
-    """The first failure of a job, as all ranks read it."""
+class _Heartbeat:
+    """State of one rank. `namespace` is equal for processes that see each other's ids."""
 
-    rank: int
-    where: str
-    text: str
-    exit_code: int
-    silent: bool = False
-    hang: bool = False
-
-    def __str__(self) -> str:
-        return f"[rank {self.rank} ({self.where})] {self.text}"
+    sent_at: float
+    host: str
+    namespace: str
+    pid: int
+    phase: str
+    steady: bool
+    seconds_in_phase: float
+    stuck: bool
+    line: str
+    waiting: bool
 
 
 class Watchdog:
-    """`with Watchdog(...) as watch:` around all that ranks do together; `watch.at(...)` marks progress.
+    """`with Watchdog(...) as watch:` around all that ranks do together. `watch.set_phase(...)` marks progress.
 
-    `hang_s` bounds the time between two marks while training, `slow_s` (loading, saving, evaluating, first steps)
-    elsewhere. `silence_s`: heartbeats missed for so long mean that a rank is gone. `before_leaving` is called with the
-    cause's text and exit code on a rank that leaves because of one.
+    `hang_s` bounds the time between two marks during an ordinary step, `slow_s` in any other phase (loading, saving,
+    evaluating, first steps). Heartbeats missed for `silence_s` mean that a rank is lost. `before_exit` is called with
+    the failure's text and exit code on every rank that exits because of a failure.
     """
 
     def __init__(
@@ -69,34 +72,36 @@ class Watchdog:
         hang_s: float,
         slow_s: float,
         silence_s: float,
-        before_leaving: Callable[[str, int], None] = lambda text, code: None,
+        before_exit: Callable[[str, int], None] = lambda text, code: None,
     ) -> None:
         self._run = run
         self._limits = {True: hang_s, False: slow_s}
         self._silence_s = silence_s
-        self._before_leaving = before_leaving
+        self._before_exit = before_exit
         self._rank, self._world = distributed.rank(), distributed.world_size()
-        self._where = f"{socket.gethostname()}, pid {os.getpid()}"
+        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._start = start_id(os.environ)
         self._mark: tuple[str, bool, float] = ("starting", False, time.monotonic())
         self._main = threading.main_thread().ident
         self._done = threading.Event()
-        self._leaving = threading.Lock()
+        self._exiting = threading.Lock()
         self._lost_connection = False
-        self._heard: dict[int, tuple[str, float, dict[str, Any]]] = {}
+        self._heard: dict[int, tuple[str, float, _Heartbeat]] = {}
         self._last_round = time.monotonic()
         self._store: dist.Store | None = None
 
-    def at(self, phase: str, *, steady: bool = False) -> None:
-        """The training thread is here now. `steady`: an ordinary step, which must be over within `hang_s`."""
+    def set_phase(self, phase: str, *, steady: bool = False) -> None:
+        """Mark that the training thread enters a phase. A `steady` one is an ordinary step, bounded by `hang_s`."""
         self._mark = (phase, steady, time.monotonic())
 
     def __enter__(self) -> Watchdog:
         if self._world > 1:
+            self._start = str(distributed.agree(self._start))
             self._store = _connect()
             self._round()  # the first heartbeat
             distributed.barrier()
             self._round()  # now every rank has been heard of
-        for name, work in (("watchdog", self._watch), ("watchdog of the watchdog", self._watch_the_watch)):
+        for name, work in (("watchdog", self._watch), ("store watchdog", self._watch_store)):
             threading.Thread(target=work, name=name, daemon=True).start()
         return self
 
@@ -107,148 +112,166 @@ class Watchdog:
             distributed.barrier()  # no rank stops listening while another may still fail
         elif self._world > 1:
             self._failed(error)
+        else:
+            self._write(self._failure_of(error))
         self._done.set()
         faulthandler.cancel_dump_traceback_later()
 
     def _failed(self, error: BaseException) -> None:
-        """This rank's training thread threw: make it known, unless it only lost another rank; then leave."""
+        """Report the training thread's exception, unless this rank only lost another one. Then exit."""
+        failure = self._failure_of(error)
         if _is_lost_connection(error):
-            self._lost_connection = True  # whoever left is about to be found out
-            self.at(f"looking for the rank that left it in: {self._mark[0]}")
+            self._lost_connection = True  # the rank that failed is about to be detected
+            self.set_phase(f"looking for the rank that failed in: {self._mark[0]}")
             time.sleep(self._silence_s + 4 * BEAT_S)
         elif self._rank and isinstance(error, MiniGPTv2Error):
-            time.sleep(BEAT_S / 2)  # most of ours are raised on all ranks alike: rank 0's to say
-        text = f"{type(error).__name__}: {error}"
-        code = exit_code_of(error)
-        cause = self._declare(_Cause(self._rank, self._where, text, code))
-        if cause.rank == self._rank and not isinstance(error, MiniGPTv2Error):
+            time.sleep(BEAT_S / 2)  # most of these are raised on all ranks alike, and rank 0 reports them
+        first = self._declare(failure)
+        if first.rank == self._rank and not isinstance(error, MiniGPTv2Error):
             _print("".join(traceback.format_exception(error)))
-        self._leave(cause)
+        self._exit(first)
+
+    def _failure_of(self, error: BaseException) -> Failure:
+        """This rank's exception as a failure."""
+        name, code = type(error).__name__, exit_code_of(error)
+        phase = self._mark[0]
+        return Failure(self._start, "error", name, str(error), code, self._rank, self._host, phase, self._pid)
+
+    def _lost(self, rank: int, host: str, message: str, phase: str = "", pid: int | None = None) -> Failure:
+        code = int(RankError.exit_code)
+        return Failure(self._start, "lost", RankError.__name__, message, code, rank, host, phase, pid)
+
+    def _lost_store(self, message: str) -> Failure:
+        """Rank 0, or the launcher beside it, holds the store."""
+        return self._lost(0, os.environ.get("MASTER_ADDR", "?"), message)
 
     def _watch(self) -> None:
-        """Beat, listen, judge, once a `BEAT_S`."""
+        """Send a heartbeat and look for failures every `BEAT_S`."""
         while not self._done.wait(BEAT_S):
             try:
-                cause = self._round()
-            except Exception as error:  # noqa: BLE001  # the store lives in rank 0's process or in the launcher
-                text = f"RankError: its store does not answer ({type(error).__name__}): it or its node is gone"
-                cause = _Cause(0, os.environ.get("MASTER_ADDR", "?"), text, RankError.exit_code, silent=True)
+                failure = self._round()
+            except Exception as error:  # noqa: BLE001  # the store is in rank 0's process or in the launcher
+                kind = type(error).__name__
+                failure = self._lost_store(f"its store does not answer ({kind}): its process or node is lost")
                 self._store = None
             self._last_round = time.monotonic()
             if self._done.is_set():
                 return
-            if cause is not None:
-                self._leave(cause)
+            if failure is not None:
+                self._exit(failure)
             faulthandler.dump_traceback_later(60 + max(self._limits.values()), exit=True)  # a thread that keeps the GIL
 
-    def _watch_the_watch(self) -> None:
-        """The store itself can hang: a stopped rank 0. A clock of this process's own notices."""
+    def _watch_store(self) -> None:
+        """Detect a store that hangs because rank 0 is stopped. Uses this process's own clock."""
         before = time.monotonic()
         while not self._done.wait(BEAT_S):
             now = time.monotonic()
-            if now - before > 3 * BEAT_S:  # this process itself was held up, not the store
+            if now - before > 3 * BEAT_S:  # this process was suspended, not the store
                 self._last_round = now
             before = now
             if now - self._last_round > self._silence_s + 2 * BEAT_S:
-                text = f"RankError: its store has not answered for {self._silence_s:.0f} s: stopped or cut off"
                 self._store = None
-                self._leave(_Cause(0, os.environ.get("MASTER_ADDR", "?"), text, RankError.exit_code, silent=True))
+                message = f"its store has not answered for {self._silence_s:.0f} s: stopped or disconnected"
+                self._exit(self._lost_store(message))
 
-    def _round(self) -> _Cause | None:
-        now = time.monotonic()
-        phase, steady, since = self._mark
-        stuck = now - since > self._limits[steady]
-        beat = {
-            "n": now,
-            "at": self._where,
-            "pid": os.getpid(),
-            "host": _host(),
-            "phase": phase,
-            "steady": steady,
-            "for_s": now - since,
-            "stuck": stuck,
-            **_position(self._main),
-        }
+    def _round(self) -> Failure | None:
+        """Send this rank's heartbeat. Returns the job's failure if there is one."""
+        beat = self._heartbeat()
         if self._store is None:
-            return self._stuck_cause([beat]) if stuck else None
-        self._store.set(f"beat/{self._rank}", json.dumps(beat))
+            return self._hang([beat]) if beat.stuck else None
+        self._store.set(f"beat/{self._rank}", json.dumps(asdict(beat)))
         if self._store.check(["cause"]):
-            return _Cause(**json.loads(self._store.get("cause")))
+            return Failure(**json.loads(self._store.get("cause")))
         watched = range(1, self._world) if self._rank == 0 else (0,)
         return self._judge(list(watched), beat)
 
-    def _judge(self, watched: list[int], mine: dict[str, Any]) -> _Cause | None:
-        """Rank 0 judges all ranks, the others rank 0: silence first, then want of progress."""
-        assert self._store is not None
-        present = [rank for rank in watched if rank in self._heard or self._store.check([f"beat/{rank}"])]
+    def _heartbeat(self) -> _Heartbeat:
         now = time.monotonic()
-        for rank, raw in zip(
-            present, self._store.multi_get([f"beat/{r}" for r in present]) if present else [], strict=True
-        ):
-            text = raw.decode()
-            if rank not in self._heard or self._heard[rank][0] != text:
-                self._heard[rank] = (text, now, json.loads(text))
+        phase, steady, since = self._mark
+        line, waiting = _position(self._main)
+        stuck = now - since > self._limits[steady]
+        return _Heartbeat(now, self._host, _namespace(), self._pid, phase, steady, now - since, stuck, line, waiting)
+
+    def _judge(self, watched: list[int], mine: _Heartbeat) -> Failure | None:
+        """Rank 0 checks all ranks, the others check rank 0. A lost rank counts before a hanging one."""
+        self._receive(watched)
+        now = time.monotonic()
         for rank, (_, heard, beat) in self._heard.items():
-            patience = self._silence_s * (1 if beat["steady"] else _SLOW)
+            patience = self._silence_s * (1 if beat.steady else _SLOW)
             patience = self._silence_s / 2 if self._lost_connection else patience
             gone = _gone_from_this_host(beat)
             if now - heard > patience or (gone and now - heard > 2 * BEAT_S):
-                state = gone or f"silent for {now - heard:.0f} s: killed, stopped, or its node or network is gone"
-                text = f"RankError: {state} (it was in: {beat['phase']})"
-                return self._declare(_Cause(rank, beat["at"], text, RankError.exit_code, silent=True))
+                state = gone or f"silent for {now - heard:.0f} s: killed, stopped, or its node or network is lost"
+                message = f"{state} (it was in: {beat.phase})"
+                return self._declare(self._lost(rank, beat.host, message, beat.phase, beat.pid))
         beats = [mine, *(beat for _, _, beat in self._heard.values())] if self._rank == 0 else []
-        return self._declare(self._stuck_cause(beats)) if any(beat["stuck"] for beat in beats) else None
+        return self._declare(self._hang(beats)) if any(beat.stuck for beat in beats) else None
 
-    def _stuck_cause(self, beats: list[dict[str, Any]]) -> _Cause:
-        """Whom to name of ranks that make no progress: one that does not wait in a collective, else the odd one out."""
+    def _receive(self, watched: list[int]) -> None:
+        """Read the heartbeats of the `watched` ranks and note when each one changed."""
+        assert self._store is not None
+        present = [rank for rank in watched if rank in self._heard or self._store.check([f"beat/{rank}"])]
+        now = time.monotonic()
+        texts = self._store.multi_get([f"beat/{rank}" for rank in present]) if present else []
+        for rank, raw in zip(present, texts, strict=True):
+            text = raw.decode()
+            if rank not in self._heard or self._heard[rank][0] != text:
+                self._heard[rank] = (text, now, _Heartbeat(**json.loads(text)))
+
+    def _hang(self, beats: list[_Heartbeat]) -> Failure:
+        """The failure of ranks that make no progress. It names one that waits in no collective, else the outlier."""
         ranks = [0, *self._heard] if self._world > 1 else [0]
-        free = [number for number, beat in enumerate(beats) if not beat["waiting"]]
-        rarest = min(range(len(beats)), key=lambda n: sum(beat["line"] == beats[n]["line"] for beat in beats))
+        free = [number for number, beat in enumerate(beats) if not beat.waiting]
+        rarest = min(range(len(beats)), key=lambda n: sum(beat.line == beats[n].line for beat in beats))
         chosen = free[0] if free else rarest
         beat = beats[chosen]
-        others = sorted({f"{other['line']}" for other in beats if other is not beat})
-        text = f"HangError: no progress for {beat['for_s']:.0f} s in: {beat['phase']}, at {beat['line']}"
+        others = sorted({other.line for other in beats if other is not beat})
+        text = f"no progress for {beat.seconds_in_phase:.0f} s in: {beat.phase}, at {beat.line}"
         text += f"; the others at {', '.join(others[:3])}" if others else ""
-        return _Cause(
-            ranks[chosen],
-            beat["at"],
-            f"{text}. All threads' stacks: {self._run / 'stacks'}",
-            HangError.exit_code,
-            hang=True,
-        )
+        text += f". Stacks of all threads: {RunFolder(self._run).stacks}"
+        name, code = HangError.__name__, int(HangError.exit_code)
+        return Failure(self._start, "hang", name, text, code, ranks[chosen], beat.host, beat.phase, beat.pid)
 
-    def _declare(self, cause: _Cause) -> _Cause:
-        """Make a cause the job's, if it is the first; returns the first."""
+    def _declare(self, failure: Failure) -> Failure:
+        """Make a failure the job's if it is the first. Returns the first."""
         if self._store is None:
-            return cause
+            return failure
         try:
-            agreed = self._store.compare_set("cause", "", json.dumps(asdict(cause)))
-            return _Cause(**json.loads(agreed)) if agreed else cause
-        except Exception:  # noqa: BLE001  # no store, no better knowledge
-            return cause
+            agreed = self._store.compare_set("cause", "", json.dumps(asdict(failure)))
+            return Failure(**json.loads(agreed)) if agreed else failure
+        except Exception:  # noqa: BLE001  # without the store this rank knows no other failure
+            return failure
 
-    def _leave(self, cause: _Cause) -> None:
-        """Say the cause if it is this rank's to say, and end this process, wherever its other threads are."""
-        if not self._leaving.acquire(blocking=False):
-            threading.Event().wait()  # another thread of this process is already leaving
+    def _exit(self, failure: Failure) -> None:
+        """Report the failure if it is this rank's task, and end this process, wherever its other threads are."""
+        if not self._exiting.acquire(blocking=False):
+            threading.Event().wait()  # another thread of this process is already exiting
         self._done.set()
-        if cause.hang:
+        if failure.kind == "hang":
             self._dump_stacks()
-        speaker = 0 if cause.silent and cause.rank else 1 if cause.silent else cause.rank
-        if self._rank == speaker:
-            _print(str(cause))
-        elif self._rank != cause.rank:
-            _print(f"[rank {self._rank}] leaves: rank {cause.rank} failed")
-        self._before_leaving(str(cause), cause.exit_code)
+        silent = failure.kind == "lost"
+        reporter = 0 if silent and failure.rank else 1 if silent else failure.rank
+        if self._rank == reporter:
+            _print(str(failure))
+            self._write(failure)
+        elif self._rank != failure.rank:
+            _print(f"[rank {self._rank}] exiting: rank {failure.rank} failed")
+        self._before_exit(str(failure), failure.exit_code)
         for child in multiprocessing.active_children():
             child.kill()
         left = self._wait_for_the_others()
-        for rank in self._heard.keys() - left if self._rank == 0 else {cause.rank} if cause.silent else ():
+        for rank in self._heard.keys() - left if self._rank == 0 else {failure.rank} if silent else ():
             self._kill_if_here(rank)
-        os._exit(cause.exit_code)
+        os._exit(failure.exit_code)
+
+    def _write(self, failure: Failure) -> None:
+        try:
+            write_failure(self._run, failure, rank=self._rank)
+        except OSError as error:
+            _print(f"[rank {self._rank}] cannot write failure.json: {type(error).__name__}: {error}")
 
     def _wait_for_the_others(self) -> set[int]:
-        """Rank 0 may hold the store in which the others read the cause: it goes last. Returns the ranks that left."""
+        """Wait for the others on rank 0, which may hold the store they read the cause from. Returns who has left."""
         left: set[int] = set()
         if self._store is None:
             return left
@@ -259,27 +282,29 @@ class Watchdog:
                 time.sleep(0.05)
                 left = {rank for rank in range(1, self._world) if self._store.check([f"left/{rank}"])}
         except Exception as error:  # noqa: BLE001
-            _print(f"[rank {self._rank}] leaves without the store: {type(error).__name__}")
+            _print(f"[rank {self._rank}] exiting without the store: {type(error).__name__}")
         return left
 
     def _kill_if_here(self, rank: int) -> None:
-        """A stopped process cannot leave by itself; one of the same host can end it."""
-        beat = self._heard.get(rank, ("", 0.0, {}))[2]
-        if beat.get("host") == _host() and _state(beat["pid"]) not in (None, "Z"):
+        """Kill a rank of this host: a stopped process cannot exit by itself."""
+        if rank not in self._heard:
+            return
+        beat = self._heard[rank][2]
+        if beat.namespace == _namespace() and _state(beat.pid) not in (None, "Z"):
             try:
-                os.kill(beat["pid"], signal.SIGKILL)
+                os.kill(beat.pid, signal.SIGKILL)
             except ProcessLookupError:
                 return
 
     def _dump_stacks(self) -> None:
-        folder = self._run / "stacks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"rank{self._rank}.txt", "w") as stream:
+        file = RunFolder(self._run).stack(self._rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w") as stream:
             faulthandler.dump_traceback(stream, all_threads=True)
 
 
 def _connect() -> dist.Store:
-    """A connection of our own to the process group's store, with time-outs of seconds."""
+    """A separate connection to the process group's store, with time-outs of seconds."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
     return dist.PrefixStore(f"minigptv2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -291,8 +316,8 @@ def _is_lost_connection(error: BaseException) -> bool:
     )
 
 
-def _position(thread: int | None) -> dict[str, Any]:
-    """Where the training thread is: `line`, and whether it waits for other ranks there."""
+def _position(thread: int | None) -> tuple[str, bool]:
+    """The line of our code where the training thread is, and whether it waits for other ranks there."""
     frame: FrameType | None = sys._current_frames().get(thread or 0)
     line, waiting = "?", False
     while frame is not None:
@@ -301,28 +326,28 @@ def _position(thread: int | None) -> dict[str, Any]:
         if line == "?" and f"{os.sep}torch{os.sep}" not in file and f"{os.sep}deepspeed{os.sep}" not in file:
             line = f"{os.sep.join(file.split(os.sep)[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
-    return {"line": line, "waiting": waiting}
+    return line, waiting
 
 
-def _host() -> str:
-    """Equal for processes that see each other's ids: the host's name, and its process-id namespace where it has one."""
+def _namespace() -> str:
+    """Host name and process-id namespace. Equal for processes that see each other's ids."""
     namespace = Path("/proc/self/ns/pid")
     return socket.gethostname() + (f" {os.readlink(namespace)}" if namespace.is_symlink() else "")
 
 
 def _state(pid: int) -> str | None:
-    """The kernel's letter for what a process of this host does (R, S, T stopped, Z gone but not collected), or None."""
+    """The kernel's state of a process of this host (R, S, T stopped, Z zombie), None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return None
 
 
-def _gone_from_this_host(beat: dict[str, Any]) -> str | None:
-    """What became of a rank of this host, or None while it runs (or lives elsewhere)."""
-    if beat["host"] != _host() or not Path("/proc/self/stat").exists():
+def _gone_from_this_host(beat: _Heartbeat) -> str | None:
+    """How a rank of this host ended, or None while it runs or is on another host."""
+    if beat.namespace != _namespace() or not Path("/proc/self/stat").exists():
         return None
-    return "its process is gone: killed" if _state(beat["pid"]) in (None, "Z", "X") else None
+    return "its process is gone: killed" if _state(beat.pid) in (None, "Z", "X") else None
 
 
 def _print(text: str) -> None:

@@ -48,7 +48,7 @@ class PeriodicEvaluator:
 
     def losses(self, step: int) -> dict[str, Any]:
         """Held-out losses as metrics of the log line after `step`. Empty without a held-out slice."""
-        self._watch.at(f"held-out losses after step {step}")
+        self._watch.set_phase(f"held-out losses after step {step}")
         metrics = self._heldout.losses()
         if not metrics:
             return {}
@@ -57,7 +57,7 @@ class PeriodicEvaluator:
 
     def evaluate(self, step: int) -> None:
         """Answer, score, draw and log the held-out slice. Export the model if the metric to keep improved."""
-        self._watch.at(f"evaluation after step {step}")
+        self._watch.set_phase(f"evaluation after step {step}")
         result, best = self._heldout.evaluate(), self._heldout.best
         if result.metrics:
             self._log.line(f"held-out answers: {describe(result.metrics)}")

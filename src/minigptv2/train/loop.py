@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.cluster import distributed
-from minigptv2.cluster.attempts import Attempts
+from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.data.loader import StepBatches
 from minigptv2.data.plan import DataPlan
 from minigptv2.engine.bundle import keep_bundle
-from minigptv2.engine.checkpoint import CheckpointState
+from minigptv2.engine.checkpoint import Identity
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver
 from minigptv2.engine.trainer import StepReport, Trainer
@@ -35,14 +35,14 @@ class Edge:
     saver: CheckpointSaver
     stop: StopRequests
     watch: Watchdog
-    attempts: Attempts
-    identity: dict[str, Any]
+    attempts: AttemptRecorder
+    identity: Identity
     config: dict[str, Any]
 
     def save(self, trainer: Trainer, position: int, *, wait: bool) -> None:
-        self.watch.at(f"saving after step {trainer.step}")
-        state = CheckpointState(trainer.step, position, self.identity, self.config, **trainer.extra_state())
-        self.stop.saved(self.saver.save(trainer, state, wait=wait))
+        self.watch.set_phase(f"saving after step {trainer.step}")
+        state = trainer.checkpoint_state(position, self.identity, self.config)
+        self.stop.record_save(self.saver.save(trainer, state, wait=wait))
         self.attempts.saved_step = trainer.step
 
 
@@ -65,16 +65,16 @@ def run_loop(
     meter = Meter(limit)
     last = config.train.steps
     movement = Movement(trainer, config.train.guard.movement_steps)
-    if asked := edge.stop.agreed():
+    if asked := edge.stop.poll_all_ranks():
         raise RequeueExit(f"asked to stop ({asked}) while loading, at step {trainer.step} of {last}; nothing to save")
     report_file = DropReport(run, trainer.step) if distributed.is_main() else None
     losses: list[tuple[int, int, Dropped]] = []
     first = trainer.step
     waited = time.monotonic()
-    edge.watch.at(f"data of step {trainer.step}")
+    edge.watch.set_phase(f"data of step {trainer.step}")
     for step_batches in _telling_last_losses(steps, run, trainer, losses):
         meter.data_wait_s += time.monotonic() - waited
-        edge.watch.at(f"step {trainer.step}", steady=trainer.step > first)
+        edge.watch.set_phase(f"step {trainer.step}", steady=trainer.step > first)
         report = trainer.train_step(step_batches.batches)
         position = step_batches.position + step_batches.num_samples
         meter.add(report, step_batches)
@@ -95,7 +95,7 @@ def run_loop(
             meter = Meter(limit)
         if every(done, config.evaluate.every) or done == last:
             evaluator.evaluate(done)
-        asked = edge.stop.agreed()
+        asked = edge.stop.poll_all_ranks()
         if every(done, config.train.log_every) or every(done, config.train.checkpoint_every) or done == last or asked:
             _report_losses(report_file, losses)
         if every(done, config.train.checkpoint_every) or done == last or asked:
@@ -104,7 +104,7 @@ def run_loop(
             log.line(f"asked to stop ({asked}): saved at step {done} of {last}; the same command goes on from there")
             raise RequeueExit(f"stopped at step {done} of {last} ({asked}); start the same command again to go on")
         waited = time.monotonic()
-        edge.watch.at(f"data of step {done}", steady=done > first)
+        edge.watch.set_phase(f"data of step {done}", steady=done > first)
     return position
 
 

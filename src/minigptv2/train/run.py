@@ -11,7 +11,7 @@ import torch
 
 from minigptv2 import __version__
 from minigptv2.cluster import distributed
-from minigptv2.cluster.attempts import Attempts
+from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests, stop_listening
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
@@ -26,7 +26,7 @@ from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
 from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import names_to_export
-from minigptv2.model.export import save_export, tokenizer_of
+from minigptv2.model.export import LineageEntry, save_export, tokenizer_of
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
@@ -55,13 +55,13 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
     run = Path(config.run_dir)
-    attempts = Attempts(run, config.train.crash_loop_limit, active=distributed.is_main())
+    attempts = AttemptRecorder(run, config.train.crash_loop_limit, active=distributed.is_main())
     watch = Watchdog(
         run,
         hang_s=60 * config.train.hang_minutes,
         slow_s=60 * config.train.timeout_minutes,
         silence_s=config.train.silence_s,
-        before_leaving=attempts.ended,
+        before_exit=attempts.record_end,
     )
     try:
         with attempts, watch:  # the watchdog leaves first and says the true cause
@@ -77,7 +77,7 @@ def _train(
     device: torch.device,
     stop: StopRequests,
     watch: Watchdog,
-    attempts: Attempts,
+    attempts: AttemptRecorder,
     *,
     fresh: bool,
     resume: bool,
@@ -95,19 +95,19 @@ def _train(
     try:
         parent = start.parent
         log.line(f"{config.stage}: " + (f"continues {parent.title}" if parent else "starts from the base weights"))
-        watch.at("loading the model")
+        watch.set_phase("loading the model")
         layers = recomputed_layers(config, deepspeed_config, device)
         trainer = build_trainer(
             config, deepspeed_config, start, log, vocab_size=tokenizer.vocab_size, device=device, layers=layers
         )
         model = trainer.model
         assert isinstance(model, MiniGPTv2)
-        watch.at("before the first step")
+        watch.set_phase("before the first step")
         log.line(prove_packing(model, device))
         rehearse(config, trainer, log, layers)
         limit = limit_report(config, deepspeed_config, device, next(model.parameters()).dtype, layers)
         log.line(f"this machine: {limit.rates}")
-        watch.at("loading the checkpoint")
+        watch.set_phase("loading the checkpoint")
         position = restore(trainer, start, config, log)
         _log_mixture(log, plan, "mixture asked", 0)
         steps = _steps(config, plan, encoder, position=position, step=start.step)
@@ -121,7 +121,7 @@ def _train(
         evaluator = PeriodicEvaluator(heldout, run, export, log, watch, start=start.step)
         position = run_loop(config, trainer, steps, plan, log, evaluator, run, edge, limit, position)
         _log_mixture(log, plan, "mixture realised", position)
-        watch.at("exporting")
+        watch.set_phase("exporting")
         return export(RunFolder(run).export)
     finally:
         log.close()
@@ -133,7 +133,7 @@ def _saver(run: Path, config: RunConfig, log: RunLog) -> CheckpointSaver:
         keep=config.train.keep_checkpoints,
         keep_every=config.train.keep_every,
         max_stall_s=config.train.max_save_stall_s,
-        say=log.line,
+        log=log.line,
     )
 
 
@@ -200,7 +200,7 @@ def _export(
     log: RunLog,
 ) -> Path:
     """Gather what an export holds (a collective) and write it on the main rank."""
-    parent, base_sha256 = start.parent, start.identity["base_sha256"]
+    parent, base_sha256 = start.parent, start.identity.base_sha256
     trained = trainer.trained_weights()
     names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
     others = [name for name in names if name not in trainer.trainable]
@@ -218,7 +218,7 @@ def _export(
             "versions": {"minigptv2": __version__, "torch": torch.__version__},
             "config": start.known,
         }
-        lineage = [*(parent.lineage if parent else ()), redact_all(entry)]
+        lineage = [*(parent.lineage if parent else ()), LineageEntry.from_json(redact_all(entry))]
         info = save_export(folder, tensors, config.model, tokenizer, lineage, base_sha256=base_sha256)
         log.line(f"export {info.title}")
     return folder

@@ -1,0 +1,92 @@
+"""Writes and reads `<run_dir>/failure.json`: the first failure of a start, as the rank that reports it knows it.
+
+The batch script's node reads it after a job's work has ended. `start` tells whether the file is of this start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from minigptv2.files import write_atomically
+from minigptv2.run_folder import RunFolder
+from minigptv2.secrets import redact
+
+_LENGTH = 300
+"""Characters of a message that a one-line summary keeps."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The first failure of a job."""
+
+    start: str
+    """The start that failed (`start_id`)."""
+    kind: Literal["error", "lost", "hang"]
+    """An exception, a rank that stopped sending heartbeats, or a rank that makes no progress."""
+    error: str
+    """Class name of the exception."""
+    message: str
+    exit_code: int
+    rank: int
+    host: str
+    phase: str
+    """What the rank was doing, for example `step 12`."""
+    pid: int | None = None
+    """Process of the rank, None if unknown."""
+
+    def __str__(self) -> str:
+        place = self.host if self.pid is None else f"{self.host}, pid {self.pid}"
+        return f"[rank {self.rank} ({place})] {self.error}: {self.message}"
+
+    @property
+    def summary(self) -> str:
+        """The failure in one short line."""
+        lines = str(self).splitlines()
+        return lines[0][:_LENGTH]
+
+    def node_of(self, nodes: tuple[str, ...]) -> list[str]:
+        """The one of `nodes` to blame: the host of a lost or hanging rank. Empty for an exception."""
+        names = (self.host, self.host.split(".")[0])
+        return [] if self.kind == "error" else [node for node in nodes if node in names]
+
+
+def start_id(environment: Mapping[str, str]) -> str:
+    """Identifies this start. Under Slurm it is `job.restart`, which every rank and the batch script compute alike.
+
+    Without Slurm it identifies this process and second, so rank 0 has to share it.
+    """
+    if "SLURM_JOB_ID" in environment:
+        return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
+    return f"{socket.gethostname()}.{os.getpid()}.{time.time():.0f}"
+
+
+def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
+    """Write the failure, replacing one of an earlier start. Called by the rank that reports it.
+
+    The first report of a start stays, because a rank that is cut off may report others as lost later. One exception: a
+    rank 0 that reports is alive, so it replaces a report that rank 0 is lost. Raises `OSError` if the folder is not
+    writable.
+    """
+    known = read_failure(run, failure.start)
+    if known is not None and not (rank == 0 and known.kind == "lost" and known.rank == 0):
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(RunFolder(run).failure, redact(json.dumps(asdict(failure), indent=1) + "\n").encode())
+
+
+def read_failure(run: Path, start: str) -> Failure | None:
+    """The failure of the start `start`, None if the file is missing or belongs to another start."""
+    file = RunFolder(run).failure
+    if run.is_dir():
+        os.scandir(run).close()  # makes a network file system look again
+    if not file.is_file():
+        return None
+    failure = Failure(**json.loads(file.read_text()))
+    return failure if failure.start == start else None

@@ -1,0 +1,63 @@
+"""`failure.json`: one report per start, read back for that start only, and the node it blames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from minigptv2.cluster.failure import Failure, read_failure, start_id, write_failure
+from minigptv2.errors import ExitCode
+from minigptv2.run_folder import RunFolder
+
+LOST = Failure("7.1", "lost", "RankError", "silent for 9 s", int(ExitCode.RANK_LOST), 1, "node2", "step 12", 117)
+BUG = replace(LOST, kind="error", error="ValueError", message="a bug\nin two lines", exit_code=1)
+
+
+def test_a_failure_is_read_back_for_its_own_start_only(tmp_path: Path) -> None:
+    assert read_failure(tmp_path / "run", "7.1") is None
+    write_failure(tmp_path / "run", LOST, rank=0)
+    assert read_failure(tmp_path / "run", "7.1") == LOST
+    assert read_failure(tmp_path / "run", "7.2") is None
+
+
+def test_the_first_report_of_a_start_stays_and_the_next_start_replaces_it(tmp_path: Path) -> None:
+    write_failure(tmp_path, LOST, rank=0)
+    write_failure(tmp_path, BUG, rank=1)
+    assert read_failure(tmp_path, "7.1") == LOST
+    write_failure(tmp_path, replace(BUG, start="7.2"), rank=1)
+    assert read_failure(tmp_path, "7.2") == replace(BUG, start="7.2")
+
+
+def test_rank_0_replaces_the_report_that_it_is_lost(tmp_path: Path) -> None:
+    """Rank 1 is cut off and reports rank 0, which lives and reports rank 1."""
+    write_failure(tmp_path, replace(LOST, rank=0, host="node1", pid=None), rank=1)
+    write_failure(tmp_path, LOST, rank=0)
+    assert read_failure(tmp_path, "7.1") == LOST
+
+
+def test_a_lost_or_hanging_rank_blames_its_node_and_an_exception_does_not() -> None:
+    nodes = ("node1", "node2")
+    assert LOST.node_of(nodes) == replace(LOST, kind="hang").node_of(nodes) == ["node2"]
+    assert replace(LOST, host="node2.cluster.example").node_of(nodes) == ["node2"]
+    assert BUG.node_of(nodes) == replace(LOST, host="elsewhere").node_of(nodes) == []
+
+
+def test_the_text_names_rank_host_and_error() -> None:
+    assert str(LOST) == "[rank 1 (node2, pid 117)] RankError: silent for 9 s"
+    assert str(replace(LOST, rank=0, host="node1", pid=None)) == "[rank 0 (node1)] RankError: silent for 9 s"
+    assert BUG.summary == "[rank 1 (node2, pid 117)] ValueError: a bug"
+
+
+def test_a_start_is_identified_by_job_and_restart() -> None:
+    assert start_id({"SLURM_JOB_ID": "7"}) == "7.0"
+    assert start_id({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "7.2"
+    assert start_id({}) != start_id({"SLURM_JOB_ID": "7"})
+
+
+def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_TOKEN", "correct-horse-battery")
+    write_failure(tmp_path, replace(BUG, message="403 for correct-horse-battery"), rank=0)
+    assert json.loads((RunFolder(tmp_path).failure).read_text())["message"] == "403 for [secret]"
