@@ -1,4 +1,4 @@
-"""A server on a free port of this machine, in a thread, for tests that speak to it over real sockets."""
+"""Runs a server on a free local port in a thread, for tests over real sockets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import uvicorn
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Request
 from minigptv2.serve import app as app_module
+from minigptv2.serve import service as service_module
 from minigptv2.serve.batcher import Batcher, _Row
 from minigptv2.serve.config import Access, Limits
 
@@ -24,7 +25,7 @@ Script = Callable[[Request], str]
 
 
 def scripted(script: Script, slow_s: float = 0.0) -> type[Batcher]:
-    """A batcher that computes every step with the model and then says what `script` says, a token a step."""
+    """A batcher that computes every step with the model but outputs the text of `script`, one token per step."""
 
     class Scripted(Batcher):
         def _choose(self, rows: list[_Row], logits: torch.Tensor) -> None:
@@ -49,13 +50,13 @@ def running(
     slow_s: float = 0.0,
     **options: Any,
 ) -> Iterator[str]:
-    """The address of a server of `predictor`; with `script`, one that says what it says."""
+    """The address of a server of `predictor`. With `script`, its answers are the texts of `script`."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         if script:
-            patch.setattr(app_module, "Batcher", scripted(script, slow_s))
+            patch.setattr(service_module, "Batcher", scripted(script, slow_s))
         app = app_module.build_app(predictor, name=NAME, limits=limits, access=access, page=page, **options)
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)

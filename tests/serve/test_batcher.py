@@ -1,4 +1,4 @@
-"""Answers of a shared batch are those of single requests, whoever joins or leaves; limits hold."""
+"""Tests that answers in a shared batch equal those of single requests, and that the limits hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def batcher(predictor: Predictor) -> Iterator[Batcher]:
 
 
 def whole(ticket: Ticket) -> str:
-    """The whole answer. Random weights say bytes that are no characters; without them the pieces make it up."""
+    """The complete answer. Without invalid UTF-8, which random weights can produce, it equals the joined pieces."""
     pieces = "".join(ticket)
     assert pieces == ticket.text or "\ufffd" in ticket.text
     return ticket.text
@@ -61,7 +61,7 @@ def test_sampling_depends_on_its_own_seed_alone(batcher: Batcher) -> None:
     assert len({whole(ticket) for ticket in among}) == len(REQUESTS)
 
 
-def test_a_cancelled_answer_stops_and_the_others_go_on(predictor: Predictor, batcher: Batcher) -> None:
+def test_a_cancelled_answer_stops_and_the_others_continue(predictor: Predictor, batcher: Batcher) -> None:
     long = batcher.submit(REQUESTS[0], Decoding(900))
     other = batcher.submit(REQUESTS[1], Decoding(60))
     first = next(iter(long))
@@ -82,7 +82,7 @@ def test_an_answer_ends_before_a_stop_text(predictor: Predictor, batcher: Batche
 def test_a_full_queue_refuses_and_serves_in_order_of_arrival(predictor: Predictor) -> None:
     batcher = Batcher(predictor, max_rows=1, max_waiting=3)
     order: list[int] = []
-    with predictor.lock:  # the model is taken: nothing moves
+    with predictor.lock:  # the model is locked, so that no step runs
         tickets = [batcher.submit(REQUESTS[2], Decoding(4)) for _ in range(4)]
         with pytest.raises(Busy, match="try again later"):
             batcher.submit(REQUESTS[2], Decoding(4))
@@ -94,11 +94,11 @@ def test_a_full_queue_refuses_and_serves_in_order_of_arrival(predictor: Predicto
     ended = [ticket.ended_at for ticket in tickets]
     batcher.close()
     assert ended == sorted(ended) and sorted(order) == [0, 1, 2, 3]  # type: ignore[type-var]
-    with pytest.raises(Busy, match="going down"):
+    with pytest.raises(Busy, match="stopping"):
         batcher.submit(REQUESTS[2])
 
 
-def test_what_is_impossible_is_refused_before_it_waits(batcher: Batcher) -> None:
+def test_an_invalid_request_is_refused_before_it_waits(batcher: Batcher) -> None:
     with pytest.raises(DataError, match="1024 positions of the model"):
         batcher.submit(Request("red " * 1100))
     with pytest.raises(ConfigError, match="beam search"):
@@ -124,13 +124,13 @@ def test_a_failing_step_fails_its_requests_and_the_next_are_served(
     assert batcher.load.alive
 
 
-def test_newcomers_that_cannot_join_are_told(
+def test_requests_that_cannot_join_end_with_the_error(
     predictor: Predictor, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("no more memory")
 
-    for name in ("_join", "prompt_ids", "_dice"):
+    for name in ("_join", "prompt_ids", "_generator"):
         with monkeypatch.context() as patch:
             with predictor.lock:
                 ticket = batcher.submit(REQUESTS[0], Decoding(8))
@@ -149,7 +149,7 @@ def test_a_token_that_cannot_be_drawn_fails_its_row_alone(
         return _sample(logits, row)
 
     monkeypatch.setattr("minigptv2.serve.batcher._sample", sample)
-    with predictor.lock:  # all three begin together
+    with predictor.lock:  # all three start together
         good = [batcher.submit(REQUESTS[n], Decoding(8)) for n in (0, 1)]
         bad = batcher.submit(REQUESTS[2], Decoding(8, temperature=1.0))
     assert [whole(ticket) for ticket in good] == predictor.answer(REQUESTS[:2], Decoding(8))

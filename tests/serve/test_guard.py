@@ -1,4 +1,4 @@
-"""Bodies that stay open: what they hold together, and for how long."""
+"""Tests bodies that stay incomplete: how much memory they use together, and for how long."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Upload:
-    """A request that has sent `first`, and sends its last bytes, or leaves, when told."""
+    """A request that has sent `first`. `finish` sends its last bytes and `leave` disconnects."""
 
     def __init__(self, guard: Guard, first: bytes) -> None:
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
@@ -53,8 +53,8 @@ class Upload:
         return int(self.sent[0]["status"])
 
 
-def test_stalled_bodies_hold_a_bounded_memory_together() -> None:
-    async def crowd() -> None:
+def test_stalled_bodies_use_bounded_memory_together() -> None:
+    async def many() -> None:
         guard = Guard(echo, Access(), max_body=100)
         stalled = [Upload(guard, b"x" * 100) for _ in range(BODIES_AT_ONCE)]
         late = Upload(guard, b"x")
@@ -68,10 +68,10 @@ def test_stalled_bodies_hold_a_bounded_memory_together() -> None:
         again = [Upload(guard, b"x" * 100) for _ in range(BODIES_AT_ONCE)]
         assert [await upload.finish() for upload in again] == [200] * BODIES_AT_ONCE
 
-    asyncio.run(crowd())
+    asyncio.run(many())
 
 
-def test_a_body_that_falls_silent_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_pauses_too_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def silence() -> int:
         return await Upload(Guard(echo, Access(), max_body=100), b"x").answer()
 

@@ -1,4 +1,4 @@
-"""The page's events without a browser: what a visitor keeps, and which questions are offered."""
+"""Tests the events of the page without a browser: what a visitor keeps, and which examples are offered."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
-from minigptv2.serve.app import Service
 from minigptv2.serve.batcher import Busy
 from minigptv2.serve.config import Limits
 from minigptv2.serve.page import Example, Page, load_examples
+from minigptv2.serve.service import Service
 from minigptv2.serve.session import Session, Turn
 from tests.serve.tiny import picture
 
@@ -27,10 +27,10 @@ def again(page: Page, session: Session) -> None:
     asyncio.run(listen())
 
 
-def test_regenerate_keeps_the_answer_until_another_is_under_way(
+def test_regenerate_keeps_the_answer_until_another_one_starts(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any) -> None:
+    def full(*args: Any, **options: Any) -> None:
         raise Busy("full")
 
     service = Service(predictor, "tiny", Limits(max_new_tokens=8))
@@ -59,5 +59,5 @@ def test_examples_are_read_as_predict_reads_them(tmp_path: Path) -> None:
     file.write_text("\n" + "\n \n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n")
     assert load_examples(file) == [Example("what\u2028is it?", data), Example("hi", None), Example("hi", data)]
     file.write_text('\n{"image": 3, "turns": [{"question": "hi"}]}')
-    with pytest.raises(DataError, match="examples.jsonl:2: want"):
+    with pytest.raises(DataError, match="examples.jsonl:2: expected"):
         load_examples(file)

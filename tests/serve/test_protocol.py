@@ -1,4 +1,4 @@
-"""OpenAI's own client, unmodified, against the server; malformed requests get 4xx with a reason; many clients."""
+"""Tests the API with the unmodified OpenAI client, malformed requests, and many clients."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def client(server: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=server + "/v1", api_key="not needed", max_retries=0)
 
 
-def test_the_client_gets_the_models_answer(client: openai.OpenAI, predictor: Predictor) -> None:
+def test_the_client_gets_the_answer_of_the_model(client: openai.OpenAI, predictor: Predictor) -> None:
     history = [ask("[vqa] what is it?", SMALL), {"role": "assistant", "content": "a circle"}, ask("[vqa] how many?")]
     answer = client.chat.completions.create(model=NAME, messages=history, max_tokens=20)  # type: ignore[arg-type]
     request = Request("[vqa] how many?", (picture(1),), (("[vqa] what is it?", "a circle"),))
@@ -74,7 +74,7 @@ def test_the_client_streams_an_answer_with_its_boxes(predictor: Predictor) -> No
         assert len(boxes) == 1 and iou(Box(*boxes[0]["box"]), PLACES["green"]) > 0.9
 
 
-def test_seeds_temperature_and_stops_are_the_clients(client: openai.OpenAI) -> None:
+def test_the_client_sets_seed_temperature_and_stop_texts(client: openai.OpenAI) -> None:
     def said(**options: Any) -> str | None:
         messages: Any = [ask("tell me", SMALL)]
         return (
@@ -93,58 +93,66 @@ GOOD = {"model": NAME, "messages": [ask("[vqa] what?", SMALL)], "max_tokens": 2}
 USER, MODEL = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
 MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": None}, 400, "messages is missing"),
-    ({"messages": []}, 400, "0 messages"),
-    ({"messages": "hi"}, 400, "want a list"),
-    ({"messages": [{"content": "hi"}]}, 400, "want a role"),
-    ({"messages": ["hi"]}, 400, "want a role"),
-    ({"messages": [{"role": "user"}]}, 400, "a text or a list"),
-    ({"messages": [{"role": "user", "content": ""}]}, 400, "asks nothing"),
-    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "not read here"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "want image_url.url"),
+    ({"messages": []}, 400, "got 0"),
+    ({"messages": "hi"}, 400, "must be a list"),
+    ({"messages": [{"content": "hi"}]}, 400, "must have a role"),
+    ({"messages": ["hi"]}, 400, "must have a role"),
+    ({"messages": [{"role": "user"}]}, 400, "must be a text or a list"),
+    ({"messages": [{"role": "user", "content": ""}]}, 400, "has no text"),
+    ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, 400, "are not supported"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        400,
+        "image_url.url",
+    ),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
-    ({"messages": [USER, USER]}, 400, "take turns"),
-    ({"messages": [MODEL]}, 400, "take turns"),
-    ({"messages": [USER, MODEL]}, 400, "not the user's"),
-    ({"messages": [USER, MODEL, ask("and this?", SMALL)]}, 400, "belong to the first"),
+    ({"messages": [USER, USER]}, 400, "must alternate"),
+    ({"messages": [MODEL]}, 400, "must alternate"),
+    ({"messages": [USER, MODEL]}, 400, "must be from the user"),
+    ({"messages": [USER, MODEL, ask("and this?", SMALL)]}, 400, "only the first user message"),
     ({"messages": [{"role": "system", "content": "be kind"}, USER]}, 400, "trained without system messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "want a role"),
-    ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not base64"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, 400, "must have a role"),
+    ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not valid base64"),
     ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a valid"),
     ({"messages": [ask("x", "data:image/svg+xml;base64,AAAA")]}, 400, "fetches no address"),
-    ({"model": "gpt-4o"}, 404, "this server has 'tiny'"),
+    ({"model": "gpt-4o"}, 404, "this server serves 'tiny'"),
     ({"model": None}, 400, "model is missing"),
-    ({"model": 3}, 400, "want a str"),
-    ({"max_tokens": 0}, 400, "want 1 to 300"),
-    ({"max_tokens": 10**30}, 400, "want 1 to 300"),
-    ({"max_tokens": 2.5}, 400, "want a int"),
-    ({"max_tokens": True}, 400, "want a int"),
-    ({"temperature": -1}, 400, "want 0 to 2"),
-    ({"temperature": "hot"}, 400, "want a number"),
-    ({"temperature": 1e-45}, 400, "temperature=1e-45: want 0 to 2"),
-    ({"temperature": float("nan")}, 400, "temperature=nan: want 0 to 2"),
-    ({"top_p": 0}, 400, "more than 0"),
-    ({"top_p": 1e-300, "temperature": 1}, 400, "top_p=1e-300: want"),
-    ({"top_p": float("nan")}, 400, "top_p=nan: want"),
-    ({"top_p": 10**400}, 400, "at most 1"),
-    ({"seed": 2**70}, 400, "64 bits"),
-    ({"n": 2}, 400, "only 1"),
-    ({"tools": [{"type": "function"}]}, 400, "only []"),
-    ({"logprobs": True}, 400, "only false"),
-    ({"response_format": {"type": "json_object"}}, 400, "only"),
+    ({"model": 3}, 400, "must be a string"),
+    ({"max_tokens": 0}, 400, "must be 1 to 300"),
+    ({"max_tokens": 10**30}, 400, "must be 1 to 300"),
+    ({"max_tokens": 2.5}, 400, "must be a whole number"),
+    ({"max_tokens": True}, 400, "must be a whole number"),
+    ({"temperature": -1}, 400, "must be 0 or 0.001 to 2"),
+    ({"temperature": "hot"}, 400, "must be a number"),
+    ({"temperature": 1e-45}, 400, "temperature must be 0 or 0.001 to 2, got 1e-45"),
+    ({"temperature": float("nan")}, 400, "temperature must be 0 or 0.001 to 2, got nan"),
+    ({"top_p": 0}, 400, "top_p must be 1e-06 to 1, got 0"),
+    ({"top_p": 1e-300, "temperature": 1}, 400, "top_p must be 1e-06 to 1, got 1e-300"),
+    ({"top_p": float("nan")}, 400, "top_p must be 1e-06 to 1, got nan"),
+    ({"top_p": 10**400}, 400, "top_p must be 1e-06 to 1"),
+    ({"seed": 2**70}, 400, "64-bit integer"),
+    ({"n": 2}, 400, "n must be 1"),
+    ({"tools": [{"type": "function"}]}, 400, "tools must be []"),
+    ({"logprobs": True}, 400, "logprobs must be false"),
+    ({"response_format": {"type": "json_object"}}, 400, "response_format must be"),
     ({"stop": [""]}, 400, "up to 4"),
     ({"stop": ["a"] * 5}, 400, "up to 4"),
-    ({"stream": "yes"}, 400, "want a bool"),
-    ({"stream_options": 1}, 400, "want a dict"),
+    ({"stream": "yes"}, 400, "must be a boolean"),
+    ({"stream_options": 1}, 400, "must be an object"),
     ({"temprature": 1}, 400, "did you mean 'temperature'"),
     ({"\ud800": 1}, 400, "unknown field"),
     ({"messages": [{"role": "user", "content": "7" * 1100}]}, 400, "1024 positions of the model"),
-    ({"messages": [{"role": "user", "content": "x" * 4001}]}, 413, "at most 4000"),
-    ({"messages": [{"role": "user", "content": ask("x", SMALL)["content"] * 5}]}, 400, "5 images: at most 4"),
+    ({"messages": [{"role": "user", "content": "x" * 4001}]}, 413, "limit of 4000"),
+    (
+        {"messages": [{"role": "user", "content": ask("x", SMALL)["content"] * 5}]},
+        400,
+        "exceed the limit of 4",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("change", "status", "reason"), MALFORMED, ids=lambda value: str(value)[:50])
-def test_what_is_malformed_gets_its_reason(server: str, change: dict[str, Any], status: int, reason: str) -> None:
+def test_a_malformed_request_gets_the_reason(server: str, change: dict[str, Any], status: int, reason: str) -> None:
     body = json.dumps({**GOOD, **change})
     reply = httpx.post(
         server + "/v1/chat/completions", content=body, headers={"content-type": "application/json"}, timeout=60
@@ -155,12 +163,12 @@ def test_what_is_malformed_gets_its_reason(server: str, change: dict[str, Any], 
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 9_000])
-def test_what_is_no_json_object_is_refused(server: str, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused(server: str, body: bytes) -> None:
     reply = httpx.post(server + "/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400 and "JSON" in reply.json()["error"]["message"]
 
 
-def test_fields_without_effect_are_taken(server: str) -> None:
+def test_fields_without_effect_are_accepted(server: str) -> None:
     more = {"user": "me", "n": 1, "logprobs": None, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}}
     assert httpx.post(server + "/v1/chat/completions", json={**GOOD, **more}).status_code == 200
     system = {"role": "system", "content": ""}
@@ -184,10 +192,10 @@ def test_fifty_clients_at_once_get_their_own_answers(client: openai.OpenAI, pred
     expected = predictor.answer(requests, Decoding(16))
     assert answers[1::2] == expected[1::2]
     for streamed, answer in zip(answers[0::2], expected[0::2], strict=True):
-        assert streamed == answer or "\ufffd" in answer  # random weights say bytes that only the end can tell
+        assert streamed == answer or "\ufffd" in answer  # invalid UTF-8 from random weights is only known at the end
 
 
-def test_a_full_server_says_so_and_recovers(predictor: Predictor) -> None:
+def test_a_full_server_answers_429_and_recovers(predictor: Predictor) -> None:
     def status(_: int) -> int:
         return httpx.post(address + "/v1/chat/completions", json=GOOD, timeout=60).status_code
 
@@ -210,7 +218,7 @@ def test_a_client_that_leaves_stops_the_model(server: str) -> None:
     assert httpx.get(server + "/health").json()["running"] == 0
 
 
-def test_health_and_metrics_tell_what_happened(server: str) -> None:
+def test_health_and_metrics_count_the_requests(server: str) -> None:
     assert httpx.post(server + "/v1/chat/completions", json=GOOD).status_code == 200
     assert httpx.get(server + "/health").json() == {"status": "ok", "running": 0, "waiting": 0}
     lines = dict(
@@ -221,7 +229,7 @@ def test_health_and_metrics_tell_what_happened(server: str) -> None:
     assert float(lines["minigptv2_running"]) == 0
 
 
-def test_a_failing_model_is_a_500_and_the_server_goes_on(
+def test_a_failing_model_is_a_500_and_the_server_continues(
     server: str, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object) -> None:

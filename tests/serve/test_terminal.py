@@ -1,9 +1,7 @@
-"""The chat in a terminal: turns, commands, boxes, pictures; nothing said can steer the terminal."""
+"""Tests the terminal chat: turns, commands, boxes, drawings, and that answers cannot control the terminal."""
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 import socket
 import subprocess
@@ -24,21 +22,21 @@ from minigptv2.model.export import save_untrained
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
-from minigptv2.serve.terminal import Chat, picture_escapes, picture_mode, printable
+from minigptv2.serve.terminal import Chat, half_blocks, printable
 from tests.browser.world import PLACES, draw_picture, teacher
 
 
-class Taught:
-    """Says what the teacher says, word by word."""
+class ScriptedPredictor:
+    """Streams the answer of the teacher, word by word."""
 
     def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, None]:
         self.last = (request, decoding)
         yield from re.split(r"(?<= )", teacher(request))
 
 
-def talk(lines: list[str], *, image: Image.Image | None = None, **options: Any) -> tuple[str, Taught]:
-    """What is printed in a conversation of `lines`, and the model that was asked."""
-    said, waiting, model = [], iter(lines), Taught()
+def talk(lines: list[str], *, image: Image.Image | None = None, **options: Any) -> tuple[str, ScriptedPredictor]:
+    """The printed text of a conversation of `lines`, and the model that answered it."""
+    said, waiting, model = [], iter(lines), ScriptedPredictor()
 
     def read(prompt: str) -> str:
         try:
@@ -56,7 +54,7 @@ def test_turns_know_each_other_and_boxes_are_printed_and_drawn(tmp_path: Path) -
     assert model.last[0].history == (("what about the green one?", "you asked about green"),)
     match = re.search(r"box \(([^)]*)\) px", said)
     assert match and iou(Box(*map(float, match[1].split(", "))), PLACES["green"]) > 0.9
-    assert f"drawn 1 box(es) in {tmp_path / 'out.png'}" in said
+    assert f"wrote {tmp_path / 'out.png'} with 1 box(es)" in said
     colors = Image.open(tmp_path / "out.png").convert("RGB").getcolors(2**20) or []
     assert PREDICTED_COLORS[0] in [color for _, color in colors]
 
@@ -82,55 +80,41 @@ def test_commands(tmp_path: Path) -> None:
         "never read",
     ]
     said, model = talk(lines)
-    assert "a box is of a picture" in said and "640 x 480 px" in said
+    assert "/box needs an image" in said and "640 x 480 px" in said
     assert said.count("the blue one\n") == 2 and "/image FILE" in said
-    assert "[detection] ..." in said and "want four numbers" in said and "empty or inverted" in said
-    assert "no image" in said and "nothing was asked yet" in said and "never" not in said
+    assert "[detection] ..." in said and "must have four numbers" in said and "empty or inverted" in said
+    assert "no image" in said and "there is no question to answer again" in said and "never" not in said
     request, decoding = model.last
     assert request.history == () and decoding.seed == 1 and request.question.startswith("[identify] what is in {<")
 
 
-def test_what_is_said_cannot_steer_the_terminal() -> None:
+def test_an_answer_cannot_control_the_terminal() -> None:
     hostile = "\x1b]0;owned\x07\x1b[2J red\nblue\x9b1m\u202e\r"
     assert printable(hostile) == "\ufffd]0;owned\ufffd\ufffd[2J red\nblue\ufffd1m\ufffd\ufffd"
 
 
-@pytest.mark.parametrize(
-    ("environment", "mode"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"KITTY_WINDOW_ID": "1"}, "kitty"),
-        ({"TERM_PROGRAM": "iTerm.app"}, "iterm"),
-        ({"TERM_PROGRAM": "WezTerm"}, "iterm"),
-        ({"TERM": "xterm-256color"}, "none"),
-    ],
-)
-def test_a_terminal_that_shows_pictures_is_known_by_its_variables(environment: dict[str, str], mode: str) -> None:
-    assert picture_mode("auto", environment) == mode
-    assert picture_mode("blocks", environment) == "blocks"
-
-
-def test_pictures_arrive_whole_by_each_protocol() -> None:
-    image = draw_picture()
-    kitty = picture_escapes(image, "kitty")
-    pieces = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", kitty)
-    assert [keys[-3:] for keys, _ in pieces] == ["m=1"] * (len(pieces) - 1) + ["m=0"]
-    assert all(len(piece) <= 4096 for _, piece in pieces) and pieces[0][0].startswith("a=T,f=100")
-    iterm = picture_escapes(image, "iterm")
-    for data in ("".join(piece for _, piece in pieces), iterm.partition(":")[2].rstrip("\x07\n")):
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size == image.size
-    rows = picture_escapes(image, "blocks", 32).splitlines()
+def test_half_blocks_have_the_colors_of_the_image() -> None:
+    rows = half_blocks(draw_picture(), 32).splitlines()
     assert len(rows) == 12 and all(row.count("▀") == 32 for row in rows)
     assert "\x1b[38;2;220;30;30" in rows[3] and "\x1b[38;2;30;60;220" in rows[3]
 
 
-def test_the_boxes_are_shown_in_the_terminal() -> None:
-    said, _ = talk(["[refer] the red one"], image=draw_picture(), mode="blocks")
+@pytest.mark.parametrize("value", ["auto", "kitty", "iterm"])
+def test_a_removed_graphics_protocol_names_the_file_option(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from minigptv2.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "--model", "nowhere", "--show", value])
+    assert ended.value.code == 2 and "--draw FILE" in capsys.readouterr().err
+
+
+def test_boxes_are_shown_in_the_terminal() -> None:
+    said, _ = talk(["[refer] the red one"], image=draw_picture(), blocks=True)
     assert "▀" in said and "box (" in said
 
 
-def test_ctrl_c_stops_an_answer_and_keeps_what_was_said() -> None:
-    class Interrupted(Taught):
+def test_ctrl_c_stops_an_answer_and_keeps_its_first_part() -> None:
+    class Interrupted(ScriptedPredictor):
         def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, None]:
             self.last = (request, decoding)
             yield "red "
@@ -169,7 +153,7 @@ def test_the_chat_command_answers_lines_from_a_pipe(export: Path, tmp_path: Path
     assert done.stdout.count("\n") >= 3 and "/image FILE" in done.stdout and not done.stderr
 
 
-def test_the_serve_command_serves_and_ends_when_told(export: Path, tmp_path: Path) -> None:
+def test_the_serve_command_serves_until_it_is_terminated(export: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("a long password\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -195,13 +179,13 @@ def test_the_serve_command_serves_and_ends_when_told(export: Path, tmp_path: Pat
     ("words", "reason"),
     [
         (["--host", "0.0.0.0"], "there is no password"),
-        (["--port", "99999"], "--port 99999"),
+        (["--port", "99999"], "--port must be 1 to 65535, got 99999"),
         (["--examples", "none.jsonl"], "none.jsonl"),
         (["--password-file", "none"], "none"),
         (["--model", "none"], "none"),
     ],
 )
-def test_what_cannot_be_served_is_said_in_one_line(
+def test_a_server_that_cannot_start_gives_the_reason_in_one_line(
     words: list[str], reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from minigptv2.cli import main

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from minigptv2.cli.arguments import Parser, add_decoding, add_model, decoding_of, load_model
@@ -14,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the options of `chat`."""
     parser.description = (
         "Talk about an image, turn by turn. /help lists the commands. Boxes are printed in pixels, and drawn to "
-        "--draw FILE or in a terminal that can show images."
+        "--draw FILE or with --show blocks in the terminal."
     )
     parser.epilog = "example: minigptv2 chat --model runs/demo/stage3/export photo.jpg --draw boxes.png"
     add_model(parser)
@@ -22,16 +21,28 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--draw", metavar="FILE", help="write the image with the latest answer's boxes to this file")
     parser.add_argument(
         "--show",
-        default="auto",
-        choices=("auto", "kitty", "iterm", "blocks", "none"),
-        help="how the terminal shows images. auto: as the terminal says it can",
+        type=_show,
+        default="none",
+        metavar="{blocks,none}",
+        help="blocks: also show the boxes in the terminal, as colored half blocks. Default: none",
     )
     add_decoding(parser)
     parser.set_defaults(run=_chat)
 
 
+def _show(value: str) -> str:
+    """A value of --show. The terminal graphics protocols of earlier versions are refused with their replacement."""
+    if value in ("auto", "kitty", "iterm"):
+        raise argparse.ArgumentTypeError(
+            f"'{value}' is no longer supported. Write the image with boxes to a file: --draw FILE"
+        )
+    if value not in ("blocks", "none"):
+        raise argparse.ArgumentTypeError(f"must be blocks or none, got '{value}'")
+    return value
+
+
 def _chat(args: argparse.Namespace) -> int:
-    from minigptv2.serve.terminal import Chat, open_file, picture_mode
+    from minigptv2.serve.terminal import Chat, open_file
 
     if args.draw:
         check_drawing(Path(args.draw))
@@ -41,7 +52,7 @@ def _chat(args: argparse.Namespace) -> int:
         decoding_of(args),
         image,
         draw=Path(args.draw) if args.draw else None,
-        mode=picture_mode(args.show, dict(os.environ)),
+        blocks=args.show == "blocks",
     )
     chat.run()
     return 0

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.errors import ConfigError
+from minigptv2.tasks import GroundedPhrase, segments
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
-
-    from minigptv2.tasks import GroundedPhrase
 
 MIN_TEMPERATURE, MIN_TOP_P = 1e-3, 1e-6
 """Smaller values are greedy in theory, but in float32 the logits overflow and the nucleus is empty."""
@@ -117,3 +116,8 @@ ImageTokens = dict[ImageRef, "Tensor"]
 def boxes_as_json(grounded: Iterable[GroundedPhrase]) -> list[dict[str, Any]]:
     """The boxes of an answer as JSON: `phrase`, and `box` as [x1, y1, x2, y2] in pixels."""
     return [{"phrase": item.phrase, "box": [b.x1, b.y1, b.x2, b.y2]} for item in grounded for b in item.boxes]
+
+
+def grounded_phrases(answer: str, size: tuple[int, int]) -> list[GroundedPhrase]:
+    """The phrases of `answer` that have boxes, in pixels of an image of `size` (width, height)."""
+    return [piece for piece in segments(answer, *size) if isinstance(piece, GroundedPhrase)]

@@ -1,1 +1,1 @@
-"""The chat page, the chat-completions protocol and the terminal: the model for people and for their programs."""
+"""Serves one model as a chat page, an OpenAI-compatible API and a terminal chat."""

@@ -1,7 +1,7 @@
-"""What stands before every route: the name the request uses, the password, the size of its body, the routes there are.
+"""Checks every request before it reaches a route: host name, password, body size, and the list of routes.
 
-Plain ASGI, around the protocol and the page alike. A route of the page's library that is not on the list below
-(uploads, files, proxies, its own API) does not exist here.
+It is a plain ASGI app around the API and the page. Routes of the page's library that are not listed below (uploads,
+files, proxies, its own API) answer 404.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ ROUTES = {
     ),
 }
 FOLDERS = ("/v1/models/", "/assets/", "/static/", "/gradio_api/heartbeat/")
-"""Routes that end in a name; read only."""
+"""Prefixes of read-only routes that end in a name."""
 OPEN_TO_ALL = ("/health",)
-"""Routes that need no password: a probe has none."""
+"""Routes that need no password, because health probes have none."""
 JSON_ONLY = "POST"
-"""A page elsewhere can make a browser post a form without asking; JSON it cannot."""
+"""The method that requires JSON: a foreign page can make a browser post a form unasked, but not JSON."""
 WRONG_PASSWORD_S = 0.5
-"""How long a wrong password waits for its answer."""
+"""Delay of the answer to a wrong password, in seconds."""
 BODIES_AT_ONCE = 8
-"""Bodies of the largest size that are held together, or as many more as are smaller, until they are answered."""
+"""The memory for the bodies of all unanswered requests, in bodies of the largest size."""
 SILENCE_S = 30.0
-"""How long a body may stay incomplete without another byte."""
+"""The longest pause between two parts of a body, in seconds."""
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -68,15 +68,15 @@ HEADERS = (
         b"'unsafe-inline'; frame-ancestors 'none'; form-action 'none'; object-src 'none'; base-uri 'self'",
     ),
 )
-"""Sent with everything: the browser loads nothing from elsewhere and shows the page in no frame."""
+"""Headers of every response: the browser loads nothing from other hosts and shows the page in no frame."""
 
 
 class Guard:
-    """An ASGI app around `app` that lets through what `access` and the list of routes allow."""
+    """An ASGI app around `app` that passes on the requests which `access` and the list of routes allow."""
 
     def __init__(self, app: App, access: Access, *, max_body: int) -> None:
         self._app, self._access, self._max_body = app, access, max_body
-        self._room = _Room(BODIES_AT_ONCE * max_body)
+        self._budget = _MemoryBudget(BODIES_AT_ONCE * max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -85,7 +85,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        body = _Limited(receive, self._max_body, self._room)
+        body = _LimitedBody(receive, self._max_body, self._budget)
         try:
             await self._check(scope)
             if await body.read():
@@ -100,22 +100,22 @@ class Guard:
         path, method = scope["path"], scope["method"]
         if not self._access.admits_host(headers.get("host", "")):
             raise RequestError(
-                f"this server is not {headers.get('host', '')!r}; start it with --allowed-host to use that name",
+                f"unknown host name {headers.get('host', '')!r}; start the server with --allowed-host to allow it",
                 status=421,
             )
         if not _exists(method, path):
-            raise RequestError(f"there is no {method} {path}", status=404)
+            raise RequestError(f"no route {method} {path}", status=404)
         if self._access.password and path not in OPEN_TO_ALL and not self._knows_password(headers):
             await asyncio.sleep(WRONG_PASSWORD_S)
-            raise RequestError("wrong or no password", status=401, code="invalid_api_key")
+            raise RequestError("wrong or missing password", status=401, code="invalid_api_key")
         if method == JSON_ONLY and headers.get("content-type", "").split(";")[0].strip() != "application/json":
-            raise RequestError("want Content-Type: application/json", status=415)
+            raise RequestError("Content-Type must be application/json", status=415)
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._max_body:
             raise _too_large(self._max_body)
 
     def _knows_password(self, headers: dict[str, str]) -> bool:
-        """Bearer (programs: the API key) or Basic (browsers: any name)."""
+        """Whether the Authorization header holds the password: Bearer (an API key) or Basic (with any user name)."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
             try:
@@ -135,42 +135,45 @@ def _exists(method: str, path: str) -> bool:
 
 
 def _too_large(limit: int) -> RequestError:
-    return RequestError(f"the body is over {limit // 2**20} MiB", status=413)
+    return RequestError(f"the body exceeds the limit of {limit // 2**20} MiB", status=413)
 
 
 @dataclass
-class _Room:
-    """Bytes that the bodies of all requests together may still take."""
+class _MemoryBudget:
+    """The bytes that are still free for the bodies of all requests together."""
 
     left: int
 
 
-class _Limited:
-    """A request's body, received whole before the app is called, and stopped at the limit: one that says no length, or
-    a wrong one, is cut off there. It takes its bytes from `room`, until `close`."""
+class _LimitedBody:
+    """The body of a request, received completely before the app is called.
 
-    def __init__(self, receive: Receive, limit: int, room: _Room) -> None:
-        self._receive, self._limit, self._room = receive, limit, room
+    Reading stops at `limit` bytes, also if the request states no length or a wrong one. The bytes count against
+    `budget` until `close`.
+    """
+
+    def __init__(self, receive: Receive, limit: int, budget: _MemoryBudget) -> None:
+        self._receive, self._limit, self._budget = receive, limit, budget
         self._size = 0
         self._messages: deque[Message] = deque()
 
     async def read(self) -> bool:
-        """Whether the body arrived; False if its sender left. Raises `RequestError` at a limit or after silence."""
+        """Receive the body. False if the client disconnected. Raises `RequestError` at a limit or after a pause."""
         more = True
         while more:
             try:
                 message = await asyncio.wait_for(self._receive(), SILENCE_S)
             except TimeoutError as error:
-                raise RequestError(f"nothing more of the body in {SILENCE_S:g} s", status=408) from error
+                raise RequestError(f"the body stayed incomplete for {SILENCE_S:g} s", status=408) from error
             if message["type"] == "http.disconnect":
                 return False
             length = len(message.get("body", b""))
             self._size += length
-            self._room.left -= length
+            self._budget.left -= length
             if self._size > self._limit:
                 raise _too_large(self._limit)
-            if self._room.left < 0:
-                raise RequestError("other requests' bodies fill the memory: try again later", status=429, code="busy")
+            if self._budget.left < 0:
+                raise RequestError("the memory for request bodies is full: try again later", status=429, code="busy")
             self._messages.append(message)
             more = message.get("more_body", False)
         return True
@@ -179,8 +182,8 @@ class _Limited:
         return self._messages.popleft() if self._messages else await self._receive()
 
     def close(self) -> None:
-        """Give the room back."""
-        self._room.left += self._size
+        """Return the bytes to the budget."""
+        self._budget.left += self._size
         self._size = 0
 
 
@@ -194,12 +197,12 @@ def _with_headers(send: Send) -> Send:
 
 
 async def refuse(send: Send, error: RequestError) -> None:
-    """Answer with the error as JSON."""
+    """Send the error as a JSON response."""
     body = json.dumps(error.as_json()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="minigptv2", charset="UTF-8"'))
-    if error.status in (408, 413, 429):  # the rest of the body is not read
+    if error.status in (408, 413, 429):  # the connection cannot be reused: the rest of the body is unread
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

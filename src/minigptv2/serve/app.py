@@ -1,4 +1,4 @@
-"""The server: one model behind the chat-completions protocol and, unless left out, the chat page, on one port."""
+"""Serves one model over HTTP: the chat-completions API and, optionally, the chat page, on one port."""
 
 from __future__ import annotations
 
@@ -18,32 +18,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Request as Question
+from minigptv2.predict.requests import boxes_as_json, grounded_phrases
 from minigptv2.serve.access import ROUTES, App, Guard
-from minigptv2.serve.batcher import Batcher, Busy, Ticket
+from minigptv2.serve.batcher import Busy, Ticket
 from minigptv2.serve.config import Access, Limits
-from minigptv2.serve.openai_api import Chat, Envelope, RequestError, boxes_of, parse_chat, parse_json, usage_of
-from minigptv2.serve.prometheus import Metrics
-from minigptv2.serve.uploads import Picture, PictureStore
+from minigptv2.serve.openai_api import Chat, Envelope, RequestError, parse_chat, parse_json, usage_of
+from minigptv2.serve.service import Service, pieces
 
 log = logging.getLogger(__name__)
+MODEL_FAILED = "the model failed on this request; see the log of the server"
 METRICS_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class Service:
-    """What the routes and the page share: the model's name, its batcher, the pictures, the limits, the figures."""
-
-    def __init__(self, predictor: Predictor, name: str, limits: Limits) -> None:
-        self.name, self.limits = name, limits
-        self.metrics = Metrics()
-        self.started_at = int(time.time())
-        self.batcher = Batcher(
-            predictor, max_rows=limits.max_batch, max_waiting=limits.max_waiting, observe=self.metrics.step
-        )
-        self.pictures = PictureStore(predictor, max_megapixels=limits.max_megapixels)
-
-    async def open(self, files: tuple[bytes, ...]) -> list[Picture]:
-        """The pictures in `files`, decoded beside the event loop."""
-        return [await asyncio.to_thread(self.pictures.open, data) for data in files]
 
 
 def build_app(
@@ -55,7 +39,11 @@ def build_app(
     page: bool = True,
     examples: Path | None = None,
 ) -> App:
-    """The ASGI app. `name` is what clients call the model; `examples` a JSON lines file of questions for the page."""
+    """The ASGI app of the server.
+
+    `name` is the model name for clients. `page` adds the chat page, and `examples` is a JSON lines file of questions
+    for it. Raises `ConfigError` for limits that cannot be kept and `DataError` for unreadable examples.
+    """
     limits, access = limits or Limits(), access or Access()
     service = Service(predictor, name, limits)
 
@@ -65,7 +53,7 @@ def build_app(
         await asyncio.to_thread(service.batcher.close)
 
     app = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _add_protocol(app, service)
+    _add_api(app, service)
     if page:
         from minigptv2.serve.page import mount_page
 
@@ -81,11 +69,11 @@ def serve(
 
     app = build_app(predictor, name=name, limits=limits, access=access, page=page, examples=examples)
     address = f"http://{f'[{access.host}]' if ':' in access.host else access.host}:{access.port}"
-    print(f"{name}: {f'page {address}/  ' if page else ''}API {address}/v1  (Ctrl-C ends)", flush=True)
+    print(f"{name}: {f'page {address}/  ' if page else ''}API {address}/v1  (Ctrl-C stops)", flush=True)
     uvicorn.run(app, host=access.host, port=access.port, log_level="warning", timeout_graceful_shutdown=5)
 
 
-def _add_protocol(app: FastAPI, service: Service) -> None:
+def _add_api(app: FastAPI, service: Service) -> None:
     card = {"id": service.name, "object": "model", "created": service.started_at, "owned_by": "minigptv2"}
 
     @app.exception_handler(RequestError)
@@ -111,7 +99,9 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         if name != service.name:
-            raise RequestError(f"no model {name!r} here: this server has {service.name!r}", status=404, param="model")
+            raise RequestError(
+                f"unknown model {name!r}: this server serves {service.name!r}", status=404, param="model"
+            )
         return JSONResponse(card)
 
     @app.post("/v1/chat/completions")
@@ -123,15 +113,15 @@ def _add_protocol(app: FastAPI, service: Service) -> None:
 
 async def _answer(request: Request, chat: Chat, service: Service) -> Response:
     try:
-        pictures = await service.open(chat.images)
-        question = Question(chat.question, tuple(picture.prepared for picture in pictures), chat.history)
-        ticket = await asyncio.to_thread(service.batcher.submit, question, chat.decoding, stop=chat.stop)
+        images = [await service.open_image(file) for file in chat.images]
+        question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
+        ticket = await service.submit(question, chat.decoding, stop=chat.stop)
     except Busy as error:
         raise RequestError(str(error), status=429, code="busy") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)
-    size = (pictures[0].width, pictures[0].height) if pictures else (0, 0)
+    size = (images[0].width, images[0].height) if images else (0, 0)
     service.metrics.requests.labels(request.url.path, 200).inc()
     if chat.stream:
         events = _events(ticket, chat, envelope, size, service)
@@ -141,17 +131,17 @@ async def _answer(request: Request, chat: Chat, service: Service) -> Response:
             if await request.is_disconnected():
                 ticket.cancel()
     except Exception as error:
-        raise RequestError("the model failed on this request; the server's log says more", status=500) from error
+        raise RequestError(MODEL_FAILED, status=500) from error
     finally:
-        service.metrics.ended(ticket)
+        service.finish(ticket)
     usage = usage_of(ticket.prompt_tokens, ticket.completion_tokens)
-    return JSONResponse(envelope.whole(ticket.text, _reason(ticket), _boxes(ticket, chat, size), usage))
+    return JSONResponse(envelope.response(ticket.text, _reason(ticket), _boxes(ticket, chat, size), usage))
 
 
 async def _events(
     ticket: Ticket, chat: Chat, envelope: Envelope, size: tuple[int, int], service: Service
 ) -> AsyncIterator[str]:
-    """The answer as server-sent events; a reader that goes away stops the model."""
+    """Yield the answer as server-sent events. The model stops if the client disconnects."""
     try:
         yield _event(envelope.chunk({"role": "assistant", "content": ""}))
         async for piece in pieces(ticket):
@@ -160,11 +150,10 @@ async def _events(
         if chat.include_usage:
             yield _event(envelope.usage_chunk(usage_of(ticket.prompt_tokens, ticket.completion_tokens)))
     except Exception:
-        log.exception("a stream failed")
-        yield _event(RequestError("the model failed on this request; the server's log says more", status=500).as_json())
+        log.exception("failed to stream an answer")
+        yield _event(RequestError(MODEL_FAILED, status=500).as_json())
     finally:
-        ticket.cancel()
-        service.metrics.ended(ticket)
+        service.finish(ticket)
     yield "data: [DONE]\n\n"
 
 
@@ -173,31 +162,8 @@ def _event(document: dict[str, Any]) -> str:
 
 
 def _boxes(ticket: Ticket, chat: Chat, size: tuple[int, int]) -> list[dict[str, Any]]:
-    return boxes_of(ticket.text, *size) if chat.images else []
+    return boxes_as_json(grounded_phrases(ticket.text, size)) if chat.images else []
 
 
 def _reason(ticket: Ticket) -> str:
     return "length" if ticket.finish_reason == "length" else "stop"
-
-
-async def pieces(ticket: Ticket) -> AsyncIterator[str]:
-    """The pieces of an answer, without holding a thread while waiting for them. Leaving early stops the model."""
-    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-    def wake() -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(arrived.set)
-
-    ticket.listen(wake)
-    try:
-        while True:
-            await arrived.wait()
-            arrived.clear()
-            for piece in ticket.ready():
-                if piece is None:
-                    return
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-    finally:
-        ticket.cancel()

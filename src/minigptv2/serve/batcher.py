@@ -1,8 +1,8 @@
-"""Continuous batching: requests of several users share every step of the model, joining and leaving at any token.
+"""Batches requests continuously: they share every step of the model and join or leave between two tokens.
 
-Requests in, tickets out, on which the answer arrives piece by piece. One thread owns the model. Greedy answers are
-those of `Predictor.answer`; a sampled one depends on its own seed alone, not on who shares the batch. First come, first
-served; a full queue refuses at once (`Busy`).
+Requests go in and tickets come out, on which the answer arrives in pieces. One thread runs the model. Greedy answers
+equal those of `Predictor.answer`. A sampled answer depends on its own seed only, not on the other requests in the
+batch. Requests are served in order of arrival, and a full queue refuses at once (`Busy`).
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from minigptv2.predict.requests import Decoding, ImageTokens, Request
 log = logging.getLogger(__name__)
 
 NEW_ROWS_PER_STEP = 8
-"""Prompts that are read between two steps of the running answers: more would make those wait longer."""
-REMEMBERED_IMAGES = 64
-"""Encoded images that are kept for later turns about them."""
+"""Prompts processed between two steps. More would delay the answers in progress."""
+KEPT_IMAGES = 64
+"""The number of encoded images kept for later turns."""
 
 
 class Busy(MiniGPTv2Error):
-    """The queue is full: ask again later."""
+    """The queue is full or the server is stopping. The request can be repeated later."""
 
 
 class Ticket:
-    """One request on its way. Iterate it for the pieces of the answer; `cancel` it to stop.
+    """A submitted request. Iterate over it for the pieces of the answer, and `cancel` it to stop.
 
-    `finish_reason` is None until the end, then stop, length, cancelled or error. `text` is the answer so far; the
-    pieces make it up, but for bytes that are no characters, which only the end can tell. `said`: characters handed on.
+    `finish_reason` is None until the end, then stop, length, cancelled or error. `text` is the answer so far. The
+    concatenated pieces equal it, except for invalid UTF-8, which is only known at the end. `num_sent` is the number of
+    characters sent so far.
     """
 
     def __init__(self, request: Request, decoding: Decoding, stop: tuple[str, ...], prompt_tokens: int) -> None:
@@ -47,9 +48,9 @@ class Ticket:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.text = ""
-        self.said = 0
+        self.num_sent = 0
         self.finish_reason: str | None = None
-        self.asked_at = time.monotonic()
+        self.submitted_at = time.monotonic()
         self.first_token_at: float | None = None
         self.ended_at: float | None = None
         self.cancelled = threading.Event()
@@ -57,7 +58,7 @@ class Ticket:
         self._listener: Callable[[], None] | None = None
 
     def cancel(self) -> None:
-        """Stop at the next step. What was said stays; cancelling twice, or after the end, does nothing."""
+        """Stop at the next step and keep the text so far. Does nothing if called twice or after the end."""
         self.cancelled.set()
 
     def __iter__(self) -> Iterator[str]:
@@ -70,7 +71,7 @@ class Ticket:
             yield piece
 
     def ready(self) -> list[str | BaseException | None]:
-        """Everything that arrived since the last call, without waiting; None marks the end."""
+        """The pieces that arrived since the last call, without waiting. None marks the end, an exception a failure."""
         arrived = []
         while True:
             try:
@@ -79,12 +80,12 @@ class Ticket:
                 return arrived
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` from the model's thread whenever something arrived, and once now."""
+        """Call `listener` now, and from the thread of the model whenever a piece arrives."""
         self._listener = listener
         listener()
 
     def put(self, piece: str | BaseException | None) -> None:
-        """Hand a piece, an error or the end (None) to the reader. For the batcher."""
+        """Send a piece, an error or the end (None) to the reader. Called by the batcher."""
         self._pieces.put(piece)
         if self._listener:
             self._listener()
@@ -92,17 +93,16 @@ class Ticket:
 
 @dataclass
 class _Row:
-    """A ticket being answered: its sampling, its tokens so far, and the length of its context."""
+    """A ticket in the batch: its random generator and its tokens so far."""
 
     ticket: Ticket
     generator: torch.Generator
-    context: int
     ids: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Load:
-    """How busy the batcher is: answers under way, requests waiting, and whether its thread lives."""
+    """The load: answers in progress, requests in the queue, and whether the thread of the model is alive."""
 
     running: int
     waiting: int
@@ -110,7 +110,11 @@ class Load:
 
 
 class Batcher:
-    """Answers tickets with one model. `max_rows`: answers under way together; `max_waiting`: requests beside them."""
+    """Answers tickets with one model.
+
+    `max_rows` is the maximum batch size and `max_waiting` the length of the queue. `observe` is called after each step
+    with the number of rows and the duration in seconds.
+    """
 
     def __init__(
         self,
@@ -121,7 +125,7 @@ class Batcher:
         observe: Callable[[int, float], None] | None = None,
     ) -> None:
         if max_rows < 1 or max_waiting < 0:
-            raise ConfigError(f"max_rows={max_rows}, max_waiting={max_waiting}: want at least 1 and 0")
+            raise ConfigError(f"max_rows must be at least 1 and max_waiting 0, got {max_rows} and {max_waiting}")
         self.predictor = predictor
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._observe = observe or (lambda rows, seconds: None)
@@ -137,30 +141,31 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request: Request, decoding: Decoding | None = None, *, stop: tuple[str, ...] = ()) -> Ticket:
-        """A ticket for the answer. Raises `Busy` if the queue is full, `DataError` for a prompt that is too long.
+        """A ticket for the answer, which ends before the first of the texts in `stop`.
 
-        `stop`: texts at which the answer ends; they are not part of it.
+        Raises `Busy` for a full queue, `DataError` for a prompt that is too long, `ConfigError` for beam search.
         """
         decoding = decoding or Decoding()
         if decoding.beams > 1:
-            raise ConfigError("beam search cannot be shared or streamed: ask with beams=1")
+            raise ConfigError("beam search cannot be batched continuously or streamed: set beams=1")
         prompt = self.predictor.prompt_ids(request, decoding)
         ticket = Ticket(request, decoding, stop, len(prompt))
         with self._changed:
             if self._closed:
-                raise Busy("the server is going down")
+                raise Busy("the server is stopping")
             if len(self._waiting) >= self.max_waiting + self.max_rows - len(self._rows):
-                raise Busy(f"{len(self._rows)} answers under way and {len(self._waiting)} waiting: try again later")
+                raise Busy(f"{len(self._rows)} answers in progress and {len(self._waiting)} waiting: try again later")
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
 
     @property
     def load(self) -> Load:
+        """The current load."""
         return Load(len(self._rows), len(self._waiting), self._thread.is_alive())
 
     def close(self) -> None:
-        """Cancel everything and end the thread."""
+        """Cancel all requests and stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -178,7 +183,7 @@ class Batcher:
                 with self.predictor.lock, self.predictor.model.generating(), torch.no_grad():
                     self._run_until_idle()
             except Exception as error:
-                log.exception("the batch failed; the server goes on")
+                log.exception("a batch failed; its requests are answered with the error")
                 with self._changed:
                     self._end_all("error", error)
                 self._forget_batch()
@@ -186,8 +191,8 @@ class Batcher:
     def _run_until_idle(self) -> None:
         while not self._closed:
             self._drop([row for row in self._rows if row.ticket.cancelled.is_set()], "cancelled")
-            if newcomers := self._admit():
-                self._read_prompts(newcomers)
+            if admitted := self._admit():
+                self._process_prompts(admitted)
             if not self._rows:
                 with self._changed:
                     if not self._waiting:
@@ -198,7 +203,7 @@ class Batcher:
             self._observe(len(self._rows), time.perf_counter() - began)
 
     def _admit(self) -> list[Ticket]:
-        """The next tickets in order of arrival, as many as there is room for."""
+        """The next tickets in order of arrival, as many as fit into the batch."""
         admitted: list[Ticket] = []
         with self._changed:
             while self._waiting and len(admitted) < min(NEW_ROWS_PER_STEP, self.max_rows - len(self._rows)):
@@ -209,8 +214,8 @@ class Batcher:
                     admitted.append(ticket)
         return admitted
 
-    def _read_prompts(self, tickets: list[Ticket]) -> None:
-        """Run the prompts of `tickets` together, choose their first tokens, and join them to the batch."""
+    def _process_prompts(self, tickets: list[Ticket]) -> None:
+        """Run the prompts of `tickets` together, add them to the batch, and choose their first tokens."""
         try:
             prompts = [self.predictor.prompt_ids(ticket.request, ticket.decoding) for ticket in tickets]
             images = [image for ticket in tickets for image in ticket.request.images]
@@ -224,20 +229,17 @@ class Batcher:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            rows = [
-                _Row(ticket, _dice(ticket.decoding, logits.device), len(prompt))
-                for ticket, prompt in zip(tickets, prompts, strict=True)
-            ]
+            rows = [_Row(ticket, _generator(ticket.decoding, logits.device)) for ticket in tickets]
         except Exception as error:
-            log.exception("a prompt could not be read")
+            log.exception("failed to process a prompt")
             for ticket in tickets:
                 _end(ticket, "error", error)
             return
-        while len(self._seen) > REMEMBERED_IMAGES:
+        while len(self._seen) > KEPT_IMAGES:
             self._seen.pop(next(iter(self._seen)))
         try:
             self._join(cache, mask)
-        except Exception as error:  # the batch is half joined and ends with it; these are not among its rows yet
+        except Exception as error:  # the batch is inconsistent and ends too; these tickets are not yet among its rows
             for ticket in tickets:
                 _end(ticket, "error", error)
             raise
@@ -246,18 +248,18 @@ class Batcher:
         self._choose(rows, logits)
 
     def _join(self, cache: DynamicCache, mask: Tensor) -> None:
-        """Put the newcomers' keys and values below those of the batch, both padded on the left to one length."""
+        """Append the keys and values of new rows to the batch, both padded on the left to the same length."""
         if not self._rows:
             self._cache, self._mask = cache, mask
             return
         length = max(self._mask.shape[1], mask.shape[1])
-        for ours, theirs in zip(self._cache.layers, cache.layers, strict=True):
-            ours.keys = torch.cat([_pad_left(ours.keys, length), _pad_left(theirs.keys, length)])
-            ours.values = torch.cat([_pad_left(ours.values, length), _pad_left(theirs.values, length)])
+        for running, joining in zip(self._cache.layers, cache.layers, strict=True):
+            running.keys = torch.cat([_pad_left(running.keys, length), _pad_left(joining.keys, length)])
+            running.values = torch.cat([_pad_left(running.values, length), _pad_left(joining.values, length)])
         self._mask = torch.cat([_pad_left(self._mask, length, 1), _pad_left(mask, length, 1)])
 
     def _step(self) -> None:
-        """One token more for every row."""
+        """Generate one token for every row."""
         ids = torch.tensor(self._next, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._rows), 1)], dim=1)
         logits = self.predictor.model.language_model(
@@ -270,7 +272,7 @@ class Batcher:
         self._choose(list(self._rows), logits)
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> None:
-        """Choose the next token of each of `rows` from `logits` [R, V], tell its reader, and drop rows that ended."""
+        """Choose the next token of each of `rows` from `logits` [R, V], send it, and drop the rows that ended."""
         greedy = logits.argmax(-1).tolist()
         ended: dict[str, list[_Row]] = {"stop": [], "length": []}
         failed: list[tuple[_Row, RuntimeError]] = []
@@ -278,20 +280,20 @@ class Batcher:
         for number, row in enumerate(rows):
             try:
                 token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
-            except RuntimeError as error:  # no chances to draw by: no other row's concern
-                log.exception("a token could not be drawn")
+            except RuntimeError as error:  # invalid probabilities of this row; the others continue
+                log.exception("failed to sample a token")
                 failed.append((row, error))
                 continue
             if reason := self._take(row, token):
                 ended[reason].append(row)
             self._next[places[id(row)]] = token
-        for reason, gone in ended.items():
-            self._drop(gone, reason)
+        for reason, finished in ended.items():
+            self._drop(finished, reason)
         for row, cause in failed:
             self._drop([row], "error", cause)
 
     def _take(self, row: _Row, token: int) -> str | None:
-        """Add `token` to a row's answer; why the row ends with it, if it does."""
+        """Add `token` to the answer of a row. Returns the finish reason if the answer ends with it."""
         ticket = row.ticket
         ticket.first_token_at = ticket.first_token_at or time.monotonic()
         row.ids.append(token)
@@ -303,15 +305,15 @@ class Batcher:
         if found:
             text, at_end = text[: min(found)], True
         if not (at_end or full):
-            text = _held_back(text.rstrip(REPLACEMENT_CHARACTER), ticket.stop)
-        if len(text) > ticket.said:
-            piece, ticket.said = text[ticket.said :], len(text)
+            text = _without_partial_stop(text.rstrip(REPLACEMENT_CHARACTER), ticket.stop)
+        if len(text) > ticket.num_sent:
+            piece, ticket.num_sent = text[ticket.num_sent :], len(text)
             ticket.put(piece)
         ticket.text = text
         return "stop" if at_end else "length" if full else None
 
     def _drop(self, rows: list[_Row], reason: str, error: BaseException | None = None) -> None:
-        """End `rows` and take them out of the batch, and the columns that only they used."""
+        """End `rows` and remove them from the batch, together with the columns that only they used."""
         if not rows:
             return
         leaving = {id(row) for row in rows}
@@ -357,23 +359,23 @@ def _pad_left(tensor: Tensor, length: int, dim: int = 2) -> Tensor:
     return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
-def _dice(decoding: Decoding, device: torch.device) -> torch.Generator:
+def _generator(decoding: Decoding, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(decoding.seed)
 
 
 def _sample(logits: Tensor, row: _Row) -> int:
-    """A token drawn from `logits` [V] at the row's temperature among the likeliest of mass `top_p`."""
+    """A token sampled from `logits` [V] with the temperature and the nucleus (`top_p`) of the row."""
     decoding = row.ticket.decoding
-    chances = (logits.float() / decoding.temperature).softmax(-1)
+    probabilities = (logits.float() / decoding.temperature).softmax(-1)
     if decoding.top_p < 1:
-        ordered, order = chances.sort(descending=True)
+        ordered, order = probabilities.sort(descending=True)
         ordered[ordered.cumsum(-1) - ordered >= decoding.top_p] = 0
         return int(order[torch.multinomial(ordered, 1, generator=row.generator)])
-    return int(torch.multinomial(chances, 1, generator=row.generator))
+    return int(torch.multinomial(probabilities, 1, generator=row.generator))
 
 
-def _held_back(text: str, stops: tuple[str, ...]) -> str:
-    """`text` without an ending that may turn out to be the beginning of a stop text."""
+def _without_partial_stop(text: str, stops: tuple[str, ...]) -> str:
+    """`text` without an ending that may be the beginning of a stop text."""
     longest = 0
     for stop in stops:
         for length in range(min(len(stop) - 1, len(text)), 0, -1):

@@ -1,5 +1,5 @@
-// The page's own elements: the picture with its boxes and the region drawn on it, the conversation, the examples, the
-// download. Data comes from `session.py`; every element is built here with textContent, so no text is ever markup.
+// Builds the elements of the page: the image with its boxes and the region, the conversation, the examples and the
+// download. The data comes from `session.py`. Elements are built with textContent, so text is never markup.
 (() => {
   "use strict";
   const make = (tag, attributes = {}, ...children) => {
@@ -19,21 +19,21 @@
   };
   const shared = { boxes: [], alone: null, paint: () => {}, open: () => {} };
 
-  // ---- The picture ------------------------------------------------------------------------------------------------
+  // ---- The image --------------------------------------------------------------------------------------------------
   function stage(element, props, trigger, watch) {
     const limits = { bytes: props.max_bytes };
     const file = make("input", { type: "file", accept: "image/png,image/jpeg,image/webp", id: "picture-file",
-      "aria-label": "Choose a picture", on: { change: () => { read(file.files[0]); file.value = ""; } } });
+      "aria-label": "Choose an image", on: { change: () => { read(file.files[0]); file.value = ""; } } });
     const pick = make("label", { class: "pick", for: "picture-file" },
-      make("b", {}, "Choose a picture"), make("span", {}, "or drop or paste one here (JPEG, PNG, WebP)"));
-    const image = make("img", { alt: "The picture of this conversation", draggable: "false" });
+      make("b", {}, "Choose an image"), make("span", {}, "or drop or paste one here (JPEG, PNG, WebP)"));
+    const image = make("img", { alt: "The image of this conversation", draggable: "false" });
     const layer = make("div", { class: "layer", "aria-hidden": "true" });
     const frame = make("div", { class: "frame", tabindex: "0", role: "application",
-      "aria-label": "Picture. Press Enter to mark a region, arrows move it, Shift with arrows resizes it, Enter takes it, Escape removes it." }, image, layer);
+      "aria-label": "Image. Press Enter to mark a region. Arrows move it, Shift with arrows resizes it, Enter confirms it, Escape removes it." }, image, layer);
     const draw = make("button", { type: "button", class: "tool", "aria-pressed": "false",
       on: { click: () => setDrawing(!drawing) } }, "Draw a region");
     const clear = make("button", { type: "button", class: "tool", on: { click: () => take(null) } }, "Remove region");
-    const other = make("label", { class: "tool", for: "picture-file" }, "Other picture");
+    const other = make("label", { class: "tool", for: "picture-file" }, "Other image");
     const tools = make("div", { class: "tools" }, draw, clear, other);
     const message = make("div", { class: "message", role: "status" });
     element.querySelector(".stage").append(file, pick, frame, tools, message);
@@ -41,9 +41,9 @@
 
     const read = (blob) => {
       if (!blob) return;
-      if (!/^image\/(png|jpeg|webp)$/.test(blob.type)) return say("That is no JPEG, PNG or WebP picture.");
-      if (blob.size > limits.bytes) return say(`That file has ${(blob.size / 2 ** 20).toFixed(1)} MiB; at most ${(limits.bytes / 2 ** 20).toFixed(0)} are taken.`);
-      say("Reading the picture ...");
+      if (!/^image\/(png|jpeg|webp)$/.test(blob.type)) return say("The file is not a JPEG, PNG or WebP image.");
+      if (blob.size > limits.bytes) return say(`The file has ${(blob.size / 2 ** 20).toFixed(1)} MiB. The limit is ${(limits.bytes / 2 ** 20).toFixed(0)} MiB.`);
+      say("Reading the image ...");
       const reader = new FileReader();
       reader.onload = () => trigger("upload", { picture: reader.result });
       reader.readAsDataURL(blob);
@@ -157,14 +157,14 @@
   // ---- The conversation -------------------------------------------------------------------------------------------
   function talk(element, props, trigger, watch) {
     const log = element.querySelector(".log");
-    const said = element.querySelector(".said");
+    const announcement = element.querySelector(".said");
     let chosen = null;
     const build = (piece, turn, index, answer) => {
       if (piece.text !== undefined) return document.createTextNode(piece.text);
       const name = piece.phrase || (answer ? "here" : "this region");
       if (!answer) return make("span", { class: "chip" }, name);
       const button = make("button", { type: "button", class: "phrase",
-        "aria-label": `${name}: show its box alone`, "aria-pressed": String(chosen === turn && shared.alone === index),
+        "aria-label": `${name}: show only its box`, "aria-pressed": String(chosen === turn && shared.alone === index),
         on: { click: () => choose(turn, chosen === turn && shared.alone === index ? null : index) } }, name);
       button.style.setProperty("--ink", piece.color);
       return button;
@@ -220,7 +220,7 @@
       shared.paint();
       render();
       const now = last >= 0 && turns[last].state !== "running" ? `${last} ${turns[last].plain} ${turns[last].note}` : "";
-      if (now && now !== announced) said.textContent = turns[last].answer.map((p) => p.text ?? (p.phrase || "a box")).join("") + turns[last].note;
+      if (now && now !== announced) announcement.textContent = turns[last].answer.map((p) => p.text ?? (p.phrase || "a box")).join("") + turns[last].note;
       announced = now;
     };
     watch("value", show);
@@ -231,9 +231,9 @@
   function examples(element, props, trigger) {
     const list = element.querySelector(".examples");
     (props.value || []).forEach((each, index) => {
-      const picture = each.src ? [make("img", { src: each.src, alt: "" })] : [];
+      const image = each.src ? [make("img", { src: each.src, alt: "" })] : [];
       list.append(make("button", { type: "button", class: "example", on: { click: () => trigger("select", { index }) } },
-        ...picture, make("span", {}, each.question)));
+        ...image, make("span", {}, each.question)));
     });
   }
   function courier(element, props, trigger, watch) {

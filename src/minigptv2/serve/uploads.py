@@ -1,7 +1,7 @@
-"""Pictures from requests: `data:` URLs in, small images out. Nothing is fetched, no path is opened.
+"""Decodes the images of requests: `data:` URLs in, small images out. Fetches no address and opens no path.
 
-The size is read before a pixel is decoded; decoded pictures are kept as small as the model sees them, and once per
-content, so that later turns about one neither decode nor encode it again.
+The size is checked before a pixel is decoded. Decoded images are kept at the input size of the model, once per content,
+so that later turns neither decode nor encode them again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.shards.image_files import MAX_PIXELS, open_photo
 
-KEPT_PICTURES = 128
-"""Small pictures that are remembered: 0.6 MB each at 448 px."""
+KEPT_IMAGES = 128
+"""The number of prepared images kept in memory: 0.6 MB each at 448 px."""
 DECODED_AT_ONCE = 2
-"""Pictures that are decoded at the same time: each may take 4 bytes a pixel for a moment."""
+"""Images decoded at the same time. Each temporarily takes up to 4 bytes per pixel."""
 SHOWN_SIDE = 1280
-"""Pixels of the longer side of a picture that is sent back to a browser."""
+"""The longer side, in pixels, of an image that is sent back to a browser."""
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture as the model sees it, its size in pixels before that, and, if asked for, a JPEG to show."""
+class UploadedImage:
+    """An image at the input size of the model, its original size in pixels, and a JPEG to show, if requested."""
 
     prepared: Image.Image
     width: int
@@ -44,15 +44,15 @@ def decode_data_url(url: str) -> bytes:
     """The bytes in a `data:` URL. Raises `DataError` for any other address: the server fetches nothing."""
     match = _DATA_URL.match(url)
     if match is None:
-        said = url[:60] + ("..." if len(url) > 60 else "")
+        shown = url[:60] + ("..." if len(url) > 60 else "")
         raise DataError(
-            f"image address {said!r}: want data:image/png;base64,... (or jpeg, webp). The server fetches no address "
-            "and opens no path"
+            f"image address must be data:image/png;base64,... (or jpeg, webp), got {shown!r}. The server fetches no "
+            "address and opens no path"
         )
     try:
         return base64.b64decode(url[match.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"image: not base64: {error}") from error
+        raise DataError(f"image is not valid base64: {error}") from error
 
 
 def data_url(jpeg: bytes) -> str:
@@ -60,41 +60,46 @@ def data_url(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-class PictureStore:
-    """Decodes pictures within limits and remembers the latest."""
+class ImageStore:
+    """Decodes images within the limits and keeps the most recent ones."""
 
     def __init__(self, predictor: Predictor, *, max_megapixels: int) -> None:
         if max_megapixels * 1_000_000 > MAX_PIXELS:
-            raise ConfigError(f"--max-megapixels {max_megapixels}: at most {MAX_PIXELS // 1_000_000} are decoded")
+            raise ConfigError(f"--max-megapixels must be at most {MAX_PIXELS // 1_000_000}, got {max_megapixels}")
         self._predictor = predictor
         self._max_pixels = max_megapixels * 1_000_000
-        self._kept: OrderedDict[str, Picture] = OrderedDict()
+        self._kept: OrderedDict[str, UploadedImage] = OrderedDict()
         self._lock = threading.Lock()
         self._decoding = threading.Semaphore(DECODED_AT_ONCE)
 
-    def open(self, data: bytes, *, to_show: bool = False) -> Picture:
-        """The picture in `data`. Raises `DataError` for one too large, damaged, or not a JPEG, PNG or WebP."""
+    def open(self, data: bytes, *, to_show: bool = False) -> UploadedImage:
+        """The image in `data`, with a JPEG for display if `to_show`.
+
+        Raises `DataError` for an image that is too large, damaged, or not a JPEG, PNG or WebP.
+        """
         key = f"{hashlib.sha256(data).hexdigest()} {to_show}"
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         with self._decoding:
-            picture = self._decode(data, to_show)
+            image = self._decode(data, to_show)
         with self._lock:
-            self._kept[key] = picture
-            while len(self._kept) > KEPT_PICTURES:
+            self._kept[key] = image
+            while len(self._kept) > KEPT_IMAGES:
                 self._kept.popitem(last=False)
-        return picture
+        return image
 
-    def _decode(self, data: bytes, to_show: bool) -> Picture:
+    def _decode(self, data: bytes, to_show: bool) -> UploadedImage:
         _check_size(data, self._max_pixels)
         image = open_photo(data, "image")
-        return Picture(self._predictor.prepare(image), image.width, image.height, _jpeg(image) if to_show else None)
+        return UploadedImage(
+            self._predictor.prepare(image), image.width, image.height, _jpeg(image) if to_show else None
+        )
 
 
 def _check_size(data: bytes, max_pixels: int) -> None:
-    """Raise `DataError` for a picture whose head says that it is too large, or none; no pixel is decoded."""
+    """Raise `DataError` for a file that is not an image or whose header gives too large a size. Decodes no pixel."""
     limit = f"over the limit of {max_pixels // 1_000_000} megapixels"
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
@@ -103,7 +108,7 @@ def _check_size(data: bytes, max_pixels: int) -> None:
     except Image.DecompressionBombError as error:
         raise DataError(f"image: {limit}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError("image: not a valid JPEG, PNG or WebP") from error
+        raise DataError("image is not a valid JPEG, PNG or WebP") from error
 
 
 def _jpeg(image: Image.Image, side: int = SHOWN_SIDE) -> bytes:

@@ -1,0 +1,81 @@
+"""Answers requests with one model: what the API and the chat page share.
+
+Image files go in as bytes and become prepared images. A request becomes a ticket of the batcher, whose answer arrives
+in pieces. Parsing of requests and rendering of answers belong to `openai_api` and `page`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from minigptv2.errors import DataError
+from minigptv2.predict.predictor import Predictor
+from minigptv2.predict.requests import Decoding, Request
+from minigptv2.serve.batcher import Batcher, Ticket
+from minigptv2.serve.config import MAX_TEMPERATURE, Limits
+from minigptv2.serve.prometheus import Metrics
+from minigptv2.serve.uploads import ImageStore, UploadedImage
+
+
+class Service:
+    """One model with its name, limits, batcher, decoded images and metrics."""
+
+    def __init__(self, predictor: Predictor, name: str, limits: Limits) -> None:
+        self.name, self.limits = name, limits
+        self.metrics = Metrics()
+        self.started_at = int(time.time())
+        self.batcher = Batcher(
+            predictor, max_rows=limits.max_batch, max_waiting=limits.max_waiting, observe=self.metrics.step
+        )
+        self.images = ImageStore(predictor, max_megapixels=limits.max_megapixels)
+
+    async def open_image(self, file: bytes, *, to_show: bool = False) -> UploadedImage:
+        """The image in `file`, decoded in a thread. See `ImageStore.open` for `to_show` and errors."""
+        return await asyncio.to_thread(self.images.open, file, to_show=to_show)
+
+    async def submit(self, request: Request, decoding: Decoding, *, stop: tuple[str, ...] = ()) -> Ticket:
+        """Tokenize `request` in a thread and queue it. Raises `Busy` for a full queue and `DataError` if too long."""
+        return await asyncio.to_thread(self.batcher.submit, request, decoding, stop=stop)
+
+    def check(self, question: str, decoding: Decoding) -> None:
+        """Raise `DataError` for a question or decoding options over the limits of one request."""
+        if len(question) > self.limits.max_text:
+            raise DataError(f"{len(question)} characters exceed the limit of {self.limits.max_text}")
+        if decoding.max_new_tokens > self.limits.max_new_tokens or decoding.temperature > MAX_TEMPERATURE:
+            raise DataError(
+                f"the limits are {self.limits.max_new_tokens} tokens and a temperature of {MAX_TEMPERATURE:g}, got "
+                f"{decoding.max_new_tokens} and {decoding.temperature:g}"
+            )
+
+    def finish(self, ticket: Ticket) -> None:
+        """Stop the model if the answer is not complete, and count the ticket. Call it once per ticket."""
+        ticket.cancel()
+        self.metrics.ended(ticket)
+
+
+async def pieces(ticket: Ticket) -> AsyncIterator[str]:
+    """Yield the pieces of an answer without blocking a thread. Leaving the iterator early stops the model.
+
+    Raises the error of the model if the answer failed.
+    """
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(arrived.set)
+
+    ticket.listen(wake)
+    try:
+        while True:
+            await arrived.wait()
+            arrived.clear()
+            for piece in ticket.ready():
+                if piece is None:
+                    return
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+    finally:
+        ticket.cancel()
