@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minigptv2.config import Resume, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
@@ -80,10 +81,6 @@ class ExportInfo:
         return read_safetensors([self.folder / WEIGHTS_FILE])
 
 
-OF_THE_MACHINE = ("attention", "kernels", "compile_vision", "recompute_layers", "vision_batch")
-"""Settings that suit the machine that trained; whoever loads the export may be another. They are chosen anew."""
-
-
 def load_info(folder: str | Path) -> ExportInfo:
     """The config of an export. Raises `CheckpointError` naming what is missing or damaged."""
     folder = Path(folder)
@@ -100,7 +97,7 @@ def load_info(folder: str | Path) -> ExportInfo:
             raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
         model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
-        model |= {key: getattr(ModelConfig(), key) for key in OF_THE_MACHINE}
+        model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
         config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
         info = ExportInfo(
             config,
