@@ -59,7 +59,7 @@ def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
     last = cluster.wait(jobs[-1], "COMPLETED", "FAILED", "CANCELLED", timeout_s=400)
     assert last["JobState"] == "COMPLETED", printed
     export = tmp_path / "stage3" / "export"
-    assert [entry["stage"] for entry in load_info(export).lineage] == ["stage1", "stage2", "stage3"]
+    assert [entry.stage for entry in load_info(export).lineage] == ["stage1", "stage2", "stage3"]
     image = tmp_path / "scene.jpg"
     image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
     assert cli(["ask", "--model", str(export), str(image), "[refer] the red circle", "--max-new-tokens", "4"]) == 0
@@ -108,7 +108,7 @@ def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: 
     assert job["JobState"] == "COMPLETED" and "the nodes can train together" in text, text
     for rank in range(3):
         assert f"rank {rank}: node{rank + 1}, cpu" in text
-        assert f"files: node{rank + 1} sees what others write within" in text
+        assert f"files: node{rank + 1} sees files of other nodes within" in text
 
 
 @pytest.mark.slow
@@ -180,5 +180,5 @@ def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: C
     job = cluster.wait(number, "COMPLETED", "FAILED", timeout_s=60)
     said = log.read_text()
     assert job["JobState"] == "FAILED", said
-    assert "node1: exit code 3, and other nodes went on for 5 s: their steps are stopped" in said
+    assert "node1: exit code 3, and other nodes ran on for 5 s: their steps are stopped" in said
     assert cluster.run("squeue", "--noheader") == ""
