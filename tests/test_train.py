@@ -126,7 +126,7 @@ def test_a_run_leaves_log_checkpoints_pictures_and_an_export(unbroken: Path) -> 
     assert {"loss", "learning_rate", "task_loss/refer", "mixture/toy_refer"} <= set(board.Tags()["scalars"])
     assert board.Tags()["images"] == ["heldout/toy_refer"]
     model, _, info = load_export(unbroken / "export")
-    assert info.lineage[-1]["steps"] == 6 and not model.training
+    assert info.lineage[-1].steps == 6 and not model.training
     assert "run_dir" in (unbroken / "config.yaml").read_text()
 
 
@@ -190,8 +190,8 @@ def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: P
     assert f"continues tiny ({unbroken}/export, 6 steps" in output
     assert "resumed from" in output and "at step 2 of 4" in output
     info = load_info(folder / "export")
-    assert [stage["stage"] for stage in info.lineage] == ["tiny", "second"]
-    assert info.lineage[1]["parent"] == load_info(unbroken / "export").weights_sha256
+    assert [stage.stage for stage in info.lineage] == ["tiny", "second"]
+    assert info.lineage[1].details["parent"] == load_info(unbroken / "export").weights_sha256
     before, after = (load_file(run_ / "export" / "weights.safetensors") for run_ in (unbroken, folder))
     moved = {name for name, value in after.items() if name not in before or not torch.equal(value, before[name])}
     assert moved and all("lora_" in name or name.startswith("projector") for name in moved)
@@ -217,7 +217,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     output = run(config, 2, f"run_dir={folder}")
-    assert "damaged checkpoint skipped" in output and "exp_avg.safetensors" in output and "at step 4 of 6" in output
+    assert "skipping damaged checkpoint" in output and "exp_avg.safetensors" in output and "at step 4 of 6" in output
     whole, again = (load_file(run_ / "export" / "weights.safetensors") for run_ in (unbroken, folder))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -362,7 +362,7 @@ def test_a_changed_config_is_refused_or_logged(config: Path, unbroken: Path) -> 
     assert "changed on resume: train.learning_rate was 0.001, is now 0.0005" in output
     assert "changed on resume" in (folder / "log.txt").read_text()
     info = load_info(folder / "export")
-    assert info.lineage[-1]["config"]["train.learning_rate"] == 0.0005
+    assert info.lineage[-1].details["config"]["train.learning_rate"] == 0.0005
 
 
 def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:

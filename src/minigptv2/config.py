@@ -1,12 +1,16 @@
-"""YAML files and `key=value` words into plain dataclasses, remembering where each value came from.
+"""Loads YAML files and `key=value` overrides into plain dataclasses, and records the source of each value.
 
-`dataclass defaults < extends: chain < file < key=value`. The one file that imports OmegaConf. Unknown keys are errors
-with the nearest known key. Knows no particular config: every component brings its own dataclass.
+Later layers override earlier ones: dataclass defaults, files named by `extends:`, the file, `key=value`. An unknown key
+is an error that names the nearest known key. This is the only module that imports OmegaConf. It knows no particular
+config: every component defines its own dataclass, whose fields declare with `setting` what a resumed run may change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass
+import copy
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,12 +21,63 @@ from minigptv2.errors import ConfigError, nearest
 from minigptv2.secrets import looks_secret
 from minigptv2.shipped import find
 
-__all__ = ["MISSING", "Loaded", "load_config", "flat_values", "render_value", "render_yaml", "save_yaml"]
+__all__ = [
+    "MISSING",
+    "Loaded",
+    "Resume",
+    "fields_with",
+    "flat_values",
+    "load_config",
+    "render_value",
+    "render_yaml",
+    "resume_rule",
+    "save_yaml",
+    "setting",
+]
 
 T = TypeVar("T")
 EXTENDS = "extends"
 """The YAML key that names the file a config builds on, relative to itself."""
 _MAX_EXTENDS = 8
+
+
+class Resume(Enum):
+    """What a different value of a config field means when a run resumes."""
+
+    EQUAL = "the run is refused"
+    CONTENT = "a path may change, and the hash of its content is compared"
+    FREE = "the change is logged"
+    MACHINE = "as FREE, and reset to the default when an export is loaded, possibly on another machine"
+
+
+def setting(default: Any = MISSING, *, resume: Resume) -> Any:
+    """A field of a config dataclass with its resume rule.
+
+    `default` may be a list or a dict, which is copied for each object, or a dataclass, which is then built. A rule on a
+    nested dataclass, or on a dict of them, covers all its leaves.
+    """
+    metadata = {"resume": resume}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, (list, dict)):
+        return field(default_factory=partial(copy.deepcopy, default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def resume_rule(schema: type, key: str) -> Resume | None:
+    """The resume rule of a dotted key of the dataclass `schema`. None if the key or its rule does not exist."""
+    name, _, rest = key.partition(".")
+    found = next((one for one in fields(schema) if one.name == name), None)
+    if found is None:
+        return None
+    rule: Resume | None = found.metadata.get("resume")
+    hint = get_type_hints(schema)[name]
+    return resume_rule(hint, rest) if rule is None and rest and _is_dataclass_type(hint) else rule
+
+
+def fields_with(schema: type, rule: Resume) -> list[str]:
+    """Names of the fields of the dataclass `schema` that declare `rule` themselves."""
+    return [one.name for one in fields(schema) if one.metadata.get("resume") is rule]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def test_a_checkpoint_of_deepspeed_becomes_an_export(stage: int, config: ModelCo
     assert {name: float(tensors[name].double().sum()) for name in checksums} == checksums
     assert all(value.numel() for value in tensors.values())
     assert not any(name.startswith("language_model") and "lora" not in name for name in tensors)  # lies in its base
-    assert info.lineage[-1]["steps"] == 2
+    assert info.lineage[-1].steps == 2
     dropped = report.dropped[str(folder / "global_step2")]
     assert sum("frozen, and equal in" in why for why in dropped.values()) == len(
         read_safetensors(Path(str(config.language_weights)).glob("*.safetensors"))

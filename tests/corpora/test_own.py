@@ -108,7 +108,7 @@ def test_utf16_is_named_where_it_is_not_read(
         return
     assert cli(["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out"), *HERE]) == 3
     told = capsys.readouterr().err
-    assert f"is UTF-16 (Excel's 'Unicode text') or no text: {UNREAD}" in told
+    assert f"is UTF-16 (Excel's 'Unicode text') or not a text file: {UNREAD}" in told
 
 
 def test_a_row_of_a_csv_is_called_by_the_line_on_which_it_begins(
@@ -178,7 +178,7 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
     assert cli([*words, "--skip-faults"]) == 0
     told = capsys.readouterr().out
     assert "read 5 entries" in told and "kept 1 samples" in told
-    assert "dropped 2: its image_id is not listed" in told and "dropped 2: picture without boxes" in told
+    assert "dropped 2: its image_id is not listed" in told and "dropped 2: image without boxes" in told
     lost = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
     assert {one["key"] for one in lost if "boxes" in one["reason"]} == {"image 1 (b.jpg)", "image 2 (c.jpg)"}
 
@@ -186,34 +186,42 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
 @pytest.mark.parametrize(
     ("part", "change", "advice"),
     [
-        ("annotations", {"bbox": None}, "annotation 17 (image 3): bbox is null; want [x, y, width, height] in pixels"),
-        ("annotations", {"bbox": ...}, "annotation 17 (image 3): has no bbox; want [x, y, width, height] in pixels"),
-        ("annotations", {"bbox": []}, "annotation 17 (image 3): bbox is []; want"),
-        ("annotations", {"bbox": ["1", "1", "5", "6"]}, 'bbox is ["1", "1", "5", "6"]; want'),
-        ("annotations", {"bbox": [1, 1, 5]}, "bbox is [1, 1, 5]; want"),
-        ("annotations", {"bbox": [1, 1, 0, 5]}, "width and height above 0"),
-        ("annotations", {"bbox": [1, 1, 5, float("nan")]}, "bbox is [1, 1, 5, NaN]; want"),
+        (
+            "annotations",
+            {"bbox": None},
+            "annotation 17 (image 3): bbox is null; expected [x, y, width, height]",
+        ),
+        (
+            "annotations",
+            {"bbox": ...},
+            "annotation 17 (image 3): has no bbox; expected [x, y, width, height]",
+        ),
+        ("annotations", {"bbox": []}, "annotation 17 (image 3): bbox is []; expected"),
+        ("annotations", {"bbox": ["1", "1", "5", "6"]}, 'bbox is ["1", "1", "5", "6"]; expected'),
+        ("annotations", {"bbox": [1, 1, 5]}, "bbox is [1, 1, 5]; expected"),
+        ("annotations", {"bbox": [1, 1, 0, 5]}, "with width and height above 0"),
+        ("annotations", {"bbox": [1, 1, 5, float("nan")]}, "bbox is [1, 1, 5, NaN]; expected"),
         ("annotations", {"bbox": [1, 1, 5, 10**400]}, "bbox is [1, 1, 5, 1000"),
         ("annotations", {"image_id": ...}, "annotation 17: has no image_id"),
         (
             "annotations",
             {"image_id": 4},
-            "annotation 17 (image 4): its image_id is not listed under images: add the pic",
+            "annotation 17 (image 4): its image_id is not listed in images: add the ima",
         ),
-        ("annotations", {"image_id": [3]}, "annotation 17 (image [3]): its image_id is not listed under images"),
+        ("annotations", {"image_id": [3]}, "annotation 17 (image [3]): its image_id is not listed in images"),
         ("annotations", {"category_id": ...}, "annotation 17 (image 3): has no category_id"),
-        ("annotations", {"category_id": 2}, "its category_id is not listed under categories: add the category, or"),
-        ("annotations", {"iscrowd": "0"}, 'annotation 17 (image 3): iscrowd is "0"; want 0 or 1'),
-        ("annotations", None, "annotation without id, number 1 of its list: found null; want an object with image_id"),
-        ("categories", {"id": {}}, "category {}: id is {}; want a number or a text"),
-        ("categories", {"name": ["cat"]}, 'category 1: name is ["cat"]; want a text'),
-        ("categories", {}, "category 1: its id came before in the list"),
-        ("categories", "cat", 'category without id, number 1 of its list: found "cat"; want an object with "id"'),
-        ("images", {"id": None}, "image null: id is null; want a number or a text"),
-        ("images", {"file_name": ...}, "image 3: file_name is null; want a text"),
-        ("images", {"file_name": "\ud83d.jpg"}, 'image 3: file_name is "\\ud83d.jpg"; want a text'),
-        ("images", {}, "image 3: its id came before in the list"),
-        ("images", [], "image without id, number 1 of its list: found []; want an object with"),
+        ("annotations", {"category_id": 2}, "its category_id is not listed in categories: add the category, or"),
+        ("annotations", {"iscrowd": "0"}, 'annotation 17 (image 3): iscrowd is "0"; expected 0 or 1'),
+        ("annotations", None, "annotation without id, number 1 of its list: expected an object with image_id"),
+        ("categories", {"id": {}}, "category {}: id is {}; expected a number or a text"),
+        ("categories", {"name": ["cat"]}, 'category 1: name is ["cat"]; expected a text'),
+        ("categories", {}, "category 1: duplicate id"),
+        ("categories", "cat", 'category without id, number 1 of its list: expected an object with "id"'),
+        ("images", {"id": None}, "image null: id is null; expected a number or a text"),
+        ("images", {"file_name": ...}, "image 3: file_name is null; expected a text"),
+        ("images", {"file_name": "\ud83d.jpg"}, 'image 3: file_name is "\\ud83d.jpg"; expected a text'),
+        ("images", {}, "image 3: duplicate id"),
+        ("images", [], "image without id, number 1 of its list: expected an object with"),
     ],
 )
 def test_each_mistake_of_a_coco_file_is_told_by_the_entry(
@@ -252,7 +260,7 @@ def test_a_box_outside_a_picture_of_a_coco_file_is_told_as_coco_writes_it(
     assert cli(["shards", "build", str(tmp_path / "my.json"), "--output", str(tmp_path / "out"), *HERE]) == 3
     told = capsys.readouterr().err
     assert "  image 3 (a.jpg): box outside the image: (300, 0, 305, 6), " in told
-    assert "(300, 7, 305, 13) and 2 more. bbox is x, y, width, height in pixels of the picture\n" in told
+    assert "(300, 7, 305, 13) and 2 more. bbox is x, y, width, height in pixels of the image\n" in told
 
 
 def test_a_crowd_of_a_coco_file_is_left_out_whatever_its_box(tmp_path: Path) -> None:
@@ -297,51 +305,54 @@ def test_own_data_is_built_by_as_many_processes_as_there_are_cpus(
     ("entry", "advice"),
     [
         ("{", "not JSON"),
-        ("[1, 2]", 'want an object: {"image"'),
+        ("[1, 2]", 'expected an object: {"image"'),
         ({"image": "a.jpg", "tsk": "vqa"}, "unknown key 'tsk'; did you mean 'task'?"),
         ({"image": "a.jpg", "task": "vqaa"}, "task 'vqaa'; did you mean 'vqa'? The tasks are vqa, caption"),
-        ({"image": "a.jpg", "question": "x"}, "no task The tasks are"),
+        ({"image": "a.jpg", "question": "x"}, "no task. The tasks are"),
         ({"image": "gone.jpg", "task": "caption", "answer": "x"}, "image file missing; looked for"),
         ({"image": "bad.jpg", "task": "caption", "answer": "x"}, "image cannot be read"),
-        ({"image": 3, "task": "caption", "answer": "x"}, "image is 3; want the path"),
-        ({"image": "a\0.jpg", "task": "caption", "answer": "x"}, 'image is "a\\u0000.jpg"; want the path'),
-        ({"image": " ", "task": "caption", "answer": "x"}, 'image is " "; want the path'),
-        ({"task": "caption", "answer": "x"}, "task 'caption' needs an image: add image, or say task 'language'"),
-        ({"image": "a.jpg", "task": "language", "question": "q", "answer": "x"}, "say task 'conversation', or take"),
+        ({"image": 3, "task": "caption", "answer": "x"}, "image is 3; expected the path"),
+        ({"image": "a\0.jpg", "task": "caption", "answer": "x"}, 'image is "a\\u0000.jpg"; expected the path'),
+        ({"image": " ", "task": "caption", "answer": "x"}, 'image is " "; expected the path'),
+        ({"task": "caption", "answer": "x"}, "task 'caption' needs an image: add image, or set task to 'language'"),
+        (
+            {"image": "a.jpg", "task": "language", "question": "q", "answer": "x"},
+            "set task to 'conversation'",
+        ),
         ({"image": "a.jpg", "task": "caption"}, "task 'caption' needs \"answer\""),
         ({"image": "a.jpg", "task": "vqa", "question": "q", "answer": ["x", " "]}, "none of them empty"),
-        ({"image": "a.jpg", "task": "vqa", "answer": "x"}, 'want one "question", found 0'),
+        ({"image": "a.jpg", "task": "vqa", "answer": "x"}, 'expected one "question", got 0'),
         ({**REFER, "boxes": [1, 2, 3]}, "four numbers each"),
         ({**REFER, "boxes": [1, 2, 3, float("nan")]}, "four numbers each"),
-        ({**REFER, "boxes": [[1, 2, 3, 4]] * 2}, "takes one box, found 2"),
+        ({**REFER, "boxes": [[1, 2, 3, 4]] * 2}, "requires one box, got 2"),
         ({"image": "a.jpg", "task": "refer", "boxes": [1, 2, 3, 4]}, "task 'refer' needs \"phrase\""),
         ({**REFER, "boxes": [0.1, 0.2, 0.5, 1]}, 'add "boxes_in": "normalised"'),
-        ({**REFER, "boxes": [1, 2, 30, 40], "boxes_in": "normalised"}, 'take "boxes_in": "normalised" out'),
+        ({**REFER, "boxes": [1, 2, 30, 40], "boxes_in": "normalised"}, 'remove "boxes_in": "normalised"'),
         ({**REFER, "boxes": [1, 2, 3, 4], "boxes_in": "yxyx"}, "is not one of"),
-        ({**REFER, "boxes": [30, 30, 10, 10]}, 'say "boxes_in": "xywh"'),
+        ({**REFER, "boxes": [30, 30, 10, 10]}, 'Add "boxes_in": "xywh"'),
         ({**REFER, "boxes": [300, 30, 400, 40]}, "box outside the image: (300"),
-        ({"image": "a.jpg", "task": "detection", "objects": "dog"}, 'want "objects": [{"phrase"'),
+        ({"image": "a.jpg", "task": "detection", "objects": "dog"}, 'expected "objects": [{"phrase"'),
         (
             {**REFER, "task": "grounding", "answer": "cat", "objects": [{"phrase": "dog", "boxes": [1, 2, 3, 4]}]},
-            "phrase 'dog' does not stand in the caption",
+            "phrase 'dog' does not occur in the caption",
         ),
         ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, "without an answer"),
         ({"image": "a.jpg", "conversations": ["x"]}, 'a list of {"from"'),
         ({"image": "a.jpg", "task": ["vqa"]}, "task '['vqa']'; did you mean 'vqa'?"),
         ({"image": "a.jpg", "task": "x" * 9000}, f"task '{'x' * 60}...' The tasks are"),
         ({"image": "a.jpg", "x" * 9000: 1}, f"unknown key '{'x' * 60}...' The keys are"),
-        ({"image": ["a.jpg"], "task": "caption", "answer": "x"}, 'image is ["a.jpg"]; want the path'),
-        ({"image": "a\ud83d.jpg", "task": "caption", "answer": "x"}, 'holds "\\ud83d", half of a character'),
-        ({**GOOD[0], "\ud83d": 1}, 'holds "\\ud83d", half of a character'),
-        ({**GOOD[7], "id": "\udc00"}, 'holds "\\udc00", half of a character'),
-        ({"image": "a.jpg", "task": "caption", "answer": {"en": "x"}}, 'answer is {"en": "x"}; want a text'),
-        ({"image": "a.jpg", "task": "vqa", "question": [[]], "answer": "x"}, "question is [[]]; want a text"),
+        ({"image": ["a.jpg"], "task": "caption", "answer": "x"}, 'image is ["a.jpg"]; expected the path'),
+        ({"image": "a\ud83d.jpg", "task": "caption", "answer": "x"}, 'contains "\\ud83d", half of a character'),
+        ({**GOOD[0], "\ud83d": 1}, 'contains "\\ud83d", half of a character'),
+        ({**GOOD[7], "id": "\udc00"}, 'contains "\\udc00", half of a character'),
+        ({"image": "a.jpg", "task": "caption", "answer": {"en": "x"}}, 'answer is {"en": "x"}; expected a text'),
+        ({"image": "a.jpg", "task": "vqa", "question": [[]], "answer": "x"}, "question is [[]]; expected a text"),
         ({**REFER, "boxes": [10**400, 2, 3, 4]}, "four numbers each"),
         ({**REFER, "boxes": [True, 2, 3, 4]}, "four numbers each"),
         ({**REFER, "boxes": [1e308, 2, 1e308, 4], "boxes_in": "xywh"}, "box is not finite: (1e+308, 2, inf, 6)"),
         ({**REFER, "boxes": [[[1]], 2, 3, 4]}, "four numbers each"),
         ({**REFER, "boxes": [1, 2, 3, 4], "boxes_in": ["xywh"]}, 'boxes_in is ["xywh"], which is not one of'),
-        ({**REFER, "boxes": {"x": 1}}, 'boxes is {"x": 1}; want'),
+        ({**REFER, "boxes": {"x": 1}}, 'boxes is {"x": 1}; expected'),
         ("[" * 100_000, "nested too deeply"),
         ('{"image": ' + "[" * 970 + "]" * 970 + "}", "nested too deeply"),
         ('{"image": "a.jpg", "id": ' + "9" * 5000 + "}", "not JSON: Exceeds the limit"),
@@ -372,33 +383,37 @@ def test_a_path_that_no_file_can_have_is_a_picture_that_cannot_be_read(path: str
 @pytest.mark.parametrize(
     ("name", "content", "advice"),
     [
-        ("my.csv", "file,text\na.jpg,x\n", "they must be image and caption"),
-        ("my.csv", "image,caption\na.jpg,one, two\n", "line 2: not two columns; put a caption that holds a comma"),
-        ("my.csv", "a.jpg,x\n", """the columns are ["a.jpg", "x"]; they must be image and caption, named so, commas"""),
-        ("my.csv", "image;caption\na.jpg;x\n", 'the columns are ["image;caption"]; they must be image'),
+        ("my.csv", "file,text\na.jpg,x\n", "the columns must be image and caption"),
+        ("my.csv", "image,caption\na.jpg,one, two\n", "line 2: not two columns; put a caption that contains a comma"),
+        (
+            "my.csv",
+            "a.jpg,x\n",
+            """the columns are ["a.jpg", "x"]; the columns must be image and caption""",
+        ),
+        ("my.csv", "image;caption\na.jpg;x\n", 'the columns are ["image;caption"]; the columns must be image'),
         ("my.csv", "image,image\na.jpg,x\n", 'the columns are ["image", "image"]'),
         ("my.csv", "image,caption,caption\na.jpg,x,y\n", 'the columns are ["image", "caption", "caption"]'),
         ("my.csv", "", "the columns are []"),
         ("my.csv", "image,caption\n", "is empty"),
         ("my.csv", '"' + "x" * 200_000, "line 1: not CSV: field larger"),
-        ("my.csv", "image,caption\n,x\n", 'line 2: image is ""; want the path'),
+        ("my.csv", "image,caption\n,x\n", 'line 2: image is ""; expected the path'),
         ("my.csv", "image,caption\na.jpg\n", "line 2: not two columns"),
-        ("my.csv", "image,caption\na\0.jpg,x\n", 'line 2: image is "a\\u0000.jpg"; want the path'),
-        ("my.tsv", "image,caption\na.jpg,x\n", "named so, tabs between"),
-        ("my.tsv", "image\tcaption\na.jpg\tx\ty\n", "put a caption that holds a tab in quotes"),
-        ("my.json", '{"images": []}', "want a list of conversations, or an object with images"),
-        ("my.json", '{"images": {}, "annotations": [], "categories": []}', "categories are to be lists"),
+        ("my.csv", "image,caption\na\0.jpg,x\n", 'line 2: image is "a\\u0000.jpg"; expected the path'),
+        ("my.tsv", "image,caption\na.jpg,x\n", "separated by tabs"),
+        ("my.tsv", "image\tcaption\na.jpg\tx\ty\n", "put a caption that contains a tab in quotes"),
+        ("my.json", '{"images": []}', "must be a list of conversations, or an object with images"),
+        ("my.json", '{"images": {}, "annotations": [], "categories": []}', "categories must be lists"),
         ("my.json", '{"images": [], "annotations": [], "categories": []}', "is empty"),
-        ("my.json", "[[1], 3, null]", "entry 3: found null; want an object"),
-        ("my.json", "[NaN]", "entry 1: found NaN; want an object"),
-        ("my.json", "NaN", "want a list of conversations, or an object with images"),
+        ("my.json", "[[1], 3, null]", "entry 3: expected an object"),
+        ("my.json", "[NaN]", "entry 1: expected an object"),
+        ("my.json", "NaN", "must be a list of conversations, or an object with images"),
         ("my.json", "[]", "is empty"),
         ("my.json", " ", "is empty"),
         ("my.json", "[" * 100_000, "nested too deeply"),
-        ("my.xlsx", "x", "the ending says the format"),
+        ("my.xlsx", "x", "unknown extension"),
         ("my.jsonl", "", "is empty"),
         ("my.jsonl", "\n \n", "is empty"),
-        ("my.jsonl/a.jpg", "", "my.jsonl is a folder; name a file in it"),
+        ("my.jsonl/a.jpg", "", "my.jsonl is a folder; pass a file in it"),
     ],
 )
 def test_files_of_another_shape_are_refused(

@@ -23,9 +23,10 @@ from minigptv2.corpora.raw import read_plain_pickle, stream_json
 from minigptv2.corpora.sources import CORPORA, Draft, Rejected
 from minigptv2.corpora.sources.flickr30k import parse_boxes
 from minigptv2.corpora.sources.grit import Thresholds, _reshaped, expression_turns, grounded_turns
-from minigptv2.corpora.sources.vqa import Question, group, locate_coco, shared
+from minigptv2.corpora.sources.vqa import VqaQuestion, group, locate_coco, shared
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, from_json, to_json
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS
 from tests.corpora.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, pairs, put, tar
 
 
@@ -65,7 +66,7 @@ def test_missing_files_are_named_with_where_to_get_them(tmp_path: Path, corpus: 
     row = CORPORA[corpus]
     with pytest.raises(DataError) as error:
         list(row.drafts(row.raw(tmp_path), next(iter(row.expected))))
-    assert str(tmp_path) in str(error.value) and f"Get it: {row.download}" in str(error.value)
+    assert str(tmp_path) in str(error.value) and f"Download: {row.download}" in str(error.value)
 
 
 def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_nothing_runs(tmp_path:
     for number, content in enumerate((Attack(), [{"a": Attack()}], Path("x"), {1, 2})):
         file = tmp_path / f"{number}.p"
         file.write_bytes(pickle.dumps(content, protocol=2))
-        with pytest.raises(DataError, match=rf"{number}\.p: asks for "):
+        with pytest.raises(DataError, match=rf"{number}\.p: refers to "):
             read_plain_pickle(file)
     (tmp_path / "cut.p").write_bytes(pickle.dumps([1, "two"], protocol=2)[:-3])
     with pytest.raises(DataError, match="not a plain pickle"):
@@ -95,7 +96,7 @@ def test_json_is_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(DataError, match="has no 'nothing'"):
         list(stream_json(file, "nothing"))
     file.write_text('{"items": [1, 2')
-    with pytest.raises(DataError, match=r"a\.json: not the JSON expected"):
+    with pytest.raises(DataError, match=r"a\.json: unexpected JSON"):
         list(stream_json(file, "items"))
 
 
@@ -161,10 +162,12 @@ def test_a_list_of_bare_picture_names_keeps_each_expression_with_its_own_box(tmp
 def test_questions_wait_for_their_pictures_in_few_bytes(tmp_path: Path) -> None:
     number = 5000
 
-    def questions() -> Iterator[Question]:
+    def questions() -> Iterator[VqaQuestion]:
         for n in range(number):
             name, *answers = shared((f"COCO_train2014_{n // 5:012d}.jpg", *(f"answer {n % 7}" for _ in range(10))))
-            yield Question(f"{n:09d}", name, f"What is number {n:06d} of so many?", tuple(answers), answer_type="other")
+            yield VqaQuestion(
+                f"{n:09d}", name, f"What is number {n:06d} of so many?", tuple(answers), answer_type="other"
+            )
 
     def held() -> int:
         tracemalloc.start()
@@ -247,7 +250,10 @@ def test_members_in_any_order_doubled_or_cut_never_give_a_picture_another_s_text
                 document = document[: rng.randrange(len(document))]
                 spoiled.add(key)
             texts = [("json", document), ("txt", says)]
-            members += [(f"{key}.{rng.choice(tars.IMAGES)}", says), *((f"{key}.{kind}", text) for kind, text in texts)]
+            members += [
+                (f"{key}.{rng.choice(IMAGE_EXTENSIONS)}", says),
+                *((f"{key}.{kind}", text) for kind, text in texts),
+            ]
         if copies > 1:
             spoiled.add(key)
     rng.shuffle(members)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from minigptv2.batch import IGNORE, MicroBatch
+from minigptv2.engine.checkpoint import Identity
 
 TASKS, SAMPLES, WIDTH, CLASSES = 2, 4, 8, 5
+IDENTITY = Identity("tokenizer", "plan", 1, None, {})
 
 
 class TwoLayers(nn.Module):

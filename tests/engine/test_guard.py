@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from minigptv2.batch import MicroBatch
 from minigptv2.engine.config import GuardConfig
-from minigptv2.engine.guard import StepGuard
+from minigptv2.engine.guard import GuardState, StepGuard
 from minigptv2.errors import StepError
 from tests.engine.net import ZERO3, batch, make_trainer, mine, snapshot
 from tests.ranks import run_ranks
@@ -97,7 +98,7 @@ def test_a_spike_is_discarded_and_a_slow_climb_is_not() -> None:
         assert guard.skip_reason(loss, 1.0) is None
         guard.record_applied(loss, 1.0)
     resumed = StepGuard(GuardConfig(spike_sigma=6, spike_window=16))
-    resumed.load_state(json.loads(json.dumps(guard.state())))
+    resumed.load_state(GuardState(**json.loads(json.dumps(asdict(guard.state())))))
     assert resumed.skip_reason(9.0, 1.0) == guard.skip_reason(9.0, 1.0)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigptv2.config import Resume, fields_with
 from minigptv2.errors import ConfigError
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import OF_THE_MACHINE, load_info, save_export
+from minigptv2.model.export import load_info, save_export
 from minigptv2.model.kernels import choose_kernels, compile_blocks
 from minigptv2.run_config import check_run_config, load_run_config
 from tests.conftest import REPOSITORY, World
@@ -31,7 +32,7 @@ def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_pat
     config.kernels, config.attention, config.recompute_layers = "liger", "flash_attention_2", 2
     save_export(tmp_path / "export", {}, config, world.tokenizer(), [], base_sha256={})
     loaded = load_info(tmp_path / "export").model
-    assert all(getattr(loaded, key) == getattr(ModelConfig(), key) for key in OF_THE_MACHINE)
+    assert all(getattr(loaded, key) == getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE))
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
@@ -50,7 +51,7 @@ def test_images_in_batches_of_their_own_give_the_same_tokens(at_once: int) -> No
 def test_what_zero3_cannot_do_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     config = load_run_config("launch/configs/stage3_instruct.yaml", words).value
-    with pytest.raises(ConfigError, match="do not go with ZeRO-3"):
+    with pytest.raises(ConfigError, match="cannot be used with ZeRO-3"):
         check_run_config(config, 8)
     config.train.deepspeed = "deepspeed_configs/zero2.json"
     check_run_config(config, 8)

@@ -59,7 +59,7 @@ def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
     last = cluster.wait(jobs[-1], "COMPLETED", "FAILED", "CANCELLED", timeout_s=400)
     assert last["JobState"] == "COMPLETED", printed
     export = tmp_path / "stage3" / "export"
-    assert [entry["stage"] for entry in load_info(export).lineage] == ["stage1", "stage2", "stage3"]
+    assert [entry.stage for entry in load_info(export).lineage] == ["stage1", "stage2", "stage3"]
     image = tmp_path / "scene.jpg"
     image.write_bytes(CorpusReader(world.val / "toy_refer").image(0))
     assert cli(["ask", "--model", str(export), str(image), "[refer] the red circle", "--max-new-tokens", "4"]) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minigptv2.engine.checkpoint import CheckpointState, prune_checkpoints, write_checkpoint
 from minigptv2.errors import CheckpointError
+from tests.engine.net import IDENTITY
 from tests.soak.saves import check, tensors_of
 
 SIZE_KIB = 2048
@@ -23,7 +24,7 @@ def fill_and_save(disk: Path, count: int, seed: int) -> dict[str, object]:
     draw = random.Random(seed)
     refused = bad = 0
     slowest = 0.0
-    write_checkpoint(disk, CheckpointState(1, 1, {}), tensors_of(1))
+    write_checkpoint(disk, CheckpointState(1, 1, IDENTITY), tensors_of(1))
     step = 1
     for number in range(count):
         prune_checkpoints(disk, keep=1)
@@ -32,7 +33,7 @@ def fill_and_save(disk: Path, count: int, seed: int) -> dict[str, object]:
         filler.write_bytes(bytes(max(0, _free_kib(disk) - room) * 1024))
         began = time.monotonic()
         try:
-            write_checkpoint(disk, CheckpointState(step + 1, 1, {}), tensors_of(step + 1))
+            write_checkpoint(disk, CheckpointState(step + 1, 1, IDENTITY), tensors_of(step + 1))
             expected = step + 1
         except CheckpointError as error:
             refused += "No space left" in str(error)

@@ -20,6 +20,7 @@ from minigptv2.engine.checkpoint import (
     read_tensors,
     write_checkpoint,
 )
+from tests.engine.net import IDENTITY
 
 ELEMENTS = 50_000
 
@@ -35,7 +36,7 @@ def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
 def save_for_ever(run: Path, step: int, done: int) -> None:
     """Save step after step, and write to `done` a byte for each that is whole."""
     while True:
-        write_checkpoint(run, CheckpointState(step, step, {}), tensors_of(step))
+        write_checkpoint(run, CheckpointState(step, step, IDENTITY), tensors_of(step))
         os.write(done, b".")
         prune_checkpoints(run, keep=2)
         step += 1
@@ -80,7 +81,7 @@ def run(folder: Path, count: int, seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     bad = inside = step = 0
     began = time.monotonic()
-    write_checkpoint(folder / "timing", CheckpointState(1, 1, {}), tensors_of(1))
+    write_checkpoint(folder / "timing", CheckpointState(1, 1, IDENTITY), tensors_of(1))
     one_save = time.monotonic() - began
     for number in range(count):
         said = kill_one_save(folder, step + 1, draw.uniform(0, 2.5 * one_save))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,17 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         counts = {"step": state.step, "position": state.position, "skipped": state.skipped}
         print_json(
-            {"folder": str(folder), **counts, "identity": state.identity, "config": state.config, "tensors": tensors}
+            {
+                "folder": str(folder),
+                **counts,
+                "identity": asdict(state.identity),
+                "config": state.config,
+                "tensors": tensors,
+            }
         )
         return 0
     print(f"{folder}\nstep {state.step}, next sample at position {state.position}, {state.skipped} skipped steps")
-    for title, values in (("must be equal on resume", state.identity), ("config", state.config)):
+    for title, values in (("must be equal on resume", asdict(state.identity)), ("config", state.config)):
         print(f"{title}:")
         for key, value in sorted(values.items()):
             print(f"  {key}: {value}")

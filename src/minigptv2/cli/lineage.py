@@ -26,11 +26,11 @@ def _lineage(args: argparse.Namespace) -> int:
     folder = args.export if (args.export / "config.json").exists() else RunFolder(args.export).export
     info = load_info(folder)
     if args.json:
-        print_json([dict(stage) for stage in info.lineage])
+        print_json([stage.as_json() for stage in info.lineage])
         return 0
     print(f"{info.folder}: weights {info.weights_sha256}")
     for number, stage in enumerate(info.lineage, 1):
-        print("\n".join(_stage_lines(number, stage)))
+        print("\n".join(_stage_lines(number, stage.as_json())))
     return 0
 
 

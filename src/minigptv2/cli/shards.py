@@ -139,7 +139,7 @@ def _build(args: argparse.Namespace) -> int:
         return _build_all(args)
     file = Path(args.corpus)
     if file.suffix.lower() in FORMATS or "/" in args.corpus:
-        corpus, root = own_corpus(file, skip_bad=args.skip_faults), Path(args.root or file.parent)
+        corpus, root = own_corpus(file, skip_faults=args.skip_faults), Path(args.root or file.parent)
     elif args.corpus in CORPORA:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
     else:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bas
 from minigptv2.model.export import (
     INSIDE,
     ExportInfo,
+    LineageEntry,
     check_weights_file,
     load_info,
     new_folder,
@@ -156,7 +156,7 @@ def merge(
             write_atomically(inner / tokenizer.path.name, tokenizer.path.read_bytes())
 
     base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
-    lineage: list[dict[str, Any]] = [*info.lineage, {"stage": "merged", "steps": 0, "parent": info.weights_sha256}]
+    lineage = [*info.lineage, LineageEntry("merged", 0, {"parent": info.weights_sha256})]
     written = save_export(
         output,
         projector,

@@ -13,7 +13,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import ExportInfo, save_export, tokenizer_of
+from minigptv2.model.export import ExportInfo, LineageEntry, save_export, tokenizer_of
 from minigptv2.model.weights import canonical_name, check_shapes, named_canonical, plain_tensors
 
 LATEST = "latest"
@@ -81,7 +81,7 @@ def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelCo
                 key = next(k for k, n in report.taken[str(folder)].items() if n == name)
                 del report.taken[str(folder)][key]
                 report.drop(str(folder), key, f"frozen, and equal in {base.folder}")
-    lineage = [{"stage": f"deepspeed {folder.name}", "steps": _steps(folder.name)}]
+    lineage = [LineageEntry(f"deepspeed {folder.name}", _steps(folder.name))]
     tensors = {name: found[name] for name in exported}
     return save_export(output, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases), more=report.write)
 

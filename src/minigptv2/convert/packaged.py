@@ -12,7 +12,6 @@ import re
 import shutil
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from minigptv2.model.backbones import VisionEncoderSpec, vision_spec
 from minigptv2.model.bases import VISION_FILE, open_llama
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import INSIDE, ExportInfo, save_export
+from minigptv2.model.export import INSIDE, ExportInfo, LineageEntry, save_export
 from minigptv2.model.weights import check_shapes, hash_tensors, named_canonical, part_of, plain_tensors
 from minigptv2.tokenizer import load_tokenizer
 
@@ -78,7 +77,7 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
             language.rename(folder / INSIDE[1])
             report.write(folder)
 
-        lineage: dict[str, Any] = {"stage": "bases", "steps": 0, "files": [VISION_PACKAGE[0], LANGUAGE_PACKAGE[0]]}
+        lineage = LineageEntry("bases", 0, {"files": [VISION_PACKAGE[0], LANGUAGE_PACKAGE[0]]})
         info = save_export(
             output, None, model, tokenizer, [lineage], base_sha256=base_sha256, more=write_bases, inside=True
         )

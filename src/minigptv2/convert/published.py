@@ -43,7 +43,7 @@ from minigptv2.model.backbones import (
 )
 from minigptv2.model.bases import VISION_FILE
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import INSIDE, ExportInfo, check_weights_file, load_info, save_export
+from minigptv2.model.export import INSIDE, ExportInfo, LineageEntry, check_weights_file, load_info, save_export
 from minigptv2.model.weights import (
     hash_tensors,
     plain_tensors,
@@ -132,11 +132,8 @@ def from_published(
         "vision_encoder": hash_tensors(plain_tensors(vision_tensors)),
         "language_model": hash_tensors(llama.tensors),
     }
-    lineage: dict[str, Any] = {
-        "stage": "published" if checkpoint else "bases",
-        "steps": 0,
-        "files": [file.name for file in (vision, language_model, checkpoint) if file],
-    }
+    files = [file.name for file in (vision, language_model, checkpoint) if file]
+    lineage = LineageEntry("published" if checkpoint else "bases", 0, {"files": files})
     info = save_export(
         output,
         trained_tensors,

@@ -1,1 +1,1 @@
-"""Data sets to shards, at build time."""
+"""Builds shards from data sets: readers of original files, drafts of samples, statistics and previews."""

@@ -1,4 +1,4 @@
-"""What a corpus is to the rest: a row with its source, licence, counts, and the function that reads it."""
+"""Defines the specification of a corpus: its source, license, counts, and the function that reads it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from minigptv2.corpora.raw import Raw
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """How to build a corpus. `drafts` yields, in a fixed order, what is to be stored and what is left out at once.
+    """How to build a corpus. `drafts` yields, in a fixed order, drafts of samples, and what is rejected immediately.
 
-    `expected` is, by split, how many annotations (questions, objects, captioned pictures, conversations) a complete
-    download holds, those included whose pictures are missing; None where nobody printed it or the annotations come
-    with pictures from links, which have died. `stages` is empty for evaluation only.
+    `expected` is the number of annotations (questions, objects, captioned images, conversations) of a complete
+    download by split, including those whose images are missing. None if no number was published, or if the images
+    are loaded from links, some of which no longer work. `stages` is empty for evaluation only.
     """
 
     name: str
@@ -28,26 +28,26 @@ class CorpusSpec:
     stages: tuple[int, ...] = ()
     download: str = ""
     size: str = ""
-    """What the original files take on disk."""
+    """Disk space of the original files."""
     samples_per_shard: int = 1000
     counted: str = "samples"
-    """What `expected` counts."""
+    """Unit of `expected`."""
     train_images: int | None = None
-    """Pictures of a complete `train` split, where what is counted are several questions about each."""
+    """Images of a complete `train` split, if `expected` counts several questions about each."""
     is_own: bool = False
-    """Made of a file of the user's own."""
+    """Whether it is made from a file of the user."""
 
     @property
     def has_files(self) -> bool:
-        """Whether it is read from files that somebody has to get, not drawn or brought by packages."""
+        """Whether it is read from files that have to be downloaded, not drawn or installed by pip."""
         return bool(self.size)
 
     @property
     def train_samples(self) -> int | None:
-        """Samples that a complete `train` split makes, about; None where nobody knows."""
+        """Approximate number of samples of a complete `train` split. None if unknown."""
         several = self.counted in ("questions", "objects", "regions", "turns", "statements", "instances")
         return self.train_images if several else self.expected.get("train")
 
     def raw(self, root: Path) -> Raw:
-        """The original files under `root`."""
+        """Access to the original files under `root`."""
         return Raw(root, self.name, self.download)

@@ -1,8 +1,8 @@
-"""Drafts: what a source reads out of annotations, and how a draft and its picture become a sample.
+"""Defines drafts, which a source makes from annotations, and finishes a draft and its image to a sample.
 
-A source yields drafts in a fixed order without opening a picture. `finish` opens it, in whichever process: it learns
-the size, scales and clips boxes, cleans texts, and says of everything it leaves out why. So annotations are read once
-and pictures in parallel.
+A source yields drafts in a fixed order without opening images. `finish` opens the image, in any process: it reads the
+size, scales and clips boxes, cleans texts, and gives a reason for everything it leaves out. So annotations are read
+once, and images in parallel.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
 from minigptv2.tasks import TASKS
 
 MIN_SIDE_PX = 1.0
-"""A box thinner than this after clipping says nothing."""
+"""Minimum width and height of a box after clipping."""
 _REWRITTEN_FORMATS = ("GIF", "BMP", "TIFF")
-"""Formats that some corpora hold (OCR-VQA's covers) and shards do not: the first frame is stored as PNG."""
+"""Formats of some corpora (such as OCR-VQA's covers) that shards do not support. The first frame is stored as PNG."""
 _REWRITTEN_MAGIC = (b"GIF8", b"II*\0", b"MM\0*")
 TOO_LARGE = "image over the limit of pixels"
 HEAD_BYTES = 1 << 17
-"""Holds the frame header of a JPEG behind a whole EXIF segment (64 KiB), which has the camera's small picture."""
+"""Enough for the frame header of a JPEG after a full EXIF segment (64 KiB) with the camera's thumbnail."""
 _NO_KEY = re.compile(r"[^0-9A-Za-z_+=-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A picture inside a tar: the file, and where its bytes lie."""
+    """An image inside a tar: the tar file, and the offset and size of the image's bytes."""
 
     file: str
     offset: int
@@ -51,16 +51,17 @@ class TarMember:
 
 Where = tuple[str, ...] | TarMember | bytes | None
 Read = tuple[bytes | None, str, tuple[int, int] | None]
-"""Bytes, extension and size in pixels of a picture; None and None without one."""
+"""Bytes, extension and size in pixels of an image. Bytes and size are None without an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One sample to be: turns with raw texts and boxes, and where its picture is.
+    """One sample before it is finished: turns with raw texts and boxes, and the location of its image.
 
-    `image`: paths to try in order, a tar member, the bytes, or None for text. `frame`: width and height of what the
-    boxes are given in, (1, 1) for normalised ones, None for the picture's own pixels. `separate`: the turns are
-    questions of their own (`Record.separate`). `key` may hold any characters; `finish` makes them fit a tar.
+    `image`: paths to try in order, a tar member, the bytes, or None for text. `frame`: width and height of the
+    coordinate system of the boxes, (1, 1) for normalized boxes, None for pixels of the image. `separate`: the turns
+    are independent questions (`Record.separate`). `key` may hold any characters. `finish` replaces those that do not
+    fit a tar.
     """
 
     key: str
@@ -75,17 +76,17 @@ class Draft:
 
     @property
     def annotations(self) -> int:
-        """What the corpus counts: questions where the turns are separate, else one."""
+        """Number of annotations, as the corpus counts them: the number of questions if turns are separate, else one."""
         return len(self.turns) if self.separate else 1
 
 
 def finish(draft: Draft) -> tuple[Sample | None, list[Rejected]]:
-    """The draft as a sample, and what of it was left out. None if nothing is left. The writer validates the record."""
+    """The draft as a sample (None if nothing is left), and what was left out. The writer validates the record."""
     return _finish(draft, _read)
 
 
 def find_rejections(draft: Draft) -> list[Rejected]:
-    """What `finish` would leave out. Of a picture only the head is read where that says its size."""
+    """What `finish` would leave out. Only the beginning of an image is read if it contains the size."""
     return _finish(draft, _read_head)[1]
 
 
@@ -102,7 +103,7 @@ def _finish(draft: Draft, read: Callable[[Where], Read]) -> tuple[Sample | None,
             kept.append(_fit(turn, size, draft.frame))
         except DataError as error:
             dropped.append(Rejected(turn.source.get("id", draft.key), str(error)))
-            if not draft.separate:  # a conversation with a hole in it is not one
+            if not draft.separate:  # a conversation with a missing turn is not stored
                 return None, dropped
     if not kept:
         return None, dropped or [Rejected(draft.key, "no turns", 0)]
@@ -112,35 +113,35 @@ def _finish(draft: Draft, read: Callable[[Where], Read]) -> tuple[Sample | None,
 
 
 def drafts_of(samples: Iterator[Sample]) -> Iterator[Draft]:
-    """Drafts of samples that are made already, with their pictures in memory."""
+    """Drafts of finished samples, with their images in memory."""
     for sample in samples:
         record = sample.record
         yield Draft(sample.key, record.turns, sample.image, record.source, record.separate)
 
 
 def safe_key(key: str) -> str:
-    """A key that any tar and any webdataset tool takes: no dot, no slash, no spaces."""
+    """A key that every tar and every webdataset tool supports: no dot, no slash, no spaces."""
     return _NO_KEY.sub("_", key) or "_"
 
 
 def clean(text: str) -> str:
-    """The text without surrounding space, NULs and halves of surrogate pairs, which no UTF-8 file can hold."""
+    """The text without surrounding space, NULs and halves of surrogate pairs, which UTF-8 cannot encode."""
     if not text.isascii():
         text = text.encode("utf-8", "ignore").decode()
     return text.replace("\x00", "").strip()
 
 
 def one_line(text: str) -> str:
-    """`clean`, with every run of white space one space: for phrases and captions."""
+    """`clean`, with every run of white space replaced by one space, for phrases and captions."""
     return " ".join(clean(text).split())
 
 
 def _read_head(image: Where) -> Read:
-    """`_read`, of the first bytes alone where `image_size` finds in them what it would find in all."""
+    """Like `_read`, but reads only the first bytes if `image_size` finds the size in them."""
     if isinstance(image, tuple):
         head = _load(image, HEAD_BYTES)
         if not _is_rewritten(head):
-            with suppress(DataError):  # which more of it may mend
+            with suppress(DataError):  # the whole file may be valid
                 kind, width, height = image_size(head, "image")
                 return head, EXTENSION_OF[kind], (width, height)
     return _read(image)
@@ -151,7 +152,7 @@ def _is_rewritten(data: bytes) -> bool:
 
 
 def _read(image: Where) -> Read:
-    """Bytes, extension and size in pixels. Raises `DataError` with a countable reason."""
+    """Bytes, extension and size in pixels. Raises `DataError` with one of a few reasons, which are counted."""
     if image is None:
         return None, "jpg", None
     data = image if isinstance(image, bytes) else _read_member(image) if isinstance(image, TarMember) else _load(image)
@@ -183,7 +184,7 @@ def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
                 return stream.read(count)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError) as error:  # ValueError: no path of a file holds a NUL or half a surrogate pair
+        except (OSError, ValueError) as error:  # ValueError: the path holds a NUL or half a surrogate pair
             raise DataError("image cannot be read") from error
     raise DataError(IMAGE_MISSING)
 
@@ -194,15 +195,15 @@ def _read_member(member: TarMember) -> bytes:
 
 @lru_cache(maxsize=4)
 def _opened(file: str) -> IO[bytes]:
-    """The open file, kept for the members that come next; closed when it is forgotten."""
+    """The open file, kept open for the next members, and closed when it leaves the cache."""
     return open(file, "rb")
 
 
 def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Turn:
-    """The turn with clean texts and boxes inside the picture. Raises `DataError` with a countable reason."""
+    """The turn with clean texts and with boxes inside the image. Raises `DataError` with one of a few reasons."""
     regions = tuple([_fit_region(region, size, frame) for region in turn.regions])
     shape = TASKS[turn.task].shape
-    tidy = str if shape.spans else clean  # spans count characters: a source cleans before it counts
+    tidy = str if shape.spans else clean  # spans count characters of the text, which the source has cleaned
     answers = tuple([answer for answer in map(tidy, turn.answers) if answer and not answer.isspace()])
     question = None if turn.question is None else clean(turn.question)
     if turn.answers and not answers or not turn.answers and not turn.regions:

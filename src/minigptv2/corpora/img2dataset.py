@@ -1,6 +1,6 @@
-"""Samples of webdataset tars that img2dataset wrote: `<key>.jpg` beside `<key>.json` and often `<key>.txt`.
+"""Reads webdataset tars that img2dataset wrote: `<key>.jpg` with `<key>.json` and often `<key>.txt`.
 
-The pictures' bytes are not read here, only where they lie; headers and JSON are. Nothing is extracted or executed.
+Headers and JSON are read. Of an image only its offset and size are kept. Nothing is extracted or executed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.corpora.draft import Rejected, TarMember
-from minigptv2.shards.reader import split_name
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS
+from minigptv2.shards.reader import TEXT_EXTENSIONS, split_name
 from minigptv2.shards.tar import Member, TarError, find_members
 
 DAMAGED = "tar damaged from some byte on"
-IMAGE, IMAGES, TEXTS = "image", ("jpg", "jpeg", "png", "webp"), ("json", "txt")
+IMAGE = "image"
 
 
 def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
-    """The command that writes such tars from a list of links, with its columns of links and captions.
+    """The command that writes such tars from a list of links. `url` and `caption` are the names of its columns.
 
-    Its defaults store no caption, and pad pictures to squares of 256 px, on which boxes given as shares are wrong.
+    The defaults of img2dataset store no captions, and pad images to squares of 256 px, for which boxes are wrong.
     """
     return (
         f"img2dataset --url_list {urls} --input_format {format} --url_col {url} --caption_col {caption} {more}"
@@ -34,7 +35,7 @@ def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, 
 
 @dataclass(slots=True)
 class Entry:
-    """One key of a tar: what its json says, its caption (of the json, else of the txt), and its picture."""
+    """One key of a tar: the content of its json, its caption (from the json, else from the txt), and its image."""
 
     key: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -43,14 +44,15 @@ class Entry:
 
     @property
     def caption(self) -> str:
+        """The caption, empty if there is none."""
         return str(self.facts.get("caption") or self.text or "")
 
 
 def entries(file: Path) -> Iterator[Entry | Rejected]:
-    """The keys of one tar by first appearance, each named `<tar>-<key>`; a damaged tar yields what stands before that.
+    """The keys of one tar in order of first appearance, named `<tar>-<key>`. A damaged tar is read up to the damage.
 
-    A key's members are one wherever they stand. Two of a kind (the picture, json, txt), or a json that cannot be
-    read, reject the whole key: nobody knows which text is whose.
+    Members with the same key belong together, also if they are not adjacent. Two members of one kind (image, json,
+    txt), or a json that cannot be read, reject the whole key, since the text may belong to another image.
     """
     if file.stat().st_size == 0:
         yield Rejected(f"{file.name} (empty file)", DAMAGED)
@@ -75,14 +77,14 @@ def entries(file: Path) -> Iterator[Entry | Rejected]:
 
 
 def _entry(key: str, members: list[tuple[str, Member]], view: memoryview, file: Path) -> Entry | Rejected:
-    kinds = [IMAGE if extension in IMAGES else extension for extension, _ in members]
-    if any(kinds.count(kind) > 1 for kind in (IMAGE, *TEXTS)):
+    kinds = [IMAGE if extension in IMAGE_EXTENSIONS else extension for extension, _ in members]
+    if any(kinds.count(kind) > 1 for kind in (IMAGE, *TEXT_EXTENSIONS)):
         return Rejected(key, "two members of one kind")
     if IMAGE not in kinds:
         return Rejected(key, "no image in the tar")
     entry = Entry(key)
     for kind, (_, member) in zip(kinds, members, strict=True):
-        body = bytes(view[member.data_offset : member.data_offset + member.size]) if kind in TEXTS else b""
+        body = bytes(view[member.data_offset : member.data_offset + member.size]) if kind in TEXT_EXTENSIONS else b""
         if kind == IMAGE:
             entry.image = TarMember(str(file), member.data_offset, member.size)
         elif kind == "json":

@@ -1,7 +1,7 @@
-"""Your own data as a corpus: JSON lines, a CSV of pictures and captions, a COCO detection file, or LLaVA's list.
+"""Makes a corpus of a user's file: JSON lines, a CSV of images and captions, a COCO detection file, or LLaVA's list.
 
-`docs/your-own-data.md` shows each. Pictures are looked for beside the file (or below `--root`). Every mistake is
-named with its line and what to change; a build stops and shows the first thirty unless told to skip them.
+`docs/your-own-data.md` describes each format. Image paths are relative to the file's folder (or to `--root`). Every
+mistake is reported with its line and its fix. A build stops and prints the first 30, unless they are to be skipped.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tqdm import tqdm
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, find_rejections
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
-from minigptv2.corpora.own_files import Line, read
+from minigptv2.corpora.own_files import OwnEntry, read
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 
 MAX_SHOWN = 30
 MAX_BOXES_SHOWN = 8
 THREADS, CHUNK = 16, 64
-"""Who opens pictures in a check, and entries that one takes. Of a picture in memory all but the system's part holds the
-lock: threads gain nothing there and lose nothing, and processes (measured) lose more than they gain by being started
-and sent drafts. Of a disk or a network that takes 1 ms for a picture sixteen threads hide nine tenths."""
+"""Threads that open images in a check, and entries per task. Processes were measured and are slower: starting them and
+sending drafts costs more than it saves. Sixteen threads hide nine tenths of the time of a disk or a network that needs
+1 ms per image. They do not help for images in memory, where the interpreter lock is held."""
 FORMATS = {
     ".jsonl": "JSON lines",
     ".csv": "a CSV of image and caption",
@@ -41,20 +41,20 @@ FORMATS = {
 }
 
 
-def own_corpus(file: Path, *, skip_bad: bool = False) -> CorpusSpec:
-    """The corpus that a file of one's own makes, named after the file. Raises `DataError` for an unknown format.
+def own_corpus(file: Path, *, skip_faults: bool = False) -> CorpusSpec:
+    """The corpus of a user's file, named after the file. Raises `DataError` for an unknown format.
 
-    Its drafts raise `DataError` with every mistake, or with `skip_bad` leave the mistaken lines out and count them.
+    Reading its drafts raises `DataError` with every mistake. With `skip_faults` faulty lines are left out and counted.
     """
     if file.suffix.lower() not in FORMATS:
-        known = "; ".join(f"{suffix}: {what}" for suffix, what in FORMATS.items())
-        raise DataError(f"{file}: the ending says the format, and '{file.suffix}' is none of {known}")
+        known = ", ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
+        raise DataError(f"{file}: unknown extension '{file.suffix}'. Supported: {known}")
     if not os.path.isfile(file):  # Path.is_file raises for names that are too long
-        raise DataError(f"{file} is a folder; name a file in it" if os.path.isdir(file) else f"there is no {file}")
+        raise DataError(f"{file} is a folder; pass a file in it" if os.path.isdir(file) else f"{file} does not exist")
     return CorpusSpec(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
-        drafts=partial(_drafts, file=file, skip_bad=skip_bad),
+        drafts=partial(_drafts, file=file, skip_faults=skip_faults),
         tasks=("mixed",),
         expected={"train": None},
         counted="entries",
@@ -64,8 +64,8 @@ def own_corpus(file: Path, *, skip_bad: bool = False) -> CorpusSpec:
     )
 
 
-def _drafts(raw: Raw, split: str, *, file: Path, skip_bad: bool) -> Iterator[Draft | Rejected]:
-    if not skip_bad:
+def _drafts(raw: Raw, split: str, *, file: Path, skip_faults: bool) -> Iterator[Draft | Rejected]:
+    if not skip_faults:
         check(file, raw)
     for line in read(file, raw):
         if line.draft is not None:
@@ -75,38 +75,38 @@ def _drafts(raw: Raw, split: str, *, file: Path, skip_bad: bool) -> Iterator[Dra
 
 
 def check(file: Path, raw: Raw) -> int:
-    """How many entries the file has, none a mistake. Raises `DataError` with each mistake and what to change.
+    """The number of entries of the file. Raises `DataError` with every mistake and its fix.
 
-    Several threads open the pictures; what is held at a time does not grow with the file.
+    Several threads open the images. Memory does not grow with the file.
     """
     shown: list[str] = []
     number = bad = mistakes = 0
     shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
     with warnings.catch_warnings(), tqdm(**shape, disable=not sys.stderr.isatty()) as bar:
-        # `images` switches this one off around each picture, which threads would do to each other
+        # `image_files` also ignores it for each image, but its state is global and threads would restore it
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for size, found in _looked_at(read(file, raw)):
+        for size, found in _check_chunks(read(file, raw)):
             number, bad, mistakes = number + size, bad + len(found), mistakes + sum(map(len, found))
             shown += chain.from_iterable(found)
             del shown[MAX_SHOWN:]
             bar.update(size)
     if bad:
         more = [f"  and {mistakes - MAX_SHOWN} more"] if mistakes > MAX_SHOWN else []
-        said = f"{file}: {bad} of {number} entries cannot be used; mend them, or leave them out with --skip-faults:"
-        raise DataError("\n".join([said, *shown, *more]))
+        head = f"{file}: {bad} of {number} entries cannot be used. Fix them, or leave them out with --skip-faults:"
+        raise DataError("\n".join([head, *shown, *more]))
     if number == 0:
         raise DataError(f"{file}: is empty")
     return number
 
 
-def _looked_at(lines: Iterator[Line]) -> Iterator[tuple[int, list[list[str]]]]:
-    """Of each chunk of lines, in order: how many they are, and the mistakes of each that has any."""
+def _check_chunks(lines: Iterator[OwnEntry]) -> Iterator[tuple[int, list[list[str]]]]:
+    """For each chunk of entries, in order: their number, and the mistakes of each entry that has any."""
     chunks = iter(lambda: list(islice(lines, CHUNK)), [])
     with ThreadPoolExecutor(THREADS) as pool:
         pending: deque[Future[tuple[int, list[list[str]]]]] = deque()
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_look_at, chunk))
+                pending.append(pool.submit(_check_chunk, chunk))
                 if len(pending) > 2 * THREADS:
                     yield pending.popleft().result()
             while pending:
@@ -116,29 +116,30 @@ def _looked_at(lines: Iterator[Line]) -> Iterator[tuple[int, list[list[str]]]]:
                 future.cancel()
 
 
-def _look_at(lines: list[Line]) -> tuple[int, list[list[str]]]:
+def _check_chunk(lines: list[OwnEntry]) -> tuple[int, list[list[str]]]:
     return len(lines), [found for found in map(_mistakes, lines) if found]
 
 
-def _mistakes(line: Line) -> list[str]:
-    """What is wrong with an entry, its picture opened."""
+def _mistakes(line: OwnEntry) -> list[str]:
+    """What is wrong with an entry and its image."""
     if line.draft is None:
         return [f"  {line.name}: {line.problem}"] if line.mistake else []
     return [f"  {line.name}: {_advice(one, line.draft)}" for one in find_rejections(line.draft)]
 
 
-def _advice(loss: Rejected, draft: Draft) -> str:
-    reason = loss.reason
-    if loss.looked_for:
-        return f"{reason}; looked for {' and '.join(loss.looked_for)}. Give its path from the file's folder, or --root"
+def _advice(rejected: Rejected, draft: Draft) -> str:
+    reason = rejected.reason
+    if rejected.looked_for:
+        paths = " and ".join(rejected.looked_for)
+        return f"{reason}; looked for {paths}. Give its path relative to the file's folder, or set --root"
     if reason.startswith(("box", "empty or inverted box")):
         boxes = [str(box) for turn in draft.turns for region in turn.regions for box in region.boxes]
         more = f" and {len(boxes) - MAX_BOXES_SHOWN} more" if len(boxes) > MAX_BOXES_SHOWN else ""
         change = (
-            "bbox is x, y, width, height in pixels of the picture"
+            "bbox is x, y, width, height in pixels of the image"
             if draft.separate  # of a COCO file
-            else f'Boxes are x1, y1, x2, y2 in pixels of the picture; say "boxes_in": "{XYWH}" for x, y, width, height '
-            f'or "{NORMALISED}" for shares of 0..1'
+            else f'Boxes are x1, y1, x2, y2 in pixels of the image. Add "boxes_in": "{XYWH}" for x, y, width, height '
+            f'or "{NORMALISED}" for values from 0 to 1'
         )
         return f"{reason}: {', '.join(boxes[:MAX_BOXES_SHOWN])}{more}. {change}"
     return reason

@@ -1,4 +1,4 @@
-"""The formats in which people bring data of their own, each read as drafts or with what to change, entry by entry."""
+"""Reads the file formats of users' own data, entry by entry, as drafts or as errors that say what to change."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
 COCO_PARTS = ("images", "annotations", "categories")
-_NOUN = {"images": "picture", "categories": "category"}
+_NOUN = {"images": "image", "categories": "category"}
 SAVE_AS_UTF8 = "save the file as UTF-8 (Excel: 'CSV UTF-8')"
 TOO_DEEP = "its lists are nested too deeply"
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of bytes that are not UTF-8; UTF-8 itself never decodes to these."""
+"""Characters to which `surrogateescape` decodes bytes that are not UTF-8. Valid UTF-8 never decodes to them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One entry of a file and what to call it in messages: `line 3`, `image 17`.
+class OwnEntry:
+    """One entry of a file, and its name in messages, such as `line 3` or `image 17`.
 
-    Without a draft `problem` says why; a `mistake` stops the build, what is none is only counted as dropped.
+    Without a draft, `problem` says why. A `mistake` stops the build. Other problems are only counted as dropped.
     """
 
     name: str
@@ -41,9 +41,9 @@ class Line:
     mistake: bool = True
 
 
-def read(file: Path, raw: Raw) -> Iterator[Line]:
-    """The entries of a file, in order, each as a draft or with what is wrong."""
-    readers: dict[str, Callable[[Path, Raw], Iterator[Line]]] = {
+def read(file: Path, raw: Raw) -> Iterator[OwnEntry]:
+    """The entries of a file in order, each with its draft or its problem. Raises `DataError` for an unreadable file."""
+    readers: dict[str, Callable[[Path, Raw], Iterator[OwnEntry]]] = {
         ".jsonl": _from_jsonl,
         ".csv": partial(_from_csv, delimiter=","),
         ".tsv": partial(_from_csv, delimiter="\t"),
@@ -53,41 +53,41 @@ def read(file: Path, raw: Raw) -> Iterator[Line]:
 
 
 def _open(file: Path) -> IO[str]:
-    """The text of a file, line ends as they are. What is not UTF-8 comes as halves of surrogate pairs, one a byte, by
-    which `_not_utf8` finds its line. Raises `DataError` for UTF-16 and UTF-32.
+    """The text of a file with unchanged line ends. A byte that is not UTF-8 becomes half a surrogate pair, by which
+    `_not_utf8` finds its line. Raises `DataError` for UTF-16 and UTF-32.
     """
     with open(file, "rb") as stream:
         head = stream.read(4)
     if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in head:
-        raise DataError(f"{file} is UTF-16 (Excel's 'Unicode text') or no text: {SAVE_AS_UTF8}")
+        raise DataError(f"{file} is UTF-16 (Excel's 'Unicode text') or not a text file: {SAVE_AS_UTF8}")
     return open(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _not_utf8(text: str) -> str:
-    """What to say of a line with bytes that are not UTF-8; nothing of any other."""
+    """The error for a line with bytes that are not UTF-8, or an empty text."""
     found = _NO_UTF8.search(text)
     return f"not UTF-8 after '{' '.join(text[: found.start()].split())[-20:]}': {SAVE_AS_UTF8}" if found else ""
 
 
-def _from_jsonl(file: Path, raw: Raw) -> Iterator[Line]:
+def _from_jsonl(file: Path, raw: Raw) -> Iterator[OwnEntry]:
     with _open(file) as stream:
         for number, text in enumerate(stream, 1):
             name = f"line {number}"
             if problem := _not_utf8(text):
-                yield Line(name, None, problem)
+                yield OwnEntry(name, None, problem)
             elif text.strip():
                 try:
                     entry = json.loads(text)
                 except ValueError as error:
-                    yield Line(name, None, f"not JSON: {error}. Each line is one object in braces")
+                    yield OwnEntry(name, None, f"not JSON: {error}. Each line must be one object in braces")
                 except RecursionError:
-                    yield Line(name, None, TOO_DEEP)
+                    yield OwnEntry(name, None, TOO_DEEP)
                 else:
                     yield _line(name, number, entry, file, raw)
 
 
-def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[Line]:
-    """A row is called by the line on which it begins: a caption in quotes may hold line ends."""
+def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[OwnEntry]:
+    """A row is named after the line on which it begins, since a caption in quotes may contain line ends."""
     between = "tabs" if delimiter == "\t" else "commas"
     with _open(file) as stream:
         rows = _rows(stream, delimiter)
@@ -95,22 +95,22 @@ def _from_csv(file: Path, raw: Raw, delimiter: str) -> Iterator[Line]:
         if problem or sorted(filter(None, columns)) != ["caption", "image"]:
             found = problem or f"the columns are {as_json(columns)}"
             raise DataError(
-                f"{file}, line {first}: {found}; they must be image and caption, named so, {between} between"
+                f"{file}, line {first}: {found}; the columns must be image and caption, separated by {between}"
             )
         for number, row, problem in rows:
             name, cells = f"line {number}", dict(zip(columns, row, strict=False))
             if not problem and (len(row) > len(columns) or not {"image", "caption"} <= set(cells)):
                 held = between.removesuffix("s")
-                problem = f'not two columns; put a caption that holds a {held} in quotes: a.jpg{delimiter}"one, two"'
+                problem = f'not two columns; put a caption that contains a {held} in quotes: a.jpg{delimiter}"one, two"'
             if problem:
-                yield Line(name, None, problem)
+                yield OwnEntry(name, None, problem)
             else:
                 entry = {"image": cells["image"], "task": "caption", "answer": cells["caption"]}
                 yield _line(name, number, entry, file, raw)
 
 
 def _rows(stream: IO[str], delimiter: str) -> Iterator[tuple[int, list[str], str]]:
-    """The rows of a CSV that are not blank: the line on which each begins, its cells, and what is wrong with it."""
+    """The rows of a CSV that are not blank: the line on which each begins, its cells, and its problem, if any."""
     rows = csv.reader(stream, delimiter=delimiter, strict=True)
     while True:
         first = rows.line_num + 1
@@ -118,16 +118,16 @@ def _rows(stream: IO[str], delimiter: str) -> Iterator[tuple[int, list[str], str
             row = next(rows)
         except StopIteration:
             return
-        except csv.Error as error:  # the reader goes on with the next line
+        except csv.Error as error:  # the reader continues with the next line
             ends = f" (up to line {rows.line_num})" if rows.line_num > first else ""
-            problem = f"not CSV{ends}: {error}. Quotes around a caption need an end, those within it are doubled"
+            problem = f"not CSV{ends}: {error}. A quoted caption needs a closing quote, with quotes inside it doubled"
             yield first, [], problem
             continue
         if row:
             yield first, row, _not_utf8(delimiter.join(row))
 
 
-def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
+def _from_json(file: Path, raw: Raw) -> Iterator[OwnEntry]:
     document = _document(file)
     if isinstance(document, list):
         for number, entry in enumerate(document, 1):
@@ -135,13 +135,15 @@ def _from_json(file: Path, raw: Raw) -> Iterator[Line]:
     elif isinstance(document, dict) and set(COCO_PARTS) <= set(document):
         yield from _from_coco(document, file, raw)
     else:
-        raise DataError(f"{file}: want a list of conversations, or an object with images, annotations and categories")
+        raise DataError(
+            f"{file}: must be a list of conversations, or an object with images, annotations and categories"
+        )
 
 
 def _document(file: Path) -> Any:
     data = file.read_bytes()
     try:
-        return json.loads(data.decode(json.detect_encoding(data)))  # which may be UTF-16
+        return json.loads(data.decode(json.detect_encoding(data)))  # may be UTF-16
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file}, line {line} is not UTF-8: {SAVE_AS_UTF8}") from error
@@ -151,14 +153,13 @@ def _document(file: Path) -> Any:
         raise DataError(f"{file}: {f'not JSON: {error}' if data.strip() else 'is empty'}") from error
 
 
-def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]:
-    """A picture a draft; a turn for each category in it, with all its boxes. Crowds are left out, whatever their box.
+def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEntry]:
+    """One draft per image, with one turn per category and all its boxes. Crowds are left out, whatever their box.
 
-    What cannot be used of categories, images and annotations is a mistake, each by itself; a picture without boxes is
-    none, COCO has many.
+    Every unusable category, image or annotation is a mistake. An image without boxes is not: COCO has many.
     """
     if not all(isinstance(document[part], list) for part in COCO_PARTS):
-        raise DataError(f"{file}: {', '.join(COCO_PARTS)} are to be lists")
+        raise DataError(f"{file}: {', '.join(COCO_PARTS)} must be lists")
     names: dict[Any, str] = {}
     pictures: dict[Any, str] = {}
     boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
@@ -170,27 +171,27 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[Line]
             try:
                 _keep(entry, text, known)
             except DataError as error:
-                yield Line(_called(kind, entry, number), None, str(error))
+                yield OwnEntry(_called(kind, entry, number), None, str(error))
     for number, entry in enumerate(document["annotations"], 1):
         try:
             box = _box_of(entry, pictures, names)
         except DataError as error:
-            yield Line(_called("annotation", entry, number), None, str(error))
+            yield OwnEntry(_called("annotation", entry, number), None, str(error))
         else:
             if box is not None:
                 boxes[entry["image_id"]][names[entry["category_id"]]].append(box)
     for number, (key, path) in enumerate(pictures.items(), 1):
         found, name = boxes.get(key), f"image {key} ({cut(path)})"
         if not found:
-            yield Line(name, None, "picture without boxes, crowds aside", mistake=False)
+            yield OwnEntry(name, None, "image without boxes other than crowds", mistake=False)
             continue
         turns = [Turn("detection", regions=(Region(tuple(at), (phrase,)),)) for phrase, at in found.items()]
         source = {"corpus": raw.corpus, "id": str(key)}
-        yield Line(name, Draft(f"{number:08d}", tuple(turns), paths_of(path, file, raw), source, separate=True))
+        yield OwnEntry(name, Draft(f"{number:08d}", tuple(turns), paths_of(path, file, raw), source, separate=True))
 
 
 def _called(kind: str, entry: Any, number: int) -> str:
-    """What to call an entry of a COCO file: by its id, by its place in the list where it has none."""
+    """The name of an entry of a COCO file, from its id, or from its number in the list if it has none."""
     fields = entry if isinstance(entry, dict) else {}
     of = f" (image {as_json(fields['image_id'])})" if "image_id" in fields else ""
     return (
@@ -201,43 +202,43 @@ def _called(kind: str, entry: Any, number: int) -> str:
 
 
 def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
-    """Put the `text` of an image or a category under its id. Raises `DataError` saying what to change."""
+    """Store the `text` of an image or a category by its id. Raises `DataError` saying what to change."""
     if not isinstance(entry, dict):
-        raise DataError(f'found {as_json(entry)}; want an object with "id" and "{text}"')
+        raise DataError(f'expected an object with "id" and "{text}", got {as_json(entry)}')
     if not is_id(entry.get("id")):
-        raise DataError(f"id is {as_json(entry.get('id'))}; want a number or a text")
+        raise DataError(f"id is {as_json(entry.get('id'))}; expected a number or a text")
     if entry["id"] in known:
-        raise DataError("its id came before in the list; give each its own")
+        raise DataError("duplicate id; ids must be unique")
     if not is_text(entry.get(text)):
-        raise DataError(f"{text} is {as_json(entry.get(text))}; want a text")
+        raise DataError(f"{text} is {as_json(entry.get(text))}; expected a text")
     known[entry["id"]] = entry[text]
 
 
 def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box | None:
-    """The box of a COCO annotation, None of a crowd: that is one around many. Raises `DataError` as above."""
+    """The box of a COCO annotation, or None for a crowd, which is one box around many. Raises `DataError` as above."""
     if not isinstance(entry, dict):
-        raise DataError(f"found {as_json(entry)}; want an object with image_id, category_id and bbox")
+        raise DataError(f"expected an object with image_id, category_id and bbox, got {as_json(entry)}")
     for key, known, part in (("image_id", pictures, "images"), ("category_id", names, "categories")):
         if key not in entry:
-            raise DataError(f"has no {key}; add it, or take the annotation out")
+            raise DataError(f"has no {key}; add it, or remove the annotation")
         if not is_id(entry[key]) or entry[key] not in known:
-            raise DataError(f"its {key} is not listed under {part}: add the {_NOUN[part]}, or take it out")
+            raise DataError(f"its {key} is not listed in {part}: add the {_NOUN[part]}, or remove the annotation")
     if entry.get("iscrowd") not in (None, 0, 1):
-        raise DataError(f"iscrowd is {as_json(entry['iscrowd'])}; want 0 or 1")
+        raise DataError(f"iscrowd is {as_json(entry['iscrowd'])}; expected 0 or 1")
     if entry.get("iscrowd"):
         return None
     box = entry.get("bbox")
     if not is_box(box) or box[2] <= 0 or box[3] <= 0:
         found = f"bbox is {as_json(box)}" if "bbox" in entry else "has no bbox"
-        raise DataError(f"{found}; want [x, y, width, height] in pixels, width and height above 0")
+        raise DataError(f"{found}; expected [x, y, width, height] in pixels, with width and height above 0")
     x, y, width, height = map(float, box)
     return Box(x, y, x + width, y + height)
 
 
-def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> Line:
+def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> OwnEntry:
     try:
-        return Line(name, draft_of(number, entry, file, raw))
+        return OwnEntry(name, draft_of(number, entry, file, raw))
     except DataError as error:
-        return Line(name, None, str(error))
+        return OwnEntry(name, None, str(error))
     except RecursionError:
-        return Line(name, None, TOO_DEEP)
+        return OwnEntry(name, None, TOO_DEEP)

@@ -1,8 +1,8 @@
-"""A page to look at a corpus before it is trained on: each sample as the model gets it.
+"""Writes an HTML page that shows samples of a corpus as the model sees them, with warnings about suspicious boxes.
 
-The picture is the squashed square; its boxes are read back out of the very text that is trained, so a wrong box looks
-wrong. The prompt is what was tokenised, supervised parts marked. Boxes that seem to be written in another way are
-flagged. One file, nothing loaded from elsewhere.
+An image is shown as the squashed square, with the boxes parsed from the trained text, so a wrong box is visible. The
+prompt is shown as tokenized, with supervised parts marked. Boxes that seem to be in another format or scale give a
+warning. The page is a single file that loads nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from minigptv2.record import Record
 from minigptv2.shards.image_files import open_image, square
 from minigptv2.shards.reader import CorpusReader
 
-_LOOKED_AT = 1000
-"""Records whose boxes are judged together."""
+_MAX_CHECKED = 1000
+"""Number of records whose boxes are checked together."""
+MIN_BOXES = 20
+"""Minimum number of boxes for a warning."""
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
 article { display: flex; gap: 1.2rem; border-top: 1px solid #ddd; padding: 1rem 0 }
@@ -44,7 +46,7 @@ small { color: #666 }
 
 @dataclass(frozen=True)
 class PreviewSummary:
-    """What a page holds: samples, how many of them are flagged, and what is suspicious about the corpus."""
+    """The content of a page: number of samples, number of faulty ones among them, and warnings about the corpus."""
 
     samples: int
     flagged: int
@@ -54,11 +56,11 @@ class PreviewSummary:
 def write_preview(
     folder: Path, output: Path, encoder: PromptEncoder, *, samples: int, image_size: int
 ) -> PreviewSummary:
-    """Write the page of `samples` samples, evenly spread over the corpus; those with a fault come first."""
+    """Write a page of `samples` samples, evenly spread over the corpus. Faulty samples come first."""
     reader = CorpusReader(folder)
     seen: list[SeenBox] = []
     faults: dict[int, str] = {}
-    for sample in spread(len(reader), max(_LOOKED_AT, samples)):
+    for sample in spread(len(reader), max(_MAX_CHECKED, samples)):
         try:
             seen += boxes_of(reader.record(sample))
         except DataError as error:
@@ -77,8 +79,8 @@ def write_preview(
     title = escape(reader.manifest.corpus)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<h1>{title}</h1>{notes}<pre>{escape(describe_corpus(folder, _LOOKED_AT))}</pre>"
-        f"<p>Pictures are {image_size} x {image_size} px, as the model sees them; boxes are read out of the trained "
+        f"<h1>{title}</h1>{notes}<pre>{escape(describe_corpus(folder, _MAX_CHECKED))}</pre>"
+        f"<p>Images are {image_size} x {image_size} px, as the model sees them. Boxes are parsed from the trained "
         f"text. <mark>Supervised</mark> parts carry the loss.</p>{''.join(articles)}</html>"
     )
     write_atomically(output, page.encode())
@@ -89,37 +91,36 @@ def _article(reader: CorpusReader, sample: int, encoder: PromptEncoder, image_si
     record = reader.record(sample)
     example = encoder.encode(record, Random(sample))
     if example is None:
-        raise DataError(f"{reader.where(sample)}: its first turn alone is over {encoder.max_tokens} tokens")
+        raise DataError(f"{reader.where(sample)}: its first turn has more than {encoder.max_tokens} tokens")
     parts = _parts(example, encoder)
-    picture = _picture(reader, sample, record, " ".join(text for _, text in parts), image_size)
+    image = _image(reader, sample, record, " ".join(text for _, text in parts), image_size)
     prompt = "".join(_as_html(kind, text) for kind, text in parts)
     left_out = len(record.turns) - example.num_turns if not record.separate else 0
     facts = [
         f"{len(example)} tokens, {example.num_supervised} supervised",
         f"{example.num_turns} of {len(record.turns)} turns",
         f"{record.width} x {record.height} px" if record.has_image else "no image",
-        *(["turns over the limit are left out"] if left_out else []),
+        *(["turns that exceed the limit are left out"] if left_out else []),
         *(f"{key}: {value}" for key, value in record.source.items()),
     ]
     return (
-        f"<article>{picture}<div><b>{escape(reader.where(sample))}</b><br><small>{escape(' · '.join(facts))}</small>"
+        f"<article>{image}<div><b>{escape(reader.where(sample))}</b><br><small>{escape(' · '.join(facts))}</small>"
         f"<p><code>{prompt}</code></p></div></article>"
     )
 
 
-def _picture(reader: CorpusReader, sample: int, record: Record, text: str, side: int) -> str:
+def _image(reader: CorpusReader, sample: int, record: Record, text: str, side: int) -> str:
     if not record.has_image:
         return ""
     pixels = square(open_image(reader.image(sample), reader.where(sample)), side)
-    picture = Image.fromarray(pixels.transpose(1, 2, 0))
-    drawn = draw_boxes(picture, [(box, "") for box in parse_boxes(text, side, side)])
+    drawn = draw_boxes(Image.fromarray(pixels.transpose(1, 2, 0)), [(box, "") for box in parse_boxes(text, side, side)])
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=88)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _parts(example: Example, encoder: PromptEncoder) -> list[tuple[str, str]]:
-    """Runs of tokens of one kind (`image`, `mark`, `supervised`, `prompt`) and their text."""
+    """Runs of tokens of one kind (`image`, `supervised`, `prompt`) and their text."""
     tokenizer = encoder.tokenizer
     marks = {tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
     kinds = np.where(example.input_ids == IMAGE_PLACEHOLDER, 3, np.where(example.labels != IGNORE, 1, 0))
@@ -144,10 +145,6 @@ def _as_html(kind: str, text: str) -> str:
     return f"<mark>{escape(text)}</mark> " if kind == "supervised" else f"{escape(text)} "
 
 
-MIN_BOXES = 20
-"""Fewer boxes of a corpus say nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class SeenBox:
     """A box and the size of its image, in pixels."""
@@ -164,7 +161,7 @@ def boxes_of(record: Record) -> list[SeenBox]:
 
 
 def find_box_problems(boxes: Iterable[SeenBox]) -> list[str]:
-    """Why the boxes of a corpus, together, look wrong; empty where they look right or are too few."""
+    """Why the boxes of a corpus, taken together, look wrong. Empty if they look right or are too few."""
     seen = list(boxes)
     if len(seen) < MIN_BOXES:
         return []
@@ -193,14 +190,14 @@ def _on_grid(side: int) -> Callable[[SeenBox], bool]:
 
 
 _RULES: tuple[tuple[str, float, Callable[[SeenBox], bool]], ...] = (
-    ("coordinates are between 0 and 1: normalised, not pixels", 0.5, _unit),
+    ("coordinates are between 0 and 1: normalized, not pixels", 0.5, _unit),
     ("whole numbers up to 100 in far larger images: on the 0..100 grid, not pixels", 0.95, _on_grid(100)),
     ("whole numbers up to 1000 in far larger images: on a 0..1000 grid, not pixels", 0.95, _on_grid(1000)),
 )
 
 
 def _as_sizes(seen: list[SeenBox]) -> str | None:
-    """True corners add up to less than the image's sides only for boxes in its upper left quarter; sizes always do."""
+    """x1 + x2 is less than the image's width only for corners in its left half, but x + width always is."""
     fits = sum(s.box.x1 + s.box.x2 <= s.width and s.box.y1 + s.box.y2 <= s.height for s in seen)
     if fits > 0.95 * len(seen):
         return f"the boxes look like x, y, width, height ({fits} of {len(seen)} would fit as that)"
@@ -208,7 +205,7 @@ def _as_sizes(seen: list[SeenBox]) -> str | None:
 
 
 def _as_y_first(seen: list[SeenBox]) -> str | None:
-    """True boxes use the long side of an image to its end; read y before x, they stay within the short one."""
+    """Correct boxes extend to the end of an image's long side. With y before x they stay within its short side."""
     long = [s for s in seen if max(s.width, s.height) > 1.1 * min(s.width, s.height)]
     within = sum((s.box.x2 if s.width > s.height else s.box.y2) <= min(s.width, s.height) for s in long)
     if len(long) >= MIN_BOXES and within > 0.99 * len(long):

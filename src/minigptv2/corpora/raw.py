@@ -1,6 +1,6 @@
-"""Original files of a corpus under one root: finding them, reading large JSON piece by piece, and plain pickles.
+"""Finds the original files of a corpus under one root, and reads large JSON in pieces, JSON lines and plain pickles.
 
-Every "not there" names the paths looked for and where to get them. Nothing read here is executed.
+The error for a missing file names the paths that were tried and the download. Nothing that is read is executed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _SPACE = re.compile(r"[\s,]*")
 
 @dataclass(frozen=True)
 class Raw:
-    """The folder with original files, and what to say where one is missing."""
+    """The folder with original files, and the download to name if one is missing."""
 
     root: Path
     corpus: str
     download: str
 
     def find(self, *candidates: str) -> Path:
-        """The first of the paths below the root that exists, file or folder. Raises `MissingFilesError`, naming all."""
+        """The first of the paths below the root that exists, file or folder. Raises `MissingFilesError` naming all."""
         for candidate in candidates:
             if (self.root / candidate).exists():
                 return self.root / candidate
         self.missing(*candidates)
 
     def has(self, candidate: str) -> bool:
-        """Whether the path is there."""
+        """Whether the path exists."""
         return (self.root / candidate).exists()
 
     def glob(self, *patterns: str) -> list[Path]:
-        """All files of the first pattern that matches any, sorted. Raises `MissingFilesError`, naming all."""
+        """All files of the first pattern that matches any, sorted. Raises `MissingFilesError` naming all."""
         for pattern in patterns:
             found = sorted(file for file in self.root.glob(pattern) if file.is_file())
             if found:
@@ -47,10 +47,10 @@ class Raw:
         self.missing(*patterns)
 
     def missing(self, *candidates: str) -> NoReturn:
-        """Raise the error that says what was looked for and where to get it."""
-        looked = " or ".join(str(self.root / candidate) for candidate in candidates)
+        """Raise the error that names the paths that were tried and the download."""
+        paths = " or ".join(str(self.root / candidate) for candidate in candidates)
         raise MissingFilesError(
-            f"{self.corpus}: there is no {looked}. Set --root to the folder above it. Get it: {self.download}"
+            f"{self.corpus}: {paths} not found. Set --root to the folder above it. Download: {self.download}"
         )
 
 
@@ -74,15 +74,15 @@ def read_lines(file: Path) -> Iterator[Any]:
 
 
 def stream_json(file: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
-    """The items of a top-level list (their number as a text) or object, or of the one under `key` of a top-level
-    object.
+    """The items of a list (with their number as a text) or of an object: the document, or its value for `key`.
 
-    One item is held at a time: Visual Genome's regions and GQA's questions take gigabytes as one document.
+    Holds one item at a time, since Visual Genome's regions and GQA's questions need gigabytes as one document. Raises
+    `DataError` naming the file if it has another structure.
     """
     text = _Text(file)
     if key is not None:
         if text.next() != "{":
-            text.fail(f"want an object with '{key}'")
+            text.fail(f"must be an object with '{key}'")
         while (found := text.key()) != key:
             if found is None:
                 text.fail(f"has no '{key}'")
@@ -97,7 +97,7 @@ def stream_json(file: Path, key: str | None = None) -> Iterator[tuple[str, Any]]
         while (name := text.key()) is not None:
             yield name, text.value()
     else:
-        text.fail("want a list or an object")
+        text.fail("must be a list or an object")
 
 
 def is_list(file: Path) -> bool:
@@ -106,16 +106,16 @@ def is_list(file: Path) -> bool:
 
 
 class _Text:
-    """A JSON text read in pieces: a value is parsed once it and the character behind it are there."""
+    """A JSON text that is read in pieces. A value is parsed once it and the next character have been read."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.stream = open(file, encoding="utf-8-sig", errors="strict")  # noqa: SIM115 - lives as long as this
+        self.stream = open(file, encoding="utf-8-sig", errors="strict")  # noqa: SIM115 - open as long as this object
         self.text, self.at = "", 0
         self.decoder = json.JSONDecoder()
 
     def next(self) -> str:
-        """The next character that is no space or comma."""
+        """Skip spaces and commas, and return the next character."""
         self.at = self._skip()
         if self.at >= len(self.text):
             self.fail("ends early")
@@ -123,7 +123,7 @@ class _Text:
         return self.text[self.at - 1]
 
     def ends(self, bracket: str) -> bool:
-        """Whether the bracket comes next; it is passed."""
+        """Whether the bracket comes next. If so, it is skipped."""
         self.at = self._skip()
         if self.text[self.at : self.at + 1] == bracket:
             self.at += 1
@@ -131,16 +131,16 @@ class _Text:
         return False
 
     def key(self) -> str | None:
-        """The next key of an object, its colon passed; None at the object's end."""
+        """The next key of an object, with its colon skipped. None at the end of the object."""
         if self.ends("}"):
             return None
         name = self.value()
         if not isinstance(name, str) or self.next() != ":":
-            self.fail("want a key")
+            self.fail("expected a key")
         return name
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """The next complete value."""
         self.at = self._skip()
         need = _CHUNK
         while True:
@@ -156,7 +156,7 @@ class _Text:
         return value
 
     def fail(self, what: str) -> NoReturn:
-        raise DataError(f"{self.file}: not the JSON expected: {what}")
+        raise DataError(f"{self.file}: unexpected JSON: {what}")
 
     def _skip(self) -> int:
         while True:
@@ -179,17 +179,17 @@ class _Text:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads pickles of numbers, texts, lists, tuples and dicts. Whatever names a class or function is refused."""
+    """Reads pickles of numbers, texts, lists, tuples and dicts. Refuses references to classes and functions."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise DataError(f"asks for {module}.{name}; only plain lists, dicts, texts and numbers are read")
+        raise DataError(f"refers to {module}.{name}; only plain lists, dicts, texts and numbers are read")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DataError("holds a persistent id; only plain lists, dicts, texts and numbers are read")
+        raise DataError("contains a persistent id; only plain lists, dicts, texts and numbers are read")
 
 
 def read_plain_pickle(file: Path) -> Any:
-    """The plain containers in a pickle (REFER's, written by Python 2). Raises `DataError` for anything else in it."""
+    """The plain containers in a pickle (REFER's, written by Python 2). Raises `DataError` if it holds anything else."""
     try:
         with open(file, "rb") as stream:
             return PlainUnpickler(stream, encoding="utf-8").load()

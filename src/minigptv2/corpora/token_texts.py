@@ -1,4 +1,4 @@
-"""What the samples of a folder of corpora say, as the parts that are tokenised: for training a small tokenizer."""
+"""Yields the texts of the samples of several corpora, as they are tokenized, for training a small tokenizer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from minigptv2.tasks import render_turn
 
 _SAMPLES_PER_CORPUS = 800
 _DRAWS_OF_SMALL = 8
-"""Small corpora are spoken several times, so that their words are not drowned."""
+"""Number of times that samples of small corpora are rendered, so that their words have enough weight."""
 
 
 def rendered_texts(shards: Path) -> Iterator[str]:
-    """Prompt parts and answers of up to 800 samples of every corpus under `shards`, wordings drawn."""
+    """Prompt parts and answers of up to 800 samples of every corpus under `shards`, with drawn wordings.
+
+    Raises `DataError` if there is no corpus.
+    """
     folders = sorted(folder for folder in shards.iterdir() if folder.is_dir()) if shards.is_dir() else []
     if not folders:
         raise DataError(f"no corpora under {shards}")

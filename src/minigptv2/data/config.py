@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from minigptv2.config import MISSING
+from minigptv2.config import MISSING, Resume, setting
 
 
 @dataclass
 class DataConfig:
     """Where the samples of a stage come from, and how they are packed."""
 
-    recipe: str = MISSING
+    recipe: str = setting(MISSING, resume=Resume.CONTENT)
     """Path of the recipe, a YAML in `data_recipes/` that lists the corpora and their ratios."""
-    shards: str = "data/shards"
+    shards: str = setting("data/shards", resume=Resume.CONTENT)
     """Folder that holds one folder of shards per corpus, named as in the recipe."""
-    max_tokens: int = 1024
+    max_tokens: int = setting(1024, resume=Resume.EQUAL)
     """Maximum length of an example in tokens, including image tokens. Trailing turns that exceed it are left out as a
     whole. An example whose first turn does not fit is dropped and reported."""
-    max_pack_tokens: int = 16384
+    max_pack_tokens: int = setting(16384, resume=Resume.FREE)
     """Maximum number of tokens in one micro-batch of one rank. A step with more tokens uses more micro-batches. No
     example is truncated."""
-    image_cost_tokens: int = 87
+    image_cost_tokens: int = setting(87, resume=Resume.FREE)
     """Cost of encoding one image, in language-model tokens, for balancing packs: 2.25 TFLOP of EVA ViT-g at 448 px
     divided by 25.9 GFLOP per token of a frozen 7B model."""
-    attention_cost_tokens: float = 3.0e-5
+    attention_cost_tokens: float = setting(3.0e-5, resume=Resume.FREE)
     """Cost, in tokens, that a token has for each token of its sample that it attends to: 0.79 MFLOP of 32 layers of
     width 4096 divided by 25.9 GFLOP per token."""
-    num_workers: int = 2
+    num_workers: int = setting(2, resume=Resume.FREE)
     """Loader processes per rank, for any number of corpora. 0 reads in the training process."""
-    worker_timeout_s: float = 300.0
+    worker_timeout_s: float = setting(300.0, resume=Resume.FREE)
     """Seconds after which a loader process without a result is replaced, after printing its stack. If this happens
     four times for the same step, the run stops."""
 
@@ -64,20 +64,20 @@ class CorpusShare:
 class Recipe:
     """A mixture of corpora. Part of the data plan, which is a pure function of seed, recipe and manifests."""
 
-    unit: str = "sample"
+    unit: str = setting("sample", resume=Resume.EQUAL)
     """What a ratio counts: `sample`, `token` (as the model sees them, including image tokens), or `batch` (of
     `batch_size` samples each, which are spread over the sequence and not drawn together)."""
-    temperature: float = 1.0
+    temperature: float = setting(1.0, resume=Resume.EQUAL)
     """Ratios are raised to the power 1 / temperature: 1 keeps them, and larger values make them more equal. The
     ratios in `tasks` are not changed."""
-    tasks: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, float] = setting({}, resume=Resume.EQUAL)
     """Share of each task in the mixture. The ratios of the corpora then divide each task's share among its corpora.
     Empty: the ratios of the corpora divide the whole mixture."""
-    shuffle_window: int = 4
+    shuffle_window: int = setting(4, resume=Resume.EQUAL)
     """Number of shards whose samples are shuffled together. A larger window mixes better and opens more files."""
-    max_bad_in_a_row: int = 100
+    max_bad_in_a_row: int = setting(100, resume=Resume.FREE)
     """Number of consecutive damaged samples that stops the run."""
-    max_bad_rate: float = 0.01
+    max_bad_rate: float = setting(0.01, resume=Resume.FREE)
     """A larger share of damaged samples stops the run. Each rank counts the samples it read since its start."""
-    corpora: dict[str, CorpusShare] = field(default_factory=dict)
+    corpora: dict[str, CorpusShare] = setting({}, resume=Resume.EQUAL)
     """Share of each corpus, by name."""

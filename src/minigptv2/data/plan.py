@@ -18,7 +18,7 @@ from random import Random
 
 import numpy as np
 
-from minigptv2.config import load_config
+from minigptv2.config import Resume, fields_with, load_config
 from minigptv2.data.config import CorpusShare, Recipe
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
 from minigptv2.errors import ConfigError, DataError
@@ -132,11 +132,9 @@ class DataPlan:
     def fingerprint(self) -> str:
         """SHA-256 over seed, recipe and manifests. Equal fingerprints mean the same global sequence."""
         recipe = asdict(self.recipe)
-        for limit in ("max_bad_in_a_row", "max_bad_rate"):  # limits do not change the order
-            del recipe[limit]
         identity = {
             "seed": self.seed,
-            "recipe": recipe,
+            "recipe": {name: recipe[name] for name in fields_with(Recipe, Resume.EQUAL)},
             "manifests": [reader.manifest.fingerprint for reader in self.corpora],
             "tokens": self._tokens,
             "global_batch_size": self._steps_of,

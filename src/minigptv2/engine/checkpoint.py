@@ -1,9 +1,9 @@
-"""Checkpoints on disk, by parameter name: free of world size and ZeRO stage, atomic, hashed, never a pickle.
+"""Reads and writes checkpoints on disk, by parameter name, independent of world size and ZeRO stage.
 
-`<run>/checkpoints/step-00000100/` holds `weights`, `exp_avg`, `exp_avg_sq` (fp32 safetensors of what is trained) and
-`state.json`; `checksums.json` covers them all. A folder is written under a temporary name, synced and renamed, so one
-with its final name is whole. There is no pointer to tear: the newest whole folder is the one to resume from. Knows no
-ranks; `engine/saver.py` does.
+`<run>/checkpoints/step-00000100/` holds `weights`, `exp_avg` and `exp_avg_sq` (fp32 safetensors of what is trained) and
+`state.json`. `checksums.json` covers them all. A folder is written under a temporary name, synced and renamed, so that
+one with its final name is complete. The newest intact folder is the one to resume from. Nothing is pickled. This module
+knows no ranks; `engine/saver.py` does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, sha256_of, sync_folder
 from minigptv2.run_folder import RunFolder, checkpoint_step
@@ -27,35 +28,59 @@ from minigptv2.run_folder import RunFolder, checkpoint_step
 FORMAT = 2
 WEIGHTS = "weights"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state per parameter, as torch names it."""
+"""AdamW's state of a parameter, as torch names it."""
 STATE_FILE, CHECKSUM_FILE = "state.json", "checksums.json"
 
 
 @dataclass(frozen=True)
-class CheckpointState:
-    """What a checkpoint says beside its tensors.
+class Identity:
+    """What must be equal on resume besides the config: hashes of contents, and the seed."""
 
-    `position`: place in the data plan of the next step's first sample. `identity`: hashes of what must be equal on
-    resume. `config`: the resolved config by dotted key. `skipped`: steps that changed no weight. `guard`: what the step
-    guard remembers.
+    tokenizer_sha256: str
+    data_plan: str
+    """Fingerprint of the data plan."""
+    seed: int
+    init_from: str | None
+    """Hash of the weights of the parent export, or None."""
+    base_sha256: dict[str, str]
+    """Hash of the base weights by part."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint holds besides its tensors.
+
+    `position` is the position in the data plan of the next step's first sample. `config` is the resolved config, the
+    recipe and the DeepSpeed JSON by dotted key. `skipped` counts the skipped steps.
     """
 
     step: int
     position: int
-    identity: dict[str, Any]
+    identity: Identity
     config: dict[str, Any] = field(default_factory=dict)
     skipped: int = 0
-    guard: dict[str, Any] = field(default_factory=dict)
+    guard: GuardState = field(default_factory=GuardState)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state as plain values."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> CheckpointState:
+        """Return the state that `as_json` was made of. Raises `TypeError` or `KeyError` for another document."""
+        values = {key: value for key, value in document.items() if key != "format"}
+        values |= {"identity": Identity(**values["identity"]), "guard": GuardState(**values["guard"])}
+        return cls(**values)
 
 
 def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> Path:
-    """Write `tensors` (file stem to name to fp32 CPU tensor) and `state` as one folder, whole or not at all.
+    """Write `tensors` (file stem to name to fp32 CPU tensor) and `state` atomically as one folder; return it.
 
-    Raises `CheckpointError` naming the file if the disk refuses; what was there before stays as it was.
+    Raises `CheckpointError` naming the file if writing fails. Existing checkpoints are not changed then.
     """
     folder = RunFolder(run).checkpoint(state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    document = json.dumps({"format": FORMAT, **asdict(state)}, indent=1).encode()
+    document = json.dumps(state.as_json(), indent=1).encode()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -66,21 +91,21 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
         sums[STATE_FILE] = _write_bytes(temporary / STATE_FILE, document)
         _write_bytes(temporary / CHECKSUM_FILE, json.dumps(sums, indent=1).encode())
         sync_folder(temporary)
-        _remove(folder)  # a damaged one of the same step, which this run did not resume from
+        _remove(folder)  # a damaged checkpoint of the same step, from which this run did not resume
         os.rename(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"{folder}: not saved: {error.strerror or error} ({error.filename or temporary})") from (
-            error
-        )
+        reason = f"{error.strerror or error} ({error.filename or temporary})"
+        raise CheckpointError(f"{folder}: failed to save: {reason}") from error
     return folder
 
 
 def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int | None = None) -> None:
-    """Remove all but the newest `keep` and those of each `keep_every` steps (0: none), and what a kill left half done.
+    """Remove all checkpoints except the newest `keep`, those of every `keep_every` steps (0: none), and leftovers.
 
-    Call it only after a newer one is whole; those beyond step `newest` are damaged: the run did not go on from them.
+    Call it only after a newer checkpoint is complete. Those after step `newest` are removed: they are damaged, so that
+    the run did not resume from them.
     """
     folder = RunFolder(run)
     for leftover in folder.unfinished_checkpoints():
@@ -94,7 +119,7 @@ def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int 
 
 
 def _remove(folder: Path) -> None:
-    """Take the name away first, so that no half-removed folder is ever taken for a checkpoint."""
+    """Rename the folder before removing it, so that a partly removed folder never looks like a checkpoint."""
     if folder.exists():
         hidden = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -103,7 +128,7 @@ def _remove(folder: Path) -> None:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Raise `CheckpointError` naming the first file that is missing, cut or changed."""
+    """Raise `CheckpointError` naming the first file that is missing, truncated or changed."""
     checksum_file = folder / CHECKSUM_FILE
     try:
         checksums = json.loads(checksum_file.read_bytes())
@@ -112,22 +137,22 @@ def verify_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{checksum_file}: cannot be read: {error}") from error
     needed = {STATE_FILE, *(f"{stem}.safetensors" for stem in (WEIGHTS, *MOMENTS))}
     if expected.keys() != needed:
-        raise CheckpointError(f"{checksum_file}: speaks of {sorted(expected)}, expected {sorted(needed)}")
+        raise CheckpointError(f"{checksum_file}: lists {sorted(expected)}, expected {sorted(needed)}")
     for name, (size, sha256) in expected.items():
         file = folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing")
         found = file.stat().st_size
         if found != size:
-            raise CheckpointError(f"{file}: {found} bytes, {size} were written")
+            raise CheckpointError(f"{file}: expected {size} bytes, got {found}")
         if sha256_of(file) != sha256:
-            raise CheckpointError(f"{file}: its bytes do not match the checksum written with it")
+            raise CheckpointError(f"{file}: checksum mismatch")
 
 
 def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files all match their checksums; each damaged one is reported through `warn`.
+    """Return the newest intact checkpoint, or None if there is none; report each damaged one through `warn`.
 
-    Raises `CheckpointError` when there are checkpoints but none is good: starting over must be asked for.
+    Raises `CheckpointError` if all checkpoints are damaged, so that a run never starts over unasked.
     """
     candidates = RunFolder(run).checkpoint_folders()
     for folder in candidates:
@@ -135,32 +160,34 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
             verify_checkpoint(folder)
             return folder
         except (CheckpointError, OSError) as error:
-            warn(f"damaged checkpoint skipped: {error}")
+            warn(f"skipping damaged checkpoint: {error}")
     if candidates:
-        raise CheckpointError(f"{run}: none of {len(candidates)} checkpoints is whole; --fresh starts over")
+        raise CheckpointError(f"{run}: all {len(candidates)} checkpoints are damaged. Use --fresh to start over.")
     return None
 
 
 def load_state(folder: Path) -> CheckpointState:
-    """The JSON part of a checkpoint."""
+    """Return the JSON part of a checkpoint. Raises `CheckpointError` if it cannot be read."""
     try:
         document = json.loads((folder / STATE_FILE).read_bytes())
-        if document.pop("format") != FORMAT:
-            raise CheckpointError(f"{folder}: written in another format than {FORMAT}, which this version reads")
-        return CheckpointState(**document)
+        if document["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder}: format {document['format']} is not supported; this version reads {FORMAT}"
+            )
+        return CheckpointState.from_json(document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE}: cannot be read: {error}") from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+    """Return all tensors of a safetensors file, on the CPU. Raises `CheckpointError` if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(str(file))
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{file}: not a valid safetensors file: {error}") from error
 
 
 def _write_bytes(file: Path, data: bytes) -> dict[str, int | str]:
@@ -173,8 +200,11 @@ def _write_bytes(file: Path, data: bytes) -> dict[str, int | str]:
 
 
 def _write_tensors(file: Path, tensors: dict[str, Tensor]) -> dict[str, int | str]:
-    """A safetensors file of fp32 tensors, hashed as it is written. The library's own writer holds the interpreter for
-    as long as the disk takes, which would stop training and heartbeats; and it would be read again for the hash."""
+    """Write fp32 tensors as a safetensors file and hash them on the way; return its size and SHA-256.
+
+    The library's own writer holds the interpreter lock while the disk writes, which would stop training and heartbeats,
+    and the file would have to be read again for the hash.
+    """
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():

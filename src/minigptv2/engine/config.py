@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigptv2.config import MISSING
+from minigptv2.config import MISSING, Resume, setting
 from minigptv2.errors import ConfigError
 from minigptv2.shipped import find
 
@@ -44,53 +44,53 @@ class GuardConfig:
 class TrainConfig:
     """Steps, batch sizes, optimizer and the rhythm of logs and checkpoints. ZeRO and precision are in the JSON."""
 
-    deepspeed: str = "deepspeed_configs/zero3.json"
+    deepspeed: str = setting("deepspeed_configs/zero3.json", resume=Resume.FREE)
     """DeepSpeed JSON: ZeRO stage, buckets, offload, precision. It may not set what this class owns."""
-    steps: int = MISSING
+    steps: int = setting(MISSING, resume=Resume.FREE)
     """Optimizer steps of the stage."""
-    global_batch_size: int = MISSING
+    global_batch_size: int = setting(MISSING, resume=Resume.EQUAL)
     """Samples per optimizer step, over all ranks and micro-batches."""
-    micro_batch_size: int = 1
+    micro_batch_size: int = setting(1, resume=Resume.FREE)
     """Samples per micro-batch of one rank, on average: packs of long samples hold fewer."""
-    learning_rate: float = MISSING
+    learning_rate: float = setting(MISSING, resume=Resume.FREE)
     """Highest learning rate, after warm-up."""
-    warmup_steps: int = 1000
+    warmup_steps: int = setting(1000, resume=Resume.FREE)
     """Steps of linear warm-up."""
-    warmup_learning_rate: float = 1e-6
+    warmup_learning_rate: float = setting(1e-6, resume=Resume.FREE)
     """Learning rate of the first step."""
-    final_learning_rate_ratio: float = 0.1
+    final_learning_rate_ratio: float = setting(0.1, resume=Resume.FREE)
     """The cosine ends at this share of `learning_rate`."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = setting([0.9, 0.999], resume=Resume.FREE)
     """AdamW's decay rates of the two moments."""
-    weight_decay: float = 0.05
+    weight_decay: float = setting(0.05, resume=Resume.FREE)
     """AdamW's decay of matrices; norms and biases have none."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: float = setting(1.0, resume=Resume.FREE)
     """Largest global gradient norm."""
-    log_every: int = 10
+    log_every: int = setting(10, resume=Resume.FREE)
     """Steps between log lines."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = setting(1000, resume=Resume.FREE)
     """Steps between checkpoints; one is always written at the last step."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = setting(2, resume=Resume.FREE)
     """Newest checkpoints that are kept; at least two, so that an older good one remains."""
-    keep_every: int = 0
+    keep_every: int = setting(0, resume=Resume.FREE)
     """Checkpoints of every so many steps are never removed; 0: only the newest are kept."""
-    max_save_stall_s: float = 60.0
+    max_save_stall_s: float = setting(60.0, resume=Resume.FREE)
     """Longest that a step waits for the writing of the checkpoint before; then the new one is left out, with a word."""
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    guard: GuardConfig = setting(GuardConfig, resume=Resume.FREE)
     """The step guard."""
-    rehearse: bool | None = None
+    rehearse: bool | None = setting(None, resume=Resume.FREE)
     """Run the fullest pack that the settings allow before the first step, and forget it: a GPU that is too small fails
     at once, not after hours. null: on GPUs."""
-    timeout_minutes: float = 60.0
+    timeout_minutes: float = setting(60.0, resume=Resume.FREE)
     """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
 
-    hang_minutes: float = 10.0
+    hang_minutes: float = setting(10.0, resume=Resume.FREE)
     """A step without an end for so long is a hang: every thread's stack is written down and the job ends."""
-    silence_s: float = 8.0
+    silence_s: float = setting(8.0, resume=Resume.FREE)
     """A rank without a heartbeat for so long in a step (six times as long elsewhere) is gone, and the job ends."""
-    crash_loop_limit: int = 5
+    crash_loop_limit: int = setting(5, resume=Resume.FREE)
     """So many starts in a row that left no newer checkpoint, and the next one is refused; 0: none is."""
-    time_limit_minutes: float = 0.0
+    time_limit_minutes: float = setting(0.0, resume=Resume.FREE)
     """Save and leave with the requeue code in time for this limit, counted from the start; 0: none. Slurm's own limit
     is read from its environment as well."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ from minigptv2.engine.config import GuardConfig
 from minigptv2.errors import StepError
 
 NO_LABELS = "no token has a label"
+
+
+@dataclass(frozen=True)
+class GuardState:
+    """What a checkpoint keeps of the step guard and of fp16's dynamic loss scaler (empty in bf16 and fp32)."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    in_a_row: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
 
 
 class StepGuard:
@@ -70,15 +81,15 @@ class StepGuard:
                 "before them. Replay a saved step with `minigptv2 replay`. Limit: train.guard.max_skipped_in_a_row."
             )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> GuardState:
         """Return what a checkpoint keeps."""
-        return {"losses": list(self._losses), "norms": list(self._norms), "in_a_row": self.in_a_row}
+        return GuardState(list(self._losses), list(self._norms), self.in_a_row)
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: GuardState) -> None:
         """Restore what `state` returned."""
-        self._losses.extend(state.get("losses", ()))
-        self._norms.extend(state.get("norms", ()))
-        self.in_a_row = int(state.get("in_a_row", 0))
+        self._losses.extend(state.losses)
+        self._norms.extend(state.norms)
+        self.in_a_row = state.in_a_row
 
 
 def squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:

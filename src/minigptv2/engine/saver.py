@@ -1,7 +1,7 @@
-"""Saving and restoring a trainer over all ranks: gathered at once, written behind training's back, agreed by all.
+"""Saves and restores a trainer on all ranks: gathers tensors, writes them in the background, reports errors everywhere.
 
-The main rank alone touches the disk: it writes, it reads, and the others get what they need from it, so nothing
-depends on when a shared file system shows a file to another node.
+Only the main rank reads and writes files. The other ranks get what they need from it, so that nothing depends on when a
+shared file system shows a file to another node.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minigptv2.errors import CheckpointError
 
 @dataclass
 class _Write:
-    """A write in the background, on the main rank."""
+    """A background write of the main rank."""
 
     thread: threading.Thread
     step: int
@@ -41,27 +41,27 @@ class _Write:
 
 
 class CheckpointSaver:
-    """Writes checkpoints in a thread of the main rank. Training waits for the gathering of tensors only.
+    """Writes checkpoints in a thread of the main rank. Training waits only while tensors are gathered.
 
-    A save while the last one is still being written waits up to `max_stall_s`, then is left out with a word. One failed
-    save (a full disk) is a warning; a second in a row, or one that was waited for, raises `CheckpointError` on all
-    ranks. `say` gets lines for the log.
+    If the previous checkpoint is still being written, a save waits up to `max_stall_s` and is then left out, which is
+    logged. One failed save (a full disk) is logged; a second one in a row, or one with `wait`, raises `CheckpointError`
+    on all ranks. `log` receives lines for the log.
     """
 
     def __init__(
-        self, run: Path, *, keep: int, keep_every: int, max_stall_s: float, say: Callable[[str], None]
+        self, run: Path, *, keep: int, keep_every: int, max_stall_s: float, log: Callable[[str], None]
     ) -> None:
         self._run, self._keep, self._keep_every = run, keep, keep_every
         self._max_stall_s = max_stall_s
-        self._say = say
+        self._log = log
         self._write: _Write | None = None
         self._failures = 0
 
     def save(self, trainer: Trainer, state: CheckpointState, *, wait: bool) -> float:
-        """Save (a collective). `wait`: until it is on the disk. Returns the seconds that training was held up."""
+        """Save; `wait` until it is on disk. Return the seconds that training was paused. A collective."""
         began = time.monotonic()
         if not self.settle(None if wait else self._max_stall_s):
-            self._say(f"checkpoint of step {state.step} left out: the last one is still being written")
+            self._log(f"skipped checkpoint of step {state.step}: the previous one is still being written")
             return time.monotonic() - began
         tensors = {WEIGHTS: trainer.trained_weights(), **{key: trainer.moments(key) for key in MOMENTS}}
         stall = time.monotonic() - began
@@ -74,10 +74,10 @@ class CheckpointSaver:
         return time.monotonic() - began
 
     def settle(self, timeout_s: float | None = None, *, final: bool = False) -> bool:
-        """Wait for the write in progress (a collective); whether it has ended. None: for as long as it takes.
+        """Wait for the write in progress, without limit if `timeout_s` is None; return whether it has ended.
 
-        Raises `CheckpointError` on all ranks if it failed and nothing later can make that good (`final`, or the second
-        time in a row).
+        A collective. Raises `CheckpointError` on all ranks if it failed and no later save follows (`final`) or the one
+        before failed, too.
         """
         ended, error = distributed.on_main(lambda: self._join(timeout_s))
         if not ended:
@@ -89,7 +89,7 @@ class CheckpointSaver:
         return True
 
     def _join(self, timeout_s: float | None) -> tuple[bool, str | None]:
-        """Whether no write is in progress any more, and the last one's error: empty for none, None for no write."""
+        """Return whether no write is in progress, and the error of the last one: "" for success, None for no write."""
         write = self._write
         if write is None:
             return True, None
@@ -106,24 +106,24 @@ class CheckpointSaver:
             folder = write_checkpoint(self._run, state, tensors)
             prune_checkpoints(self._run, keep=self._keep, keep_every=self._keep_every, newest=state.step)
             seconds = time.monotonic() - write.began
-            self._say(f"checkpoint {folder} (training held up {stall:.2f} s, written in {seconds:.2f} s)")
-        except Exception as error:  # noqa: BLE001  # told to all ranks when the write is settled
+            self._log(f"saved checkpoint {folder} (training paused {stall:.2f} s, write {seconds:.2f} s)")
+        except Exception as error:  # noqa: BLE001  # raised on all ranks when the write is settled
             write.error = error
-            self._say(f"CHECKPOINT NOT SAVED: {type(error).__name__}: {error}")
+            self._log(f"failed to save checkpoint: {type(error).__name__}: {error}")
 
 
-def choose_checkpoint(run: Path, say: Callable[[str], None]) -> tuple[Path, CheckpointState] | None:
-    """The newest whole checkpoint and its state, read by the main rank and told to all; None where there is none."""
+def choose_checkpoint(run: Path, log: Callable[[str], None]) -> tuple[Path, CheckpointState] | None:
+    """Return the newest intact checkpoint and its state, read by the main rank; None if there is none. A collective."""
 
-    def look() -> tuple[Path, CheckpointState] | None:
-        folder = newest_good_checkpoint(run, say)
+    def read() -> tuple[Path, CheckpointState] | None:
+        folder = newest_good_checkpoint(run, log)
         return None if folder is None else (folder, load_state(folder))
 
-    return distributed.on_main(look)
+    return distributed.on_main(read)
 
 
 def restore_checkpoint(folder: Path, state: CheckpointState, trainer: Trainer) -> None:
-    """Put weights, moments and step of a checkpoint into the trainer (a collective). The main rank alone reads."""
+    """Restore weights, moments and step of a checkpoint. A collective; only the main rank reads files."""
     expected = {name: shape_of(parameter) for name, parameter in trainer.trainable.items()}
 
     def check() -> None:
@@ -134,8 +134,7 @@ def restore_checkpoint(folder: Path, state: CheckpointState, trainer: Trainer) -
     for stem in (WEIGHTS, *MOMENTS):
         read = read_tensors(folder / f"{stem}.safetensors") if distributed.is_main() else {}
         trainer.set_state(None if stem == WEIGHTS else stem, read, updates=state.step - state.skipped)
-    trainer.step = state.step
-    trainer.restore_extra(state.skipped, state.guard)
+    trainer.restore_state(state)
 
 
 def _check_shapes(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
@@ -145,5 +144,5 @@ def _check_shapes(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
         found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if odd:
-        shapes = f"there {found.get(odd[0])}, in this model {expected.get(odd[0])}"
-        raise CheckpointError(f"{file}: {len(odd)} trained weights differ from this model's, first {odd[0]}: {shapes}")
+        shapes = f"expected {expected.get(odd[0])}, got {found.get(odd[0])}"
+        raise CheckpointError(f"{file}: {len(odd)} trained weights do not fit this model, first {odd[0]}: {shapes}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minigptv2.batch import MicroBatch, StepOutput
 from minigptv2.cluster import distributed
+from minigptv2.engine.checkpoint import CheckpointState, Identity
 from minigptv2.engine.config import TrainConfig
 from minigptv2.engine.guard import NO_LABELS, StepGuard
 from minigptv2.engine.optimizer import adamw, dropout_seed, learning_rate
@@ -155,16 +156,18 @@ class Trainer:
             images=int(values[2]),
         )
 
-    def extra_state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps besides tensors, step and position: fields of `CheckpointState`."""
-        return {"skipped": self.guard.skipped, "guard": self.guard.state() | {"loss_scale": self._loss_scale()}}
+    def checkpoint_state(self, position: int, identity: Identity, config: dict[str, Any]) -> CheckpointState:
+        """Return what a checkpoint keeps besides tensors; arguments are fields of `CheckpointState`."""
+        guard = replace(self.guard.state(), loss_scale=self._loss_scale())
+        return CheckpointState(self.step, position, identity, config, self.guard.skipped, guard)
 
-    def restore_extra(self, skipped: int, guard: dict[str, Any]) -> None:
-        """Restore what `extra_state` returned."""
-        self.guard.skipped = skipped
-        self.guard.load_state(guard)
+    def restore_state(self, state: CheckpointState) -> None:
+        """Restore step, step guard and loss scaler from a checkpoint."""
+        self.step = state.step
+        self.guard.skipped = state.skipped
+        self.guard.load_state(state.guard)
         if self.zero.loss_scaler is not None:
-            for key, value in guard.get("loss_scale", {}).items():
+            for key, value in state.guard.loss_scale.items():
                 setattr(self.zero.loss_scaler, key, value)
 
     def _loss_scale(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from minigptv2.config import Resume, setting
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.model.backbones import language_spec, vision_spec
 
@@ -15,13 +16,13 @@ PARTS = ("vision_encoder", "projector", "language_model", "lora")
 class LoraConfig:
     """Low-rank adapters on the language model. `r: 0` adds none."""
 
-    r: int = 64
+    r: int = setting(64, resume=Resume.EQUAL)
     """Rank; 64 as published. 0: no adapters."""
-    alpha: int = 16
+    alpha: int = setting(16, resume=Resume.EQUAL)
     """The update is scaled by alpha / r."""
-    dropout: float = 0.05
+    dropout: float = setting(0.05, resume=Resume.FREE)
     """Dropout on the adapter's input while training."""
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    target_modules: list[str] = setting(["q_proj", "v_proj"], resume=Resume.EQUAL)
     """Linear layers of every block that get an adapter."""
 
 
@@ -29,32 +30,32 @@ class LoraConfig:
 class ModelConfig:
     """Which backbones, where their weights come from, and what is trained."""
 
-    vision_encoder: str = "eva_vit_g"
+    vision_encoder: str = setting("eva_vit_g", resume=Resume.EQUAL)
     """Row of VISION_ENCODERS in `model/backbones.py`, or a model folder of ours, which states its sizes."""
-    vision_weights: str | None = None
+    vision_weights: str | None = setting(None, resume=Resume.CONTENT)
     """Model folder of ours with the vision encoder's weights (see `minigptv2 convert`); null: random, from the seed."""
-    language_model: str = "llama2_7b"
+    language_model: str = setting("llama2_7b", resume=Resume.EQUAL)
     """Row of LANGUAGE_MODELS in `model/backbones.py`, or a Hugging Face folder of a LLaMA."""
-    language_weights: str | None = None
+    language_weights: str | None = setting(None, resume=Resume.CONTENT)
     """Hugging Face folder of the language model (safetensors); null: random, from the seed."""
-    tokenizer: str | None = None
+    tokenizer: str | None = setting(None, resume=Resume.CONTENT)
     """`tokenizer.model`, `tokenizer.json`, or a folder with one; null: in `language_weights`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters on the language model."""
-    trainable: list[str] = field(default_factory=lambda: ["projector", "lora"])
+    trainable: list[str] = setting(["projector", "lora"], resume=Resume.EQUAL)
     """Parts that are trained; everything else is frozen. Published: projector and lora in all three stages."""
-    recompute_layers: int | None = None
+    recompute_layers: int | None = setting(None, resume=Resume.MACHINE)
     """Layers of the language model that the backward pass computes again instead of keeping what they made: less
     memory, up to 1.4 x the time. null: as few as let the fullest pack fit the GPU; none on a CPU."""
-    kernels: str = "auto"
+    kernels: str = setting("auto", resume=Resume.MACHINE)
     """Norms, rotation and SwiGLU of the language model: `liger` (needs CUDA and liger-kernel), `torch`, or `auto`: the
     first where it can run."""
-    compile_vision: bool = False
+    compile_vision: bool = setting(False, resume=Resume.MACHINE)
     """Compile the vision encoder's blocks with torch.compile. Not with ZeRO-3, whose hooks leave nothing to gain."""
-    vision_batch: int = 0
+    vision_batch: int = setting(0, resume=Resume.MACHINE)
     """Images that a frozen vision encoder takes at once, whatever the pack holds; 0: all of a pack. Lowers the memory
     of packs with many images. Not with ZeRO-3, where all ranks must call the encoder equally often."""
-    attention: str = "auto"
+    attention: str = setting("auto", resume=Resume.MACHINE)
     """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA; no shared images), `packed_sdpa` (torch,
     anywhere), `packed_flex` (a block mask; needs CUDA), `packed_dense` (slow, to compare with), or `auto`: the first
     where it can run, else the second."""

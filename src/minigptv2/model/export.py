@@ -11,13 +11,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minigptv2.config import Resume, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
@@ -35,6 +36,25 @@ _PATHS = ("vision_encoder", "vision_weights", "language_model", "language_weight
 
 
 @dataclass(frozen=True)
+class LineageEntry:
+    """One stage in the history of an export. `details` are what the writer recorded, such as seed, recipe, config."""
+
+    stage: str
+    steps: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry as plain values."""
+        return {"stage": self.stage, "steps": self.steps, **self.details}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> LineageEntry:
+        """Return the entry that `as_json` was made of. Raises `KeyError` for another document."""
+        details = {key: value for key, value in document.items() if key not in ("stage", "steps")}
+        return cls(document["stage"], document["steps"], details)
+
+
+@dataclass(frozen=True)
 class ExportInfo:
     """What an export says of itself, its paths made good. `lineage` lists the stages, oldest first, this one last.
 
@@ -46,23 +66,19 @@ class ExportInfo:
     sizes: Sizes
     weights_sha256: str | None
     base_sha256: dict[str, str]
-    lineage: tuple[dict[str, Any], ...]
+    lineage: tuple[LineageEntry, ...]
     folder: Path
 
     @property
     def title(self) -> str:
         """Stage, steps and hash, for logs."""
         last = self.lineage[-1]
-        return f"{last['stage']} ({self.folder}, {last['steps']} steps, weights {(self.weights_sha256 or 'none')[:12]})"
+        return f"{last.stage} ({self.folder}, {last.steps} steps, weights {(self.weights_sha256 or 'none')[:12]})"
 
     @property
     def tensors(self) -> Tensors:
         """The export's own tensors, unread."""
         return read_safetensors([self.folder / WEIGHTS_FILE])
-
-
-OF_THE_MACHINE = ("attention", "kernels", "compile_vision", "recompute_layers", "vision_batch")
-"""Settings that suit the machine that trained; whoever loads the export may be another. They are chosen anew."""
 
 
 def load_info(folder: str | Path) -> ExportInfo:
@@ -81,10 +97,15 @@ def load_info(folder: str | Path) -> ExportInfo:
             raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
         model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
-        model |= {key: getattr(ModelConfig(), key) for key in OF_THE_MACHINE}
+        model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
         config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
         info = ExportInfo(
-            config, sizes, document["weights_sha256"], document["base_sha256"], tuple(document["lineage"]), folder
+            config,
+            sizes,
+            document["weights_sha256"],
+            document["base_sha256"],
+            tuple(LineageEntry.from_json(entry) for entry in document["lineage"]),
+            folder,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
@@ -114,7 +135,7 @@ def save_export(
     tensors: dict[str, Tensor] | None,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    lineage: list[dict[str, Any]],
+    lineage: list[LineageEntry],
     *,
     base_sha256: dict[str, str],
     sizes: Sizes | None = None,
@@ -145,7 +166,7 @@ def save_export(
             "sizes": (sizes or sizes_of(config)).as_json(),
             "weights_sha256": sha256,
             "base_sha256": base_sha256,
-            "lineage": lineage,
+            "lineage": [entry.as_json() for entry in lineage],
         }
         write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
     return load_info(folder)
@@ -270,5 +291,5 @@ def save_untrained(folder: Path, config: ModelConfig, seed: int) -> ExportInfo:
     fill_weights(model, bases, None, assign_plain, seed=seed)
     named = named_canonical(model)
     tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
-    lineage = [{"stage": "untrained", "steps": 0, "seed": seed}]
+    lineage = [LineageEntry("untrained", 0, {"seed": seed})]
     return save_export(folder, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases))

@@ -15,7 +15,7 @@ from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.data.loader import StepBatches
 from minigptv2.data.plan import DataPlan
 from minigptv2.engine.bundle import keep_bundle
-from minigptv2.engine.checkpoint import CheckpointState
+from minigptv2.engine.checkpoint import Identity
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.saver import CheckpointSaver
 from minigptv2.engine.trainer import StepReport, Trainer
@@ -36,12 +36,12 @@ class Edge:
     stop: StopRequests
     watch: Watchdog
     attempts: AttemptRecorder
-    identity: dict[str, Any]
+    identity: Identity
     config: dict[str, Any]
 
     def save(self, trainer: Trainer, position: int, *, wait: bool) -> None:
         self.watch.set_phase(f"saving after step {trainer.step}")
-        state = CheckpointState(trainer.step, position, self.identity, self.config, **trainer.extra_state())
+        state = trainer.checkpoint_state(position, self.identity, self.config)
         self.stop.record_save(self.saver.save(trainer, state, wait=wait))
         self.attempts.saved_step = trainer.step
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from minigptv2.cluster import distributed
 from minigptv2.config import Loaded, flat_values, render_yaml
 from minigptv2.data.plan import DataPlan
-from minigptv2.engine.checkpoint import CheckpointState
+from minigptv2.engine.checkpoint import CheckpointState, Identity
 from minigptv2.engine.config import load_deepspeed_config
 from minigptv2.engine.saver import choose_checkpoint
 from minigptv2.errors import CheckpointError
@@ -33,7 +33,7 @@ class Start:
 
     parent: ExportInfo | None
     bases: list[Base]
-    identity: dict[str, Any]
+    identity: Identity
     known: dict[str, Any]
     checkpoint: tuple[Path, CheckpointState] | None
     changes: list[str]
@@ -94,18 +94,18 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
 
 def _identity(
     config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: list[Base], parent: ExportInfo | None
-) -> dict[str, Any]:
+) -> Identity:
     """Hashes of the contents that a run must go on with. Raises if the parent was trained on other bases."""
     hashes = distributed.on_main(lambda: hash_bases(bases))
     if parent:
         check_base_hashes(parent.base_sha256, hashes, str(parent.folder), bases)
-    return {
-        "tokenizer_sha256": tokenizer.sha256,
-        "data_plan": plan.fingerprint(),
-        "seed": config.seed,
-        "init_from": parent.weights_sha256 if parent else None,
-        "base_sha256": hashes,
-    }
+    return Identity(
+        tokenizer_sha256=tokenizer.sha256,
+        data_plan=plan.fingerprint(),
+        seed=config.seed,
+        init_from=parent.weights_sha256 if parent else None,
+        base_sha256=hashes,
+    )
 
 
 def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
 
 def _prepare_run_folder(
     config: RunConfig,
-    identity: dict[str, Any],
+    identity: Identity,
     known: dict[str, Any],
     *,
     fresh: bool,
@@ -144,7 +144,7 @@ def _prepare_run_folder(
     else:
         folder, state = checkpoint
         changes = check_resume(state.config, known, folder)
-        check_identity(state.identity, identity, folder)
+        check_identity(asdict(state.identity), asdict(identity), folder)
     if distributed.is_main():
         write_atomically(RunFolder(run).config, redact(render_yaml(config)).encode())
     return checkpoint, changes

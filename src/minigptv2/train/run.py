@@ -26,7 +26,7 @@ from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
 from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import names_to_export
-from minigptv2.model.export import save_export, tokenizer_of
+from minigptv2.model.export import LineageEntry, save_export, tokenizer_of
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
@@ -133,7 +133,7 @@ def _saver(run: Path, config: RunConfig, log: RunLog) -> CheckpointSaver:
         keep=config.train.keep_checkpoints,
         keep_every=config.train.keep_every,
         max_stall_s=config.train.max_save_stall_s,
-        say=log.line,
+        log=log.line,
     )
 
 
@@ -200,7 +200,7 @@ def _export(
     log: RunLog,
 ) -> Path:
     """Gather what an export holds (a collective) and write it on the main rank."""
-    parent, base_sha256 = start.parent, start.identity["base_sha256"]
+    parent, base_sha256 = start.parent, start.identity.base_sha256
     trained = trainer.trained_weights()
     names = names_to_export(trainer.model, config.model, parent.tensors if parent else {})
     others = [name for name in names if name not in trainer.trainable]
@@ -218,7 +218,7 @@ def _export(
             "versions": {"minigptv2": __version__, "torch": torch.__version__},
             "config": start.known,
         }
-        lineage = [*(parent.lineage if parent else ()), redact_all(entry)]
+        lineage = [*(parent.lineage if parent else ()), LineageEntry.from_json(redact_all(entry))]
         info = save_export(folder, tensors, config.model, tokenizer, lineage, base_sha256=base_sha256)
         log.line(f"export {info.title}")
     return folder

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw, stream_json
-from minigptv2.corpora.sources.vqa import Question, group, shared
+from minigptv2.corpora.sources.vqa import VqaQuestion, group, shared
 
 _FILES = {"train": "train_balanced", "val": "val_balanced", "testdev": "testdev_balanced"}
 
@@ -24,14 +24,14 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     file = raw.find(f"gqa/{name}", f"gqa/questions/{name}", f"gqa/questions1.2/{name}")
     raw.find("gqa/images")
 
-    def questions() -> Iterator[Question]:
+    def questions() -> Iterator[VqaQuestion]:
         for key, entry in stream_json(file):
             listed = "image" in entry
             identity = str(entry.get("question_id", f"row-{key}")) if listed else key
             picture = PurePosixPath(entry["image"]).stem if listed else entry["imageId"]
             kind = (entry.get("types") or {}).get("structural") or ""
             picture, answer, kind = shared((str(picture), entry["answer"], kind))
-            yield Question(identity, picture, entry["question"], (answer,), answer_type=kind)
+            yield VqaQuestion(identity, picture, entry["question"], (answer,), answer_type=kind)
 
     yield from group(raw, questions(), lambda raw, name: (name, (str(raw.root / "gqa/images" / f"{name}.jpg"),)))
 

@@ -24,7 +24,7 @@ from minigptv2.record import Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class VqaQuestion:
     """A question as its file has it; `picture` as its file names it."""
 
     id: str
@@ -37,14 +37,14 @@ class Question:
     """The right one of `choices`, where the file says which."""
 
 
-def group(raw: Raw, questions: Iterable[Question], locate: Any) -> Iterator[Draft | Rejected]:
+def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[Draft | Rejected]:
     """One draft per picture, its questions as separate turns; a second question of an id is left out.
 
     A picture's questions are scattered over the file, so all of a split are held in memory once the last is read:
     some 430 bytes a question of GQA and 570 of VQAv2 (100,000 made-up ones of their lengths), which comes to 0.4 and
     0.25 GiB of their train splits. `locate(raw, name)` gives the key of a picture and the paths where it may lie.
     """
-    pictures: dict[str, list[Question]] = {}
+    pictures: dict[str, list[VqaQuestion]] = {}
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
@@ -58,7 +58,7 @@ def group(raw: Raw, questions: Iterable[Question], locate: Any) -> Iterator[Draf
         yield Draft(key, tuple(map(_turn, asked)), paths, {"corpus": raw.corpus, "id": key}, separate=True)
 
 
-def _turn(question: Question) -> Turn:
+def _turn(question: VqaQuestion) -> Turn:
     facts = {"id": question.id, "answer_type": question.answer_type, "choice": question.choice}
     source = {name: value for name, value in facts.items() if value or name == "id"}
     return Turn("vqa", question.text, question.answers, choices=question.choices, source=source)
@@ -87,20 +87,20 @@ def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | R
     yield from group(raw, questions, locate_coco)
 
 
-def _official(questions: Path, annotations: Path, year: str) -> Iterator[Question]:
+def _official(questions: Path, annotations: Path, year: str) -> Iterator[VqaQuestion]:
     entries = (entry for _, entry in stream_json(annotations, "annotations"))
     answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type") or "")) for entry in entries}
     for _, entry in stream_json(questions, "questions"):
         given, kind = answers.pop(entry["question_id"], ((), ""))
         name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
-        yield Question(str(entry["question_id"]), name, entry["question"], given, answer_type=kind)
+        yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind)
 
 
-def _merged(file: Path) -> Iterator[Question]:
+def _merged(file: Path) -> Iterator[VqaQuestion]:
     for number, entry in stream_json(file):
         given = entry.get("answer", entry.get("answers", ()))
         texts = shared((given,) if isinstance(given, str) else given)
-        yield Question(str(entry.get("question_id", f"row-{number}")), entry["image"], entry["question"], texts)
+        yield VqaQuestion(str(entry.get("question_id", f"row-{number}")), entry["image"], entry["question"], texts)
 
 
 def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
@@ -112,12 +112,12 @@ def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     require_images(raw)
     file = raw.find(f"aokvqa/aokvqa_v1p0_{split}.json", f"aokvqa/aokvqa_{split}.json")
 
-    def questions() -> Iterator[Question]:
+    def questions() -> Iterator[VqaQuestion]:
         for _, entry in stream_json(file):
             name = str(entry.get("image") or entry["image_id"])
             answers, choices = entry.get("direct_answers") or entry.get("answer") or (), entry.get("choices") or ()
             right = entry.get("correct_choice_idx")
-            yield Question(
+            yield VqaQuestion(
                 str(entry["question_id"]),
                 name,
                 entry["question"],
@@ -134,11 +134,11 @@ def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     file = raw.find(f"vizwiz/{split}.json", f"vizwiz/Annotations/{split}.json", f"vizwiz/vizwiz_{split}.json")
     raw.find("vizwiz/images", f"vizwiz/{split}")
 
-    def questions() -> Iterator[Question]:
+    def questions() -> Iterator[VqaQuestion]:
         for _, entry in stream_json(file):
             name = Path(entry["image"]).name
             kind = entry.get("answer_type", "")
-            yield Question(name, name, entry["question"], _answers(entry), answer_type=kind)
+            yield VqaQuestion(name, name, entry["question"], _answers(entry), answer_type=kind)
 
     def locate(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
         return Path(name).stem, tuple(str(raw.root / "vizwiz" / place / name) for place in (split, "images"))
