@@ -295,7 +295,7 @@ def test_files_that_do_not_match_are_refused_and_nothing_is_written(tmp_path: Pa
     torch.save({"model": Trap(made / "sprung")}, trap)
 
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"language_model": wider}, r"is \(8, 32\), the model wants \(8, 64\)"),
+        ({"language_model": wider}, r"expected shape \(8, 64\), got \(8, 32\)"),
         ({"checkpoint": file("none.pth", drop_lora)}, "has no LoRA; without it"),
         (
             {"checkpoint": file("one.pth", drop_one)},
@@ -312,7 +312,7 @@ def test_files_that_do_not_match_are_refused_and_nothing_is_written(tmp_path: Pa
         ({"vision_heads": None}, "--vision-heads is required"),
         ({"vision_heads": "3"}, "must divide the width 88"),
         ({"image_size": "100"}, "multiple of 14"),
-        ({"language_model": tmp_path / "absent"}, "neither a row"),
+        ({"language_model": tmp_path / "absent"}, "neither a known name"),
     ]
     for changed, message in refused:
         output = tmp_path / "out" / "model"

@@ -108,7 +108,7 @@ def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: 
     assert job["JobState"] == "COMPLETED" and "the nodes can train together" in text, text
     for rank in range(3):
         assert f"rank {rank}: node{rank + 1}, cpu" in text
-        assert f"files: node{rank + 1} sees what others write within" in text
+        assert f"files: node{rank + 1} sees files of other nodes within" in text
 
 
 @pytest.mark.slow
@@ -180,5 +180,5 @@ def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: C
     job = cluster.wait(number, "COMPLETED", "FAILED", timeout_s=60)
     said = log.read_text()
     assert job["JobState"] == "FAILED", said
-    assert "node1: exit code 3, and other nodes went on for 5 s: their steps are stopped" in said
+    assert "node1: exit code 3, and other nodes ran on for 5 s: their steps are stopped" in said
     assert cluster.run("squeue", "--noheader") == ""

@@ -189,5 +189,5 @@ def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> No
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     text = stage.log("badnode")
     assert job["JobState"] == "COMPLETED" and job["ExcNodeList"] == "node2" and job["NodeList"] == "node[1,3]", text
-    assert "left out from now on: node2" in text and "start 2" in text
+    assert "excluded from now on: node2" in text and "start 2" in text
     assert_equal_to_unbroken(stage, "badnode", unbroken)
