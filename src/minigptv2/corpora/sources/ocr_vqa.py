@@ -2,10 +2,10 @@
 
 Source: Mishra et al. 2019 (ocr-vqa.github.io). License: none stated, for research. Layout: `dataset.json`, an object
 of covers (`imageURL`, `questions`, `answers`, `split` 1 train, 2 val, 3 test), and the covers as `images/<key>` with
-the extension of the URL. Covers with another extension (for example, all as .jpg) are found, too. GIF covers are stored
-as PNG. The questions about a cover are separate turns. The paper states 207,572 covers and 1,002,146 questions, but not by
-split, so the count of `dataset.json` is not checked. The copy on the Hub (howard-hou/OCR-VQA) has 166,022 / 20,731 /
-20,796 covers, 23 fewer than the paper.
+the extension of the URL. Covers with another extension (for example, all as .jpg) are found, too. GIF covers are
+stored as PNG. The questions about a cover are separate turns. The paper states 207,572 covers and 1,002,146 questions,
+but not by split, so the count of `dataset.json` is not checked. The copy on the Hub (howard-hou/OCR-VQA) has 166,022 /
+20,731 / 20,796 covers, 23 fewer than the paper.
 """
 
 from __future__ import annotations
