@@ -21,7 +21,7 @@ from minigptv2.record import Turn
 LICENSE = "CC BY 4.0 (annotations), Flickr terms (pictures)"
 GET_IMAGES = "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
 DOWNLOAD = (
-    f"{GET_IMAGES}; coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
+    f"{GET_IMAGES}. coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
     "sfr-vision-language-research/datasets/ or dataset_coco.json from https://cs.stanford.edu/people/karpathy/"
     "deepimagesent/caption_datasets.zip, in coco/annotations/"
 )
@@ -115,7 +115,7 @@ CORPORA = (
         drafts=captions,
         tasks=("caption",),
         expected={"train": 113_287, "val": 5_000, "test": 5_000},
-        counted="pictures",
+        counted="images",
         license=LICENSE,
         stages=(1, 2, 3),
         download=DOWNLOAD,
@@ -127,9 +127,9 @@ CORPORA = (
         drafts=chair,
         tasks=("caption",),
         expected={"val": 5_000, "test": 5_000},
-        counted="pictures",
+        counted="images",
         license=LICENSE,
-        download=f"{DOWNLOAD}; http://images.cocodataset.org/annotations/annotations_trainval2014.zip in coco/",
+        download=f"{DOWNLOAD}. http://images.cocodataset.org/annotations/annotations_trainval2014.zip in coco/",
         size="19 GB",
     ),
 )

@@ -219,9 +219,9 @@ CORPORA = (
         drafts=captions,
         tasks=("caption",),
         expected={"val": None, "test": 1_000},  # val: 1,014 by Karpathy's split, 1,000 by the entities'
-        counted="pictures",
+        counted="images",
         license=_LICENSE,
-        download=f"{_DOWNLOAD}; dataset_flickr30k.json from https://cs.stanford.edu/people/karpathy/deepimagesent/"
+        download=f"{_DOWNLOAD}. dataset_flickr30k.json from https://cs.stanford.edu/people/karpathy/deepimagesent/"
         "caption_datasets.zip",
         size="5 GB",
     ),

@@ -187,7 +187,7 @@ def _row(name: str, title: str, task: str) -> CorpusSpec:
         counted="turns",
         license="MS-PL (list), pictures their own",
         stages=(1,),
-        download=f"the list, grit-20m/ of https://huggingface.co/datasets/zzliang/GRIT; then in the root `{DOWNLOAD}`",
+        download=f"the list, grit-20m/ of https://huggingface.co/datasets/zzliang/GRIT. Then in the root `{DOWNLOAD}`",
         size="1.5 TB whole",
         samples_per_shard=5000,
     )

@@ -41,7 +41,7 @@ def as_rows() -> list[dict[str, Any]]:
 
 def as_text() -> str:
     """All corpora, a line each."""
-    rows = [("corpus", "tasks", "stages", "size", "licence", "counts by split")]
+    rows = [("corpus", "tasks", "stages", "size", "license", "counts by split")]
     for name, corpus in CORPORA.items():
         rows.append((name, ", ".join(corpus.tasks), stages_of(corpus), corpus.size, corpus.license, counts_of(corpus)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -52,7 +52,7 @@ def as_text() -> str:
 
 def as_markdown() -> str:
     """The corpora that are read from files, with where they come from."""
-    columns = ("corpus", "what", "task", "stages", "counts", "size", "licence", "where from")
+    columns = ("corpus", "what", "task", "stages", "counts", "size", "license", "where from")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, corpus in CORPORA.items():
         if corpus.has_files:

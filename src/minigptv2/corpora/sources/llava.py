@@ -74,7 +74,7 @@ def _row(name: str, title: str, file: str, conversations: int) -> CorpusSpec:
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{GET_IMAGES}; {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
+        download=f"{GET_IMAGES}. {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
         size="19 GB (COCO 2017)",
     )
 
@@ -95,7 +95,7 @@ CORPORA = (
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{GET_IMAGES}; multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
+        download=f"{GET_IMAGES}. multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
         "README_MINIGPTv2_FINETUNE.md says, in multitask_conversation/",
         size="19 GB (COCO)",
     ),

@@ -39,10 +39,10 @@ def _row(name: str, title: str, license: str, listed: str, command: str, size: s
         drafts=drafts,
         tasks=("caption",),
         expected={"train": None},
-        counted="pictures",
+        counted="images",
         license=license,
         stages=(1,),
-        download=f"{listed}; then in the root `{command}`",
+        download=f"{listed}. Then in the root `{command}`",
         size=size,
         samples_per_shard=5000,
     )

@@ -42,7 +42,7 @@ CORPORA = (
         expected={"adversarial": 3_000, "popular": 3_000, "random": None},
         counted="questions",
         license="MIT (annotations), Flickr terms (pictures)",
-        download=f"{GET_IMAGES}; https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
+        download=f"{GET_IMAGES}. https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
         size="7 GB (COCO val2014)",
     ),
 )

@@ -115,7 +115,7 @@ def _rows(name: str, folder: str, title: str, expected: dict[str, int | None]) -
         "counted": "objects",
         "train_images": {"refcoco": 16_994, "refcoco_plus": 16_992, "refcocog": 21_899}[name],
         "stages": (1, 2, 3),
-        "download": f"{GET_IMAGES}; https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+        "download": f"{GET_IMAGES}. https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
         f"{folder}.zip unpacked below the root ({folder}/refs(...).p, {folder}/instances.json)",
         "size": "13 GB (COCO train2014)",
     }

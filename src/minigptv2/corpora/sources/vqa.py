@@ -159,7 +159,7 @@ CORPORA = (
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
+        download=f"{GET_IMAGES}. questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
         size="20 GB (COCO 2014)",
     ),
     CorpusSpec(
@@ -172,7 +172,7 @@ CORPORA = (
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
+        download=f"{GET_IMAGES}. questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
         size="20 GB (COCO 2014)",
     ),
     CorpusSpec(
@@ -185,7 +185,7 @@ CORPORA = (
         counted="questions",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
+        download=f"{GET_IMAGES}. aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
         size="20 GB (COCO)",
     ),
     CorpusSpec(

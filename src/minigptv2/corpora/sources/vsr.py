@@ -52,7 +52,7 @@ CORPORA = (
         },
         counted="statements",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
-        download=f"{GET_IMAGES}; data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
+        download=f"{GET_IMAGES}. data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
         size="19 GB (COCO 2017)",
     ),
 )
