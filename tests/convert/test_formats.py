@@ -126,7 +126,9 @@ def test_a_model_trained_whole_merges_too_but_is_no_adapter(tmp_path: Path, toke
 
 def test_another_base_is_refused_with_both_hashes(export: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     other = write_stock_llama(tmp_path / "other", tokenizer, seed=1)
-    with pytest.raises(CheckpointError, match=r"another language_model: on sha256 [0-9a-f]{16}, .* holds [0-9a-f]{16}"):
+    with pytest.raises(
+        CheckpointError, match=r"another language_model: expected sha256 [0-9a-f]{16}, .* has [0-9a-f]{16}"
+    ):
         load_export(export, language_weights=str(other))
     for direction in ("merge", "to-peft"):
         words = ["convert", direction, str(export), "--output", str(tmp_path / "m"), "--language-weights", str(other)]

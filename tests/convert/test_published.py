@@ -295,7 +295,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
     torch.save({"model": Trap(made / "sprung")}, trap)
 
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"language_model": wider}, r"is \(8, 32\), the model wants \(8, 64\)"),
+        ({"language_model": wider}, r"expected shape \(8, 64\), got \(8, 32\)"),
         ({"checkpoint": file("none.pth", drop_lora)}, "no LoRA in it"),
         ({"checkpoint": file("one.pth", drop_one)}, "no language_model.model.layers.1.self_attn.v_proj.lora_B.weight"),
         ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "extra has no place"),
@@ -309,7 +309,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
         ({"vision_heads": None}, "give --vision-heads"),
         ({"vision_heads": "3"}, "does not divide the width 88"),
         ({"image_size": "100"}, "multiple of 14"),
-        ({"language_model": tmp_path / "absent"}, "neither a row"),
+        ({"language_model": tmp_path / "absent"}, "neither a known name"),
     ]
     for changed, message in refused:
         output = tmp_path / "out" / "model"
