@@ -53,6 +53,7 @@ def keep_bundle(
     report: StepReport,
     batches: list[MicroBatch],
     samples: list[list[str]],
+    *,
     keep: int,
 ) -> Path | None:
     """Save the step that was just skipped, if the run has fewer than `keep` saved ones; return its folder.
@@ -67,7 +68,7 @@ def keep_bundle(
     weights = trainer.trained_weights()
     failed = False
     try:
-        _write(folder, run, trainer, report, batches, samples, weights)
+        _write(folder, run, trainer, report, batches, samples=samples, weights=weights)
     except (OSError, SafetensorError) as error:
         print(f"[rank {distributed.rank()}] {folder}: failed to save the step: {error}", flush=True)
         failed = True
@@ -84,6 +85,7 @@ def _write(
     trainer: Trainer,
     report: StepReport,
     batches: list[MicroBatch],
+    *,
     samples: list[list[str]],
     weights: dict[str, Tensor],
 ) -> None:

@@ -129,7 +129,7 @@ def _explain_skip(
     everywhere = distributed.gather_on_main((suspects, [name for ids in names for name in ids]))
     blamed = [name for mine, _ in everywhere for name in mine] or [name for _, ids in everywhere for name in ids]
     log.line(f"STEP {report.step} DISCARDED: {report.skipped}; {len(blamed)} samples: {', '.join(sorted(blamed))}")
-    folder = keep_bundle(run, trainer, report, step.batches, names, config.train.guard.keep_bundles)
+    folder = keep_bundle(run, trainer, report, step.batches, names, keep=config.train.guard.keep_bundles)
     if folder:
         log.line(f"kept whole; run it again with: minigptv2 replay {folder}")
     trainer.guard.stop_if_too_many(report.step, report.skipped or "")
