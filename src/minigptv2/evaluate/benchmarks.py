@@ -240,7 +240,7 @@ def chosen(names: list[str]) -> list[Benchmark]:
     for name in wanted:
         if name not in BENCHMARKS:
             raise ConfigError(
-                f"unknown benchmark '{name}'{nearest(name, list(BENCHMARKS))} `minigptv2 evaluate --list` prints them."
+                f"unknown benchmark '{name}'{nearest(name, list(BENCHMARKS)) or '.'} `minigptv2 evaluate --list` prints them."
             )
     return [BENCHMARKS[name] for name in wanted]
 
