@@ -49,9 +49,7 @@ def _turn(spec: Benchmark, number: int, place: int) -> Turn:
     if spec.task == "identify":
         phrase = f"dog number {number} left of the {('red', 'blue')[place]} person here"
         return Turn("identify", regions=(Region((box,), (phrase,)),), source=source)
-    if (
-        spec.task == "caption"
-    ):  # for CHAIR, of annotated objects. One caption, so that repeating it gives the best score
+    if spec.task == "caption":  # one caption, so that repeating it gives the best score
         answers = ("a dog and a person",) if spec.protocol == "chair" else (caption,)
         return Turn("caption", answers=answers)
     if spec.task == "grounding":
@@ -75,7 +73,7 @@ def _answer(spec: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
         "on left",
         "skiing",
         "shirt",
-    )  # normalized already, because unanimous answers are not normalized
+    )  # unanimous answers are not normalized
     return words[number % 5], words if spec.protocol == "choice" else ()
 
 

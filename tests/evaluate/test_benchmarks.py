@@ -43,9 +43,7 @@ def test_empty_answers_reach_the_worst_score(spec: Benchmark, tmp_path: Path) ->
     corpus = corpus_for(spec, tmp_path / "corpus")
     questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
     scored = spec.scoring.score(questions, [Prediction("", {"yes": 0.5, "no": 0.5}) for _ in questions])
-    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(
-        spec.protocol, 0.0
-    )  # an empty caption has no hallucination, and POPE reads "" as yes
+    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(spec.protocol, 0.0)  # POPE reads "" as yes
     assert scored.overall[spec.scoring.headline] == pytest.approx(worst)
     assert scored.overall["well_formed"] == (1.0 if spec.protocol == "choice" else 0.0)
 
