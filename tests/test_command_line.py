@@ -46,6 +46,17 @@ def test_every_count_has_a_least_value() -> None:
             action.type("-1")
 
 
+def test_every_option_and_command_has_a_help_text() -> None:
+    assert all(command.help for command in COMMANDS)
+    missing = [
+        f"{parser.prog} {argument.option_strings or argument.dest}"
+        for parser in parsers(build_parser())
+        for argument in parser.arguments
+        if not argument.help
+    ]
+    assert not missing
+
+
 @pytest.mark.parametrize(("least", "text"), [(1, "0"), (0, "-1"), (1, "two"), (0, "1.5"), (0, "")])
 def test_a_number_below_the_least_is_named(least: int, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a whole number of at least {least}"):

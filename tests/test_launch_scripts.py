@@ -108,7 +108,7 @@ def test_a_node_that_fails_over_pdsh_does_not_leave_the_others_waiting(tmp_path:
     """A rank that cannot listen ends at once. The others would wait for it until their rendezvous times out."""
     code, seconds, said = over_pdsh(tmp_path, "sleep 0.2; exit 3", "sleep 300", patience=2)
     assert code != 0 and 2 <= seconds < 20
-    assert said.strip() == "node0: exit code 3, and other nodes went on for 2 s: their steps are stopped"
+    assert said.strip() == "node0: exit code 3, and other nodes ran on for 2 s: their steps are stopped"
 
 
 def test_a_step_that_does_not_hear_is_left_behind(tmp_path: Path) -> None:

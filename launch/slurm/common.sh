@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the batch scripts share: rendezvous, environment, one of three launchers, signals, requeue. A batch script sources
-# this on the job's first node and calls run_stage or run_evaluation. docs/slurm.md tells what each variable does.
+# Functions of the batch scripts: rendezvous, environment, one of three launchers, signals, requeue. A batch script sources
+# this file on the job's first node and calls run_stage, run_evaluation or run_doctor. docs/slurm.md lists the variables.
 set -uo pipefail
 
 repository=${MINIGPTV2_HOME:-${SLURM_SUBMIT_DIR:?not in a Slurm job}}
@@ -16,9 +16,9 @@ say() { echo "$(date '+%F %T') ${SLURM_JOB_NAME:-job} ${SLURM_JOB_ID:-}.${SLURM_
 
 minigptv2() { "$python" -m minigptv2 "$@"; }
 
-# The environment of every rank, said in full: a job submitted with --export=NONE runs the same.
+# Set the full environment of every rank, so that a job submitted with --export=NONE runs the same.
 prepare_environment() {
-    unset SLURM_EXPORT_ENV # else srun would hand on nothing where sbatch had --export=NONE
+    unset SLURM_EXPORT_ENV # otherwise srun passes on nothing after sbatch --export=NONE
     export PATH=${PATH:-/usr/local/bin:/usr/bin:/bin}
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR=${nodes[0]}
@@ -35,7 +35,7 @@ start_ranks() {
     shift
     local step=(srun --export=ALL --kill-on-bad-exit=1 --nodes="${#nodes[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
     case $launcher in
-    srun) # one task per rank; its place among the others comes from Slurm's own variables
+    srun) # one task per rank, numbered by Slurm's own variables
         "${step[@]}" --ntasks-per-node="$tasks_per_node" --output="$logs/rank-%t.log" --error="$logs/rank-%t.log" \
             bash -c 'trap "" USR1; exec "$@"' rank "$python" "$@" 2>"$logs/launcher.log" & # see on_node.sh
         ;;
@@ -47,7 +47,7 @@ start_ranks() {
             --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" --max-restarts=0 --log-dir="$logs/torchrun" \
             --redirects=3 --tee=3 "$@" 2>"$logs/launcher.log" &
         ;;
-    deepspeed) # pdsh, whose ssh is srun here: no keys between nodes are needed, and Slurm knows every process
+    deepspeed) # pdsh with srun in place of ssh: the nodes need no keys, and Slurm knows every process
         local name
         command -v pdsh >/dev/null || { say "LAUNCHER=deepspeed needs pdsh on the nodes"; exit "$config_code"; }
         : >"$logs/hostfile"
@@ -56,15 +56,15 @@ start_ranks() {
             --master_addr="$MASTER_ADDR" --master_port="$MASTER_PORT" \
             --enable_each_rank_log="$logs/deepspeed" "$@" >"$logs/launcher.log" 2>&1 &
         ;;
-    *) say "LAUNCHER=$launcher is none of srun, torchrun, deepspeed"; exit "$config_code" ;;
+    *) say "LAUNCHER must be srun, torchrun or deepspeed, got $launcher"; exit "$config_code" ;;
     esac
     worker=$!
 }
 
-# Slurm's warning before the time limit comes to this shell alone. The ranks agree among themselves at a step's edge.
+# Slurm sends the warning before the time limit to this shell only. The ranks agree on the step after which they stop.
 forward_signal() {
     asked=--asked
-    say "USR1: the ranks save and leave"
+    say "USR1: the ranks save and exit"
     if [[ $launcher == deepspeed ]]; then scancel --signal=USR1 "$SLURM_JOB_ID"; else kill -USR1 "$worker"; fi
 }
 
@@ -72,10 +72,10 @@ forward_signal() {
 note_termination() {
     asked=--asked
     terminated=1
-    say "TERM: waiting for the ranks to save and leave"
+    say "TERM: waiting for the ranks to save and exit"
 }
 
-wait_for_ranks() { # a trap interrupts `wait`, so it is called until the process is gone
+wait_for_ranks() { # a trap interrupts `wait`, so repeat it until the process has ended
     terminated=
     trap forward_signal USR1
     trap note_termination TERM
@@ -87,17 +87,17 @@ wait_for_ranks() { # a trap interrupts `wait`, so it is called until the process
     trap '' USR1 TERM
 }
 
-# Put this job back into the queue without the nodes given. Slurm ends this script soon after; until then it goes on.
+# Requeue this job without the given nodes. Slurm ends this script soon after. Until then it continues.
 requeue() {
     trap '' TERM
     scontrol requeue "$SLURM_JOB_ID" || { say "cannot be requeued; submit it again"; return 1; }
-    if [[ -n ${1:-} ]]; then # can be changed only while the job is pending, that is: now
-        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" && say "left out from now on: $1"
+    if [[ -n ${1:-} ]]; then # can be changed only while the job is pending, which is now
+        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" && say "excluded from now on: $1"
     fi
     say "requeued"
 }
 
-# run_stage CONFIG key=value ...: train one stage; goes on where an earlier start of this job left off.
+# run_stage CONFIG key=value ...: train one stage. Resumes where an earlier start of this job stopped.
 run_stage() {
     local config=$1 verdict word rest logs
     shift
@@ -130,7 +130,7 @@ run_stage() {
     exit "$((code ? code : 1))"
 }
 
-# run_doctor ARGUMENT ...: can these nodes train together? Ends with an exit code other than 0 if not, and says why.
+# run_doctor ARGUMENT ...: check whether these nodes can train together. Exits with a code other than 0 if not.
 run_doctor() {
     local logs=${MINIGPTV2_LOGS:-runs/doctor}/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
     mkdir -p "$logs"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command on a node, a rank or a launcher of ranks, and hands SIGUSR1 to the ranks below it. A launcher would die
-# of the signal (torchrun, deepspeed) or keep it from its ranks; a rank that is still loading would die of it, too.
+# Run a command on a node (a rank or a launcher of ranks) and forward SIGUSR1 to the ranks below it. The signal would end
+# a launcher (torchrun, deepspeed) or not reach its ranks, and it would also end a rank that is still loading.
 set -u
-trap '' USR1 # inherited: whoever wants the signal installs a handler of their own
+trap '' USR1 # inherited: a process that uses the signal installs its own handler
 "$@" &
 child=$!
 
-ranks() { # the first processes below $1 that a launcher gave a place among the ranks; $1 itself where srun did
+ranks() { # the first processes below $1 that a launcher gave a rank, or $1 itself if srun did
     local below
     for below in $(pgrep --parent "$1"); do
         if tr '\0' '\n' <"/proc/$below/environ" 2>/dev/null | grep -q '^LOCAL_RANK='; then echo "$below"; else ranks "$below"; fi

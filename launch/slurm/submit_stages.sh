@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Submit the three stages, each to start when the one before has finished. What `make slurm-stages` runs.
+# Submit the three stages, each to start when the previous one has finished. `make slurm-stages` runs this.
 #
 #   [DRY_RUN=1] [TOY=1] [NODES=1] [GPUS=8] [CPUS_PER_TASK=8] [TIME=24:00:00] [LAUNCHER=srun] [SBATCH_OPTIONS="..."] \
 #       launch/slurm/submit_stages.sh [key=value ...]
 #
-# The words are laid over every stage's YAML. TOY=1 trains the tiny world on CPUs, GPUS being processes per node then.
-# DRY_RUN=1 prints what would be submitted, having checked the configs as a real submission does.
+# The words override keys of every stage's YAML. TOY=1 trains on the toy data on CPUs, where GPUS is processes per node.
+# DRY_RUN=1 checks the configs as a real submission does, and prints what would be submitted.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -21,12 +21,12 @@ else
     configs=(launch/configs/stage{1_pretrain,2_multitask,3_instruct}.yaml)
 fi
 
-for config in "${configs[@]}"; do # what cannot work is better said now than after hours in a queue
+for config in "${configs[@]}"; do # report an invalid config now and not after hours in a queue
     problem=$("$python" -m minigptv2 config "$config" "$@" --world-size "$((nodes * ranks))" 2>&1) ||
         { tail -n 1 <<<"$problem" >&2; exit 2; }
 done
 
-# Only what a run needs goes along, by name: the rest of this shell's environment stays here.
+# Pass on only the variables that a run needs, not the rest of this shell's environment.
 names=$(compgen -e | grep -E "^(HOME|USER|PATH|LANG|LD_LIBRARY_PATH|CUDA_HOME|LAUNCHER|DEMO_DIR|OMP_NUM_THREADS|https?_proxy|\
 no_proxy|(MINIGPTV2|DS|NCCL|GLOO|UCX|FI|HF|TORCH|PYTORCH)_.*|PYTHON[A-Z]*)$" | paste -sd,)
 common=(--parsable --export="$names,CONFIG" --output="runs/slurm/%x-%j.log")

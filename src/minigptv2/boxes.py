@@ -1,8 +1,8 @@
-"""Boxes, in pixels and as text.
+"""Defines boxes: in pixels, as text, and how two boxes overlap.
 
-The only owner of the box syntax `{<x1><y1><x2><y2>}` on a 0..100 grid (MiniGPT-v2, arXiv:2310.09478, section 2).
-A `Box` is always in pixels of the *original* image, before it is squashed to the model's square. A box in text is in
-grid units. Knows nothing of phrases, tasks or tensors.
+This module is the only owner of the box syntax `{<x1><y1><x2><y2>}` on a 0..100 grid (arXiv:2310.09478, section 2). A
+`Box` is always in pixels of the original image, before it is resized to the model's square. A box in text is in grid
+units.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 GRID = 100
-"""Boxes are spoken on a grid of 0..GRID per side."""
+"""The number of grid cells per side: coordinates in text are 0..GRID."""
 
 BOX_DELIMITER = "<delim>"
-"""Joins the boxes of one phrase."""
+"""The text between the boxes of one phrase."""
 
 _BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
 
@@ -44,25 +44,25 @@ class Box:
         return self.x1 < self.x2 and self.y1 < self.y2
 
     def problem(self, width: int, height: int) -> str | None:
-        """Why this box cannot be a box of a `width` x `height` image, or None if it can."""
+        """Why this is not a valid box of an image of `width` x `height` pixels, or None if it is."""
         values = (self.x1, self.y1, self.x2, self.y2)
         if not all(map(math.isfinite, values)):
             return "is not finite"
         if self.x1 >= self.x2 or self.y1 >= self.y2:
-            return "is empty or inverted (want x1 < x2 and y1 < y2)"
+            return "is empty or inverted (expected x1 < x2 and y1 < y2)"
         if self.x1 < 0 or self.y1 < 0 or self.x2 > width or self.y2 > height:
             return f"leaves the image ({width} x {height})"
         return None
 
     def guess(self, width: int, height: int) -> str:
-        """What a box with a `problem` may have been meant as, or nothing."""
+        """A hint about the intended form of a box with a `problem`, or an empty string."""
         if max(self.x1, self.y1, self.x2, self.y2) <= 1:
-            return "; it looks normalised to 0..1, want pixels"
-        meant = {
+            return "; it looks normalized to 0..1, but pixels are expected"
+        readings = {
             "x, y, width, height": Box(self.x1, self.y1, self.x1 + self.x2, self.y1 + self.y2),
             "y1, x1, y2, x2": Box(self.y1, self.x1, self.y2, self.x2),
         }
-        fits = [words for words, box in meant.items() if box.problem(width, height) is None]
+        fits = [words for words, box in readings.items() if box.problem(width, height) is None]
         return f"; it would fit as {fits[0]}" if fits else ""
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Box:
 
 
 def render_box(box_px: Box, width: int, height: int) -> str:
-    """The box as text, each coordinate the integer part of GRID * coordinate / side, as published."""
+    """The box as text. A grid coordinate is the integer part of GRID * coordinate / side, as published."""
 
     def grid(value: float, side: int) -> int:
         return min(GRID, max(0, int(GRID * value / side)))
@@ -80,15 +80,15 @@ def render_box(box_px: Box, width: int, height: int) -> str:
 
 
 def render_boxes(boxes_px: list[Box] | tuple[Box, ...], width: int, height: int) -> str:
-    """Several boxes of one phrase, joined by the delimiter."""
+    """The boxes of one phrase as text, joined by the delimiter."""
     return BOX_DELIMITER.join(render_box(box, width, height) for box in boxes_px)
 
 
 def parse_boxes(text: str, width: int, height: int) -> list[Box]:
-    """Every box spoken in `text`, in order, in pixels of a `width` x `height` image.
+    """All boxes in `text`, in order, in pixels of an image of `width` x `height` pixels.
 
-    A box with a coordinate past GRID is not a box and is left out; an inverted one is returned as spoken, so that
-    a caller can tell a badly ordered answer from none (`Box.area` of it is 0).
+    A box with a coordinate above GRID is left out. An inverted box is returned as it is, with an area of 0, so that a
+    caller can distinguish it from a missing one.
     """
     boxes = []
     for match in _BOX_TEXT.finditer(text):
@@ -99,7 +99,7 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
 
 
 def is_box_text(text: str) -> bool:
-    """Whether `text` is exactly one well-formed box: right syntax, on the grid, not empty or inverted."""
+    """Whether `text` is exactly one well-formed box: correct syntax, on the grid, neither empty nor inverted."""
     match = _BOX_TEXT.fullmatch(text.strip())
     if match is None:
         return False
@@ -118,13 +118,13 @@ def iou(a: Box, b: Box) -> float:
 
 
 IOU_THRESHOLD = 0.5
-"""A box is right when it overlaps the true one by more than this (arXiv:2310.09478, section 4)."""
+"""A box is correct if its IoU with the true one exceeds this value (arXiv:2310.09478, section 4)."""
 SMALL, LARGE = 32.0**2, 96.0**2
 """Areas in square pixels between small and medium, medium and large, as COCO divides them."""
 
 
 class Convention(StrEnum):
-    """How a box's extent is counted. `inclusive`: both edge pixels belong to it, as the published script counts."""
+    """How the extent of a box is counted. `inclusive`: both edge pixels belong to it, as in the published script."""
 
     INCLUSIVE = "inclusive"
     EXACT = "exact"
@@ -145,24 +145,31 @@ def overlap(a: Box, b: Box, convention: Convention = Convention.INCLUSIVE) -> fl
 
 
 def match_boxes(
-    said: tuple[Box, ...], meant: tuple[Box, ...], convention: Convention = Convention.EXACT
+    predictions: tuple[Box, ...], references: tuple[Box, ...], convention: Convention = Convention.EXACT
 ) -> list[float]:
-    """Overlap of each true box with the said box it is matched to, best pairs first, each said box used once; 0 if
-    none."""
+    """The IoU of each reference box with its matched prediction, 0 if it has none.
+
+    Pairs are matched greedily, highest IoU first. Each box is used once.
+    """
     pairs = sorted(
-        ((overlap(s, m, convention), i, j) for i, s in enumerate(said) for j, m in enumerate(meant)), reverse=True
+        (
+            (overlap(prediction, reference, convention), i, j)
+            for i, prediction in enumerate(predictions)
+            for j, reference in enumerate(references)
+        ),
+        reverse=True,
     )
-    best = [0.0] * len(meant)
-    used_said: set[int] = set()
-    used_meant: set[int] = set()
+    best = [0.0] * len(references)
+    used_predictions: set[int] = set()
+    used_references: set[int] = set()
     for value, i, j in pairs:
-        if i not in used_said and j not in used_meant:
+        if i not in used_predictions and j not in used_references:
             best[j] = value
-            used_said.add(i)
-            used_meant.add(j)
+            used_predictions.add(i)
+            used_references.add(j)
     return best
 
 
 def size_name(box: Box) -> str:
-    """`small`, `medium` or `large`."""
+    """The size of a box as COCO divides them: `small`, `medium` or `large`."""
     return "small" if box.area < SMALL else "medium" if box.area < LARGE else "large"

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: hashing, atomic writes, syncing. Floor 0, knows no formats."""
+"""Hashes, syncs and atomically writes files. Knows no file formats."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def sha256_of(file: Path) -> str:
 
 
 def sync_file(file: Path) -> None:
-    """Make the file's content reach the disk."""
+    """Flush the file's content to the disk."""
     with open(file, "rb") as stream:
         os.fsync(stream.fileno())
 
 
 def finish_file(file: Path) -> None:
-    """Sync a file that a library wrote, and give it the mode that the umask asks for: safetensors makes it private."""
+    """Sync a file that a library wrote and apply the umask, because safetensors creates private files."""
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
@@ -36,14 +36,14 @@ def finish_file(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries (a rename, a new file) reach the disk."""
+    """Flush the folder's entries (a rename, a new file) to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
 
 
 def write_atomically(file: Path, data: bytes) -> None:
-    """Write, sync and rename, so that `file` is either the old or the new content, never a part."""
+    """Write, sync and rename, so that `file` has either the old or the new content, never a part of it."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     sync_file(temporary)
@@ -51,7 +51,7 @@ def write_atomically(file: Path, data: bytes) -> None:
 
 
 def close_and_remove(stream: IO[Any], file: Path) -> None:
-    """Give up a file that was being written: what its stream still holds need not reach a disk, which may be full."""
+    """Discard a file that was being written. Errors of its stream are ignored, because the disk may be full."""
     with suppress(OSError):
         stream.close()
     file.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ class HashedFile(io.RawIOBase):
 
     def __init__(self, file: Path, *, evict_page_cache: bool = False) -> None:
         self.bytes = 0
-        self._descriptor = -1  # closed by the finalizer, too, where the next but one line fails
+        self._descriptor = -1  # the finalizer also closes it if opening the file fails
         self._evict_page_cache = evict_page_cache
         self._hash = hashlib.sha256()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -81,7 +81,7 @@ class HashedFile(io.RawIOBase):
         return True
 
     def write(self, data: Buffer, /) -> int:
-        """Append all of it; returns how many bytes that are."""
+        """Append all of `data`. Returns its number of bytes."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), self.PIECE):
             piece = view[start : start + self.PIECE]
@@ -94,14 +94,14 @@ class HashedFile(io.RawIOBase):
         return len(view)
 
     def finish(self) -> dict[str, int | str]:
-        """Sync and close; returns `bytes` and `sha256`."""
+        """Sync and close. Returns `bytes` and `sha256`."""
         os.fsync(self._descriptor)
         self._forget()
         self.close()
         return {"bytes": self.bytes, "sha256": self._hash.hexdigest()}
 
     def close(self) -> None:
-        """Close without a word on what is in it. Closing twice is allowed."""
+        """Close without syncing. Closing twice is allowed."""
         descriptor, self._descriptor = self._descriptor, -1
         try:
             if descriptor >= 0:
@@ -110,21 +110,21 @@ class HashedFile(io.RawIOBase):
             super().close()
 
     def _forget(self) -> None:
-        """Start the way to the disk of what is not there, and free the pages of what is."""
+        """Start writing dirty pages to the disk and free the clean ones."""
         if self._evict_page_cache and hasattr(os, "posix_fadvise"):  # not on macOS
-            with suppress(OSError):  # a file system that takes no hints
+            with suppress(OSError):  # the file system supports no hints
                 os.posix_fadvise(self._descriptor, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
 
 def wait_until_seen(file: Path, num_bytes: int, timeout_s: float = 60.0) -> None:
-    """Return once `file` is seen here with `num_bytes`: over a network file system, what another node wrote comes late.
+    """Return once `file` is visible here with `num_bytes`. Network file systems show other nodes' files late.
 
-    Raises `TimeoutError` naming this host.
+    Raises `TimeoutError` naming this host after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            os.scandir(file.parent).close()  # makes a network file system look again
+            os.scandir(file.parent).close()  # makes a network file system refresh its cache
             if file.stat().st_size == num_bytes:
                 return
         except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Turns to token ids, labels and image placeholder runs: the published token sequence, exactly.
+"""Encodes turns as token ids, labels and runs of image placeholders, in exactly the published token sequence.
 
-One turn: `<s>[INST] <Img>` + placeholders + `</Img> question  [/INST] answer</s>`; later turns
-`<s>[INST] question  [/INST] answer</s>`; without an image `<s>[INST] question [/INST] answer</s>` (published code,
-`minigpt_base`). The parts are tokenised separately, so each begins with SentencePiece's space piece. Loss falls on
-answers and their `</s>` only. The only owner of these literals.
+The first turn is `<s>[INST] <Img>` + placeholders + `</Img> question  [/INST] answer</s>`, and later turns are
+`<s>[INST] question  [/INST] answer</s>`. Without an image a turn is `<s>[INST] question [/INST] answer</s>` (published
+code, `minigpt_base`). The parts are tokenized separately, so each begins with SentencePiece's space piece. Only answers
+and their `</s>` are supervised. This module is the only owner of these literals.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from minigptv2.tasks import RenderedTurn, render_turn, task_id
 from minigptv2.tokenizer import Tokenizer
 
 IMAGE_PLACEHOLDER = -1
-"""Stands in `input_ids` where an image token's embedding goes. No vocabulary has a negative id."""
+"""The id in `input_ids` that an image token's embedding replaces. No vocabulary has a negative id."""
 
 _OPEN, _CLOSE = "[INST] ", " [/INST]"
 _IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "
 
 
 class PromptStyle(StrEnum):
-    """How an inference prompt is written: as it was trained, or as the published inference code writes it.
+    """The form of an inference prompt: as in training, or as in the published inference code.
 
-    `published` begins with two `<s>` and has one space before the closing mark where training has two.
+    `published` begins with two `<s>` and has one space before the closing mark, where training has two.
     """
 
     TRAINED = "trained"
@@ -38,10 +38,10 @@ class PromptStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One encoded sample. All arrays are int64 [L]; each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`.
+    """An encoded sample. All arrays are int64 [L]. Each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`.
 
-    `num_turns` counts the turns that fitted. Where several question-answer pairs share an image (`share_image`), the
-    first `shared` tokens are common and `branches` are the lengths of the pairs' own parts, one after the other.
+    `num_turns` counts the turns that fit. If several question-answer pairs share an image (`share_image`), the first
+    `shared` tokens are common, and `branches` are the lengths of the parts of the pairs that follow.
     """
 
     input_ids: np.ndarray
@@ -57,12 +57,12 @@ class Example:
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that carry loss."""
+        """The number of supervised tokens."""
         return int((self.labels != IGNORE).sum())
 
     @property
     def position_ids(self) -> np.ndarray:
-        """int64 [L]: 0, 1, ...; every pair that shares an image goes on from the end of the shared part."""
+        """int64 [L]: 0, 1, ... The part of each pair that shares an image continues after the shared part."""
         if not self.branches:
             return np.arange(len(self), dtype=np.int64)
         parts = [np.arange(self.shared), *(np.arange(self.shared, self.shared + n) for n in self.branches)]
@@ -70,17 +70,18 @@ class Example:
 
 
 def share_image(examples: list[Example]) -> Example:
-    """Examples about one image as one: what stands up to the end of the image is there once, then each one's own part.
+    """One example from several about the same image: the tokens up to the end of the image once, then each own part.
 
-    All begin with the same tokens, none of them supervised, because the parts of a prompt are tokenised separately.
+    All examples begin with the same unsupervised tokens, because the parts of a prompt are tokenized separately.
+    Raises `ValueError` if they do not.
     """
     first = examples[0]
     shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1
     for example in examples:
         if not np.array_equal(example.input_ids[:shared], first.input_ids[:shared]):
-            raise ValueError("examples that share an image begin with the same prompt")
+            raise ValueError("examples that share an image must begin with the same prompt")
         if (example.labels[: shared + 1] != IGNORE).any():
-            raise ValueError("a shared part, and the token after it, cannot be supervised")
+            raise ValueError("the shared part and the token after it must not be supervised")
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(first, name)[:shared], *(getattr(e, name)[shared:] for e in examples)])
@@ -97,6 +98,8 @@ def share_image(examples: list[Example]) -> Example:
 
 
 class _Writer:
+    """Collects the ids, labels and task ids of an example."""
+
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.labels: list[int] = []
@@ -115,7 +118,7 @@ class _Writer:
 class PromptEncoder:
     """Encodes records for training and questions for inference with one tokenizer and image size.
 
-    `tokens_per_image`: length of an image's placeholder run. `max_tokens`: longest example allowed.
+    `tokens_per_image` is the length of an image's placeholder run, `max_tokens` the length of the longest example.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, tokens_per_image: int, max_tokens: int) -> None:
@@ -124,10 +127,10 @@ class PromptEncoder:
         self.max_tokens = max_tokens
 
     def encode(self, record: Record, random: Random | None = None) -> Example | None:
-        """The record as a training example, or None if not even its first turn fits `max_tokens`.
+        """The record as a training example, or None if its first turn is longer than `max_tokens`.
 
-        Of a record of separate turns one is drawn, the first without `draw`. Trailing turns that do not fit are left
-        out whole: an answer, a box or an image is never cut.
+        One turn of a record with separate turns is drawn from `random`, or the first one is taken without it. Trailing
+        turns that do not fit are dropped completely, so that no answer, box or image is cut.
         """
         turns = record.turns
         if record.separate and len(turns) > 1:
@@ -136,7 +139,7 @@ class PromptEncoder:
         return self.encode_rendered(rendered, num_images=int(record.has_image))
 
     def encode_rendered(self, turns: list[RenderedTurn], *, num_images: int) -> Example | None:
-        """As `encode`, for turns already put into words. Images, if any, stand in the first turn."""
+        """As `encode`, for rendered turns. Images, if any, belong to the first turn."""
         writer = _Writer()
         complete = kept = 0
         for number, turn in enumerate(turns):
@@ -162,21 +165,21 @@ class PromptEncoder:
         history: tuple[tuple[str, str], ...] = (),
         style: PromptStyle = PromptStyle.TRAINED,
     ) -> np.ndarray:
-        """Token ids int64 [L] that prompt an answer to `question` after `history` of (question, answer) pairs."""
+        """Token ids int64 [L] of a prompt: `question` after a `history` of (question, answer) pairs."""
         published = style is PromptStyle.PUBLISHED
         spaced = (num_images > 0 or bool(history)) and not published
         writer = _Writer()
         if published:
             writer.add([self.tokenizer.bos_id])
-        for number, (asked, answered) in enumerate((*history, (question, None))):
-            for part in self._question_parts(asked or "", num_images if number == 0 else 0, spaced=spaced):
+        for number, (text, answer) in enumerate((*history, (question, None))):
+            for part in self._question_parts(text or "", num_images if number == 0 else 0, spaced=spaced):
                 writer.add(part)
-            if answered is not None:
-                writer.add([*self.tokenizer.encode(answered), self.tokenizer.eos_id])
+            if answer is not None:
+                writer.add([*self.tokenizer.encode(answer), self.tokenizer.eos_id])
         return np.array(writer.ids, dtype=np.int64)
 
     def _question_parts(self, question: str, num_images: int, *, spaced: bool) -> list[tuple[int, ...]]:
-        """The ids of one question in its chat template; `spaced` adds the second space before the closing mark."""
+        """The ids of a question in the chat template. `spaced` adds the second space before the closing mark."""
         close = (" " if spaced else "") + _CLOSE
         bos = (self.tokenizer.bos_id,)
         if num_images == 0:
@@ -189,7 +192,7 @@ class PromptEncoder:
 
 
 def prompt_texts(turns: list[RenderedTurn], *, has_image: bool) -> list[str]:
-    """The strings of a conversation that are tokenised, in order: what a tokenizer is trained on."""
+    """The texts of a conversation that are tokenized, in order. A tokenizer is trained on them."""
     texts = []
     spaced = " " if has_image or len(turns) > 1 else ""
     for number, turn in enumerate(turns):

@@ -29,7 +29,7 @@ class Region:
     phrases: tuple[str, ...]
     span: tuple[int, int] | None = None
 
-    def __reduce__(self) -> tuple[type[Region], tuple[Any, ...]]:  # as in `Turn`
+    def __reduce__(self) -> tuple[type[Region], tuple[Any, ...]]:  # for the reason in `Turn.__reduce__`
         return Region, (self.boxes, self.phrases, self.span)
 
 

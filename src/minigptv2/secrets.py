@@ -1,8 +1,8 @@
-"""Keeping secrets out of what a run writes: logs, configs, checkpoints, tracebacks. Floor 0, knows no formats.
+"""Removes secrets from what a run writes: logs, configs, checkpoints, tracebacks. Knows no file formats.
 
-A secret is the value of an environment variable whose name says so, the user part or a signed query of a URL, or a
-string with the known shape of a token. `redact` replaces them in text; `guarded_output` does so on all that a process
-prints, tracebacks and libraries' log lines included.
+A secret is the value of an environment variable whose name indicates one, the user part or a signed query of a URL, or
+a string in the format of a known kind of token. `redact` replaces secrets in text. `guarded_output` replaces them in
+all output of a process, including tracebacks and log lines of libraries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 HIDDEN = "[secret]"
 _NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL|COOKIE)", re.I)
 _MIN_LENGTH = 8
-"""Shorter values are words that would black out half a log: `true`, a port."""
+"""Shorter values are ordinary words, such as `true` or a port. Replacing them would make logs unreadable."""
 _USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.I)
 _QUERY = re.compile(
     r"(?P<key>[?&;](?:[a-z0-9_-]*(?:token|secret|signature|credential|password|key)|sig|auth)=)[^&\s'\"#]+", re.I
@@ -32,7 +32,7 @@ _HEADER = re.compile(r"(?P<key>\b(?:Bearer|Basic)\s+)[A-Za-z0-9+/._~=-]{8,}")
 
 
 def secret_values(environment: Mapping[str, str]) -> list[str]:
-    """Values of variables whose names say that they are secret, longest first. A path to a secret is none."""
+    """Values of variables whose names indicate a secret, longest first. An existing path is not a secret."""
     return list(_secret_values(tuple(sorted(environment.items()))))
 
 
@@ -50,7 +50,7 @@ def redact(text: str) -> str:
 
 
 def looks_secret(text: str) -> bool:
-    """Whether the text holds a credential by its shape: of a known kind of token, or in a URL."""
+    """Whether the text contains a credential: a token of a known format, or one in a URL."""
     return _redact_shapes(text) != text
 
 
@@ -71,7 +71,7 @@ def redact_all(value: Any) -> Any:
 
 
 class _Redacting:
-    """A text stream in front of another that lets no secret through."""
+    """A text stream that replaces secrets and writes to another stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -90,12 +90,12 @@ class _Redacting:
 
 @contextmanager
 def guarded_output() -> Iterator[None]:
-    """Redact all that this process prints within the block. Enter it before libraries take hold of the streams."""
+    """Redact all output of this process within the block. Enter it before libraries store the streams."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Redacting(sys.stdout), _Redacting(sys.stderr)  # type: ignore[assignment]
     try:
         yield
-    except Exception:  # noqa: BLE001  # the interpreter would print it after the streams are as they were
+    except Exception:  # noqa: BLE001  # the interpreter would print it after the streams are restored
         traceback.print_exc()
         sys.exit(1)
     finally:

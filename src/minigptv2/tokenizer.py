@@ -1,8 +1,8 @@
-"""Text to token ids and back, for a SentencePiece `tokenizer.model` or a Hugging Face `tokenizer.json`.
+"""Encodes text to token ids and back, with a SentencePiece `tokenizer.model` or a Hugging Face `tokenizer.json`.
 
-`tokenizer.model` goes through `sentencepiece` itself: `transformers`' reading of such files treats runs of spaces
-otherwise, and the published prompt has one. Text is only ever text here: `</s>` in a user's words never becomes the
-end token. Sentence marks are added by `prompt`, by id.
+`tokenizer.model` is read by `sentencepiece`, because `transformers` treats repeated spaces differently and the
+published prompt contains some. Text is never parsed for special tokens: `</s>` in a question does not become the end
+token. `prompt` adds the sentence marks by id.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from minigptv2.errors import CheckpointError, ConfigError
 
 SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
-"""Begin and end of a sentence in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair there counts."""
+"""Begin and end marks in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair that exists is used."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -27,7 +27,7 @@ class _Backend(Protocol):
 
 
 class Tokenizer:
-    """Encodes and decodes text; holds the ids of `<s>` and `</s>`, the vocabulary size and the file's SHA-256."""
+    """Encodes and decodes text. Has the ids of `<s>` and `</s>`, the vocabulary size and the SHA-256 of the file."""
 
     def __init__(self, backend: _Backend, *, bos_id: int, eos_id: int, vocab_size: int, path: Path) -> None:
         self._backend = backend
@@ -39,11 +39,11 @@ class Tokenizer:
         self._encode_cached = lru_cache(maxsize=50_000)(lambda text: tuple(backend.encode(text)))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of `text` alone: a leading space piece as SentencePiece adds it, no `<s>` or `</s>`."""
+        """The token ids of `text`, with the leading space that SentencePiece adds, without `<s>` and `</s>`."""
         return self._encode_cached(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, sentence marks and anything past the first `</s>` left out."""
+        """The text of `ids` up to the first `</s>`, without sentence marks."""
         kept = []
         for token in ids:
             if token == self.eos_id:
@@ -54,7 +54,7 @@ class Tokenizer:
 
 
 class CharacterTokenizer(Tokenizer):
-    """Every character a token: for looking at prompts where no tokenizer is at hand. Lengths are characters."""
+    """Uses each character as a token, to show prompts without a tokenizer file. Lengths are in characters."""
 
     def __init__(self) -> None:
         self._backend = _Characters()
@@ -94,18 +94,24 @@ class _HuggingFace:
 
 
 def find_tokenizer_file(path: str | Path) -> Path:
-    """The tokenizer file at `path`, a file or a folder that holds one. `tokenizer.model` is preferred."""
+    """The tokenizer file at `path`, which is the file or its folder. `tokenizer.model` is preferred.
+
+    Raises `ConfigError` if there is none.
+    """
     path = Path(path)
     if path.is_file():
         return path
     for name in TOKENIZER_FILES:
         if (path / name).is_file():
             return path / name
-    raise ConfigError(f"no tokenizer at {path}: looked for {' and '.join(TOKENIZER_FILES)}. Set model.tokenizer.")
+    raise ConfigError(f"no tokenizer at {path}: expected {' or '.join(TOKENIZER_FILES)}. Set model.tokenizer.")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in `path`, a `tokenizer.model`, a `tokenizer.json`, or a folder that holds one."""
+    """The tokenizer at `path`: a `tokenizer.model`, a `tokenizer.json`, or a folder with one of them.
+
+    Raises `CheckpointError` for a damaged file and `ConfigError` for one without known sentence marks.
+    """
     file = find_tokenizer_file(path)
     if file.suffix == ".model":
         from sentencepiece import SentencePieceProcessor
@@ -113,7 +119,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         try:
             processor = SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole SentencePiece model") from error
+            raise CheckpointError(f"{file}: not a valid SentencePiece model") from error
         return Tokenizer(
             _SentencePiece(processor),
             bos_id=processor.bos_id(),
@@ -125,14 +131,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     try:
         tokenizer = HuggingFaceTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises no other type
-        raise CheckpointError(f"{file}: not a whole tokenizer: {error}") from error
+    except Exception as error:  # the library raises only this type
+        raise CheckpointError(f"{file}: not a valid tokenizer: {error}") from error
     marks = [(tokenizer.token_to_id(begin), tokenizer.token_to_id(end)) for begin, end in SENTENCE_MARKS]
     bos_id, eos_id = next((pair for pair in marks if None not in pair), (None, None))
     if bos_id is None or eos_id is None:
         known = " or ".join(" and ".join(pair) for pair in SENTENCE_MARKS)
-        raise ConfigError(f"{file} has no sentence marks that are known here: want {known}")
-    # Added tokens are cut out of any text before it is tokenised, so '</s>' in a caption would become the end token.
+        raise ConfigError(f"{file} has no known sentence marks; expected {known}")
+    # Added tokens are matched in any text before tokenization, so '</s>' in a caption would become the end token.
     document = json.loads(file.read_text())
     document["added_tokens"] = []
     tokenizer = HuggingFaceTokenizer.from_str(json.dumps(document))
@@ -142,9 +148,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], output: Path, vocab_size: int) -> Path:
-    """Train a small LLaMA-like BPE on `texts` and write `output`/tokenizer.json: digits single, bytes as fallback.
+    """Train a small LLaMA-like BPE on `texts` and write `<output>/tokenizer.json`. Returns the file.
 
-    For worlds that must not download anything. `vocab_size` counts `<unk>`, `<s>`, `</s>` and the 256 bytes.
+    Digits are separate tokens and unknown characters become bytes. It is used where nothing can be downloaded.
+    `vocab_size` includes `<unk>`, `<s>`, `</s>` and the 256 bytes.
     """
     from tokenizers import Tokenizer as HuggingFaceTokenizer
     from tokenizers import decoders, models, pre_tokenizers, trainers

@@ -30,17 +30,17 @@ TASK = {
         ("rack[1-2]n[1-2]", ["rack1n1", "rack1n2", "rack2n1", "rack2n2"]),
     ],
 )
-def test_slurms_short_form_of_node_names_is_expanded(text: str, names: list[str]) -> None:
+def test_a_compressed_node_list_is_expanded(text: str, names: list[str]) -> None:
     assert expand_hosts(text) == names
 
 
 @pytest.mark.parametrize("text", ["", "node[1-", "node[a-b]", "node[1-2]]"])
-def test_what_is_no_list_of_nodes_is_refused(text: str) -> None:
+def test_an_invalid_node_list_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="not a list of nodes"):
         expand_hosts(text)
 
 
-def test_a_task_of_srun_gets_the_names_that_torch_reads() -> None:
+def test_a_task_of_srun_gets_the_variables_of_torch() -> None:
     found = rank_environment(TASK)
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("5", "1", "8")
     assert found["MASTER_ADDR"] == "gpu07"
@@ -48,7 +48,7 @@ def test_a_task_of_srun_gets_the_names_that_torch_reads() -> None:
     assert rank_environment(TASK | {"SLURM_STEP_ID": "1"})["MASTER_PORT"] != found["MASTER_PORT"]
 
 
-def test_what_the_batch_script_chose_for_the_rendezvous_is_kept() -> None:
+def test_the_rendezvous_of_the_batch_script_is_kept() -> None:
     found = rank_environment(TASK | {"MASTER_ADDR": "gpu08", "MASTER_PORT": "777"})
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("gpu08", "777")
 
@@ -61,7 +61,7 @@ def test_what_the_batch_script_chose_for_the_rendezvous_is_kept() -> None:
         {key: value for key, value in TASK.items() if not key.startswith("SLURM_STEP")},
     ],
 )
-def test_nothing_is_made_up_outside_a_task_of_srun(environment: dict[str, str]) -> None:
+def test_no_variable_is_set_outside_a_task_of_srun(environment: dict[str, str]) -> None:
     """Without Slurm; under torchrun inside a step; in a batch script, which has SLURM_PROCID=0 and is no rank."""
     assert rank_environment(environment) == {}
 

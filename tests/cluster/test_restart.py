@@ -1,4 +1,4 @@
-"""When a job is started again, and when it is not: decisions over a history."""
+"""The restart policy and the journals it reads: when a job is restarted, and when it is not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMITS = Limits(restarts=5, stalls=3, node_failures=2)
 
 
 def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
-    """(exit code, step of the newest checkpoint at the end, failed node or empty) of starts one after the other."""
+    """(exit code, step of the newest checkpoint at the end, failed node or empty) of consecutive starts."""
     made, step = [], 0
     for number, (code, end_step, node) in enumerate(ends):
         failed = (node,) if node else ()
@@ -60,7 +60,7 @@ def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:
         ([(ExitCode.REQUEUE, 10 * n, "") for n in range(1, 6)], "again", "steps 40 to 50"),
     ],
 )
-def test_a_job_goes_on_after_progress_and_stops_with_the_reason(
+def test_a_job_restarts_after_progress_and_stops_with_the_reason(
     ends: list[tuple[int | None, int, str]], action: str, words: str
 ) -> None:
     verdict = judge(attempts(*ends), LIMITS)
@@ -68,7 +68,7 @@ def test_a_job_goes_on_after_progress_and_stops_with_the_reason(
     assert words in verdict.reason
 
 
-def test_a_node_that_failed_twice_is_left_out_and_others_are_not() -> None:
+def test_a_node_that_failed_twice_is_excluded_and_others_are_not() -> None:
     assert judge(attempts((137, 10, "n2"), (137, 20, "n1")), LIMITS).exclude == ()
     assert judge(attempts((137, 10, "n2"), (137, 20, "n1"), (None, 30, "n2")), LIMITS).exclude == ("n2",)
 
@@ -77,7 +77,7 @@ def test_every_final_code_has_its_errors_name() -> None:
     assert set(FINAL_ERRORS) == {int(code) for code in ExitCode if code.final}
 
 
-def test_an_operators_mistake_is_never_tried_again_even_after_a_signal() -> None:
+def test_a_config_error_is_never_retried_even_after_a_signal() -> None:
     last = replace(attempts((ConfigError.exit_code, 0, ""))[0], asked=True)
     assert judge([last], LIMITS).action == "stop"
 
@@ -123,7 +123,7 @@ def test_both_journals_keep_the_keys_that_version_0_1_wrote(tmp_path: Path) -> N
     ]
 
 
-def test_the_newest_step_is_that_of_the_newest_whole_folder(tmp_path: Path) -> None:
+def test_the_newest_step_is_that_of_the_newest_complete_folder(tmp_path: Path) -> None:
     assert newest_step(tmp_path) == 0
     for name in ("step-00000400", "step-00001200", ".step-00001600.tmp"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)

@@ -19,11 +19,11 @@ from minigptv2.cluster.slurm import nodes_blamed_by_srun, nodes_that_failed
         ("srun: error: node1: task 0: Killed\nsrun: error: Node failure on node2\n", ["node2"]),
     ],
 )
-def test_srun_is_asked_which_node_was_the_cause(messages: str, nodes: list[str]) -> None:
+def test_messages_of_srun_name_the_node_at_fault(messages: str, nodes: list[str]) -> None:
     assert nodes_blamed_by_srun(messages) == nodes
 
 
-def test_nodes_that_are_down_or_have_started_anew_have_failed() -> None:
+def test_nodes_that_are_down_or_have_restarted_have_failed() -> None:
     template = "NodeName={} State={} BootTime=2026-11-25T02:00:00 SlurmdStartTime={} LastBusyTime=2026-11-25T02:33:08"
     text = "\n".join(
         [

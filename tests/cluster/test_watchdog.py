@@ -33,7 +33,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("fault", "bad_rank", "code", "says"), CASES, ids=lambda value: str(value)[:12])
-def test_everyone_leaves_with_the_first_cause(tmp_path: Path, fault: str, bad_rank: int, code: int, says: str) -> None:
+def test_all_ranks_exit_with_the_first_cause(tmp_path: Path, fault: str, bad_rank: int, code: int, says: str) -> None:
     world, port = 2, free_port()
     arguments = {"folder": str(tmp_path), "fault": fault, "bad_rank": bad_rank}
     arguments |= {"hang_s": 4} if fault == "hang" else {}

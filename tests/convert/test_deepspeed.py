@@ -1,4 +1,4 @@
-"""Folders that DeepSpeed's own `save_checkpoint` writes, on two ranks, to exports."""
+"""Tests the conversion of folders that DeepSpeed's `save_checkpoint` writes on two ranks."""
 
 from __future__ import annotations
 
@@ -103,23 +103,23 @@ class Trap:
 
 
 def refusals(folder: Path, config: ModelConfig, tmp_path: Path) -> None:
-    """What is not such a folder, not this model, or not safe to read, is refused with one message."""
+    """A folder of another format or model, or one that is not safe to read, is refused with one message."""
     out = tmp_path / "refused"
     other = ModelConfig(**{**config.__dict__, "lora": LoraConfig(r=8, alpha=8)})
-    with pytest.raises(CheckpointError, match=r"the model wants \(8, 48\)"):
+    with pytest.raises(CheckpointError, match=r"expected shape \(8, 48\)"):
         from_deepspeed(folder, out, other)
     base = ModelConfig(**{**config.__dict__, "language_weights": str(other_base(config, tmp_path))})
-    with pytest.raises(CheckpointError, match="is frozen, but not as in"):
+    with pytest.raises(CheckpointError, match="frozen .* differs from"):
         from_deepspeed(folder, out, base)
-    with pytest.raises(CheckpointError, match="no file latest"):
+    with pytest.raises(CheckpointError, match="no file 'latest'"):
         from_deepspeed(tmp_path, out, config)
     part = sorted((folder / "global_step2").glob("*_optim_states.pt"))[1]
     good = part.read_bytes()
     part.write_bytes(good[:-2000])
-    with pytest.raises(CheckpointError, match="not a whole torch file"):
+    with pytest.raises(CheckpointError, match="not a valid PyTorch file"):
         from_deepspeed(folder, out, config)
     torch.save({"optimizer_state_dict": Trap(tmp_path / "sprung")}, part)
-    with pytest.raises(CheckpointError, match="refused: it holds a Python object"):
+    with pytest.raises(CheckpointError, match="contains a Python object"):
         from_deepspeed(folder, out, config)
     part.unlink()
     with pytest.raises(CheckpointError, match="cannot join its shards"):

@@ -1,4 +1,4 @@
-"""Exports out to PEFT and merged folders, DeepSpeed's checkpoints in: stock libraries must say the same as we do."""
+"""Tests that `peft` and `transformers` give the same results on converted exports as this package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def text_logits(model: Any, tokenizer: Tokenizer) -> torch.Tensor:
         return model.eval()(input_ids=ids).logits
 
 
-def test_stock_peft_on_stock_llama_says_the_same(
+def test_stock_peft_on_stock_llama_gives_the_same_answers(
     export: Path, llama: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -121,19 +121,21 @@ def test_a_model_trained_whole_merges_too_but_is_no_adapter(tmp_path: Path, toke
         assert main(["convert", direction, str(whole), "--output", str(tmp_path / name)]) == 4
         assert not (tmp_path / name).exists()
     said = capsys.readouterr().err
-    assert "no LoRA in it" in said and "published files hold projector and LoRA only" in said
+    assert "has no LoRA (r=0)" in said and "published files contain projector and LoRA only" in said
 
 
 def test_another_base_is_refused_with_both_hashes(export: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     other = write_stock_llama(tmp_path / "other", tokenizer, seed=1)
-    with pytest.raises(CheckpointError, match=r"another language_model: on sha256 [0-9a-f]{16}, .* holds [0-9a-f]{16}"):
+    with pytest.raises(
+        CheckpointError, match=r"another language_model: expected sha256 [0-9a-f]{16}, .* has [0-9a-f]{16}"
+    ):
         load_export(export, language_weights=str(other))
     for direction in ("merge", "to-peft"):
         words = ["convert", direction, str(export), "--output", str(tmp_path / "m"), "--language-weights", str(other)]
         assert main(words) == 4 and not (tmp_path / "m").exists()
 
 
-def test_a_moved_base_is_found_where_the_operator_says(export: Path, llama: Path, tmp_path: Path) -> None:
+def test_moved_base_weights_are_found_by_option(export: Path, llama: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(llama, moved)
     model, _, _ = load_export(export, language_weights=str(moved))

@@ -1,4 +1,4 @@
-"""Pretrained weights from inside pip packages; all but the first test want the packages of `make demo-pretrained`."""
+"""Tests pretrained weights from pip packages. All but the first test need the packages of `make demo-pretrained`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def installed() -> bool:
 wants_packages = pytest.mark.skipif(not installed(), reason="wants the packages of `make demo-pretrained`")
 
 
-def test_a_package_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
@@ -74,7 +74,7 @@ def test_the_vision_encoder_computes_what_the_onnx_file_computes(bases: Path) ->
 
 
 @wants_packages
-def test_the_language_model_speaks(bases: Path) -> None:
+def test_the_language_model_answers(bases: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(bases / "language_model"))

@@ -1,4 +1,4 @@
-"""The published code's own numbers, through the commands, on a tiny model in the published formats."""
+"""Compares with the outputs of the published code, through the commands, on a tiny model in the published formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the publis
 
 
 def words(output: Path, **changed: str | Path | None) -> list[str]:
-    """The command that converts the reference, with files or options replaced, None: left out."""
+    """The command that converts the reference, with files or options replaced, or left out if None."""
     options: dict[str, Any] = {
         "--vision": REFERENCE / "eva_vit_g.pth",
         "--language-model": REFERENCE / "llama",
@@ -152,7 +152,7 @@ def test_published_inference(folder: Path, tmp_path: Path, expected: dict[str, A
         assert [v for _, v in turn["next_top"]] == pytest.approx([v for _, v in case["next_top5"]], abs=1e-4)
 
 
-def test_there_and_back_is_bit_equal(folder: Path, tmp_path: Path) -> None:
+def test_conversion_and_back_is_bit_equal(folder: Path, tmp_path: Path) -> None:
     before = torch.load(REFERENCE / "minigptv2_checkpoint.pth", weights_only=True)
     for option in ([], ["--newer-peft"]):
         file = tmp_path / f"back{len(option)}.pth"
@@ -179,14 +179,14 @@ def test_every_key_is_reported(folder: Path) -> None:
         assert told == state.keys()
 
 
-def test_bases_alone_are_something_to_train_on_but_not_to_ask(tmp_path: Path, capsys: Any) -> None:
+def test_base_weights_alone_can_be_trained_but_not_asked(tmp_path: Path, capsys: Any) -> None:
     assert main(words(tmp_path / "bases", checkpoint=None)) == 0
     image = str(REFERENCE / "image0.png")
     assert main(["ask", "--model", str(tmp_path / "bases"), image, "[vqa] what?"]) == 4
     assert "bases only" in capsys.readouterr().err
 
 
-def test_a_language_model_left_where_it_is(folder: Path, tmp_path: Path) -> None:
+def test_a_language_model_that_is_not_copied(folder: Path, tmp_path: Path) -> None:
     assert main([*words(tmp_path / "light"), "--no-copy"]) == 0
     assert not (tmp_path / "light" / "language_model").exists()
     light = load_predictor(str(tmp_path / "light")).model.state_dict()
@@ -201,7 +201,7 @@ def changed_checkpoint(path: Path, change: Any) -> Path:
     return path
 
 
-def test_the_norm_after_the_encoder_goes_in_and_out_again(tmp_path: Path) -> None:
+def test_the_norm_after_the_encoder_is_converted_both_ways(tmp_path: Path) -> None:
     norm = {"ln_vision.weight": torch.rand(88) + 0.5, "ln_vision.bias": torch.rand(88)}
     checkpoint = changed_checkpoint(tmp_path / "norm.pth", lambda state: state.update(norm))
     assert main(words(tmp_path / "model", checkpoint=checkpoint)) == 0
@@ -269,7 +269,7 @@ def drop_one(state: dict[str, torch.Tensor]) -> None:
     del state["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
 
 
-def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
+def test_files_that_do_not_match_are_refused_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
     made = tmp_path / "made"
     made.mkdir()
 
@@ -295,21 +295,24 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
     torch.save({"model": Trap(made / "sprung")}, trap)
 
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"language_model": wider}, r"is \(8, 32\), the model wants \(8, 64\)"),
-        ({"checkpoint": file("none.pth", drop_lora)}, "no LoRA in it"),
-        ({"checkpoint": file("one.pth", drop_one)}, "no language_model.model.layers.1.self_attn.v_proj.lora_B.weight"),
-        ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "extra has no place"),
-        ({"checkpoint": file("half.pth", drop_module)}, "half a LoRA: on q_proj, none on v_proj"),
-        ({"checkpoint": file("number.pth", lambda s: s.update(epoch=3))}, "'epoch' is of type int, not a tensor"),
-        ({"checkpoint": empty}, "not a whole torch file"),
-        ({"checkpoint": short}, "not a whole torch file"),
-        ({"vision": cut}, "not a whole torch file"),
-        ({"checkpoint": trap}, "refused: it holds a Python object"),
-        ({"vision": tmp_path / "absent.pth"}, "no file"),
-        ({"vision_heads": None}, "give --vision-heads"),
-        ({"vision_heads": "3"}, "does not divide the width 88"),
+        ({"language_model": wider}, r"expected shape \(8, 64\), got \(8, 32\)"),
+        ({"checkpoint": file("none.pth", drop_lora)}, "has no LoRA; without it"),
+        (
+            {"checkpoint": file("one.pth", drop_one)},
+            "no tensor for language_model.model.layers.1.self_attn.v_proj.lora_B",
+        ),
+        ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "unexpected key extra"),
+        ({"checkpoint": file("half.pth", drop_module)}, "incomplete LoRA: found q_proj, missing v_proj"),
+        ({"checkpoint": file("number.pth", lambda s: s.update(epoch=3))}, "'epoch' must be a tensor, got int"),
+        ({"checkpoint": empty}, "not a valid PyTorch file"),
+        ({"checkpoint": short}, "not a valid PyTorch file"),
+        ({"vision": cut}, "not a valid PyTorch file"),
+        ({"checkpoint": trap}, "contains a Python object"),
+        ({"vision": tmp_path / "absent.pth"}, "absent.pth does not exist"),
+        ({"vision_heads": None}, "--vision-heads is required"),
+        ({"vision_heads": "3"}, "must divide the width 88"),
         ({"image_size": "100"}, "multiple of 14"),
-        ({"language_model": tmp_path / "absent"}, "neither a row"),
+        ({"language_model": tmp_path / "absent"}, "neither a known name"),
     ]
     for changed, message in refused:
         output = tmp_path / "out" / "model"
@@ -322,7 +325,7 @@ def test_files_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Path
 
 
 class Trap:
-    """Reading its pickle would write a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -331,7 +334,7 @@ class Trap:
         return os.system, (f"touch {self.file}",)
 
 
-def test_an_existing_result_is_not_overwritten_unasked(folder: Path, capsys: Any) -> None:
+def test_an_existing_result_is_not_overwritten_by_default(folder: Path, capsys: Any) -> None:
     assert main(words(folder)) == 4
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words(folder), "--overwrite"]) == 0
@@ -345,13 +348,13 @@ def test_an_existing_result_is_not_overwritten_unasked(folder: Path, capsys: Any
     assert (mine / "thesis.txt").is_file() and (folder / "language_model").is_dir()
 
 
-def test_the_prompt_encoder_is_the_one_owner_of_the_second_space(predictor: Predictor) -> None:
+def test_only_the_prompt_encoder_adds_the_second_space(predictor: Predictor) -> None:
     encoder: PromptEncoder = predictor.encoder
     bare = encoder.encode_question("[vqa] what?", num_images=1)
     assert len(bare) == encoder.tokens_per_image + len(bare[bare >= 0])
 
 
-def test_a_published_checkpoint_is_trained_on_and_taken_away_again(folder: Path, world: World, tmp_path: Path) -> None:
+def test_a_published_checkpoint_is_trained_and_converted_back(folder: Path, world: World, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("corpora: {toy_refer: {ratio: 1, task: refer}}")
     config = tmp_path / "stage.yaml"
     config.write_text(f"""

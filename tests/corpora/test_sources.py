@@ -193,7 +193,7 @@ def test_splits_of_iconqa_without_this_one_are_named(tmp_path: Path) -> None:
     next(m for m in MINIATURES if (m.corpus, m.layout) == ("iconqa", "zip")).make(tmp_path)
     file = tmp_path / "iconqa/iconqa_data/pid_splits.json"
     (tmp_path / "iconqa/iconqa_data/iconqa/val/choose_txt").mkdir(parents=True)
-    with pytest.raises(DataError, match="neither choose_txt_val nor val; it has choose_txt_test, choose_img"):
+    with pytest.raises(DataError, match="must have choose_txt_val or val, but has choose_txt_test, choose_img"):
         read(tmp_path, "iconqa", "val")
     file.write_text('{"choose_txt_test": ["0", "12"]}')
     with pytest.raises(DataError, match="problem 12 is not in iconqa/iconqa_data/problems.json"):

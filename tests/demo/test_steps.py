@@ -1,10 +1,10 @@
-"""The demonstrations' folder: one kind at a time, and nothing of another is trained on or lost."""
+"""Tests that a demonstration's folder contains one kind, and that another kind is kept and not used."""
 
 from pathlib import Path
 
 import pytest
 
-from minigptv2.demo.steps import make_room
+from minigptv2.demo.steps import prepare_folder
 from minigptv2.errors import ConfigError
 from tests.conftest import REPOSITORY
 
@@ -13,7 +13,7 @@ def test_another_kind_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(REPOSITORY)
     output = tmp_path / "demo"
     for kind in ("quick", "quick", "whole", "quick", "whole"):
-        make_room(output, kind)
+        prepare_folder(output, kind)
         made = sorted(file.name for file in output.iterdir())
         assert made in ([".kind"], [".kind", f"made-{kind}"]), "a run of another kind is still here"
         (output / f"made-{kind}").touch()
@@ -25,8 +25,8 @@ def test_another_kind_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
-def test_elsewhere_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_working_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="repository's own folder"):
-        make_room(tmp_path / "demo", "quick")
+        prepare_folder(tmp_path / "demo", "quick")
     assert not (tmp_path / "demo").exists()

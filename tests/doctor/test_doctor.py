@@ -1,4 +1,4 @@
-"""`minigptv2 doctor`: every kind of trouble is named with what to do, and a sound machine passes."""
+"""`minigptv2 doctor`: every problem is reported with what to do, and a healthy machine passes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def found(findings: list[Finding], about: str) -> Finding:
     return next(one for one in findings if one.about == about)
 
 
-def test_a_sound_run_has_nothing_bad(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_run_has_no_bad_finding(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["doctor", "--config", str(config), "--json"]) == 0
     findings = [Finding(**one) for one in json.loads(capsys.readouterr().out)]
     assert {"torch", "deepspeed", "GPUs", "/dev/shm", "config", "disk", "writing", "recipe", "shards"} <= {
@@ -65,7 +65,7 @@ def test_a_sound_run_has_nothing_bad(config: Path, capsys: pytest.CaptureFixture
         (["run_dir=/proc/run"], "writing", "/proc"),
     ],
 )
-def test_what_is_wrong_with_a_run_is_named_and_the_exit_code_says_so(
+def test_a_problem_of_a_run_is_reported_and_sets_the_exit_code(
     config: Path, words: list[str], about: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(["doctor", "--config", str(config), *words, "--json"]) == 1
@@ -87,17 +87,19 @@ def test_versions_below_the_floor_are_bad(package: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, (value, _) in machine.HARMFUL.items()])
-def test_settings_left_behind_are_warned_of(name: str, value: str) -> None:
+def test_debug_settings_are_warnings(name: str, value: str) -> None:
     assert found(machine.check_network({name: value}), name).level == WARNING
-    assert machine.check_network({}) == [Finding(GOOD, "network settings", "none that slows or hides")]
+    assert machine.check_network({}) == [
+        Finding(GOOD, "network settings", "none that slows training or hides failures")
+    ]
 
 
-def test_several_nodes_want_a_named_network() -> None:
+def test_several_nodes_need_a_named_network() -> None:
     assert found(machine.check_network({}, nodes=2), "NCCL_SOCKET_IFNAME").level == WARNING
     assert machine.check_network({"NCCL_SOCKET_IFNAME": "ib0"}, nodes=2)[0].level == GOOD
 
 
-def test_a_slurm_job_is_held_against_its_gpus_and_loaders() -> None:
+def test_a_slurm_job_is_compared_with_its_gpus_and_loaders() -> None:
     job = {
         "SLURM_JOB_ID": "7",
         "SLURM_NTASKS_PER_NODE": "1",
@@ -117,7 +119,7 @@ def test_the_file_system_of_a_folder_is_its_nearest_mount() -> None:
 
 
 @pytest.mark.parametrize(("gib", "level"), [(80.0, GOOD), (8.0, BAD)])
-def test_memory_is_held_against_the_plan(gib: float, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_compared_with_the_plan(gib: float, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     config = load_run_config("launch/configs/stage3_instruct.yaml").value
     (one,) = run.check_memory(config, 8, gib * 2**30)

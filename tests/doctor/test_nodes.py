@@ -1,4 +1,4 @@
-"""The check of real nodes, here with processes of one machine: what fits, and what is named when it does not."""
+"""The node check, here with processes of one machine: it passes, or names the ranks and hosts with a problem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from minigptv2.cluster.rendezvous import free_port
-from minigptv2.doctor.nodes import Place, _disagreements
+from minigptv2.doctor.nodes import RankInfo, _disagreements
 from tests.conftest import REPOSITORY
 
 PROGRAM = """
@@ -48,15 +48,15 @@ def test_ranks_that_share_a_folder_pass_and_those_that_do_not_are_named(tmp_path
     printed = [process.communicate(timeout=120)[0] for process in (*shared, *apart, lonely)]
     assert [process.returncode for process in (*shared, *apart, lonely)] == [0, 0, 1, 1, 9], printed
     assert "rank 1: " in printed[0] and "all-gather of 16384 KiB a rank" in printed[0]
-    assert "the nodes can train together" in printed[0] and "sees what others write within" in printed[0]
+    assert "the nodes can train together" in printed[0] and "sees files of other nodes within" in printed[0]
     assert list((tmp_path / "shared").iterdir()) == []
     assert "PROBLEM: " in printed[2] and "is it the same file system on both?" in printed[2]
-    assert "2 of 3 ranks did not come within 3 s: 1, 2" in printed[4]
+    assert "2 of 3 ranks did not start within 3 s: 1, 2" in printed[4]
 
 
 def test_different_versions_and_clocks_are_said_with_the_hosts() -> None:
-    places = [Place(0, "a", "cpu", "torch 2.13", 100.0), Place(1, "b", "cpu", "torch 2.12", 190.0)]
-    versions, clocks = _disagreements(places)
+    ranks = [RankInfo(0, "a", "cpu", "torch 2.13", 100.0), RankInfo(1, "b", "cpu", "torch 2.12", 190.0)]
+    versions, clocks = _disagreements(ranks)
     assert versions == "versions differ: torch 2.12 on b; torch 2.13 on a"
-    assert clocks.startswith("a and b came 90 s apart")
-    assert _disagreements(places[:1]) == []
+    assert clocks.startswith("a and b started 90 s apart")
+    assert _disagreements(ranks[:1]) == []

@@ -1,4 +1,4 @@
-"""What can go wrong on one rank of a job, for tests and the soak: a rank trains the net, watched, and fails."""
+"""Faults of one rank, for tests and the soak: a rank trains a small network under the watchdog and fails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def segfault() -> None:
 
 
 def train_and_fail(folder: str, fault: str, bad_rank: int, silence_s: float = 5.0, hang_s: float = 30.0) -> Any:
-    """Train on; after `SOUND_S` one rank does `fault` while the others wait for it in a collective."""
+    """Train. After `SOUND_S` one rank runs `fault` while the others wait for it in a collective."""
     from minigptv2.cluster import distributed
     from minigptv2.cluster.watchdog import Watchdog
 

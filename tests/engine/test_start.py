@@ -1,4 +1,4 @@
-"""Before the first step: loading into shards, the packing proof, the rehearsal of the fullest pack."""
+"""Before the first step: loading into shards, the packing check, the rehearsal of the fullest pack."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ def test_the_packing_proof_stops_a_run_whose_attention_leaks(monkeypatch: pytest
             return type("Empty", (), {"kwargs": staticmethod(dict)})()
 
     monkeypatch.setattr(model_module, "PackLayout", Leaky)
-    with pytest.raises(LeakError, match=r"moved by [1-9].* when its neighbours changed \(must be 0\)"):
+    with pytest.raises(LeakError, match=r"changed by [1-9].* with neighbors \(must be 0\)"):
         prove_packing(tiny_model(ALL_PARTS), torch.device("cpu"))

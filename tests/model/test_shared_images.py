@@ -126,5 +126,5 @@ def test_pairs_of_different_images_or_with_supervised_prompts_cannot_share() -> 
     other[0] += 1
     with pytest.raises(ValueError, match="begin with the same prompt"):
         share_image([a, Example(other, b.labels, b.task_ids, 1)])
-    with pytest.raises(ValueError, match="cannot be supervised"):
+    with pytest.raises(ValueError, match="must not be supervised"):
         share_image([a, Example(b.input_ids, b.input_ids, b.task_ids, 1)])

@@ -341,7 +341,7 @@ def test_true_boxes_of_the_toy_world_are_not_flagged() -> None:
     [
         ((400.0, 300.0, 100.0, 50.0), "it would fit as x, y, width, height"),
         ((10.0, 300.0, 200.0, 600.0), "it would fit as y1, x1, y2, x2"),
-        ((0.9, 0.2, 0.5, 0.4), "normalised to 0..1"),
+        ((0.9, 0.2, 0.5, 0.4), "normalized to 0..1"),
     ],
 )
 def test_a_box_that_cannot_be_one_says_what_it_may_be(corners: tuple[float, ...], hint: str) -> None:

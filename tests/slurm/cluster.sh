@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A real Slurm (Debian's slurmctld, slurmd, munge) on one machine, for the tests: a sandbox of namespaces holds the
-# controller and a private network; inside it each node has PID, UTS, mount and network namespaces of its own. So
-# `hostname` says node1, node2, ..., killing a node's first process is a power cut, and a cable can be pulled. Nothing
-# outside the sandbox changes, several clusters can run side by side, and ending its first process ends everything.
+# Run a real Slurm (Debian's slurmctld, slurmd, munge) on one machine for the tests. A sandbox of namespaces contains the
+# controller and a private network. Inside it each node has its own PID, UTS, mount and network namespaces. So `hostname`
+# prints node1, node2, ..., killing a node's first process is a power cut, and a network cable can be disconnected.
+# Nothing outside the sandbox changes, several clusters can run at once, and ending its first process ends everything.
 #
-#   cluster.sh DIR start [NODES]        make the sandbox and wait until all nodes are idle (root; DIR short, < 60 letters)
+#   cluster.sh DIR start [NODES]        create the sandbox and wait until all nodes are idle (root; DIR short, < 60 letters)
 #   cluster.sh DIR run COMMAND ...      run a command where sbatch, squeue, scontrol find the cluster
 #   cluster.sh DIR kill-node N          power cut: the node's daemon and tasks die at once
-#   cluster.sh DIR start-node N         and it comes back
-#   cluster.sh DIR cut-node N           pull the node's network cable; heal-node N plugs it in again
+#   cluster.sh DIR start-node N         start it again
+#   cluster.sh DIR cut-node N           disconnect the node's network; heal-node N connects it again
 #   cluster.sh DIR stop                 end everything and remove DIR
 #
-# $DIR/local is another empty folder on every node (a node's own disk); all else is shared, as on a cluster.
+# $DIR/local is another empty folder on every node (a node's own disk); everything else is shared.
 set -euo pipefail
 
 DIR=${1:?a folder}
@@ -27,7 +27,7 @@ die() { echo "cluster: $*" >&2; exit 1; }
 inside() { # run this script's ACTION in the sandbox
     local init
     init=$(<"$DIR/sandbox.pid")
-    # entering a mount namespace leaves the working folder behind
+    # entering a mount namespace changes the working folder
     # shellcheck disable=SC2016
     nsenter --target "$init" --mount --net --pid --uts -- bash -c 'cd "$1" && shift && exec "$@"' bash "$PWD" "$@"
 }
@@ -42,7 +42,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# a credential's life is also the delay before a requeued job may start again: 121 s by default, 6 s here
+# the lifetime of a credential is also the delay before a requeued job may start: 121 s by default, 6 s here
 AuthInfo=socket=$DIR/munge.sock,cred_expire=5
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
@@ -91,7 +91,7 @@ start)
     chmod 755 "$DIR" "$DIR/log" "$DIR/spool"
     chmod 700 "$DIR/munge" "$DIR/state"
     write_settings "$nodes" >"$DIR/slurm.conf"
-    # slurmd 22.05 looks for /sys/fs/cgroup even when nothing uses it; naming a plugin skips the look
+    # slurmd 22.05 looks for /sys/fs/cgroup even when nothing uses it; naming a plugin avoids that
     echo "CgroupPlugin=cgroup/v1" >"$DIR/cgroup.conf"
     { echo "127.0.0.1 localhost"; echo "$SUBNET.1 head"; for ((n = 1; n <= nodes; n++)); do echo "$SUBNET.$((10 + n)) node$n"; done; } >"$DIR/hosts"
     echo "$nodes" >"$DIR/nodes"
@@ -142,7 +142,7 @@ start-node)
         bash "$SELF" "$DIR" _node "$1" </dev/null >>"$DIR/log/node$1.log" 2>&1 &
         echo $! >"$DIR/node$1.pid")
     for _ in $(seq 50); do pgrep --parent "$(<"$DIR/node$1.pid")" >/dev/null && break; sleep 0.1; done
-    ip link delete "cable$1" 2>/dev/null || true # a node that was killed may have left it for a moment
+    ip link delete "cable$1" 2>/dev/null || true # a node that was killed may not have released it yet
     ip link add "cable$1" type veth peer name eth0 netns "$(pgrep --parent "$(<"$DIR/node$1.pid")")"
     ip link set "cable$1" master cluster up
     ;;

@@ -45,7 +45,7 @@ class Cluster:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
     def run(self, *words: object, check: bool = True, **variables: str) -> str:
-        """A command inside; returns what it printed."""
+        """Run a command in the sandbox. Returns its output."""
         command = ["bash", str(SCRIPT), str(self.folder), "run", *map(str, words)]
         environment = self.environment | variables
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment)
@@ -53,11 +53,11 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What the controller knows of a job."""
+        """The controller's description of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "--oneliner", number)))
 
     def wait(self, number: str, *states: str, timeout_s: float = 240) -> dict[str, str]:
-        """The job, once it is in one of the states for good."""
+        """Wait until the job stays in one of the states. Returns its description."""
         wait_for(lambda: self.job(number)["JobState"] in states, f"job {number} to be {states}", timeout_s)
         return self.job(number)
 
@@ -72,12 +72,12 @@ class Stage:
         return self.folder / name
 
     def log(self, name: str) -> str:
-        """The job's own log."""
+        """The log of the job."""
         file = self.folder / f"{name}.log"
         return file.read_text() if file.is_file() else ""
 
     def submit(self, name: str, *words: str, nodes: int = 2, options: tuple[str, ...] = (), **variables: str) -> str:
-        """Queue a job that trains into the run folder `name`; returns its number."""
+        """Submit a job that trains into the run folder `name`. Returns its number."""
         return self.cluster.run(
             "sbatch",
             "--parsable",
@@ -95,11 +95,11 @@ class Stage:
         ).strip()
 
     def wait_for_step(self, name: str, step: int) -> None:
-        """Until the run has logged the step."""
+        """Wait until the run has logged the step."""
         self.wait_until(name, lambda: self.steps(name)[-1:] >= [step], f"step {step}")
 
     def wait_for_checkpoint(self, name: str, step: int) -> None:
-        """Until the run has saved the step."""
+        """Wait until the run has saved the step."""
         folder = self.run_dir(name) / "checkpoints" / f"step-{step:08d}"
         self.wait_until(name, folder.is_dir, f"checkpoint {step}")
 
@@ -110,12 +110,12 @@ class Stage:
         return [row["step"] for row in read_metrics(self.run_dir(name))]
 
     def losses(self, name: str) -> list[Any]:
-        """Loss by task of each step: the same samples in the same order give the same."""
+        """Loss by task of each step. Equal for the same samples in the same order."""
         return [row["task_loss"] for row in read_metrics(self.run_dir(name))]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float, said: Callable[[], str] = str) -> None:
-    """Until the condition holds. `said` is asked for the log only once it is too late."""
+    """Wait until the condition holds. `said` returns the log for the message of a timeout."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}: {said()}"
@@ -129,7 +129,7 @@ def cluster() -> Iterator[Cluster]:
     started = made.control("start", NODES)
     if started.returncode:
         made.control("stop")
-        pytest.skip(f"no cluster can be made here: {started.stderr.strip()[-300:]}")
+        pytest.skip(f"cannot start a Slurm cluster here: {started.stderr.strip()[-300:]}")
     yield made
     made.control("stop")
     assert not folder.exists()
@@ -166,7 +166,7 @@ evaluate: {{every: 0}}
 
 @pytest.fixture(scope="session")
 def unbroken(stage: Stage) -> Path:
-    """A whole run on two nodes under ZeRO-3."""
+    """Run folder of an uninterrupted run on two nodes under ZeRO-3."""
     number = stage.submit("unbroken")
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     assert job["JobState"] == "COMPLETED", stage.log("unbroken")

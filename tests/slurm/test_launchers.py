@@ -1,4 +1,4 @@
-"""What starts the ranks: the chain of stages by one command, torchrun, deepspeed over pdsh, evaluation, the doctor."""
+"""Launching on a real Slurm: the chain of stages, torchrun, deepspeed over pdsh, evaluation, the doctor."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_three_stages_chained_by_one_command_end_in_a_model_that_answers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_other_launchers_train_the_same_and_hear_the_warning(
+def test_other_launchers_train_equally_and_receive_the_warning(
     stage: Stage, unbroken: Path, launcher: str, request: pytest.FixtureRequest
 ) -> None:
     if launcher == "deepspeed" and shutil.which("pdsh") is None:
@@ -108,7 +108,7 @@ def test_the_doctor_sees_real_nodes(cluster: Cluster, tmp_path: Path, launcher: 
     assert job["JobState"] == "COMPLETED" and "the nodes can train together" in text, text
     for rank in range(3):
         assert f"rank {rank}: node{rank + 1}, cpu" in text
-        assert f"files: node{rank + 1} sees what others write within" in text
+        assert f"files: node{rank + 1} sees files of other nodes within" in text
 
 
 @pytest.mark.slow
@@ -162,8 +162,8 @@ def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbro
 
 
 @pytest.mark.slow
-def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: Cluster, tmp_path: Path) -> None:
-    """Such as one whose port was taken. With srun and torchrun all nodes are one step, which Slurm ends."""
+def test_a_node_that_fails_early_over_pdsh_does_not_leave_others_waiting(cluster: Cluster, tmp_path: Path) -> None:
+    """For example if the port is in use. With srun and torchrun all nodes are one step, which Slurm ends."""
     if shutil.which("pdsh") is None:
         pytest.skip("needs pdsh (apt-get install pdsh)")
     log = tmp_path / "job.log"
@@ -180,5 +180,5 @@ def test_a_node_that_fails_at_once_over_pdsh_leaves_no_others_waiting(cluster: C
     job = cluster.wait(number, "COMPLETED", "FAILED", timeout_s=60)
     said = log.read_text()
     assert job["JobState"] == "FAILED", said
-    assert "node1: exit code 3, and other nodes went on for 5 s: their steps are stopped" in said
+    assert "node1: exit code 3, and other nodes ran on for 5 s: their steps are stopped" in said
     assert cluster.run("squeue", "--noheader") == ""

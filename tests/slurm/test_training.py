@@ -1,4 +1,4 @@
-"""Training on a real Slurm of three nodes: warned, killed, cancelled, crashing, cut off; all ends as if nothing was."""
+"""Training on a real Slurm of three nodes: interrupted runs end with the same weights as uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_to_unbroken(stage: Stage, name: str, unbroken: Path) -> None:
-    """Weights bit for bit, every step's loss, and each step once in metrics.jsonl and in TensorBoard."""
+    """Equal weights bit for bit, equal losses, and each step once in metrics.jsonl and in TensorBoard."""
     ours, theirs = weights(stage.run_dir(name)), weights(unbroken)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -35,7 +35,7 @@ def assert_equal_to_unbroken(stage: Stage, name: str, unbroken: Path) -> None:
     assert [event.step for event in board.Scalars("loss")] == list(range(1, 61))
 
 
-def test_a_run_leaves_a_log_per_rank_and_one_of_its_own(stage: Stage, unbroken: Path) -> None:
+def test_a_run_writes_a_log_per_rank_and_one_for_the_run(stage: Stage, unbroken: Path) -> None:
     logs = sorted((unbroken / "slurm").glob("*.0/rank-*.log"))
     assert [log.name for log in logs] == ["rank-0.log", "rank-1.log"]
     assert "step 60" in logs[0].read_text()
@@ -59,7 +59,7 @@ def test_the_warning_before_the_time_limit_saves_and_requeues(stage: Stage, unbr
         assert "toy_refer" in stage.cluster.run("srun", "--nodes=1", f"--nodelist={node}", "ls", cache)
 
 
-def test_a_node_that_loses_power_is_survived(stage: Stage, unbroken: Path) -> None:
+def test_a_run_survives_a_node_that_loses_power(stage: Stage, unbroken: Path) -> None:
     number = stage.submit("powercut")
     stage.wait_for_checkpoint("powercut", 10)
     assert stage.cluster.job(number)["NodeList"] == "node[1-2]"
@@ -96,7 +96,7 @@ def ranks_said(stage: Stage, name: str) -> str:
     return "".join(log.read_text() for log in sorted((stage.run_dir(name) / "slurm").glob("*.0/rank-*.log")))
 
 
-def test_a_cancelled_job_leaves_no_process_and_goes_on_elsewhere_in_the_same_order(
+def test_a_cancelled_job_leaves_no_process_and_resumes_elsewhere_in_the_same_order(
     stage: Stage, unbroken: Path
 ) -> None:
     number = stage.submit("cancelled")
@@ -122,7 +122,7 @@ def test_a_cancelled_job_leaves_no_process_and_goes_on_elsewhere_in_the_same_ord
 
 
 def faulty_python(folder: Path, step: int) -> str:
-    """A python whose launch/train.py raises at a step."""
+    """A Python wrapper whose launch/train.py raises at a step."""
     file = folder / "faulty_python"
     file.write_text(f"""#!{sys.executable}
 import os, runpy, sys
@@ -154,7 +154,7 @@ def test_a_crash_loop_stops_after_its_limit_with_the_reason(stage: Stage, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> None:
+def test_a_node_that_fails_twice_is_excluded(stage: Stage, unbroken: Path) -> None:
     number = stage.submit("badnode")
     for start, step in enumerate((10, 20)):
         stage.wait_for_checkpoint("badnode", step)
@@ -189,5 +189,5 @@ def test_a_node_that_fails_twice_is_left_out(stage: Stage, unbroken: Path) -> No
     job = stage.cluster.wait(number, "COMPLETED", "FAILED")
     text = stage.log("badnode")
     assert job["JobState"] == "COMPLETED" and job["ExcNodeList"] == "node2" and job["NodeList"] == "node[1,3]", text
-    assert "left out from now on: node2" in text and "start 2" in text
+    assert "excluded from now on: node2" in text and "start 2" in text
     assert_equal_to_unbroken(stage, "badnode", unbroken)

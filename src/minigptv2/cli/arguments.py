@@ -192,7 +192,7 @@ def add_files(parser: Parser) -> None:
     """Add the options of commands that read and write a file of JSON lines."""
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines. Image paths are relative to it")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines. Continued if the file exists")
-    parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="requests per batch")
 
 
 def warn(text: str) -> None:

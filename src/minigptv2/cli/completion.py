@@ -17,7 +17,7 @@ _COMPLETED = {**dict.fromkeys(("FILE", "PATH", "IMAGE", "RECIPE"), shtab.FILE), 
 def add_arguments(parser: Parser) -> None:
     """Add the options of `completion`."""
     parser.epilog = 'example: eval "$(minigptv2 completion bash)"'
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=SHELLS, help="shell to complete in")
     parser.set_defaults(run=_completion)
 
 

@@ -119,16 +119,16 @@ def _add_output(parser: Parser, metavar: str, what: str) -> None:
 
 
 def _from_published(args: argparse.Namespace) -> int:
-    from minigptv2.convert.published import Told, from_published
+    from minigptv2.convert.published import ConversionOptions, from_published
 
-    told = Told(args.vision_heads, args.vision_depth, args.image_size, args.lora_alpha)
+    options = ConversionOptions(args.vision_heads, args.vision_depth, args.image_size, args.lora_alpha)
     checkpoint = Path(args.checkpoint) if args.checkpoint else None
     info, report = from_published(
         Path(args.vision),
         Path(args.language_model),
         Path(args.output),
         checkpoint=checkpoint,
-        told=told,
+        options=options,
         copy=not args.no_copy,
         overwrite=args.overwrite,
     )

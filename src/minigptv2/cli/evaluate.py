@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     add_names(parser, "--corpus", metavar="NAME", help="corpus below --shards")
     parser.add_argument("--output", default="evaluation", metavar="DIR", help="output folder. Continued if it exists")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each corpus")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="questions per batch")
     parser.add_argument(
         "--layout", default="packed", choices=("packed", "padded"), help="batch layout for scoring given choices"
     )

@@ -26,7 +26,7 @@ def add_arguments(parser: Parser) -> None:
         "--shards", default="data/shards", metavar="DIR", help="folder or URL with one folder of shards per corpus"
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to measure the samples' lengths with")
-    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N")
+    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
     parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
     parser.add_argument("--output", metavar="FILE", help="also plot the mixture over time to a .png or .html file")
     add_json(parser)

@@ -13,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = "example: minigptv2 plan --config launch/configs/stage1_pretrain.yaml --gpus 16 --gpu h100"
     add_config(parser)
     parser.add_argument("--gpus", type=at_least(1), default=8, metavar="N", help="total number of GPUs")
-    parser.add_argument("--gpus-per-node", type=at_least(1), default=8, metavar="N")
+    parser.add_argument("--gpus-per-node", type=at_least(1), default=8, metavar="N", help="default: 8")
     parser.add_argument("--gpu", default="h100", help="name in GPUS of planner/hardware.py. Default: h100")
     parser.add_argument("--gpu-memory", type=positive, metavar="GIB", help="default: the memory of --gpu")
     parser.add_argument(

@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _add_build(parser: Parser) -> None:
-    parser.add_argument("corpus", metavar="CORPUS")
+    parser.add_argument("corpus", metavar="CORPUS", help="name, file or `all`")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
     parser.add_argument(
         "--root",
@@ -72,7 +72,7 @@ def _add_index(parser: Parser) -> None:
         "folder", type=Path, metavar="DIR", help="folder of .tar files: records, or images with json or txt captions"
     )
     parser.add_argument("--corpus", metavar="NAME", help="name in recipes and messages. Default: the folder's name")
-    parser.add_argument("--license", default="")
+    parser.add_argument("--license", default="", help="license to record in the manifest")
     parser.add_argument(
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
     )
@@ -109,8 +109,8 @@ def _add_preview(parser: Parser) -> None:
     parser.add_argument(
         "--samples", type=at_least(0), default=24, metavar="N", help="samples, evenly spread, suspicious ones first"
     )
-    parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS")
-    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N")
+    parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS", help="side of the images")
+    parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
     parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
     parser.set_defaults(run=_preview)
 

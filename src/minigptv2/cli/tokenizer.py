@@ -13,7 +13,9 @@ def add_arguments(parser: Parser) -> None:
     parser.epilog = "example: minigptv2 tokenizer --shards data/shards --output tokenizer --vocab-size 4096"
     parser.add_argument("--shards", required=True, metavar="DIR", help="folder with one folder of shards per corpus")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the tokenizer")
-    parser.add_argument("--vocab-size", type=at_least(1), default=1024, metavar="N")
+    parser.add_argument(
+        "--vocab-size", type=at_least(1), default=1024, metavar="N", help="number of pieces. Default: 1024"
+    )
     parser.set_defaults(run=_tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""Process-group facts and the few collectives the package needs. Works under `deepspeed`, `torchrun`, and alone."""
+"""Starts the process group and wraps the collectives the package needs. Works with and without a launcher."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "12
 
 
 def adopt_launcher() -> None:
-    """Make a task that plain `srun` started look like one of any other launcher: RANK and its like are set."""
+    """Set RANK and the other variables of torch in a task that plain `srun` started."""
     os.environ.update(rank_environment(os.environ))
 
 
-def stand_alone() -> None:
-    """Without a launcher: describe a group of this one process in the environment, whatever port was inherited."""
+def describe_single_process() -> None:
+    """Without a launcher, describe a group of this one process in the environment, on a free port."""
     if "RANK" not in os.environ:
         os.environ.update(_SINGLE)
         os.environ["MASTER_PORT"] = str(free_port())
 
 
 def world_size_from_environment() -> int:
-    """How many processes the launcher started; 1 without a launcher. Needs no process group."""
+    """Number of processes that the launcher started, 1 without a launcher. Needs no process group."""
     adopt_launcher()
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def choose_device() -> torch.device:
-    """This rank's device: its GPU, or the CPU when there is none or `DS_ACCELERATOR=cpu` asks for it.
+    """This rank's device: its GPU, or the CPU if there is none or `DS_ACCELERATOR=cpu` is set.
 
-    Raises `ConfigError` where a node runs more ranks than it shows GPUs to them.
+    Raises `ConfigError` if a node runs more ranks than it has visible GPUs.
     """
     adopt_launcher()
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
@@ -51,25 +51,27 @@ def choose_device() -> torch.device:
 
 
 def gpu_of(local_rank: int, visible: int) -> int:
-    """The GPU of a node's `local_rank`-th rank, of the `visible` ones. A launcher that shows each rank its own GPU
-    alone (`srun --gpus-per-task=1`) shows one: number 0."""
+    """Number of the GPU of a node's rank `local_rank`, out of `visible` ones.
+
+    It is 0 if the launcher shows each rank only its own GPU (`srun --gpus-per-task=1`).
+    """
     if local_rank < visible:
         return local_rank
     if visible == 1 and "SLURM_LOCALID" in os.environ:
         return 0
-    raise ConfigError(f"this is rank {local_rank} of its node, which shows it {visible} GPU(s): start fewer per node")
+    raise ConfigError(f"this is rank {local_rank} of its node, which shows it {visible} GPU(s); start fewer ranks")
 
 
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:
-    """Join the process group that the launcher described, or make one of a single process."""
+    """Join the process group that the launcher described, or create one of a single process."""
     adopt_launcher()
-    stand_alone()
+    describe_single_process()
     # DeepSpeed 0.19.8 calls collectives by names that torch 2.13 renames, and torch says so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
-    # On CPUs DeepSpeed would compile an all-reduce for inference, which training never calls: a minute when all is new,
-    # and a process killed meanwhile leaves a lock that all later ones wait for, silently and for ever.
+    # On CPUs DeepSpeed would compile an all-reduce for inference, which training never calls. The first time takes a
+    # minute, and a process killed meanwhile leaves a lock that all later ones wait for, silently and forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(
@@ -84,7 +86,7 @@ def stop_process_group() -> None:
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """Rank of this process, 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -99,7 +101,7 @@ def is_main() -> bool:
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The tensor summed over all ranks; the argument is left alone."""
+    """The tensor summed over all ranks. The argument is unchanged."""
     total = values.clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -107,7 +109,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def any_over_ranks(flags: list[bool]) -> list[bool]:
-    """Per place, whether any rank's flag is set: the same answer on all ranks. A collective."""
+    """For each position, whether any rank's flag is set. Equal on all ranks. A collective."""
     if world_size() == 1:
         return list(flags)
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
@@ -117,7 +119,7 @@ def any_over_ranks(flags: list[bool]) -> list[bool]:
 
 
 def broadcast(value: torch.Tensor) -> torch.Tensor:
-    """The main rank's tensor on all ranks; on the others, the argument's shape and type must be the same."""
+    """The main rank's tensor on all ranks. The arguments of all ranks must have the same shape and dtype."""
     if world_size() > 1:
         dist.broadcast(value, src=0)
     return value
@@ -138,7 +140,7 @@ def agree(value: object) -> object:
 
 
 def gather_on_main(value: T) -> list[T]:
-    """Every rank's value on the main rank, by rank; an empty list on the others. Small plain data only."""
+    """All ranks' values on the main rank, by rank. An empty list on the others. Small plain data only."""
     if world_size() == 1:
         return [value]
     box: list[T] | None = [value] * world_size() if is_main() else None
@@ -147,7 +149,7 @@ def gather_on_main(value: T) -> list[T]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """What `work` returns on the main rank, on all ranks; what it raises of our errors is raised on all of them."""
+    """Run `work` on the main rank and return its result on all ranks. A `MiniGPTv2Error` is raised on all ranks."""
     value: T | MiniGPTv2Error | None = None
     if is_main():
         try:

@@ -85,7 +85,7 @@ def read_failure(run: Path, start: str) -> Failure | None:
     """The failure of the start `start`, None if the file is missing or belongs to another start."""
     file = RunFolder(run).failure
     if run.is_dir():
-        os.scandir(run).close()  # makes a network file system look again
+        os.scandir(run).close()  # makes a network file system refresh its cache
     if not file.is_file():
         return None
     failure = Failure(**json.loads(file.read_text()))

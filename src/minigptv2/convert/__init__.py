@@ -1,1 +1,1 @@
-"""Published checkpoints in, ours out: one function a direction, each writing its result whole or not at all."""
+"""Converts model files: published checkpoints, DeepSpeed folders, PEFT adapters and merged models."""

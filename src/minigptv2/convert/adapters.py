@@ -1,4 +1,4 @@
-"""An export to a PEFT adapter that stock `peft` reads, or to one folder with LoRA merged into the language model."""
+"""Converts an export to a PEFT adapter, or to a model folder with LoRA merged into the language model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,9 @@ PROJECTOR_FILE, ADAPTER_FILE, ADAPTER_CONFIG = (
 
 
 def to_peft(export: Path, output: Path, *, language_weights: str | None = None, overwrite: bool = False) -> KeyReport:
-    """Write the projector, and the LoRA as an adapter for `peft.PeftModel.from_pretrained` on the stock LLaMA.
+    """Write the projector, and the LoRA as an adapter for `peft.PeftModel.from_pretrained` on the original LLaMA.
 
-    Raises `CheckpointError` for an export without a LoRA, or whose language model was trained itself.
+    Raises `CheckpointError` for an export without a LoRA or with a trained language model.
     """
     import peft
     from safetensors.torch import save_file
@@ -56,12 +57,10 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
         check_base_hashes(info.base_sha256, hash_bases([base]), str(export), [base])
     tensors = info.tensors
     if not info.model.lora.r:
-        raise CheckpointError(
-            f"{export}: no LoRA in it (r=0): nothing for an adapter; `convert merge` writes a whole model"
-        )
+        raise CheckpointError(f"{export} has no LoRA (r=0) for an adapter; `convert merge` writes a complete model")
     if any(part_of(name) == "language_model" for name in tensors):
         raise CheckpointError(
-            f"{export}: its language model was trained itself: an adapter on the stock one is another"
+            f"{export}: the language model was trained, so an adapter on the original one would differ"
         )
     adapter, projector, report = {}, {}, KeyReport()
     for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
@@ -74,7 +73,7 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
             projector[key] = tensor.read()
             report.take(str(export), name, f"{PROJECTOR_FILE}: {key}")
         else:
-            report.drop(str(export), name, "neither LoRA nor projector: this format has no place for it")
+            report.drop(str(export), name, "neither LoRA nor projector, which are all that this format contains")
     lora = info.model.lora
     config = peft.LoraConfig(
         r=lora.r,
@@ -106,8 +105,9 @@ def merge(
 ) -> tuple[ExportInfo, KeyReport]:
     """Write a model folder without adapters: W + alpha / r * B A, in fp32, then cast.
 
-    `<output>/language_model` is a stock Hugging Face LLaMA; the whole folder loads here. `dtype` None: that of the
-    language model's base, float32 without one. Raises `CheckpointError` for another base than the export's.
+    `<output>/language_model` is a Hugging Face LLaMA folder, and `<output>` a model folder of this package. `dtype`
+    defaults to that of the base weights of the language model, or float32 without them. Raises `CheckpointError` for
+    base weights other than those of the export.
     """
     refuse_existing(output, overwrite, export, vision_weights, language_weights)
     info = with_bases(load_info(export), vision_weights, language_weights)
@@ -151,13 +151,8 @@ def merge(
         stock = _llama_folder(bases)
         if stock:
             copy_small_files(stock, inner)
-        config = (
-            json.loads((stock / FOLDER_CONFIG).read_bytes())
-            if stock
-            else llama_config(info.sizes.language_model, tokenizer.vocab_size).to_dict()
-        )
         write_llama(merged, inner)
-        write_llama_config(config, inner, str(cast).removeprefix("torch."))
+        write_llama_config(_stock_config(stock, info, tokenizer.vocab_size), inner, str(cast).removeprefix("torch."))
         if not (inner / tokenizer.path.name).is_file():
             write_atomically(inner / tokenizer.path.name, tokenizer.path.read_bytes())
 
@@ -178,8 +173,16 @@ def merge(
 
 
 def _inside(name: str, place: str) -> str:
-    """A row's name as it is; a folder's becomes the place inside the new folder."""
+    """The name of a spec unchanged, or for a folder the path inside the new folder."""
     return place if Path(name).is_dir() else name
+
+
+def _stock_config(folder: Path | None, info: ExportInfo, vocab_size: int) -> dict[str, Any]:
+    """The Hugging Face config of the language model: from its folder, or built from its sizes without one."""
+    if folder:
+        config: dict[str, Any] = json.loads((folder / FOLDER_CONFIG).read_bytes())
+        return config
+    return llama_config(info.sizes.language_model, vocab_size).to_dict()
 
 
 def _llama_folder(bases: list[Base]) -> Path | None:
@@ -187,7 +190,7 @@ def _llama_folder(bases: list[Base]) -> Path | None:
 
 
 def _merged(name: str, tensor: LazyTensor, everything: Tensors, scale: float, dtype: torch.dtype) -> LazyTensor:
-    """The tensor with its adapter, if it has one, added in fp32."""
+    """The tensor in `dtype`, with its adapter, if it has one, added in fp32."""
     module = name.removesuffix(".weight")
     down, up = everything.get(f"{module}.lora_A.weight"), everything.get(f"{module}.lora_B.weight")
     if down is None or up is None:
@@ -207,11 +210,11 @@ def _cast(tensor: LazyTensor, dtype: torch.dtype) -> Tensor:
 def _check_all_used(info: ExportInfo, everything: Tensors, language: Tensors) -> None:
     for name in everything:
         if part_of(name) == "lora" and f"{name.rsplit('.lora_', 1)[0]}.weight" not in language:
-            raise CheckpointError(f"{info.folder}: {name} adapts a layer that the language model does not have")
+            raise CheckpointError(f"{info.folder}: {name} belongs to a layer that the language model does not have")
 
 
 def _dtype(name: str) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
-        raise ConfigError(f"--dtype {name} is not one of {', '.join(known)}")
+        raise ConfigError(f"--dtype must be one of {', '.join(known)}, got {name}")
     return known[name]

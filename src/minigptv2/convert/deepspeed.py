@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoint folders (what `engine.save_checkpoint` writes, ZeRO 1 to 3, any world size) to exports."""
+"""Converts checkpoint folders of DeepSpeed's `engine.save_checkpoint` (ZeRO 1 to 3, any world size) to exports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minigptv2.model.export import ExportInfo, LineageEntry, save_export, tokeni
 from minigptv2.model.weights import canonical_name, check_shapes, named_canonical, plain_tensors
 
 LATEST = "latest"
-HARMLESS = {
+ALLOWED_CLASSES = {
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
@@ -26,25 +26,25 @@ HARMLESS = {
     "torch.nn.parameter.Parameter",
     "argparse.Namespace",
 }
-"""Classes that DeepSpeed writes into its pickles besides tensors; reading them runs nothing of the file's own."""
+"""The classes besides tensors that DeepSpeed writes into its pickles. Reading them runs no code from the file."""
 
 
 def from_deepspeed(
     checkpoint: Path, output: Path, config: ModelConfig, *, tag: str | None = None, overwrite: bool = False
 ) -> tuple[ExportInfo, KeyReport]:
-    """Write an export of the fp32 master weights. Names are ours; projector and LoRA may bear the published ones.
+    """Write an export of the fp32 master weights. Projector and LoRA keys may also have the published names.
 
-    `config`: the model that was trained. `tag`: which of the folder's checkpoints; None: the one `latest` names. Every
-    file is scanned before it is read; one that names anything but tensors, plain values and DeepSpeed's own few classes
-    is refused. Raises `CheckpointError` for missing, foreign or empty tensors, and for frozen ones that are not those
-    of the config's base folders.
+    `config` is the model that was trained. `tag` selects a checkpoint of the folder, by default the one in the file
+    `latest`. Every file is scanned before it is read, and refused if it names anything but tensors, plain values and
+    `ALLOWED_CLASSES`. Raises `CheckpointError` for missing, unknown or empty tensors, and for frozen tensors that
+    differ from the base weights of the config.
     """
     refuse_existing(output, overwrite, checkpoint, config.vision_weights, config.language_weights)
     tag = tag or _latest(checkpoint)
     folder = checkpoint / tag
     files = sorted(folder.glob("*.pt"))
     if not any(file.name.endswith("_optim_states.pt") for file in files):
-        raise CheckpointError(f"{folder}: no *_optim_states.pt: not a checkpoint of ZeRO 1, 2 or 3")
+        raise CheckpointError(f"{folder} has no *_optim_states.pt and is not a checkpoint of ZeRO 1, 2 or 3")
     for file in files:
         _refuse_code(file)
     state = _consolidated(checkpoint, tag)
@@ -53,7 +53,7 @@ def from_deepspeed(
         name = canonical_name(key)
         name = names.PROJECTOR.get(key) or names.lora_name(key) or name
         if key.endswith("inv_freq"):
-            report.drop(str(folder), key, "a buffer, computed anew")
+            report.drop(str(folder), key, "a buffer, recomputed")
         else:
             found[name] = value
             report.take(str(folder), key, name)
@@ -70,12 +70,14 @@ def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelCo
     exported = names_to_export(model, config, {})
     missing = [name for name in exported if name not in found]
     if missing:
-        raise CheckpointError(f"{folder}: no weights for {len(missing)} parameters, first {missing[0]}")
+        raise CheckpointError(f"{folder} has no weights for {len(missing)} parameters, first {missing[0]}")
     for base in bases:
         for name, tensor in base.tensors.items():
             if name in found and name not in exported:
                 if not torch.equal(found[name], tensor.read().to(found[name].dtype)):
-                    raise CheckpointError(f"{folder}: {name} is frozen, but not as in {base.folder}: another base")
+                    raise CheckpointError(
+                        f"{folder}: frozen {name} differs from {base.folder}; set the base weights of the run"
+                    )
                 key = next(k for k, n in report.taken[str(folder)].items() if n == name)
                 del report.taken[str(folder)][key]
                 report.drop(str(folder), key, f"frozen, and equal in {base.folder}")
@@ -88,27 +90,27 @@ def _latest(checkpoint: Path) -> str:
     file = checkpoint / LATEST
     if not file.is_file():
         raise CheckpointError(
-            f"{checkpoint}: no file {LATEST}: not what DeepSpeed's save_checkpoint writes; or give --tag"
+            f"{checkpoint} has no file '{LATEST}', which DeepSpeed's save_checkpoint writes; set --tag instead"
         )
     return file.read_text().strip()
 
 
 def _refuse_code(file: Path) -> None:
-    """Raise `CheckpointError` if reading the pickle would call anything but DeepSpeed's own few classes."""
+    """Raise `CheckpointError` if reading the pickle would call anything but `ALLOWED_CLASSES`."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     try:
         named = set(get_unsafe_globals_in_checkpoint(str(file)))
     except Exception as error:
-        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
-    foreign = sorted(named - HARMLESS)
+        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
+    foreign = sorted(named - ALLOWED_CLASSES)
     if foreign:
-        found = f"refused: it holds a Python object ({foreign[0]}) that may run code when read"
-        raise CheckpointError(f"{file}: {found}; save without such client state")
+        found = f"contains a Python object ({foreign[0]}) that may run code when read"
+        raise CheckpointError(f"{file} {found}; save the checkpoint without such client state")
 
 
 def _consolidated(checkpoint: Path, tag: str) -> dict[str, Tensor]:
-    """DeepSpeed's own merger of the ranks' shards: fp32 by parameter name."""
+    """The fp32 weights by parameter name, from DeepSpeed's own function that joins the shards of the ranks."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:
@@ -116,10 +118,10 @@ def _consolidated(checkpoint: Path, tag: str) -> dict[str, Tensor]:
     except (ValueError, KeyError, RuntimeError, FileNotFoundError, AssertionError) as error:
         raise CheckpointError(f"{checkpoint / tag}: DeepSpeed cannot join its shards: {error}") from error
     state = {name: value.detach() for name, value in state.items()}
-    # DeepSpeed's merger leaves out what was frozen under ZeRO-1: the module's own state, whole in one file, has it.
-    whole = checkpoint / tag / "mp_rank_00_model_states.pt"
-    if whole.is_file():
-        module = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)["module"]  # scanned above
+    # DeepSpeed omits frozen parameters under ZeRO-1. The module state, complete in one file, contains them.
+    module_file = checkpoint / tag / "mp_rank_00_model_states.pt"
+    if module_file.is_file():
+        module = torch.load(module_file, map_location="cpu", mmap=True, weights_only=False)["module"]  # scanned above
         state |= {name: value for name, value in (module or {}).items() if name not in state}
     empty = [name for name, value in state.items() if value.numel() == 0]
     if empty:

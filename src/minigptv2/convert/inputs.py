@@ -1,4 +1,4 @@
-"""Reading other people's files without running them, and saying what became of each of their keys."""
+"""Reads foreign checkpoint files without executing code in them, and reports what was done with each key."""
 
 from __future__ import annotations
 
@@ -9,70 +9,74 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minigptv2.errors import CheckpointError
 from minigptv2.files import write_atomically
+from minigptv2.model.backbones import Sizes
+from minigptv2.model.build import build_model
+from minigptv2.model.config import ModelConfig
+from minigptv2.model.weights import Tensors, check_shapes, named_canonical, part_of
 
 REPORT_FILE = "conversion.json"
 
 
 def read_torch(file: Path) -> Any:
-    """What `torch.save` wrote, tensors and plain values only, tensors mapped from disk where the format allows it.
+    """The content of a file of `torch.save`: tensors, memory-mapped if the format allows it, and plain values.
 
-    Raises `CheckpointError` for a file that is missing, cut off, or holds objects that would run code when read.
+    Raises `CheckpointError` for a file that is missing, incomplete, or contains objects that would run code when read.
     """
     if not file.is_file():
-        raise CheckpointError(f"no file {file}")
+        raise CheckpointError(f"file {file} does not exist")
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise CheckpointError(
-                f"{file}: refused: it holds a Python object ({found[1]}) that would run code when read; "
-                "only tensors and plain values are"
+                f"{file} contains a Python object ({found[1]}) that would run code when read; only tensors and plain "
+                "values are allowed"
             ) from error
-        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
+        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
     except Exception as error:
-        raise CheckpointError(f"{file}: not a whole torch file: {first_line(error)}") from error
+        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its type if it says nothing."""
+    """The first line of the message of an error, or its type if the message is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def tensors_only(state: Any, file: Path) -> dict[str, Tensor]:
-    """A state dict as such. Raises `CheckpointError` naming the first entry that is not a named tensor."""
+    """`state` as a state dict. Raises `CheckpointError` naming the first entry that is not a named tensor."""
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{file}: want named tensors, found {type(state).__name__}")
+        raise CheckpointError(f"{file}: expected named tensors, got {type(state).__name__}")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{file}: {key!r} is of type {type(value).__name__}, not a tensor")
+            raise CheckpointError(f"{file}: {key!r} must be a tensor, got {type(value).__name__}")
     return state
 
 
 @dataclass
 class KeyReport:
-    """Per source file: keys taken (with their new names) and keys dropped (with the reason)."""
+    """The keys of each source file: those taken, with their new names, and those dropped, with the reason."""
 
     taken: dict[str, dict[str, str]] = field(default_factory=dict)
     dropped: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def take(self, source: str, key: str, name: str) -> None:
-        """`key` of `source` became `name`."""
+        """Record that `key` of `source` was taken as `name`."""
         self.taken.setdefault(source, {})[key] = name
 
     def drop(self, source: str, key: str, why: str) -> None:
-        """`key` of `source` was left out."""
+        """Record that `key` of `source` was dropped, and why."""
         self.dropped.setdefault(source, {})[key] = why
 
     def lines(self) -> list[str]:
-        """For the terminal: counts per source, and dropped keys counted by reason."""
+        """A summary for the terminal: counts per source, and dropped keys by reason."""
         lines = []
         for source in dict.fromkeys([*self.taken, *self.dropped]):
             dropped = self.dropped.get(source, {})
@@ -83,32 +87,55 @@ class KeyReport:
         return lines
 
     def write(self, folder: Path) -> None:
-        """Every key, as JSON, into a folder."""
+        """Write every key as JSON to `REPORT_FILE` in a folder."""
         self.write_file(folder / REPORT_FILE)
 
     def write_file(self, file: Path) -> None:
-        """Every key, as JSON."""
+        """Write every key as JSON."""
         document = {"taken": self.taken, "dropped": self.dropped}
         write_atomically(file, json.dumps(document, indent=1).encode())
 
 
 def report_of(output: Path) -> Path:
-    """Where the report of a conversion lies: beside a `.pth`, in a folder."""
+    """The path of the report of a conversion: next to a `.pth` file, or inside an output folder."""
     return output.with_name(f"{output.name}.{REPORT_FILE}") if output.suffix == ".pth" else output / REPORT_FILE
 
 
 def refuse_existing(output: Path, overwrite: bool, *inputs: Path | str | None) -> None:
-    """Raise `CheckpointError` if the result would take the place of something that is there.
+    """Raise `CheckpointError` if the result would replace something that exists.
 
-    With `overwrite`, only a result of this command's is replaced, and never a folder that holds one of `inputs`.
+    With `overwrite`, an earlier result of a conversion is replaced, but never a folder that contains one of `inputs`.
     """
     place = output.resolve()
     for given in inputs:
         if given is not None and place in (path := Path(given).resolve(), *path.parents):
-            raise CheckpointError(f"{output} holds {given}, which is read: give another --output")
+            raise CheckpointError(f"{output} contains the input {given}; choose another --output")
     if not output.exists():
         return
     if not overwrite:
-        raise CheckpointError(f"{output} exists; give another --output, or --overwrite")
+        raise CheckpointError(f"{output} exists; choose another --output or add --overwrite")
     if not report_of(output).is_file():
-        raise CheckpointError(f"{output} is not a result of this command, so it is not overwritten")
+        raise CheckpointError(f"{output} is not a result of this command and is not overwritten")
+
+
+class Source(NamedTuple):
+    """One of the inputs: its path, its tensors by the names of this package, and the parts that it must fill."""
+
+    path: Path
+    tensors: Tensors
+    parts: tuple[str, ...]
+
+
+def check_complete(model: ModelConfig, sizes: Sizes, vocab_size: int, sources: list[Source]) -> None:
+    """Raise `CheckpointError` unless the sources together match the parameters of a model of these sizes exactly."""
+    with torch.device("meta"):
+        built = build_model(model, vocab_size, sizes=sizes)
+    expected = {name: tuple(parameter.shape) for name, parameter in named_canonical(built).items()}
+    found: set[str] = set()
+    for source in sources:
+        check_shapes(source.tensors, expected, str(source.path))
+        found |= set(source.tensors)
+    owner = {part: source.path for source in sources for part in source.parts}
+    for name, shape in expected.items():
+        if name not in found and part_of(name) in owner:
+            raise CheckpointError(f"{owner[part_of(name)]} has no tensor for {name} of shape {shape}")

@@ -1,4 +1,4 @@
-"""Hugging Face folders of a LLaMA: reading safetensors or `.bin`, copying, and writing one tensor by tensor."""
+"""Reads, copies and writes Hugging Face folders of LLaMA models, as safetensors or `.bin`, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from minigptv2.model.bases import open_llama, untie
 from minigptv2.model.weights import Tensors, plain_tensors, read_safetensors
 
 SHARD_BYTES = 4_000_000_000
-"""Largest file of a written folder, and so the memory that writing takes."""
+"""The largest file that is written, which is also the memory that writing needs."""
 INDEX_FILE = "model.safetensors.index.json"
-BESIDE = (
+SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer.model",
@@ -31,12 +31,12 @@ BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-"""Small files of a Hugging Face folder that go along with the weights."""
+"""The files of a Hugging Face folder that are copied with the weights."""
 
 
 @dataclass(frozen=True)
 class LlamaSource:
-    """A language model's folder: its tensors under our names, unread, and the files they lie in."""
+    """A language model folder: its unread tensors by the names of this package, and the files that contain them."""
 
     folder: Path
     tensors: Tensors
@@ -44,32 +44,35 @@ class LlamaSource:
 
 
 def open_llama_source(folder: Path, report: KeyReport) -> LlamaSource:
-    """The tensors of a folder, from safetensors if there are any, else from `pytorch_model*.bin`."""
+    """The tensors of a folder, from its safetensors if there are any, else from `pytorch_model*.bin`.
+
+    Raises `CheckpointError` for a folder without weights or with invalid files.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if files:
         tensors = open_llama(folder)
         for key in read_safetensors(files):
             if LANGUAGE + key not in tensors:
-                report.drop(str(folder), key, "a buffer, computed anew")
+                report.drop(str(folder), key, "a buffer, recomputed")
     else:
         files = sorted(folder.glob("pytorch_model*.bin"))
         tensors = {}
         for file in files:
             for key, value in tensors_only(read_torch(file), file).items():
                 if key.endswith("rotary_emb.inv_freq"):
-                    report.drop(str(folder), key, "a buffer, computed anew")
+                    report.drop(str(folder), key, "a buffer, recomputed")
                 else:
                     tensors |= plain_tensors({LANGUAGE + key: value})
         tensors = untie(tensors, folder)
     if not tensors:
-        raise CheckpointError(f"{folder}: no *.safetensors and no pytorch_model*.bin")
+        raise CheckpointError(f"{folder} has neither *.safetensors nor pytorch_model*.bin")
     for name in tensors:
         report.take(str(folder), name.removeprefix(LANGUAGE), name)
     return LlamaSource(folder, tensors, tuple(files))
 
 
 def copy_llama(source: LlamaSource, target: Path) -> None:
-    """The folder, byte by byte where it holds safetensors, else written as such."""
+    """Copy the folder: safetensors byte by byte, `.bin` files converted to safetensors."""
     target.mkdir()
     copy_small_files(source.folder, target)
     if source.files[0].suffix == ".bin":
@@ -78,7 +81,7 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
     index = source.folder / INDEX_FILE
     if index.is_file():
         shutil.copyfile(index, target / INDEX_FILE)
-    elif len(source.files) > 1:  # stock loaders find several files by it
+    elif len(source.files) > 1:  # Hugging Face needs an index to find several files
         weight_map = {key: file.name for file in source.files for key in read_safetensors([file])}
         document = {"metadata": {}, "weight_map": weight_map}
         write_atomically(target / INDEX_FILE, json.dumps(document, indent=1).encode())
@@ -91,14 +94,14 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
 
 
 def copy_small_files(source: Path, target: Path) -> None:
-    """Config and tokenizer files, those that are there."""
-    for name in BESIDE:
+    """Copy the config and tokenizer files that exist."""
+    for name in SMALL_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write our names as a Hugging Face folder's, in shards with an index, holding one shard in memory at a time."""
+    """Write tensors as a Hugging Face folder, in files with an index. One file at a time is in memory."""
     from safetensors.torch import save_file
 
     pending: dict[str, Tensor] = {}
@@ -126,16 +129,16 @@ def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) 
         files[0][0].rename(target / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, (file, held) in enumerate(files, 1):
+    for number, (file, keys) in enumerate(files, 1):
         final = target / f"model-{number:05d}-of-{len(files):05d}.safetensors"
         file.rename(final)
-        weight_map |= dict.fromkeys(held, final.name)
+        weight_map |= dict.fromkeys(keys, final.name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_atomically(target / INDEX_FILE, json.dumps(index, indent=1).encode())
 
 
 def write_llama_config(config: dict[str, Any], target: Path, dtype: str) -> None:
-    """`config.json` of the folder, with the type its weights have now. Embeddings and head are two tensors in it."""
+    """Write `config.json` with the dtype of the weights. Embeddings and head are two tensors, so they are not tied."""
     changed = {key: value for key, value in config.items() if key not in ("torch_dtype", "dtype") and key[0] != "_"}
     changed |= {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "torch_dtype": dtype}
     write_atomically(target / FOLDER_CONFIG, json.dumps(changed, indent=1).encode())

@@ -1,4 +1,4 @@
-"""Names of the published files' keys and ours, both ways. The only owner of the published spelling."""
+"""Maps the keys of the published files to the names of this package and back. The published names are here only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FINAL_NORM = {
     "ln_vision.weight": VISION + "post_layernorm.weight",
     "ln_vision.bias": VISION + "post_layernorm.bias",
 }
-"""The norm after the encoder: the published v2 files do not hold it, others may."""
+"""The norm after the encoder. The published v2 files do not contain it, other files may."""
 PEFT_PREFIX = "base_model.model."
 LLAMA_PREFIX = "llama_model." + PEFT_PREFIX
 
@@ -31,14 +31,14 @@ _VIT_BLOCK = {
 }
 _VIT_KEY = re.compile(r"blocks\.(\d+)\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)")
 VIT_BIAS = re.compile(r"blocks\.(\d+)\.attn\.(q|v)_bias")
-"""q and v have biases of their own, k has none."""
+"""The separate biases of q and v. k has none."""
 _LORA_KEY = re.compile(
     re.escape(LLAMA_PREFIX) + r"(?P<module>model\.layers\.\d+\.\w+\.\w+)\.(?P<kind>lora_[AB])(\.default)?\.weight"
 )
 
 
 def vision_name(key: str) -> str | None:
-    """Our name of a key of the published vision file, None if it is not one that maps by itself."""
+    """The name for a key of the published vision file, or None for a key that does not map to one name."""
     if key in _VIT:
         return VISION + _VIT[key]
     match = _VIT_KEY.fullmatch(key)
@@ -46,20 +46,20 @@ def vision_name(key: str) -> str | None:
 
 
 def qkv_bias_name(block: int | str) -> str:
-    """Our name of the joint bias of q, k and v."""
+    """The name of the joint bias of q, k and v in a block."""
     return f"{VISION}encoder.layers.{block}.self_attn.qkv.bias"
 
 
 def lora_name(key: str) -> str | None:
-    """Our name of a published LoRA key, in PEFT 0.2's spelling or the newer one; None for other keys."""
+    """The name for a published LoRA key, written as by PEFT 0.2 or later. None for other keys."""
     match = _LORA_KEY.fullmatch(key)
     return f"{LANGUAGE}{match['module']}.{match['kind']}.weight" if match else None
 
 
 def published_name(name: str) -> str | None:
-    """The published key (PEFT 0.2's spelling) of one of our names; None if published files do not hold it."""
-    for key, ours in (PROJECTOR | FINAL_NORM).items():
-        if name == ours:
+    """The published key for a name, as PEFT 0.2 writes it. None for tensors that published files do not contain."""
+    for key, known in (PROJECTOR | FINAL_NORM).items():
+        if name == known:
             return key
     if ".lora_A." in name or ".lora_B." in name:
         return LLAMA_PREFIX + name.removeprefix(LANGUAGE)

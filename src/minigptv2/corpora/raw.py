@@ -156,6 +156,7 @@ class _Text:
         return value
 
     def fail(self, what: str) -> NoReturn:
+        """Raise the error for a file with another structure."""
         raise DataError(f"{self.file}: unexpected JSON: {what}")
 
     def _skip(self) -> int:
@@ -182,9 +183,11 @@ class PlainUnpickler(pickle.Unpickler):
     """Reads pickles of numbers, texts, lists, tuples and dicts. Refuses references to classes and functions."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
         raise DataError(f"refers to {module}.{name}; only plain lists, dicts, texts and numbers are read")
 
     def persistent_load(self, pid: Any) -> Any:
+        """Refuse every persistent id."""
         raise DataError("contains a persistent id; only plain lists, dicts, texts and numbers are read")
 
 

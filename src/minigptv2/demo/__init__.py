@@ -1,1 +1,1 @@
-"""The demonstrations, made of commands a user would type: the toy world, and the real regime on small real weights."""
+"""Runs the demonstrations with the commands a user types: the toy world, and small pretrained models."""

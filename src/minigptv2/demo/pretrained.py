@@ -1,7 +1,7 @@
-"""The real regime on small real weights: DINOv2 and SmolLM2 frozen, projector and LoRA trained on real photographs.
+"""Runs the demonstration on small pretrained models: frozen DINOv2 and SmolLM2, trained projector and LoRA.
 
-What `make demo-pretrained` runs: bases from pip packages, shards of the photographs, one stage under ZeRO-3 on CPU
-processes, and a report that sets the trained model beside the untrained one on those photographs.
+`make demo-pretrained` calls it: base weights from pip packages, shards of photographs, one stage under ZeRO-3 on CPU
+processes, and a report that compares the trained and the untrained model on those photographs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, prepare_folder, run, timed
 from minigptv2.run_folder import RunFolder
 from minigptv2.shards.manifest import MANIFEST_FILE
 
@@ -22,15 +22,15 @@ _ANSWER_TOKENS = 64
 
 
 def run_pretrained(output: Path, *, processes: int) -> int:
-    """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed."""
+    """Run all steps, print the progress and return 0. Raises `MiniGPTv2Error` naming the step that failed."""
     began = time.monotonic()
     environment = environment_of(output)
-    make_room(output, "pretrained")
+    prepare_folder(output, "pretrained")
     seconds: dict[str, float] = {}
     timed(seconds, "bases and shards", lambda: _prepare(output, environment))
     timed(seconds, STAGE, lambda: launch(CONFIG, [], processes, environment))
     timed(seconds, "evaluation", lambda: _report(output, seconds))
-    print(f"everything took {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"total time: {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
 
 
@@ -60,13 +60,13 @@ def _report(output: Path, seconds: dict[str, float]) -> None:
     trained = evaluate_items(load_predictor(str(export)), items, max_new_tokens=_ANSWER_TOKENS)
     config = load_run_config(CONFIG).value
     untrained = save_untrained(RunFolder(output / "untrained").export, config.model, config.seed).folder
-    figures: dict[str, Any] = {
-        STAGE: trained.figures,
-        "untrained": evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=_ANSWER_TOKENS).figures,
+    scores: dict[str, Any] = {
+        STAGE: trained.scores,
+        "untrained": evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=_ANSWER_TOKENS).scores,
         "baseline": baseline(items),
     }
-    print(table(figures))
-    write_results(output / "results.json", {**figures, "seconds": seconds})
-    page, picture = write_report(output, {STAGE: output / STAGE}, figures, seconds, photographs=trained)
+    print(table(scores))
+    write_results(output / "results.json", {**scores, "seconds": seconds})
+    page, image = write_report(output, {STAGE: output / STAGE}, scores, seconds, photographs=trained)
     print(how_to_ask(output, export, next(item for item in items if TASKS[item.turn.task].answer == "box")))
-    print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
+    print(f"report: {page}  image: {image}  scores: {output / 'results.json'}")

@@ -1,6 +1,6 @@
-"""The page people look at after training: curves, realised mixtures, held-out scenes and photographs with boxes.
+"""Writes the report of a demonstration: curves, actual mixtures, held-out scenes and photographs with boxes.
 
-Writes `report.html` (self-contained) and `report.png`.
+The files are `report.html`, which needs no other file, and `report.png`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -18,6 +20,9 @@ from minigptv2.errors import ConfigError
 from minigptv2.heldout.pictures import CARD_STYLE, grid, html_card, html_image, tile
 from minigptv2.heldout.samples import HeldOutQuestion
 from minigptv2.tracking.log import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -30,16 +35,16 @@ img { max-width: 100% } .legend b { color: #2ecc40 }
 def write_report(
     output: Path,
     stages: dict[str, Path],
-    figures: dict[str, Any],
+    scores: dict[str, Any],
     seconds: dict[str, float],
     *,
     photographs: Evaluation,
     scenes: Evaluation | None = None,
 ) -> tuple[Path, Path]:
-    """`report.html` and `report.png` under `output`. `stages` maps stage names to run folders.
+    """Write `report.html` and `report.png` into `output` and return their paths.
 
-    `figures` maps model names to their figures by task, as in results.json. `scenes` are held-out ones, `photographs`
-    were trained on.
+    `stages` maps stage names to run folders, and `scores` maps model names to scores by task, as in results.json.
+    `scenes` are held-out, and `photographs` were in the training data.
     """
     curves = _draw_curves(stages)
     several = {1: "One stage", 3: "Three stages"}.get(len(stages), f"{len(stages)} stages")
@@ -47,12 +52,12 @@ def write_report(
         f"<!doctype html><meta charset='utf-8'><title>minigptv2 report</title><style>{_STYLE}{CARD_STYLE}</style>",
         f"<h1>{several}, one model</h1>",
         f"<p>{_lineage(seconds)}</p>",
-        f"<h2>{'Held-out figures' if scenes else 'Figures on the photographs trained on'}</h2>",
-        _html_table(figures),
+        f"<h2>{'Held-out scores' if scenes else 'Scores on the photographs of the training data'}</h2>",
+        _html_table(scores),
         "<h2>Training</h2>",
         html_image(curves),
-        "<p class='legend'>Below: true boxes in <b>green</b>, predicted ones in other colours; the box of an "
-        "[identify] question is white.</p>",
+        "<p class='legend'>Below, true boxes are <b>green</b>, predicted boxes have other colors, and the box of a "
+        "question is white.</p>",
     ]
     sheets = [curves]
     if scenes:
@@ -71,44 +76,18 @@ def write_report(
 
 
 def _draw_curves(stages: dict[str, Path]) -> Image.Image:
-    """Loss by task and learning rate over all stages, and the realised mixture of each."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("the report draws with matplotlib: pip install 'minigptv2[demo]'") from error
+    """Charts of the loss by task over all stages, and of the actual mixture of each stage."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("the report needs matplotlib: pip install 'minigptv2[demo]'")
+    import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (losses, mixtures) = plt.subplots(1, 2, figsize=(15, 5), width_ratios=[3, 2])
-    offset = 0
-    tasks: dict[str, list[tuple[int, float]]] = {}
-    ticks: list[tuple[int, str]] = []
-    shares: dict[str, dict[str, float]] = {}
-    for stage, run in stages.items():
-        rows = read_metrics(run)
-        for row in rows:
-            for task, value in row["task_loss"].items():
-                tasks.setdefault(task, []).append((offset + row["step"], value))
-        losses.axvline(offset, color="#bbb", linewidth=1)
-        ticks.append((offset, stage))
-        offset += rows[-1]["step"]
-        shares[stage] = rows[-1]["mixture"]
-    for task, points in tasks.items():
-        losses.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
-    for start, stage in ticks:
-        losses.text(start, losses.get_ylim()[1], f" {stage}", va="top", fontsize=9)
-    losses.set(xlabel="optimizer step", ylabel="loss per supervised token", title="Loss by task", yscale="log")
-    losses.legend(fontsize=8, ncols=2)
-    corpora = sorted({name for mixture in shares.values() for name in mixture})
-    bottom = [0.0] * len(shares)
-    colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-    for number, corpus in enumerate(corpora):
-        values = [100 * mixture.get(corpus, 0.0) for mixture in shares.values()]
-        mixtures.bar(list(shares), values, bottom=bottom, label=corpus, color=colors[number % 20])
-        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
-    mixtures.set(ylabel="% of samples", title="Realised mixture")
-    mixtures.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    metrics = {stage: read_metrics(run) for stage, run in stages.items()}
+    _plot_losses(losses, metrics)
+    _plot_mixtures(mixtures, metrics, plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
@@ -116,9 +95,44 @@ def _draw_curves(stages: dict[str, Path]) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def _plot_losses(axes: Axes, metrics: dict[str, list[dict[str, Any]]]) -> None:
+    """The loss of each task over the steps of all stages, with a line and a label where a stage begins."""
+    offset = 0
+    tasks: dict[str, list[tuple[int, float]]] = {}
+    starts: list[tuple[int, str]] = []
+    for stage, lines in metrics.items():
+        for line in lines:
+            for task, value in line["task_loss"].items():
+                tasks.setdefault(task, []).append((offset + line["step"], value))
+        axes.axvline(offset, color="#bbb", linewidth=1)
+        starts.append((offset, stage))
+        offset += lines[-1]["step"]
+    for task, points in tasks.items():
+        axes.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
+    for start, stage in starts:
+        axes.text(start, axes.get_ylim()[1], f" {stage}", va="top", fontsize=9)
+    axes.set(xlabel="optimizer step", ylabel="loss per supervised token", title="Loss by task", yscale="log")
+    axes.legend(fontsize=8, ncols=2)
+
+
+def _plot_mixtures(axes: Axes, metrics: dict[str, list[dict[str, Any]]], colors: Sequence[Any]) -> None:
+    """The actual mixture of each stage as a stacked bar."""
+    shares = {stage: lines[-1]["mixture"] for stage, lines in metrics.items()}
+    corpora = sorted({name for mixture in shares.values() for name in mixture})
+    bottom = [0.0] * len(shares)
+    for number, corpus in enumerate(corpora):
+        values = [100 * mixture.get(corpus, 0.0) for mixture in shares.values()]
+        axes.bar(list(shares), values, bottom=bottom, label=corpus, color=colors[number % 20])
+        bottom = [b + v for b, v in zip(bottom, values, strict=True)]
+    axes.set(ylabel="% of samples", title="Actual mixture")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def _some_of_each_task(evaluation: Evaluation, count: int) -> list[tuple[HeldOutQuestion, str]]:
-    """`count` items of each task with an image, with their answers; each task begins where the last one ended, so
-    that a small corpus is shown with all its pictures."""
+    """`count` questions of each task with an image, and their answers.
+
+    Each task starts where the previous one ended, so that all images of a small corpus are shown.
+    """
     by_task: dict[str, list[tuple[HeldOutQuestion, str]]] = {}
     for item, answer in zip(evaluation.items, evaluation.answers, strict=True):
         if item.image is not None:
@@ -129,14 +143,14 @@ def _some_of_each_task(evaluation: Evaluation, count: int) -> list[tuple[HeldOut
     return chosen
 
 
-def _html_table(figures: dict[str, Any]) -> str:
-    names = list(figures)
-    rows = [f"<tr><th>task<th>figure{''.join(f'<th>{html.escape(name)}' for name in names)}</tr>"]
-    for task, values in figures[names[0]].items():
-        for figure in values:
-            if figure != "samples":
-                cells = "".join(f"<td>{figures[name][task][figure]:.3f}" for name in names)
-                rows.append(f"<tr><td>{task}<td>{figure}{cells}</tr>")
+def _html_table(scores: dict[str, Any]) -> str:
+    names = list(scores)
+    rows = [f"<tr><th>task<th>metric{''.join(f'<th>{html.escape(name)}' for name in names)}</tr>"]
+    for task, values in scores[names[0]].items():
+        for metric in values:
+            if metric != "samples":
+                cells = "".join(f"<td>{scores[name][task][metric]:.3f}" for name in names)
+                rows.append(f"<tr><td>{task}<td>{metric}{cells}</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -159,5 +173,5 @@ def _stack(images: list[Image.Image]) -> Image.Image:
 
 
 def write_results(file: Path, document: dict[str, Any]) -> None:
-    """The figures of a run as JSON."""
+    """Write the scores of a run as JSON."""
     file.write_text(json.dumps(document, indent=1))

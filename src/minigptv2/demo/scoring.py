@@ -1,4 +1,4 @@
-"""Held-out questions in memory: answers, per-task figures, a baseline, a table. What the demonstrations use."""
+"""Answers and scores held-out questions for the demonstrations, with a baseline and a table."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding
 from minigptv2.tasks import TASKS, mean_scores
 
-Figures = dict[str, dict[str, float]]
-"""Task to figure name to value."""
+Scores = dict[str, dict[str, float]]
+"""Task to metric to value."""
 
 
 @dataclass
 class Evaluation:
-    """Items, what was answered, and the figures by task."""
+    """Questions, the answers to them, and the scores by task."""
 
     items: list[HeldOutQuestion]
     answers: list[str]
-    figures: Figures
+    scores: Scores
 
 
 def evaluate_items(
     predictor: Predictor, items: list[HeldOutQuestion], *, max_new_tokens: int = 96, batch_size: int = 100
 ) -> Evaluation:
-    """Ask every item, batched by task, and score the answers."""
+    """Answer all questions, in batches of one task, and score the answers."""
     answers = [""] * len(items)
     by_task: dict[str, list[int]] = {}
     for number, item in enumerate(items):
@@ -39,43 +39,43 @@ def evaluate_items(
     for numbers in by_task.values():
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]
-            said = predictor.answer(
+            texts = predictor.answer(
                 [items[n].request() for n in chosen], Decoding(max_new_tokens), batch_size=batch_size
             )
-            for n, text in zip(chosen, said, strict=True):
+            for n, text in zip(chosen, texts, strict=True):
                 answers[n] = text
             bar.update(len(chosen))
     bar.close()
     return Evaluation(items, answers, score_all(items, answers))
 
 
-def score_all(items: list[HeldOutQuestion], answers: list[str]) -> Figures:
-    """Mean figures by task."""
+def score_all(items: list[HeldOutQuestion], answers: list[str]) -> Scores:
+    """The mean scores and the number of samples by task."""
     by_task: dict[str, list[dict[str, float]]] = {}
     for item, answer in zip(items, answers, strict=True):
         by_task.setdefault(item.turn.task, []).append(item.score(answer))
     return {task: {**mean_scores(scores), "samples": len(scores)} for task, scores in by_task.items()}
 
 
-def baseline(items: list[HeldOutQuestion]) -> Figures:
-    """What always saying the most frequent answer, or the mean box where a box is asked, would score.
+def baseline(items: list[HeldOutQuestion]) -> Scores:
+    """The scores of one constant answer per task: the most frequent answer, or the mean box if the answer is a box.
 
-    Frequencies and means are taken from the held-out answers themselves, which flatters it.
+    Frequencies and means are computed from the held-out answers themselves, which favors the baseline.
     """
     answers = [""] * len(items)
     by_task: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         by_task.setdefault(item.turn.task, []).append(number)
     for task, numbers in by_task.items():
-        said = _mean_box_text([items[n] for n in numbers]) if TASKS[task].answer == "box" else None
-        said = said or Counter(items[n].answer for n in numbers).most_common(1)[0][0]
+        constant = _mean_box_text([items[n] for n in numbers]) if TASKS[task].answer == "box" else None
+        constant = constant or Counter(items[n].answer for n in numbers).most_common(1)[0][0]
         for n in numbers:
-            answers[n] = said
+            answers[n] = constant
     return score_all(items, answers)
 
 
 def _mean_box_text(items: list[HeldOutQuestion]) -> str:
-    """The mean of the true boxes, each as a share of its image, as text."""
+    """The mean of the true boxes, in fractions of the image size, as text."""
     sums = [0.0] * 4
     for item in items:
         box = item.turn.regions[0].boxes[0]
@@ -84,12 +84,12 @@ def _mean_box_text(items: list[HeldOutQuestion]) -> str:
     return render_box(Box(*(total / len(items) for total in sums)), 1, 1)
 
 
-def table(columns: dict[str, Figures]) -> str:
-    """Figures side by side, a line per task and figure; the task's headline figure is marked."""
+def table(columns: dict[str, Scores]) -> str:
+    """A table with one line per task and metric and one column per model. A star marks the task's headline metric."""
     first = next(iter(columns.values()))
-    lines = [f"{'task':<14}{'figure':<20}" + "".join(f"{name:>12}" for name in columns)]
-    for task, figures in first.items():
-        for name in figures:
+    lines = [f"{'task':<14}{'metric':<20}" + "".join(f"{name:>12}" for name in columns)]
+    for task, metrics in first.items():
+        for name in metrics:
             if name == "samples":
                 continue
             mark = "*" if name == TASKS[task].headline else " "

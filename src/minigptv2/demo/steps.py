@@ -1,4 +1,4 @@
-"""What the demonstrations are made of: commands in processes of their own, timed, each failure named."""
+"""Runs the steps of a demonstration: commands in their own processes, with their durations and failures."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 LAUNCHER = "launch/train.py"
 KIND_FILE = ".kind"
-"""In a demonstration's folder: which one it holds."""
+"""The file in a demonstration's folder that names its kind."""
 
 
 def environment_of(output: Path) -> dict[str, str]:
     """The environment of a demonstration's commands.
 
-    One thread a process, as spinning ones slow each other; and glibc keeps the memory that a step frees for the next
-    one instead of handing it back and faulting it in again.
+    Each process has one thread, because busy-waiting threads slow each other down. glibc keeps the memory that a step
+    frees for the next step, instead of returning it to the system and paging it in again.
     """
     settings = {"OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "2000000000", "MALLOC_MMAP_THRESHOLD_": "2000000000"}
     return {**settings, **os.environ, "DEMO_DIR": str(output)}
 
 
 def timed(seconds: dict[str, float], name: str, work: Callable[[], None]) -> None:
-    """Do the work, say how long it took, and note it in `seconds`."""
+    """Do the work, print its duration, and store it in `seconds`."""
     print(f"== {name}", flush=True)
     began = time.monotonic()
     work()
@@ -44,40 +44,45 @@ def timed(seconds: dict[str, float], name: str, work: Callable[[], None]) -> Non
 
 
 def run(words: list[str], environment: dict[str, str]) -> None:
-    """A `minigptv2` command. Raises `MiniGPTv2Error` if it fails."""
+    """Run a `minigptv2` command. Raises `MiniGPTv2Error` if it fails."""
     _check([sys.executable, "-m", "minigptv2", *words], environment)
 
 
-def make_room(output: Path, kind: str) -> None:
-    """Have `output` hold this kind of demonstration: another one's (quick, whole) is moved aside, not trained on.
+def prepare_folder(output: Path, kind: str) -> None:
+    """Make `output` the folder of this kind of demonstration. A folder of another kind (quick, whole) is renamed.
 
-    Raises `ConfigError` outside the repository, whose recipes and launcher are needed.
+    Raises `ConfigError` outside the repository, because its recipes and launcher are needed.
     """
     if not Path(LAUNCHER).is_file():
-        raise ConfigError(f"no {LAUNCHER} here: the demonstrations run in the repository's own folder")
+        raise ConfigError(f"{LAUNCHER} does not exist here. Run the demonstrations in the repository's own folder.")
     note = output / KIND_FILE
     held = note.read_text().strip() if note.is_file() else kind
     if held != kind:
         aside = next(name for n in count(1) if not (name := output.with_name(f"{output.name}-{held}-{n}")).exists())
         output.rename(aside)
-        print(f"{output} held a {held} demonstration: moved to {aside}, this one begins anew", flush=True)
+        print(f"renamed {output}, which contains a {held} demonstration, to {aside}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     note.write_text(f"{kind}\n")
 
 
 def launch(config: str, words: list[str], processes: int, environment: dict[str, str]) -> None:
-    """`deepspeed launch/train.py` on CPU processes. Raises `MiniGPTv2Error` if it fails."""
+    """Run `deepspeed launch/train.py` on CPU processes. Raises `MiniGPTv2Error` if it fails."""
     launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if launcher is None:
-        raise MiniGPTv2Error("the deepspeed launcher is not on the PATH; is the package installed?")
-    alone = ["--num_accelerators", str(processes), "--master_port", str(free_port())]  # others may train here, too
+        raise MiniGPTv2Error("the deepspeed launcher is not on the PATH. Install it with: pip install deepspeed")
+    alone = [
+        "--num_accelerators",
+        str(processes),
+        "--master_port",
+        str(free_port()),
+    ]  # other runs may use the default port
     command = [launcher, *alone, LAUNCHER, "--config", config, *words]
-    _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations are made for CPUs
+    _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations run on CPUs
 
 
 def how_to_ask(output: Path, export: Path, item: HeldOutQuestion) -> str:
-    """Save an item's picture, and the command that asks about it."""
-    assert item.image is not None, "an item with an image"
+    """The command that asks about an item, whose image is saved."""
+    assert item.image is not None, "the item has an image"
     item.image.save(output / "scene.png")
     return (
         f'ask: minigptv2 ask --model {export} {output / "scene.png"} "{item.question}" --draw {output / "answer.png"}'

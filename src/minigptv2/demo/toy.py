@@ -1,6 +1,6 @@
-"""The toy world from nothing to a report: shards, tokenizer, three stages under `deepspeed`, evaluation.
+"""Runs the demonstration on the toy world: shards, tokenizer, three stages under `deepspeed`, evaluation and report.
 
-What `make demo` runs. Every step is a command a user would type; each is skipped if its result is there already.
+`make demo` calls it. Every step is a command a user can type, and is skipped if its result already exists.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minigptv2.demo.steps import environment_of, how_to_ask, launch, make_room, run, timed
+from minigptv2.demo.steps import environment_of, how_to_ask, launch, prepare_folder, run, timed
 from minigptv2.run_folder import RunFolder
 from minigptv2.shards.manifest import MANIFEST_FILE
 
@@ -25,13 +25,13 @@ _QUICK_HELDOUT = 40
 
 
 def run_toy(output: Path, *, quick: bool, processes: int, data_only: bool = False) -> int:
-    """Everything, with progress printed; returns 0. Raises `MiniGPTv2Error` naming the step that failed.
+    """Run all steps, print the progress and return 0. Raises `MiniGPTv2Error` naming the step that failed.
 
-    `data_only` ends once shards and tokenizer are there, for those who train elsewhere.
+    `data_only` stops after shards and tokenizer, for training elsewhere.
     """
     began = time.monotonic()
     environment = environment_of(output)
-    make_room(output, "quick" if quick else "whole")
+    prepare_folder(output, "quick" if quick else "whole")
     seconds: dict[str, float] = {}
     timed(seconds, "shards", lambda: _build_shards(output / "shards", quick, environment))
     run(["tokenizer", "--shards", str(output / "shards/train"), "--output", str(output / "tokenizer")], environment)
@@ -40,7 +40,7 @@ def run_toy(output: Path, *, quick: bool, processes: int, data_only: bool = Fals
     for stage in STAGES:
         timed(seconds, stage, partial(_train, stage, quick, processes, environment))
     timed(seconds, "evaluation", lambda: _report(output, quick, seconds))
-    print(f"everything took {(time.monotonic() - began) / 60:.1f} minutes")
+    print(f"total time: {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
 
 
@@ -77,23 +77,23 @@ def _report(output: Path, quick: bool, seconds: dict[str, float]) -> None:
     last = load_predictor(str(RunFolder(output / STAGES[-1]).export))
     final = evaluate_items(last, items)
     shown = evaluate_items(last, photographs)
-    figures: dict[str, Any] = {STAGES[-1]: final.figures}
+    scores: dict[str, Any] = {STAGES[-1]: final.scores}
     for stage in STAGES[-2::-1]:
-        figures[stage] = evaluate_items(load_predictor(str(RunFolder(output / stage).export)), items).figures
+        scores[stage] = evaluate_items(load_predictor(str(RunFolder(output / stage).export)), items).scores
     untrained = write_untrained(output)
-    figures["untrained"] = evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=24).figures
-    figures["baseline"] = baseline(items)
-    print(table(figures))
-    write_results(output / "results.json", {**figures, "photographs": shown.figures, "seconds": seconds})
-    page, picture = write_report(
-        output, {stage: output / stage for stage in STAGES}, figures, seconds, photographs=shown, scenes=final
+    scores["untrained"] = evaluate_items(load_predictor(str(untrained)), items, max_new_tokens=24).scores
+    scores["baseline"] = baseline(items)
+    print(table(scores))
+    write_results(output / "results.json", {**scores, "photographs": shown.scores, "seconds": seconds})
+    page, image = write_report(
+        output, {stage: output / stage for stage in STAGES}, scores, seconds, photographs=shown, scenes=final
     )
     print(how_to_ask(output, RunFolder(output / STAGES[-1]).export, items[0]))
-    print(f"report: {page}  picture: {picture}  figures: {output / 'results.json'}")
+    print(f"report: {page}  image: {image}  scores: {output / 'results.json'}")
 
 
 def write_untrained(output: Path) -> Path:
-    """An export of the model stage 1 starts from, for comparison."""
+    """Write an export of the model that stage 1 starts from, for comparison, and return its folder."""
     from minigptv2.model.export import save_untrained
     from minigptv2.run_config import load_run_config
 

@@ -1,4 +1,4 @@
-"""One thing that was looked at: how bad it is, what was found, what to do."""
+"""Defines a finding of the doctor: severity, what was found, what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEVELS = (GOOD, WARNING, BAD)
 
 @dataclass(frozen=True)
 class Finding:
-    """`level` one of LEVELS; `do` is empty only where all is well."""
+    """The result of one check. `level` is one of LEVELS. `do` says how to fix it and is empty only for `ok`."""
 
     level: str
     about: str
@@ -23,7 +23,7 @@ class Finding:
 
 
 def render_findings(findings: list[Finding]) -> str:
-    """A line a finding, what to do under it, a sum at the end."""
+    """A line per finding, followed by what to do, and the counts of each level at the end."""
     width = max((len(one.about) for one in findings), default=0)
     lines = []
     for one in findings:
@@ -31,10 +31,10 @@ def render_findings(findings: list[Finding]) -> str:
         if one.do:
             lines.append(f"{'':8} {'':{width}}  -> {one.do}")
     counts = {level: sum(one.level == level for one in findings) for level in LEVELS}
-    lines.append(f"{counts[GOOD]} well, {counts[WARNING]} warning(s), {counts[BAD]} bad")
+    lines.append(f"{counts[GOOD]} ok, {counts[WARNING]} warning(s), {counts[BAD]} bad")
     return "\n".join(lines)
 
 
 def findings_as_json(findings: list[Finding]) -> str:
-    """For scripts, and for comparing nodes."""
+    """The findings as a JSON list, for scripts and for comparing nodes."""
     return json.dumps([asdict(one) for one in findings], indent=1)

@@ -1,4 +1,4 @@
-"""Checks that need no config: versions with known holes, GPUs, limits of the system, network and Slurm settings."""
+"""Checks what needs no config: vulnerable versions, GPUs, system limits, network and Slurm settings."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ VERSION_FLOORS = {
     "gradio": ("6.20", "CVE-2026-59806 and others: files and redirects of the server", False),
     "safetensors": ("0.6", "older files and newer readers were not tested together", True),
 }
-"""Package: oldest version without the known hole, the hole, and whether training needs the package."""
+"""Package: oldest version without the known vulnerability, the vulnerability, whether training needs the package."""
 PYTHON_FLOORS = {(3, 11): 14, (3, 12): 12, (3, 13): 6}
-"""Oldest patch of a Python whose tarfile does not loop for ever on a crafted tar (CVE-2025-8194)."""
+"""Oldest patch of a Python whose tarfile does not loop forever on a crafted tar (CVE-2025-8194)."""
 SHM_GIB = 1.0
 OPEN_FILES = 4096
 HARMFUL = {
-    "NCCL_P2P_DISABLE": ("1", "GPUs of a node talk through host memory; unset it unless their link is broken"),
-    "NCCL_IB_DISABLE": ("1", "nodes talk over TCP; unset it where there is InfiniBand"),
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("0", "a rank that lost its peers waits for ever; unset it"),
+    "NCCL_P2P_DISABLE": ("1", "GPUs of a node communicate through host memory; unset it unless their link is broken"),
+    "NCCL_IB_DISABLE": ("1", "nodes communicate over TCP; unset it if there is InfiniBand"),
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("0", "a rank that lost its peers waits forever; unset it"),
     "TORCH_NCCL_BLOCKING_WAIT": ("1", "every collective blocks the host; unset it"),
     "CUDA_LAUNCH_BLOCKING": ("1", "kernels run one by one, several times slower; unset it after debugging"),
 }
-"""Settings that are left behind after debugging: variable, the harmful value, what it does."""
+"""Settings often left set after debugging: variable, the harmful value, its effect and what to do."""
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def check_versions(installed: Mapping[str, str | None] | None = None) -> list[Finding]:
-    """Packages against VERSION_FLOORS, and Python. `installed`: versions to judge instead of those here."""
+    """Compare packages with VERSION_FLOORS, and Python. `installed` replaces the versions of this machine."""
     findings = []
     for package, (floor, hole, needed) in VERSION_FLOORS.items():
         here = _installed(package) if installed is None else installed.get(package)
@@ -72,13 +72,13 @@ def _check_python(here: tuple[int, ...] = tuple(sys.version_info[:3])) -> Findin
     return Finding(
         WARNING,
         "python",
-        f"{text}: tarfile loops for ever on a crafted tar (CVE-2025-8194)",
-        f"Python {here[0]}.{here[1]}.{floor} or newer before reading tars from strangers; training reads by index",
+        f"{text}: tarfile loops forever on a crafted tar (CVE-2025-8194)",
+        f"Python {here[0]}.{here[1]}.{floor} or newer before reading untrusted tars. Training reads by index",
     )
 
 
 def check_gpus() -> list[Finding]:
-    """The GPUs of this machine, and whether bf16 and our kernels run on them."""
+    """The GPUs of this machine, and whether they support bf16 and the fused kernels."""
     import torch
 
     if not torch.cuda.is_available():
@@ -87,7 +87,7 @@ def check_gpus() -> list[Finding]:
                 WARNING,
                 "GPUs",
                 f"none that torch {torch.__version__} can use",
-                "for the toy world on a CPU this is fine; else check `nvidia-smi` and that torch is a CUDA build",
+                "for the toy data on a CPU this is fine; otherwise check `nvidia-smi` and that torch is a CUDA build",
             )
         ]
     findings = []
@@ -99,12 +99,12 @@ def check_gpus() -> list[Finding]:
         if properties.major < 8:
             findings.append(Finding(BAD, f"GPU {number}", text, "bf16 needs compute capability 8.0; use an fp16 JSON"))
         elif free < 0.9 * total:
-            findings.append(Finding(WARNING, f"GPU {number}", text, "another process holds its memory: nvidia-smi"))
+            findings.append(Finding(WARNING, f"GPU {number}", text, "another process uses its memory; see nvidia-smi"))
         else:
             findings.append(Finding(GOOD, f"GPU {number}", text))
     nccl = ".".join(map(str, torch.cuda.nccl.version()))
     if (2, 28, 3) <= parse_version(nccl) < (2, 28, 9):
-        findings.append(Finding(WARNING, "NCCL", f"{nccl}: leaving after a fault can hang", "NCCL 2.28.9 or newer"))
+        findings.append(Finding(WARNING, "NCCL", f"{nccl}: exiting after a fault can hang", "NCCL 2.28.9 or newer"))
     else:
         findings.append(Finding(GOOD, "NCCL", nccl))
     return findings
@@ -119,7 +119,7 @@ def check_limits() -> list[Finding]:
             Finding(
                 BAD,
                 "/dev/shm",
-                f"{shm:.2f} GiB: loader processes die of a bus error",
+                f"{shm:.2f} GiB: loader processes end with a bus error",
                 "docker run --ipc=host, or data.num_workers=0",
             )
         )
@@ -136,8 +136,8 @@ def check_limits() -> list[Finding]:
             Finding(
                 WARNING,
                 "OMP_NUM_THREADS",
-                f"unset on {cores} cores: several ranks on a machine spin against each other (8 x slower was seen)",
-                "export OMP_NUM_THREADS=cores / ranks of the machine",
+                f"unset on {cores} cores: several ranks on a machine compete for cores (8 x slower was measured)",
+                "export OMP_NUM_THREADS=N with N = cores / ranks of the machine",
             )
         )
     else:
@@ -146,7 +146,7 @@ def check_limits() -> list[Finding]:
 
 
 def check_network(environment: Mapping[str, str], *, nodes: int = 1) -> list[Finding]:
-    """Variables that slow collectives down, hide failures or end long ones too early."""
+    """Variables that slow down collectives, hide failures or end long collectives too early."""
     findings = []
     for name, (value, what) in HARMFUL.items():
         if environment.get(name) == value:
@@ -158,7 +158,7 @@ def check_network(environment: Mapping[str, str], *, nodes: int = 1) -> list[Fin
                 WARNING,
                 "DEEPSPEED_TIMEOUT",
                 f"{timeout} minutes",
-                "unset it: train.timeout_minutes is what this package sets",
+                "unset it; this package uses train.timeout_minutes",
             )
         )
     if nodes > 1 and not {"NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"} & set(environment):
@@ -170,11 +170,11 @@ def check_network(environment: Mapping[str, str], *, nodes: int = 1) -> list[Fin
                 "export NCCL_SOCKET_IFNAME=ib0 (see `ip -br addr`)",
             )
         )
-    return findings or [Finding(GOOD, "network settings", "none that slows or hides")]
+    return findings or [Finding(GOOD, "network settings", "none that slows training or hides failures")]
 
 
 def check_slurm(environment: Mapping[str, str], *, gpus: int, num_workers: int = 0) -> list[Finding]:
-    """The job's allocation against what a rank needs; nothing outside a job."""
+    """Compare the job's allocation with what a rank needs. Empty outside a job."""
     if "SLURM_JOB_ID" not in environment:
         return []
     job = f"{environment['SLURM_JOB_ID']} on {environment.get('SLURM_NNODES', '1')} node(s)"
@@ -199,7 +199,7 @@ def check_slurm(environment: Mapping[str, str], *, gpus: int, num_workers: int =
         minutes = (int(end) - time.time()) / 60
         if minutes < 30:
             findings.append(
-                Finding(WARNING, "Slurm time", f"{minutes:.0f} minutes left", "loading takes some; ask for more")
+                Finding(WARNING, "Slurm time", f"{minutes:.0f} minutes left", "loading takes minutes; request more")
             )
     if "SLURM_JOB_ID" in environment and environment.get("SLURM_RESTART_COUNT", "0") not in ("0", ""):
         findings.append(Finding(GOOD, "Slurm restarts", environment["SLURM_RESTART_COUNT"]))

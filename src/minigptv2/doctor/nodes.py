@@ -1,8 +1,7 @@
-"""A check of real nodes before a long job: do they meet, can they talk, do they see each other's files in time?
+"""Checks before a long job whether its nodes can connect, exchange data and see each other's files in time.
 
-Run in every rank by any launcher. The ranks meet at a store first, so that a rank that does not come is named; then
-they gather from each other for some seconds, and write files that the others wait for. Returns findings; changes
-nothing but a folder of its own, which it removes.
+Any launcher runs it in every rank. The ranks connect to a store first, so a rank that does not start is named. Then
+they run all-gathers for some seconds and write files that the others wait for. Changes only a temporary folder.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from minigptv2.errors import NodesError
 from minigptv2.files import write_atomically
 
 _SIZES = (4 << 10, 1 << 20, 16 << 20)
-"""Bytes that each rank gives to the others in one gather: latency, a bucket, a large shard."""
+"""Bytes that each rank sends in one all-gather, for latency, a gradient bucket and a large shard."""
 _POLL_S = 0.02
 _MAX_CLOCK_S = 30.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank runs, and with what."""
+class RankInfo:
+    """Host, device and versions of a rank. `clock` is its Unix time when the ranks meet."""
 
     rank: int
     host: str
@@ -45,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Gather:
-    """All-gathers of one size: `bytes_per_s` received by a rank, and the slowest of `count`."""
+    """All-gathers of one size. `bytes_per_s` is the rate received by a rank, `count` the number of all-gathers."""
 
     num_bytes: int
     count: int
@@ -56,17 +55,17 @@ class Gather:
 
 @dataclass(frozen=True)
 class NodesReport:
-    """What was found; `problems` is empty where the nodes can train together. The same on all ranks."""
+    """The result, equal on all ranks. `problems` is empty if the nodes can train together."""
 
-    places: list[Place]
+    ranks: list[RankInfo]
     gathers: list[Gather]
     seen_after_s: dict[str, float]
-    """Per host, the longest that a file written elsewhere took to be seen there."""
+    """For each host, the longest time until a file written elsewhere was visible there."""
     problems: list[str]
 
     def text(self) -> str:
-        """The report for people."""
-        lines = [f"rank {p.rank}: {p.host}, {p.device}, {p.versions}" for p in self.places]
+        """The report as text, a line per rank, all-gather, host and problem."""
+        lines = [f"rank {p.rank}: {p.host}, {p.device}, {p.versions}" for p in self.ranks]
         for gather in self.gathers:
             lines.append(
                 f"all-gather of {gather.num_bytes / 1024:g} KiB a rank: median {1000 * gather.median_s:.2f} ms, "
@@ -74,22 +73,22 @@ class NodesReport:
                 f"{gather.bytes_per_s / 1e6:.0f} MB/s received"
             )
         for host, seconds in self.seen_after_s.items():
-            lines.append(f"files: {host} sees what others write within {seconds:.2f} s")
+            lines.append(f"files: {host} sees files of other nodes within {seconds:.2f} s")
         lines += [f"PROBLEM: {problem}" for problem in self.problems] or ["the nodes can train together"]
         return "\n".join(lines)
 
 
 def check_nodes(shared: Path, *, seconds: float = 10.0, patience_s: float = 60.0) -> NodesReport:
-    """Meet, gather for `seconds`, and share files in `shared`, waiting at most `patience_s` for each.
+    """Connect, run all-gathers for `seconds`, and exchange files in `shared`, waiting at most `patience_s` for each.
 
-    Raises `NodesError` where the ranks cannot meet or a gather fails, with the ranks that are missing.
+    Raises `NodesError` if the ranks cannot connect, naming the missing ones, or if an all-gather fails.
     """
     device = distributed.choose_device()
     store, rank, world = _rendezvous(patience_s)
     try:
-        places = _meet(store, rank, world, device, patience_s)
+        ranks = _meet(store, rank, world, device, patience_s)
     except dist.DistError as error:
-        raise NodesError(f"{socket.gethostname()}, rank {rank}: rank 0 has left; see what it says") from error
+        raise NodesError(f"{socket.gethostname()}, rank {rank}: rank 0 has exited; see its log") from error
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
@@ -101,23 +100,23 @@ def check_nodes(shared: Path, *, seconds: float = 10.0, patience_s: float = 60.0
         )
         try:
             gathers = [_gather(size, seconds / len(_SIZES), device) for size in _SIZES]
-            seen, problems = _share_files(shared, places, patience_s)
+            seen, problems = _share_files(shared, ranks, patience_s)
             dist.barrier()
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        hosts = ", ".join(sorted({place.host for place in places}))
+        hosts = ", ".join(sorted({info.host for info in ranks}))
         raise NodesError(
-            f"{places[rank].host}, rank {rank}: {hosts} met, but cannot exchange data over {backend}: {error}. Name "
-            "the network that joins them in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, and look at firewalls."
+            f"{ranks[rank].host}, rank {rank}: {hosts} connected, but cannot exchange data over {backend}: {error}. "
+            "Name the network that connects them in NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, and check firewalls."
         ) from error
-    return NodesReport(places, gathers, seen, _disagreements(places) + problems)
+    return NodesReport(ranks, gathers, seen, _disagreements(ranks) + problems)
 
 
 def _rendezvous(patience_s: float) -> tuple[dist.Store, int, int]:
-    """The store that all ranks meet at, and who this one is."""
+    """Connect to the store of all ranks. Returns it with rank and world size."""
     distributed.adopt_launcher()
-    distributed.stand_alone()
+    distributed.describe_single_process()
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     hosts_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one already
@@ -128,16 +127,17 @@ def _rendezvous(patience_s: float) -> tuple[dist.Store, int, int]:
     except (RuntimeError, ValueError) as error:
         raise NodesError(
             f"{socket.gethostname()}, rank {rank}: cannot reach {host}:{port} (MASTER_ADDR:MASTER_PORT) within "
-            f"{patience_s:.0f} s: {error}. Does the name resolve here? Is the port free there? Is a firewall between?"
+            f"{patience_s:.0f} s: {error}. Check that "
+            "the name resolves here, that the port is free there, and that no firewall blocks it."
         ) from error
     return dist.PrefixStore("doctor", store), rank, world
 
 
-def _meet(store: dist.Store, rank: int, world: int, device: torch.device, patience_s: float) -> list[Place]:
-    """Everybody's place. Raises `NodesError` naming the ranks that do not come."""
+def _meet(store: dist.Store, rank: int, world: int, device: torch.device, patience_s: float) -> list[RankInfo]:
+    """Information about all ranks, by rank. Raises `NodesError` naming the ranks that do not start."""
     what = f"cuda {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "cpu"
     versions = f"python {platform.python_version()}, torch {torch.__version__}, minigptv2 {__version__}"
-    mine = Place(rank, socket.gethostname(), what, versions, time.time())
+    mine = RankInfo(rank, socket.gethostname(), what, versions, time.time())
     store.set(f"place/{rank}", json.dumps(asdict(mine)))
     deadline = time.monotonic() + patience_s
     keys = [f"place/{other}" for other in range(world)]
@@ -145,36 +145,36 @@ def _meet(store: dist.Store, rank: int, world: int, device: torch.device, patien
         if time.monotonic() > deadline:
             missing = [other for other, key in enumerate(keys) if not store.check([key])]
             raise NodesError(
-                f"{mine.host}, rank {rank}: {len(missing)} of {world} ranks did not come within {patience_s:.0f} s: "
-                f"{', '.join(map(str, missing[:20]))}. Look at their logs, and at whether their nodes run."
+                f"{mine.host}, rank {rank}: {len(missing)} of {world} ranks did not start within {patience_s:.0f} s: "
+                f"{', '.join(map(str, missing[:20]))}. Check their logs and whether their nodes are up."
             )
         time.sleep(_POLL_S)
-    return [Place(**json.loads(store.get(key))) for key in keys]
+    return [RankInfo(**json.loads(store.get(key))) for key in keys]
 
 
 def _gather(size: int, seconds: float, device: torch.device) -> Gather:
-    """All-gathers of `size` bytes a rank for `seconds`, the contents checked."""
+    """Run all-gathers of `size` bytes a rank for `seconds` and check their contents."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = torch.full((size,), rank % 251, dtype=torch.uint8, device=device)
     received = [torch.empty_like(mine) for _ in range(world)]
     times: list[float] = []
-    go_on, began = torch.ones(1, device=device), time.monotonic()
-    while bool(go_on.item()):
+    more, began = torch.ones(1, device=device), time.monotonic()
+    while bool(more.item()):
         start = time.monotonic()
         dist.all_gather(received, mine)
-        total = [int(part[0]) for part in received]  # also waits for a GPU
+        total = [int(part[0]) for part in received]  # also synchronizes a GPU
         times.append(time.monotonic() - start)
         if total != [other % 251 for other in range(world)]:
-            raise NodesError(f"{socket.gethostname()}, rank {rank}: an all-gather of {size} bytes brought other bytes")
-        go_on.fill_(float(time.monotonic() - began < seconds))
-        dist.broadcast(go_on, src=0)
-    times = sorted(times[1:] or times)  # the first makes connections
+            raise NodesError(f"{socket.gethostname()}, rank {rank}: an all-gather of {size} bytes returned wrong data")
+        more.fill_(float(time.monotonic() - began < seconds))
+        dist.broadcast(more, src=0)
+    times = sorted(times[1:] or times)  # the first opens connections
     median = times[len(times) // 2]
     return Gather(size, len(times), median, times[-1], size * (world - 1) / median)
 
 
-def _share_files(shared: Path, places: list[Place], patience_s: float) -> tuple[dict[str, float], list[str]]:
-    """How long files of other nodes take to be seen, per host; and who does not see whose."""
+def _share_files(shared: Path, ranks: list[RankInfo], patience_s: float) -> tuple[dict[str, float], list[str]]:
+    """For each host, how long files of other nodes take to become visible, and problems if they do not."""
     rank, world = dist.get_rank(), dist.get_world_size()
     name = str(distributed.agree(f".nodes-{uuid.uuid4().hex}"))
     folder = shared / name
@@ -191,16 +191,16 @@ def _share_files(shared: Path, places: list[Place], patience_s: float) -> tuple[
     mine = (time.monotonic() - written, unseen)
     everyone: list[tuple[float, list[int]]] = [mine] * world
     dist.all_gather_object(everyone, mine)
-    if rank == 0 or unseen:  # unseen: it may be another folder of the same name, on this node's own disk
+    if rank == 0 or unseen:  # if unseen, this may be a folder of the same name on the node's own disk
         shutil.rmtree(folder, ignore_errors=True)
     seen: dict[str, float] = {}
     problems: list[str] = []
-    for place, (seconds, missing) in zip(places, everyone, strict=True):
-        seen[place.host] = max(seen.get(place.host, 0.0), seconds)
+    for info, (seconds, missing) in zip(ranks, everyone, strict=True):
+        seen[info.host] = max(seen.get(info.host, 0.0), seconds)
         if missing:
-            hosts = ", ".join(sorted({places[other].host for other in missing}))
+            hosts = ", ".join(sorted({ranks[other].host for other in missing}))
             problems.append(
-                f"{place.host} does not see files that {hosts} wrote in {shared} {patience_s:.0f} s ago: is it the "
+                f"{info.host} does not see files that {hosts} wrote in {shared} {patience_s:.0f} s ago: is it the "
                 "same file system on both?"
             )
     return {host: seconds for host, seconds in seen.items() if not problems}, sorted(set(problems))
@@ -209,7 +209,7 @@ def _share_files(shared: Path, places: list[Place], patience_s: float) -> tuple[
 def _is_seen(file: Path, content: str, deadline: float) -> bool:
     while True:
         try:
-            os.listdir(file.parent)  # makes a network file system look again
+            os.listdir(file.parent)  # makes a network file system refresh its cache
             if file.read_text() == content:
                 return True
         except OSError:
@@ -219,15 +219,17 @@ def _is_seen(file: Path, content: str, deadline: float) -> bool:
         time.sleep(_POLL_S)
 
 
-def _disagreements(places: list[Place]) -> list[str]:
+def _disagreements(ranks: list[RankInfo]) -> list[str]:
     problems = []
-    versions = sorted({place.versions for place in places})
+    versions = sorted({info.versions for info in ranks})
     if len(versions) > 1:
-        hosts = [f"{v} on {', '.join(sorted({p.host for p in places if p.versions == v}))}" for v in versions]
+        hosts = [f"{v} on {', '.join(sorted({p.host for p in ranks if p.versions == v}))}" for v in versions]
         problems.append(f"versions differ: {'; '.join(hosts)}")
-    clocks = [place.clock for place in places]
+    clocks = [info.clock for info in ranks]
     if max(clocks) - min(clocks) > _MAX_CLOCK_S:
-        first, last = (choose(places, key=lambda place: place.clock).host for choose in (min, max))
+        first, last = (choose(ranks, key=lambda info: info.clock).host for choose in (min, max))
         apart = max(clocks) - min(clocks)
-        problems.append(f"{first} and {last} came {apart:.0f} s apart, or their clocks differ: logs will mislead")
+        problems.append(
+            f"{first} and {last} started {apart:.0f} s apart, or their clocks differ, so log times are not comparable"
+        )
     return problems

@@ -1,4 +1,4 @@
-"""Checks of one run's config on this machine: disk and file system, recipe and shards, weights, memory."""
+"""Checks the config of a run on this machine: disk and file system, recipe and shards, weights, memory."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from minigptv2.planner.zero_plan import ZeroPlan
 from minigptv2.run_config import RunConfig, check_run_config
 
 SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "wekafs", "cifs", "9p", "virtiofs")
-"""File systems that all nodes of a cluster usually see."""
+"""File systems that all nodes of a cluster usually share."""
 SLOW_WRITE_S = 2.0
 
 
 def check_config(config: RunConfig, world_size: int) -> list[Finding]:
-    """What `minigptv2 config` checks: names, files, batch sizes."""
-    return [_guarded("config", lambda: check_run_config(config, world_size), f"good for {world_size} process(es)")]
+    """The checks of `minigptv2 config`: names, files, batch sizes."""
+    return [_guarded("config", lambda: check_run_config(config, world_size), f"valid for {world_size} process(es)")]
 
 
 def check_recipe(config: RunConfig) -> list[Finding]:
-    """The recipe, and each of its corpora: manifest, index, shards present with their sizes."""
+    """The recipe and each of its corpora: manifest, index, presence and sizes of the shards."""
     from minigptv2.data.plan import DataPlan, load_recipe
 
     try:
         recipe = load_recipe(config.data.recipe)
     except MiniGPTv2Error as error:
-        return [Finding(BAD, "recipe", str(error), "mend the recipe; `minigptv2 mix` shows what it gives")]
+        return [Finding(BAD, "recipe", str(error), "fix the recipe; `minigptv2 mix` shows the resulting mixture")]
     findings = [Finding(GOOD, "recipe", f"{config.data.recipe}: {len(recipe.corpora)} corpora")]
     try:
         plan = DataPlan(recipe, config.data.shards, config.seed)
@@ -43,11 +43,11 @@ def check_recipe(config: RunConfig) -> list[Finding]:
         do = "build the shards (`minigptv2 shards --help`), or point data.shards at them"
         return [*findings, Finding(BAD, "shards", str(error), do)]
     samples = sum(len(corpus) for corpus in plan.corpora)
-    return [*findings, Finding(GOOD, "shards", f"{samples:,} samples in {len(plan.corpora)} corpora, sizes as written")]
+    return [*findings, Finding(GOOD, "shards", f"{samples:,} samples in {len(plan.corpora)} corpora, sizes match")]
 
 
 def check_weights(config: RunConfig) -> list[Finding]:
-    """Base folders and the parent export: there, whole files, shapes that fit."""
+    """Base weights and the parent export: presence, complete files, shapes that fit."""
     from minigptv2.model.bases import open_bases
     from minigptv2.model.export import load_info
 
@@ -55,7 +55,7 @@ def check_weights(config: RunConfig) -> list[Finding]:
     try:
         bases = open_bases(config.model)
     except MiniGPTv2Error as error:
-        return [Finding(BAD, "base weights", str(error), "docs/checkpoints.md says where they come from")]
+        return [Finding(BAD, "base weights", str(error), "see docs/checkpoints.md for where to get them")]
     for base in bases:
         size = sum(_elements(tensor.shape) for tensor in base.tensors.values())
         findings.append(Finding(GOOD, base.part, f"{base.folder}: {len(base.tensors)} tensors, {size / 1e6:,.1f} M"))
@@ -66,13 +66,13 @@ def check_weights(config: RunConfig) -> list[Finding]:
                 Finding(WARNING, part, "frozen, with random weights", "set its model.*_weights, or train it")
             )
     if config.init_from is not None:
-        do = "train the stage before first, or set init_from"
+        do = "train the previous stage first, or set init_from"
         findings.append(_guarded("init_from", lambda: load_info(str(config.init_from)), str(config.init_from), do))
     return findings
 
 
 def check_disk(config: RunConfig) -> list[Finding]:
-    """Room for the checkpoints that are kept, and a write, sync and rename where the run will do them."""
+    """Free space for the checkpoints that are kept, and a test write, sync and rename in the run's folder."""
     folder = Path(config.run_dir)
     while not folder.exists():
         folder = folder.parent
@@ -96,7 +96,7 @@ def check_disk(config: RunConfig) -> list[Finding]:
 
 
 def check_memory(config: RunConfig, world_size: int, gpu_bytes: float | None) -> list[Finding]:
-    """The plan's prediction for this run's own JSON and packs against a GPU's memory; nothing without a GPU."""
+    """Compare the predicted memory of this run's JSON and packs with that of a GPU. Empty without a GPU."""
     if gpu_bytes is None:
         return []
     costs = costs_of(config)
@@ -107,7 +107,7 @@ def check_memory(config: RunConfig, world_size: int, gpu_bytes: float | None) ->
     state = sum(plan.state_bytes(costs.parts, world_size).values()) + RESERVED_GIB * 2**30
     needed = state + costs.activation_bytes(pack, element=plan.element, recomputed_layers=layers)
     text = f"{needed / 2**30:.1f} GiB predicted of {gpu_bytes / 2**30:.0f}, with {layers} layer(s) recomputed"
-    do = "`minigptv2 plan` names what fits; or lower data.max_pack_tokens"
+    do = "choose what `minigptv2 plan` lists as fitting, or lower data.max_pack_tokens"
     return [Finding(GOOD, "memory", text) if needed <= gpu_bytes else Finding(BAD, "memory", text, do)]
 
 
@@ -127,7 +127,7 @@ def file_system_of(folder: Path, mounts: str | None = None) -> str:
 
 
 def _check_writing(folder: Path) -> Finding:
-    """Write, sync, rename, and compare the file's time with the clock."""
+    """Write, sync and rename a file, and compare its modification time with the clock."""
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     began = time.monotonic()
     try:
@@ -141,10 +141,10 @@ def _check_writing(folder: Path) -> Finding:
         moved.unlink()
     except OSError as error:
         probe.unlink(missing_ok=True)
-        return Finding(BAD, "writing", f"{folder}: {error}", "give the run a folder it may write to")
+        return Finding(BAD, "writing", f"{folder}: {error}", "set run_dir to a writable folder")
     seconds = time.monotonic() - began
     if skew > 60:
-        return Finding(WARNING, "writing", f"the file server's clock is {skew:.0f} s off", "synchronise clocks (NTP)")
+        return Finding(WARNING, "writing", f"the file server's clock is {skew:.0f} s off", "synchronize clocks (NTP)")
     if seconds > SLOW_WRITE_S:
         return Finding(WARNING, "writing", f"1 MiB synced in {seconds:.1f} s", "checkpoints stall; use a faster disk")
     return Finding(GOOD, "writing", f"1 MiB written, synced and renamed in {1000 * seconds:.0f} ms")
@@ -153,7 +153,7 @@ def _check_writing(folder: Path) -> Finding:
 def _trained_elements(config: RunConfig) -> int:
     try:
         return sum(part.elements for part in costs_of(config).parts if part.trained)
-    except MiniGPTv2Error:  # an unknown row or tokenizer: the config check names it
+    except MiniGPTv2Error:  # an unknown spec or tokenizer: the config check reports it
         return 0
 
 
@@ -164,10 +164,10 @@ def _elements(shape: tuple[int, ...]) -> int:
     return total
 
 
-def _guarded(about: str, check: Callable[[], object], well: str, do: str = "mend what it names") -> Finding:
-    """A finding from a check that raises our errors."""
+def _guarded(about: str, check: Callable[[], object], good: str, do: str = "fix what the message names") -> Finding:
+    """Turn a check that raises `MiniGPTv2Error` or `OSError` into a finding."""
     try:
         check()
     except (MiniGPTv2Error, OSError) as error:
         return Finding(BAD, about, str(error), do)
-    return Finding(GOOD, about, well)
+    return Finding(GOOD, about, good)

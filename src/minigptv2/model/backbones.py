@@ -1,6 +1,6 @@
-"""The model tables: a backbone or a size is one row. Rows build modules of `transformers`, without weights.
+"""Lists the supported backbones. Each is a spec: the sizes from which a module of `transformers` is built.
 
-Full-size and tiny models are rows of the same tables, so what is tested small is what runs large.
+Full-size and tiny models are specs in the same tables, so that small tests run the code of large models.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from minigptv2.errors import CheckpointError, ConfigError, nearest
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""RGB mean and standard deviation the published vision encoder was trained with, of pixels in 0..1."""
+"""RGB mean and standard deviation, of pixels in 0..1, that the published vision encoder was trained with."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The same for DINOv2."""
 FOLDER_CONFIG = "config.json"
-"""In a model folder of ours and in a Hugging Face folder, the file that says its sizes."""
+"""The file with the sizes, in a minigptv2 model folder and in a Hugging Face folder."""
 
 
 @dataclass(frozen=True)
 class VisionEncoderSpec:
     """A pre-norm ViT with class token and absolute positions. Sizes in pixels and channels.
 
-    `family` names the `transformers` module that it is: `eva` is `Blip2VisionModel`, `dinov2` is `Dinov2Model` (which
-    has layer scales besides). `output_norm_eps` is of the norm after the encoder, which the published model keeps at
-    1e-5 although its blocks use `norm_eps` (published code, `blip2.LayerNorm`). `mean`, `std`: of RGB pixels in 0..1.
+    `family` selects the `transformers` module: `eva` is `Blip2VisionModel`, `dinov2` is `Dinov2Model`, which also has
+    layer scales. `output_norm_eps` belongs to the norm after the encoder. The published model has 1e-5 there, while its
+    blocks use `norm_eps` (published code, `blip2.LayerNorm`). `mean` and `std` are of RGB pixels in 0..1.
     """
 
     image_size: int
@@ -45,6 +45,7 @@ class VisionEncoderSpec:
 
     @property
     def num_patches(self) -> int:
+        """Patches of one image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -55,7 +56,7 @@ class VisionEncoderSpec:
 
 @dataclass(frozen=True)
 class LanguageModelSpec:
-    """A LLaMA as `transformers.LlamaForCausalLM` builds it. `vocab_size` None: the tokenizer's."""
+    """A LLaMA as `transformers.LlamaForCausalLM` builds it. `vocab_size` None means that of the tokenizer."""
 
     width: int
     depth: int
@@ -69,7 +70,7 @@ class LanguageModelSpec:
 
 
 TOKENS_PER_GROUP = 4
-"""Consecutive vision tokens, in raster order, that are concatenated into one language-model token (section 2.1)."""
+"""Number of consecutive vision tokens, in raster order, that form one language-model token (paper, section 2.1)."""
 
 VISION_ENCODERS: dict[str, VisionEncoderSpec] = {
     "eva_vit_g": VisionEncoderSpec(image_size=448, patch_size=14, width=1408, depth=39, heads=16, mlp_width=6144),
@@ -109,38 +110,38 @@ LANGUAGE_MODELS: dict[str, LanguageModelSpec] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """The rows of one model: what a config's names stand for."""
+    """The two specs of a model."""
 
     vision_encoder: VisionEncoderSpec
     language_model: LanguageModelSpec
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for a model folder's config."""
+        """Return plain values, for the config of a model folder."""
         return {"vision_encoder": asdict(self.vision_encoder), "language_model": asdict(self.language_model)}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Sizes:
-        """The inverse of `as_json`. Raises `KeyError` or `TypeError` for another document."""
+        """Return the sizes that `as_json` was made of. Raises `KeyError` or `TypeError` for another document."""
         vision = dict(document["vision_encoder"])
         vision |= {key: tuple(vision[key]) for key in ("mean", "std")}
         return cls(VisionEncoderSpec(**vision), LanguageModelSpec(**document["language_model"]))
 
 
 def vision_spec(name: str) -> VisionEncoderSpec:
-    """The row of VISION_ENCODERS, or the sizes that a model folder of ours states. `ConfigError` names the nearest."""
+    """Return the spec of that name, or that of a minigptv2 model folder. Raises `ConfigError` with the nearest name."""
     if name in VISION_ENCODERS:
         return VISION_ENCODERS[name]
     file = Path(name) / FOLDER_CONFIG
     if not file.is_file():
-        raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a model folder of ours")
+        raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a minigptv2 model folder")
     try:
         return Sizes.from_json(json.loads(file.read_bytes())["sizes"]).vision_encoder
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: states no vision encoder: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{file}: no vision encoder sizes: {type(error).__name__}: {error}") from error
 
 
 def language_spec(name: str) -> LanguageModelSpec:
-    """The row of LANGUAGE_MODELS, or the sizes in a Hugging Face folder of a LLaMA. `ConfigError` names the nearest."""
+    """Return the spec of that name, or that of a Hugging Face LLaMA folder. `ConfigError` has the nearest name."""
     if name in LANGUAGE_MODELS:
         return LANGUAGE_MODELS[name]
     file = Path(name) / FOLDER_CONFIG
@@ -153,16 +154,16 @@ def language_spec(name: str) -> LanguageModelSpec:
 
 
 def tokens_per_image(vision_encoder: str) -> int:
-    """Language-model tokens of one image: 256 for EVA ViT-g at 448 px."""
+    """Return the number of language-model tokens of one image: 256 for EVA ViT-g at 448 px."""
     return vision_spec(vision_encoder).tokens_per_image
 
 
 def _llama_spec(config: dict[str, Any], file: Path) -> LanguageModelSpec:
-    """A Hugging Face LLaMA config as a row; what our LLaMA is not is refused by name."""
+    """Return the spec of a Hugging Face LLaMA config. Raises `CheckpointError` naming an unsupported setting."""
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 10000.0)}
     scaling = config.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
     heads, key_value_heads = config["num_attention_heads"], config.get("num_key_value_heads")
-    wrong = {
+    unsupported = {
         "model_type": config["model_type"] != "llama",
         "rope_scaling": bool(scaling),
         "attention_bias": bool(config.get("attention_bias")),
@@ -170,9 +171,9 @@ def _llama_spec(config: dict[str, Any], file: Path) -> LanguageModelSpec:
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "head_dim": (config.get("head_dim") or config["hidden_size"] // heads) * heads != config["hidden_size"],
     }
-    for key, is_wrong in wrong.items():
-        if is_wrong:
-            raise CheckpointError(f"{file}: {key} is {config.get(key)!r}: not a plain LLaMA, which is all that is read")
+    for key, is_unsupported in unsupported.items():
+        if is_unsupported:
+            raise CheckpointError(f"{file}: {key} is {config.get(key)!r}. Only plain LLaMA models are supported.")
     return LanguageModelSpec(
         width=config["hidden_size"],
         depth=config["num_hidden_layers"],
@@ -186,7 +187,7 @@ def _llama_spec(config: dict[str, Any], file: Path) -> LanguageModelSpec:
     )
 
 
-def _unknown(key: str, name: str, rows: list[str], folder: str) -> ConfigError:
+def _unknown(key: str, name: str, names: list[str], folder: str) -> ConfigError:
     return ConfigError(
-        f"{key}={name} is neither a row of the table nor {folder}{nearest(name, rows)} Rows: {', '.join(rows)}"
+        f"{key}={name} is neither a known name nor {folder}{nearest(name, names)} Known names: {', '.join(names)}"
     )

@@ -1,4 +1,4 @@
-"""Base weights: what a model takes from folders and does not train, and how every parameter gets its value."""
+"""Loads base weights (pretrained, from folders) and fills every parameter of a model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from minigptv2.model.weights import (
 )
 
 VISION_FILE = "vision_encoder.safetensors"
-"""In a model folder of ours, the vision encoder's weights under this model's names."""
+"""The vision encoder's weights in a minigptv2 model folder, under the names of `MiniGPTv2`."""
 EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 
 @dataclass(frozen=True)
 class Base:
-    """A folder that one part's frozen weights come from."""
+    """A folder with the base weights of one part."""
 
     part: str
     folder: Path
@@ -40,12 +40,12 @@ class Base:
 
 
 def open_bases(config: ModelConfig) -> list[Base]:
-    """The base folders a config names, their tensors unread. Raises `ConfigError` where there is none."""
+    """Open the base folders that a config names, without reading tensors. Raises `ConfigError` if one is missing."""
     bases = []
     if config.vision_weights:
         folder = Path(config.vision_weights)
         if not (folder / VISION_FILE).is_file():
-            raise ConfigError(f"model.vision_weights={folder}: no {VISION_FILE} there; see `minigptv2 convert`")
+            raise ConfigError(f"model.vision_weights={folder}: {VISION_FILE} not found. `minigptv2 convert` writes it.")
         bases.append(Base("vision_encoder", folder, read_safetensors([folder / VISION_FILE])))
     if config.language_weights:
         bases.append(Base("language_model", Path(config.language_weights), open_llama(Path(config.language_weights))))
@@ -53,37 +53,37 @@ def open_bases(config: ModelConfig) -> list[Base]:
 
 
 def open_llama(folder: Path) -> Tensors:
-    """The tensors of a Hugging Face LLaMA folder under this model's names. Embeddings shared with the head are two."""
+    """Return the tensors of a Hugging Face LLaMA folder under the names of `MiniGPTv2`, with a separate head."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"model.language_weights={folder}: no *.safetensors there")
+        raise ConfigError(f"model.language_weights={folder}: no *.safetensors file found")
     tensors = {
         f"language_model.{name}": tensor
         for name, tensor in read_safetensors(files).items()
-        if not name.endswith("rotary_emb.inv_freq")  # a buffer that old files hold
+        if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files
     }
     return untie(tensors, folder)
 
 
 def untie(tensors: Tensors, folder: Path) -> Tensors:
-    """The tensors with a head of its own, where the folder's config says that it is the embeddings."""
+    """Return the tensors with a copy of the embeddings as the head, if the folder's config ties the two."""
     config = folder / FOLDER_CONFIG
     tied = config.is_file() and json.loads(config.read_bytes()).get("tie_word_embeddings")
     return tensors | {HEAD: tensors[EMBEDDINGS]} if tied and HEAD not in tensors and EMBEDDINGS in tensors else tensors
 
 
 def hash_bases(bases: list[Base]) -> dict[str, str]:
-    """SHA-256 of each part's base tensors. Reads every byte: seconds for 7B."""
+    """Return the SHA-256 of the base tensors by part. It reads every byte, which takes seconds for 7B."""
     return {base.part: hash_tensors(base.tensors) for base in bases}
 
 
 def check_base_hashes(expected: dict[str, str], found: dict[str, str], who: str, bases: list[Base]) -> None:
-    """Raise `CheckpointError`, with both hashes, if `who` was made on other base weights than those found."""
+    """Raise `CheckpointError`, with both hashes, if `who` was trained on other base weights than those found."""
     folders = {base.part: base.folder for base in bases}
     for part, sha256 in expected.items():
         if part in found and found[part] != sha256:
-            here = f"{folders[part]} holds {found[part][:16]}"
-            raise CheckpointError(f"{who} was trained on another {part}: on sha256 {sha256[:16]}, {here}")
+            got = f"{folders[part]} has {found[part][:16]}"
+            raise CheckpointError(f"{who} was trained on another {part}: expected sha256 {sha256[:16]}, {got}")
 
 
 def fill_weights(
@@ -95,9 +95,10 @@ def fill_weights(
     seed: int | None,
     shape_of: ShapeOf = plain_shape,
 ) -> dict[str, str]:
-    """Fill every parameter: from base folders first, then from the parent (its name, its tensors), then from `seed`.
+    """Fill every parameter from the base folders, then the parent (its name and tensors), then randomly from `seed`.
 
-    Returns, per part, where its weights come from. `seed` None admits no random weights: `CheckpointError` instead.
+    Return where the weights of each part come from. Raises `CheckpointError` if a base folder lacks a parameter of its
+    part, or if `seed` is None and a parameter has no weights.
     """
     filled: dict[str, str] = {}
     sources = [(str(base.folder), base.tensors) for base in bases] + ([parent] if parent else [])
@@ -110,8 +111,8 @@ def fill_weights(
         gaps = [name for name in missing if part_of(name) == base.part]
         if gaps:
             raise CheckpointError(
-                f"{base.folder}: no weights for {len(gaps)} parameters of the {base.part}, first {gaps[0]}: "
-                "is a file missing?"
+                f"{base.folder}: no weights for {len(gaps)} parameters of the {base.part}, first {gaps[0]}. "
+                "Check that all files are there."
             )
     if missing and seed is None:
         where = parent[0] if parent else "the model"
@@ -129,7 +130,7 @@ def fill_weights(
 
 
 def names_to_export(model: nn.Module, config: ModelConfig, parent: Tensors) -> list[str]:
-    """Canonical names of what an export must hold: all that is trained, has no base folder, or came from the parent."""
+    """Return the canonical names that an export must hold: trained, without a base folder, or from the parent."""
     based = {"vision_encoder": config.vision_weights, "language_model": config.language_weights}
     return [
         name

@@ -1,4 +1,4 @@
-"""A `ModelConfig` to a model: built (sharded, if the caller says so), adapters added, weights filled, parts frozen."""
+"""Builds the model that a `ModelConfig` describes: modules, LoRA adapters, kernels, frozen parts; without weights."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def build_model(
     *,
     sizes: Sizes | None = None,
 ) -> MiniGPTv2:
-    """The model, without weights. `construction` is the context in which modules are made (`zero.Init`).
+    """Return the model without weights. `construction` is the context in which modules are built (`zero.Init`).
 
-    `sizes` stand in for the rows that the config names. LoRA is added after construction: PEFT layers built inside
-    `zero.Init` fail in the first forward (DeepSpeed 0.19.8).
+    `sizes` replace the specs that the config names. LoRA is added after construction, because PEFT layers built inside
+    `zero.Init` fail in the first forward pass (DeepSpeed 0.19.8). Raises `ConfigError` for a too large tokenizer.
     """
     check_parts(config)
     sizes = sizes or sizes_of(config)
-    row = sizes.language_model
-    if row.vocab_size is not None and row.vocab_size < vocab_size:
+    language = sizes.language_model
+    if language.vocab_size is not None and language.vocab_size < vocab_size:
         raise ConfigError(
-            f"the tokenizer has {vocab_size} pieces, {config.language_model} embeds {row.vocab_size}: "
-            "another model's tokenizer? Set model.tokenizer."
+            f"the tokenizer has {vocab_size} pieces, but {config.language_model} embeds only {language.vocab_size}. "
+            "Set model.tokenizer to the tokenizer of this language model."
         )
     with construction or nullcontext():
         model = MiniGPTv2(
             sizes.vision_encoder,
-            row,
-            vocab_size=row.vocab_size or vocab_size,
+            language,
+            vocab_size=language.vocab_size or vocab_size,
             num_tasks=len(TASKS),
             attention=choose_attention(config.attention),
         )
@@ -54,12 +54,12 @@ def build_model(
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
-    """The rows that a config names."""
+    """Return the specs that a config names."""
     return Sizes(vision_spec(config.vision_encoder), language_spec(config.language_model))
 
 
 def add_lora(language_model: nn.Module, config: LoraConfig) -> None:
-    """Put adapters beside the target modules of every block, in place."""
+    """Add adapters to the target modules of every block, in place."""
     import peft
 
     peft.inject_adapter_in_model(

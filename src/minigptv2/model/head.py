@@ -1,7 +1,7 @@
-"""The language model's head: logits, or, given targets, their losses in chunks that never hold all logits at once.
+"""Computes the logits of the language model, or losses in chunks that never hold all logits at once.
 
-With 32,000 pieces the float32 logits of a token, their softmax and its gradient are 0.4 MB: of 4,000 supervised tokens
-1.5 GB at the fullest moment of a step. In chunks it is a few hundred MiB at most, whatever the pack.
+With 32,000 pieces, the float32 logits of one token, their softmax and its gradient take 0.4 MB. 4,000 supervised tokens
+take 1.5 GB at the peak of a step. In chunks they take at most a few hundred MiB for any pack.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CHUNK_BYTES = 128 * 1024**2
 
 
 class _FrozenHeadLosses(torch.autograd.Function):
-    """Losses of all chunks; their gradients on the hidden states are made at once, while the logits are there.
+    """Computes the losses of all chunks, and their gradients with respect to the hidden states in the same pass.
 
-    A token's loss depends on its own hidden state alone, so what comes back from above only scales its row.
+    The loss of a token depends only on its own hidden state, so that the upstream gradient only scales its row.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class _FrozenHeadLosses(torch.autograd.Function):
 
 
 class ChunkedHead(nn.Linear):
-    """`lm_head` that can also return losses. Made of an existing layer by `chunk_head`."""
+    """An `lm_head` that can also return losses. `chunk_head` makes it from an existing layer."""
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """[..., width] -> logits [..., vocabulary]; with `targets` int64 [T] and [T, width] -> float32 losses [T]."""
@@ -56,9 +56,9 @@ class ChunkedHead(nn.Linear):
             return _FrozenHeadLosses.apply(hidden, self.weight, targets, rows)
         if len(targets) <= rows:
             return self._losses(hidden, targets=targets)
-        keep_none = partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else _call
+        recomputed = partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else _call
         parts = zip(hidden.split(rows), targets.split(rows), strict=True)
-        return torch.cat([keep_none(self._losses, some, targets=wanted) for some, wanted in parts])
+        return torch.cat([recomputed(self._losses, some, targets=wanted) for some, wanted in parts])
 
     def _losses(self, hidden: Tensor, *, targets: Tensor) -> Tensor:
         logits = nn.functional.linear(hidden, self.weight, self.bias).float()
@@ -70,5 +70,5 @@ def _call(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def chunk_head(head: nn.Linear) -> None:
-    """Turn the head into a `ChunkedHead`, in place."""
+    """Turn `head` into a `ChunkedHead`, in place."""
     head.__class__ = ChunkedHead

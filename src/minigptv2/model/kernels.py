@@ -1,4 +1,4 @@
-"""Faster kernels for the same arithmetic: liger's norm, rotation and SwiGLU; a compiled vision encoder."""
+"""Installs faster kernels for the same arithmetic: liger's norms, rotary embedding and SwiGLU; compilation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KERNELS = ("auto", "torch", "liger")
 
 
 def choose_kernels(name: str) -> str:
-    """`liger` or `torch` for what `model.kernels` asks for: `auto` takes liger where it is installed, on CUDA."""
+    """Return `liger` or `torch` for a value of `model.kernels`. Raises `ConfigError` if it cannot run here."""
     runs_here = find_spec("liger_kernel") is not None and torch.cuda.is_available()
     if name not in KERNELS:
         raise ConfigError(f"model.kernels={name} is not one of {', '.join(KERNELS)}")
@@ -23,7 +23,7 @@ def choose_kernels(name: str) -> str:
 
 
 def use_liger(language_model: nn.Module) -> None:
-    """Replace norms, SwiGLU and rotation of a LLaMA, in place; its loss stays ours (`model/head.py`). Before LoRA."""
+    """Replace norms, SwiGLU and rotary embedding of a LLaMA, in place, but not its loss. Call it before adding LoRA."""
     from liger_kernel.transformers import apply_liger_kernel_to_llama
 
     apply_liger_kernel_to_llama(
@@ -37,9 +37,9 @@ def use_liger(language_model: nn.Module) -> None:
 
 
 def compile_blocks(vision_encoder: nn.Module) -> int:
-    """Compile each block of the vision encoder, in place; returns how many. All images have one size: one compilation.
+    """Compile each block of the vision encoder, in place; return how many.
 
-    Not under ZeRO-3: its hooks break every graph, and nothing is gained.
+    All images have one size, so that one compilation suffices. Not with ZeRO-3, whose hooks break every graph.
     """
     blocks = [module for module in vision_encoder.modules() if isinstance(module, nn.ModuleList)][0]
     for block in blocks:

@@ -1,7 +1,8 @@
-"""The packing proof of a run's start: on this machine's kernels, one sample's neighbours cannot change it.
+"""Checks at the start of a run that packed samples do not influence each other with the kernels of this machine.
 
-A mask or a kernel that leaks is silent: the loss falls all the same. So every run packs three samples, changes one, and
-looks whether the others' losses moved by a single bit; and compares the pack with its samples one by one.
+A mask or kernel that leaks is silent, because the loss falls anyway. Every run therefore packs three samples, changes
+two of them, and checks that the losses of the third are equal to the bit. It also compares the samples of the pack with
+the same samples run alone.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 
 LENGTHS = (19, 7, 33)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""How far a packed sample's mean loss may be from its own alone, by the weights' type: rounding, not leaking."""
+"""Largest difference between the mean loss of a sample in a pack and alone, by dtype of the weights; from rounding."""
 
 
 class LeakError(MiniGPTv2Error):
-    """Attention over packs is broken on this machine: training on it would be wrong."""
+    """Attention over packs leaks between samples on this machine."""
 
 
 def prove_packing(model: MiniGPTv2, device: torch.device) -> str:
-    """Run the proof (a few forward passes of 59 tokens; the same on all ranks) and return what it found, in words.
+    """Run the check, a few forward passes of 59 tokens, on all ranks; return a line for the log.
 
-    Raises `LeakError` if a sample's losses depend on its neighbours.
+    Raises `LeakError` if the losses of a sample depend on its neighbors.
     """
     embedding = model.language_model.get_input_embeddings()
     vocabulary = model.language_model.config.vocab_size
@@ -46,19 +47,19 @@ def prove_packing(model: MiniGPTv2, device: torch.device) -> str:
     where = f"attention {model.attention}, {device.type}, torch {torch.__version__}"
     if leak > 0 or not apart <= TOLERANCE.get(dtype, 0.1):
         raise LeakError(
-            f"packing is not safe here ({where}): a sample moved by {leak:.1e} when its neighbours changed (must be 0) "
-            f"and is {apart:.1e} from itself alone. Set model.attention=packed_sdpa and report this."
+            f"packed samples influence each other ({where}): losses changed by {leak:.1e} with neighbors (must be 0) "
+            f"and differs by {apart:.1e} from the sample alone. Set model.attention=packed_sdpa and report this."
         )
-    return f"packing proof: a sample's neighbours move it by exactly 0 ({where}); {apart:.1e} from alone"
+    return f"packing check passed: neighbors change a sample by exactly 0 ({where}), {apart:.1e} from the sample alone"
 
 
 def _losses(model: MiniGPTv2, embedding: torch.nn.Module, samples: list[Tensor]) -> list[Tensor]:
-    """Losses of each sample of a pack, the first token's aside."""
+    """Return the losses of each sample of a pack, without that of the first token."""
     ids = torch.cat(samples, dim=1)
     positions = torch.cat([torch.arange(sample.shape[1], device=ids.device) for sample in samples])[None]
     losses, supervised = model.token_losses(embedding(ids), ids, positions)
     lengths = [sample.shape[1] for sample in samples]
     by_token = losses.new_zeros(ids.shape[1])
     by_token[supervised] = losses
-    # The last token of a sample predicts the first of the next, which is no business of its own.
+    # Drop the last position of each sample: it predicts the first token of the next sample.
     return [part[:-1] for part in by_token.split(lengths)]

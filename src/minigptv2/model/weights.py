@@ -1,7 +1,7 @@
-"""Weights by name: initial values, safetensors files, and which parameter belongs to which part.
+"""Handles weights by name: initial values, safetensors files, and the part that a parameter belongs to.
 
-Names are *canonical*: as if LoRA were not there (`q_proj.weight`, not `q_proj.base_layer.weight`), so that weights go
-between models with and without adapters. Parameters may be sharded: how to fill one is the caller's `assign`.
+Names are *canonical*, as if there were no LoRA (`q_proj.weight`, not `q_proj.base_layer.weight`), so that weights move
+between models with and without adapters. Parameters may be sharded; the caller's `assign` fills one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.config import PARTS
 
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
-"""Fills a parameter with what the function returns. A sharded one takes only this rank's part of it."""
+"""Fills a parameter with what the function returns. Of a sharded one, it fills this rank's part."""
 ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
-"""The whole shape of a parameter, which a sharded one does not say itself."""
+"""Returns the full shape of a parameter, which may be sharded."""
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: its shape, and how to read it."""
+    """A tensor in a file: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
@@ -39,22 +39,22 @@ Tensors = dict[str, LazyTensor]
 
 GAIN = 3.0
 INIT_STD = 0.3
-"""Standard deviation of embeddings, positions and the class token at random initialisation."""
+"""Standard deviation of embeddings and the class token at random initialization."""
 
 
 def plain_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter that is not sharded."""
+    """Return the shape of a parameter that is not sharded."""
     return tuple(parameter.shape)
 
 
 def canonical_name(name: str) -> str:
-    """The name of a parameter without the traces of PEFT's wrapping."""
+    """Return the name of a parameter without the components that PEFT adds."""
     name = name.replace(".base_layer.", ".")
     return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
 
 
 def part_of(name: str) -> str:
-    """The part (`PARTS`) that a parameter belongs to, by name."""
+    """Return the part (one of `PARTS`) that the parameter of this canonical name belongs to."""
     if ".lora_A." in name or ".lora_B." in name:
         return "lora"
     part = name.split(".", 1)[0]
@@ -63,22 +63,23 @@ def part_of(name: str) -> str:
 
 
 def named_canonical(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Canonical name to parameter, in the module's order."""
+    """Return the parameters by canonical name, in the module's order."""
     return {canonical_name(name): parameter for name, parameter in model.named_parameters()}
 
 
 def set_trainable(model: nn.Module, parts: Iterable[str]) -> None:
-    """Make exactly the parameters of `parts` require gradients."""
+    """Make the parameters of `parts`, and no others, require gradients."""
     wanted = set(parts)
     for name, parameter in named_canonical(model).items():
         parameter.requires_grad_(part_of(name) in wanted)
 
 
 def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The initial value, float32, of the parameter with this canonical name: a function of (seed, name, shape) alone.
+    """Return the initial value, float32, of the parameter with this canonical name.
 
-    So every world size, ZeRO stage and process starts from the same model. Norms are identity, biases zero, LoRA's B
-    zero; linear weights have the variance of torch's default, 1 / (3 fan-in), the rest a deviation of INIT_STD.
+    It depends on (seed, name, shape) only, so that every world size, ZeRO stage and process starts from the same model.
+    Norms are the identity; biases and LoRA's B are zero. Linear weights have the variance of torch's default,
+    1 / (3 fan-in), and embeddings the standard deviation INIT_STD.
     """
     if name.endswith("norm.weight") or ".layer_norm1.weight" in name or ".layer_norm2.weight" in name:
         return torch.ones(shape)
@@ -96,8 +97,10 @@ def init_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _sine_cosine_positions(shape: tuple[int, ...]) -> Tensor:
-    """[1, 1 + side * side, width]: the fixed two-dimensional sine-cosine code of MAE (arXiv:2111.06377), zero for the
-    class token. Neighbours begin alike, so a position learnt in one place helps next door."""
+    """Return the two-dimensional sine-cosine code of MAE (arXiv:2111.06377), [1, 1 + side * side, width].
+
+    The class token has zeros. Neighboring patches start with similar codes, so that they learn from each other.
+    """
     _, tokens, width = shape
     side = math.isqrt(tokens - 1)
     quarter = width // 4
@@ -114,9 +117,9 @@ def _sine_cosine_positions(shape: tuple[int, ...]) -> Tensor:
 def load_weights(
     model: nn.Module, tensors: Tensors, assign: Assign, *, source: str, shape_of: ShapeOf = plain_shape
 ) -> None:
-    """Fill parameters by canonical name from `tensors`. Every tensor must find its parameter, with its shape.
+    """Fill parameters by canonical name from `tensors`. Every tensor must have a parameter of its shape.
 
-    Raises `CheckpointError` naming `source` and the first keys that do not fit; nothing has been assigned then.
+    Raises `CheckpointError` naming `source` and the first tensor that does not fit, before anything is assigned.
     """
     parameters = named_canonical(model)
     check_shapes(tensors, {name: shape_of(parameter) for name, parameter in parameters.items()}, source)
@@ -125,17 +128,17 @@ def load_weights(
 
 
 def check_shapes(tensors: Tensors, wanted: dict[str, tuple[int, ...]], source: str) -> None:
-    """Raise `CheckpointError` unless every tensor has a place among `wanted`, with its shape."""
+    """Raise `CheckpointError` unless every tensor has a name and shape among `wanted`."""
     unknown = [name for name in tensors if name not in wanted]
     if unknown:
-        raise CheckpointError(f"{source}: {len(unknown)} tensors have no place in this model, first {unknown[0]}")
+        raise CheckpointError(f"{source}: {len(unknown)} unexpected tensors, first {unknown[0]}")
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name]:
-            raise CheckpointError(f"{source}: {name} is {tensor.shape}, the model wants {wanted[name]}")
+            raise CheckpointError(f"{source}: {name}: expected shape {wanted[name]}, got {tensor.shape}")
 
 
 def read_safetensors(files: Iterable[Path]) -> Tensors:
-    """All tensors in `files`, unread, by name. Raises `CheckpointError` for a damaged file or one that is not there."""
+    """Return all tensors in `files` by name, unread. Raises `CheckpointError` for a damaged or missing file."""
     from safetensors import SafetensorError, safe_open
 
     tensors: Tensors = {}
@@ -143,8 +146,8 @@ def read_safetensors(files: Iterable[Path]) -> Tensors:
         try:
             handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
-        for name in list(handle.keys()):  # not a dict
+            raise CheckpointError(f"{file}: not a valid safetensors file: {error}") from error
+        for name in list(handle.keys()):  # not a dictionary
             shape = tuple(handle.get_slice(name).get_shape())
             tensors[name] = LazyTensor(shape, TensorInFile(handle, name))
     return tensors
@@ -152,7 +155,7 @@ def read_safetensors(files: Iterable[Path]) -> Tensors:
 
 @dataclass(frozen=True)
 class TensorInFile:
-    """Reads one tensor of an open safetensors file, whole or some of its rows: a rank needs only its own."""
+    """Reads one tensor of an open safetensors file, or the rows of it that a rank needs."""
 
     handle: Any
     name: str
@@ -161,12 +164,12 @@ class TensorInFile:
         return self.handle.get_tensor(self.name)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` along the first axis; no other byte is read."""
+        """Return rows `start` to `stop` along the first axis, without reading the others."""
         return self.handle.get_slice(self.name)[start:stop]
 
 
 def plain_tensors(tensors: dict[str, Tensor]) -> Tensors:
-    """Tensors in memory, in the form of those in files."""
+    """Return tensors in memory in the form of tensors in files."""
     return {name: LazyTensor(tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()}
 
 
@@ -175,7 +178,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def hash_tensors(tensors: Tensors) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of names: the same however they lie in files."""
+    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names, independent of the files."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].read().detach().contiguous()

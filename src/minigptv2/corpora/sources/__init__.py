@@ -1,4 +1,4 @@
-"""The corpora that can be built into shards, one row each. A corpus is a file beside this one and a row of it here."""
+"""Lists the corpora that can be built into shards. A corpus is a file in this folder and an entry in the table here."""
 
 from __future__ import annotations
 

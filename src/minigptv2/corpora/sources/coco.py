@@ -1,9 +1,9 @@
-"""Pictures of COCO, captions by Karpathy's split, and what CHAIR needs.
+"""Reads COCO: image paths, captions by Karpathy's split, and the objects that CHAIR needs.
 
-Source: Lin et al. 2014, Chen et al. 2015 (cocodataset.org); split: Karpathy and Fei-Fei 2015. Licence: annotations CC
-BY 4.0, pictures under their Flickr terms. Layouts: the list `coco_karpathy_train.json` (`image`, `caption`,
-`image_id`) and Karpathy's own `dataset_coco.json`. A sample is a picture with all its captions, one of which is drawn
-per visit. Expected: 113,287 / 5,000 / 5,000 pictures (566,747 / 25,010 / 25,010 captions).
+Source: Lin et al. 2014, Chen et al. 2015 (cocodataset.org). Split: Karpathy and Fei-Fei 2015. License: annotations CC
+BY 4.0, images under their Flickr terms. Layouts: the list `coco_karpathy_train.json` (`image`, `caption`, `image_id`)
+and Karpathy's own `dataset_coco.json`. A sample is an image with all its captions, one of which is drawn per epoch.
+Expected: 113,287 / 5,000 / 5,000 images (566,747 / 25,010 / 25,010 captions).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minigptv2.record import Turn
 LICENSE = "CC BY 4.0 (annotations), Flickr terms (pictures)"
 GET_IMAGES = "http://images.cocodataset.org/zips/{train2014,val2014}.zip (and train2017, val2017) unpacked below coco/"
 DOWNLOAD = (
-    f"{GET_IMAGES}; coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
+    f"{GET_IMAGES}. coco_karpathy_{{train,val,test}}.json from https://storage.googleapis.com/"
     "sfr-vision-language-research/datasets/ or dataset_coco.json from https://cs.stanford.edu/people/karpathy/"
     "deepimagesent/caption_datasets.zip, in coco/annotations/"
 )
@@ -30,10 +30,10 @@ _NAMED = re.compile(r"(?:COCO_(?P<folder>train2014|val2014|test2014|test2015)_)?
 
 
 def image_paths(raw: Raw, name: str | int) -> tuple[str, ...]:
-    """Where a picture of COCO may lie, by id or by any of the ways in which annotations name it, likeliest first.
+    """Paths where an image of COCO may be, most likely first. `name`: its id, or a name as used in annotations.
 
-    A name with its folder (`COCO_train2014_...`) is looked for there first; the same picture has another name in the
-    2017 folders, and bare ids mean any of them.
+    A name that contains a folder (`COCO_train2014_...`) is searched there first. The same image has another name in the
+    2017 folders, and a bare id may be in any folder.
     """
     match = _NAMED.match(PurePosixPath(str(name)).name)
     if match is None:
@@ -49,12 +49,12 @@ def image_paths(raw: Raw, name: str | int) -> tuple[str, ...]:
 
 
 def require_images(raw: Raw) -> None:
-    """Raise `DataError` where none of COCO's picture folders is below the root."""
+    """Raise `DataError` if none of COCO's image folders is below the root."""
     raw.find(*(f"{place}/{folder}" for place in ("coco", "coco/images") for folder in FOLDERS))
 
 
 def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture with all its captions, of `train` (with Karpathy's `restval`), `val` or `test`."""
+    """An image with all its captions, of `train` (with Karpathy's `restval`), `val` or `test`."""
     require_images(raw)
     for name, texts in captions_of_split(raw, split).items():
         number = str(image_id_of(name))
@@ -64,9 +64,11 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
-    """Captions by the name of their picture (`val2014/COCO_val2014_...jpg`), in the file's order. One that two people
-    wrote stands twice: it is a reference twice in the official counts. All of a split are held in memory, since the
-    list's rows are captions: some 210 bytes each, 0.1 GiB of train."""
+    """Captions by the name of their image (`val2014/COCO_val2014_...jpg`), in the file's order.
+
+    A caption that two people wrote is kept twice, since it is two references in the official scores. All captions of a
+    split are held in memory, since they are not sorted by image: about 210 bytes each, 0.1 GiB for train.
+    """
     file = raw.find(
         *(f"{place}/coco_karpathy_{split}.json" for place in ("coco/annotations", "coco")),
         *(f"{place}/dataset_coco.json" for place in ("coco/annotations", "coco")),
@@ -87,15 +89,15 @@ def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
 
 
 def image_id_of(name: str | int) -> int:
-    """COCO's number of a picture named in any of the usual ways."""
+    """The id of an image of COCO from any of its usual names. Raises `ValueError` for another name."""
     match = _NAMED.match(PurePosixPath(str(name)).name)
     if match is None:
-        raise ValueError(f"'{name}' names no picture of COCO")
+        raise ValueError(f"'{name}' is not the name of an image of COCO")
     return int(match["id"])
 
 
 def chair(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """`captions`, with the names of all objects in the picture as `source["objects"]`, joined by `|`."""
+    """`captions`, with the names of all objects in the image as `source["objects"]`, joined by `|`."""
     objects: dict[int, set[str]] = defaultdict(set)
     for year in ("train2014", "val2014"):
         document = read_json(raw.find(f"coco/annotations/instances_{year}.json"))
@@ -115,7 +117,7 @@ CORPORA = (
         drafts=captions,
         tasks=("caption",),
         expected={"train": 113_287, "val": 5_000, "test": 5_000},
-        counted="pictures",
+        counted="images",
         license=LICENSE,
         stages=(1, 2, 3),
         download=DOWNLOAD,
@@ -127,9 +129,9 @@ CORPORA = (
         drafts=chair,
         tasks=("caption",),
         expected={"val": 5_000, "test": 5_000},
-        counted="pictures",
+        counted="images",
         license=LICENSE,
-        download=f"{DOWNLOAD}; http://images.cocodataset.org/annotations/annotations_trainval2014.zip in coco/",
+        download=f"{DOWNLOAD}. http://images.cocodataset.org/annotations/annotations_trainval2014.zip in coco/",
         size="19 GB",
     ),
 )

@@ -1,12 +1,12 @@
-"""Flickr30k Entities: sentences whose phrases have boxes, as grounded captions and two kinds of detection.
+"""Reads Flickr30k Entities: sentences whose phrases have boxes, as grounded captions and two kinds of detection.
 
-Source: Young et al. 2014, Plummer et al. 2015 (bryanplummer.com/Flickr30kEntities). Licence: CC BY-NC 4.0
-(annotations), Flickr terms (pictures; on request). Layout, the original one: `Sentences/<id>.txt` with `[/EN#id/type
-phrase]`, `Annotations/<id>.xml` with the boxes, lists of pictures `train.txt`, `val.txt`, `test.txt`, and
-`UNRELATED_CAPTIONS`, whose sentences the authors found not to be about their picture: no boxes are taught with those.
-Captions alone also from Karpathy's `dataset_flickr30k.json`; all five of a picture are kept, as published scores use
-them. Expected pictures: 29,783 / 1,000 / 1,000; 29,000 / 1,014 / 1,000 in Karpathy's split. What is counted of the
-boxes are turns, of which nobody printed a number.
+Source: Young et al. 2014, Plummer et al. 2015 (bryanplummer.com/Flickr30kEntities). License: CC BY-NC 4.0
+(annotations), Flickr terms (images, on request). Layout: the original one, with `Sentences/<id>.txt` that contain
+`[/EN#id/type phrase]`, `Annotations/<id>.xml` with the boxes, lists of images `train.txt`, `val.txt`, `test.txt`, and
+`UNRELATED_CAPTIONS`, a list of sentences that the authors found not to describe their image. No boxes are trained with
+those. Captions are also read from Karpathy's `dataset_flickr30k.json`. All five of an image are kept, as published
+scores use them. Expected images: 29,783 / 1,000 / 1,000, or 29,000 / 1,014 / 1,000 in Karpathy's split. Boxes are
+counted in turns, for which no number was published.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from minigptv2.record import Region, Turn
 
 _MARKED = re.compile(r"\[/EN#(?P<id>\d+)(?P<types>(?:/[A-Za-z]+)+) (?P<phrase>[^\]]+)\]")
 NOT_VISUAL = "0"
-"""The id of phrases that are not in the picture."""
+"""The id of phrases that are not visible in the image."""
 UNRELATED = "sentence not about the picture"
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A caption without marks; phrases as (entity, start, end) in characters of `text`."""
+    """A caption without markup. `phrases` are (entity, start, end) in characters of `text`."""
 
     text: str
     phrases: tuple[tuple[str, int, int], ...]
 
 
 def parse_sentence(line: str) -> Sentence:
-    """The caption that a line of a Sentences file marks up."""
+    """Parse a line of a Sentences file into a caption and its phrases."""
     text, phrases, position = "", [], 0
     for match in _MARKED.finditer(line):
         text += line[position : match.start()]
@@ -57,8 +57,8 @@ def parse_sentence(line: str) -> Sentence:
 def parse_boxes(file: Path) -> dict[str, tuple[Box, ...]]:
     """Boxes by entity, as edges in pixels. Entities that are the whole scene or have no box are left out.
 
-    The file counts pixels from 1 and names the first and the last that belong to the box: the first one's near edge
-    is one less, the last one's far edge the number itself.
+    The file gives the first and the last pixel of a box, counted from 1. The near edge of the first pixel is its number
+    minus one, and the far edge of the last pixel is its number. Raises `DataError` for invalid XML.
     """
     text = file.read_bytes()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:  # either can make a parser read files
@@ -79,24 +79,24 @@ def parse_boxes(file: Path) -> dict[str, tuple[Box, ...]]:
 
 
 def grounded_caption(sentence: Sentence, boxes: dict[str, tuple[Box, ...]]) -> list[Turn]:
-    """The sentence, its phrases tied to boxes."""
+    """One turn: the sentence as a grounded caption. Empty if no phrase has a box."""
     regions = _regions(sentence, boxes, spans=True)
     return [Turn("grounding", answers=(sentence.text,), regions=tuple(regions))] if regions else []
 
 
 def caption_to_phrases(sentence: Sentence, boxes: dict[str, tuple[Box, ...]]) -> list[Turn]:
-    """The sentence as what is asked, its phrases with boxes as the answer."""
+    """One turn: the sentence as the question, its phrases with boxes as the answer. Empty if no phrase has a box."""
     regions = _regions(sentence, boxes, spans=False)
     return [Turn("detection", sentence.text, regions=tuple(regions))] if regions else []
 
 
 def phrase_to_boxes(sentence: Sentence, boxes: dict[str, tuple[Box, ...]]) -> list[Turn]:
-    """A turn per phrase: all its boxes."""
+    """One turn per phrase, with all its boxes."""
     return [Turn("detection", regions=(region,)) for region in _regions(sentence, boxes, spans=False)]
 
 
 Write = Callable[[Sentence, dict[str, tuple[Box, ...]]], list[Turn]]
-"""A sentence and the boxes of its picture to turns."""
+"""Converts a sentence and the boxes of its image to turns."""
 
 
 def _regions(sentence: Sentence, boxes: dict[str, tuple[Box, ...]], *, spans: bool) -> list[Region]:
@@ -108,7 +108,7 @@ def _regions(sentence: Sentence, boxes: dict[str, tuple[Box, ...]], *, spans: bo
 
 
 def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected]:
-    """A picture's sentences, each as the turns that `write` makes of it."""
+    """One draft per image, with the turns that `write` makes of its sentences."""
     listed = raw.find(f"flickr30k/{split}.txt", f"flickr30k/Flickr30kEntities/{split}.txt")
     below = listed.parent.relative_to(raw.root)
     sentences, annotations = raw.find(f"{below}/Sentences"), raw.find(f"{below}/Annotations")
@@ -138,7 +138,7 @@ def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected
 
 
 def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture with all its captions, for evaluation: Karpathy's split where his file is there, else the entities'."""
+    """One draft per image with all its captions, for evaluation, by Karpathy's split if his file exists."""
     folder = _pictures(raw)
     if raw.has("flickr30k/dataset_flickr30k.json"):
         for _, entry in stream_json(raw.find("flickr30k/dataset_flickr30k.json"), "images"):
@@ -158,7 +158,7 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 def _lines(sentences: Path, key: str) -> list[str] | Rejected:
-    """A picture's sentences. They may hold characters that `str.splitlines` takes for a line's end."""
+    """The sentences of an image. They may contain characters at which `str.splitlines` would split them."""
     file = sentences / f"{key}.txt"
     if not file.is_file():
         return Rejected(key, "sentences missing")
@@ -169,11 +169,11 @@ def _lines(sentences: Path, key: str) -> list[str] | Rejected:
 
 
 def _unrelated(file: Path) -> set[tuple[str, int]]:
-    """Picture and number, from 1, of the sentences that are not about their picture; none where the list is missing."""
+    """Image and number, from 1, of the sentences that do not describe their image. Empty if there is no list."""
     rows = file.read_text().splitlines() if file.is_file() else []
     pairs = [row.split() for row in rows if row.strip() and not row.startswith("#")]
     if not all(len(pair) == 2 and pair[1].isdecimal() for pair in pairs):
-        raise DataError(f"{file}: want '<picture> <number of the sentence>' in each line")
+        raise DataError(f"{file}: each line must be '<image> <number of the sentence>'")
     return {(key, int(number)) for key, number in pairs}
 
 
@@ -219,9 +219,9 @@ CORPORA = (
         drafts=captions,
         tasks=("caption",),
         expected={"val": None, "test": 1_000},  # val: 1,014 by Karpathy's split, 1,000 by the entities'
-        counted="pictures",
+        counted="images",
         license=_LICENSE,
-        download=f"{_DOWNLOAD}; dataset_flickr30k.json from https://cs.stanford.edu/people/karpathy/deepimagesent/"
+        download=f"{_DOWNLOAD}. dataset_flickr30k.json from https://cs.stanford.edu/people/karpathy/deepimagesent/"
         "caption_datasets.zip",
         size="5 GB",
     ),

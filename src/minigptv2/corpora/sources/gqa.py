@@ -1,8 +1,8 @@
-"""GQA: compositional questions about Visual Genome's pictures, the balanced sets.
+"""Reads the balanced sets of GQA: compositional questions about images of Visual Genome.
 
-Source: Hudson and Manning 2019 (cs.stanford.edu/people/dorarad/gqa). Licence: CC BY 4.0. Layouts: the official object
-of questions (`imageId`, `question`, `answer`), and the list (`image`, `question`, `answer`). A picture's questions are
-separate turns, grouped in memory (`vqa.group`). Expected questions: 943,000 / 132,062 / 12,578 (testdev).
+Source: Hudson and Manning 2019 (cs.stanford.edu/people/dorarad/gqa). License: CC BY 4.0. Layouts: the official object
+of questions (`imageId`, `question`, `answer`), and the list (`image`, `question`, `answer`). The questions of an image
+are separate turns, grouped in memory (`vqa.group`). Expected questions: 943,000 / 132,062 / 12,578 (testdev).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FILES = {"train": "train_balanced", "val": "val_balanced", "testdev": "testdev_
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture's questions."""
+    """One draft per image with its questions."""
     name = f"{_FILES[split]}_questions.json"
     file = raw.find(f"gqa/{name}", f"gqa/questions/{name}", f"gqa/questions1.2/{name}")
     raw.find("gqa/images")

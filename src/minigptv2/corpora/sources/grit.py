@@ -1,10 +1,10 @@
-"""GRIT-20M: captions of the web whose phrases and expressions have boxes, as grounded captions, refer and identify.
+"""Reads GRIT-20M: web captions whose phrases and expressions have boxes, as grounded captions, refer and identify.
 
-Source: Peng et al. 2023 (huggingface.co/datasets/zzliang/GRIT). Licence: MS-PL (list), pictures under their own.
-Layouts: the tars that img2dataset writes with these columns kept (`--save_additional_columns`) and no picture padded
-or cropped, or its parquet files with the pictures inside. `noun_chunks` and `ref_exps` are lists of
-`[start, end, x1, y1, x2, y2, score]`: characters of the caption, corners as shares of the picture. Links die, so no
-count is held against a download; the list has 20.5 million rows.
+Source: Peng et al. 2023 (huggingface.co/datasets/zzliang/GRIT). License: MS-PL (list), images under their own.
+Layouts: the tars that img2dataset writes with these columns kept (`--save_additional_columns`) and no image padded or
+cropped, or its parquet files with the images inside. `noun_chunks` and `ref_exps` are lists of
+`[start, end, x1, y1, x2, y2, score]`: characters of the caption, corners normalized to the image. Links stop working
+over time, so the count of a download is not checked. The list has 20.5 million rows.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ DOWNLOAD = tars.img2dataset(
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What of the boxes is trusted. They come from a detector.
+    """Thresholds for boxes, which come from a detector.
 
-    What is under them is not counted as lost: it is chosen, not damaged, and a line of the report for each of the
-    20.5 million pictures would bury what is. A picture of which nothing is left is counted.
+    Boxes below the thresholds are not counted as dropped, since reports for 20.5 million images would hide damaged
+    data. An image without any remaining box is counted.
     """
 
     min_score: float = 0.65
-    """Least confidence of a box; Kosmos-2's own filter."""
+    """Minimum confidence of a box, the filter of Kosmos-2."""
     min_area: float = 0.0025
-    """Least share of the picture: 22 px of 448 a side. Smaller ones cannot be told on a grid of 100."""
+    """Minimum share of the image: 22 px of 448 per side. Smaller boxes cannot be represented on a grid of 100."""
     max_boxes: int = 8
-    """A phrase with more boxes is a crowd."""
+    """Maximum number of boxes per phrase. A phrase with more boxes is a crowd."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A stretch of the caption and its boxes, as shares of the picture."""
+    """A span of the caption and its boxes, normalized to the image."""
 
     start: int
     end: int
@@ -63,7 +63,7 @@ class Found:
 
 
 def found_in(caption: str, entries: Any, thresholds: Thresholds) -> list[Found]:
-    """The trusted stretches by where they begin, the longer first; boxes of the same one together."""
+    """The spans with trusted boxes, by start, longer spans first. Boxes of the same span are joined."""
     together: dict[tuple[int, int], list[Box]] = {}
     for entry in entries if isinstance(entries, list) else []:
         if not isinstance(entry, list) or len(entry) != 7 or not all(_is_number(value) for value in entry):
@@ -81,7 +81,7 @@ def found_in(caption: str, entries: Any, thresholds: Thresholds) -> list[Found]:
 
 
 def apart(found: list[Found]) -> list[Found]:
-    """Those that do not overlap: of two that do the earlier, longer one."""
+    """Spans that do not overlap. Of two that overlap, the earlier, longer one is kept."""
     kept: list[Found] = []
     for one in found:
         if not kept or kept[-1].end <= one.start:
@@ -94,7 +94,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def grounded_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds) -> tuple[Turn, ...]:
-    """One turn: the caption, its noun phrases tied to boxes. A caption is marked up once, so phrases are kept apart."""
+    """One turn: the caption with boxes for its noun phrases, which must not overlap."""
     regions = [
         Region(one.boxes, (caption[one.start : one.end],), (one.start, one.end))
         for one in apart(found_in(caption, _plain(facts.get("noun_chunks")), thresholds))
@@ -103,13 +103,13 @@ def grounded_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds) 
 
 
 def expression_turns(caption: str, facts: dict[str, Any], thresholds: Thresholds, task: str) -> tuple[Turn, ...]:
-    """A turn per referring expression that has exactly one box. One may stand inside another: each is a question."""
+    """One turn per referring expression with exactly one box. Expressions may overlap, since each is a question."""
     found = found_in(caption, _plain(facts.get("ref_exps")), replace(thresholds, max_boxes=1))
     return tuple(Turn(task, regions=(Region(one.boxes, (caption[one.start : one.end],)),)) for one in found)
 
 
 def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterator[Draft | Rejected]:
-    """A picture a sample: its grounded caption, or its expressions as separate turns."""
+    """One draft per image: its grounded caption, or its expressions as separate turns."""
     for entry in _entries(raw):
         if isinstance(entry, Rejected):
             yield entry
@@ -187,7 +187,7 @@ def _row(name: str, title: str, task: str) -> CorpusSpec:
         counted="turns",
         license="MS-PL (list), pictures their own",
         stages=(1,),
-        download=f"the list, grit-20m/ of https://huggingface.co/datasets/zzliang/GRIT; then in the root `{DOWNLOAD}`",
+        download=f"the list, grit-20m/ of https://huggingface.co/datasets/zzliang/GRIT. Then in the root `{DOWNLOAD}`",
         size="1.5 TB whole",
         samples_per_shard=5000,
     )

@@ -1,8 +1,8 @@
-"""Hateful Memes: is a picture with its words hateful? Evaluation only.
+"""Reads Hateful Memes: whether an image with its text is hateful. For evaluation only.
 
-Source: Kiela et al. 2020 (hatefulmemeschallenge.com). Licence: the challenge's own; for research. Layout: JSON lines
+Source: Kiela et al. 2020 (hatefulmemeschallenge.com). License: the challenge's own, for research. Layout: JSON lines
 (`id`, `img`, `label`, `text`) and `img/`. Expected memes: train 8,500, dev_seen 500, dev_unseen 540, test_seen 1,000,
-test_unseen 2,000; `dev.jsonl` of the first phase is `dev_seen`.
+test_unseen 2,000. `dev.jsonl` of the first phase is `dev_seen`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUESTION = 'The words in this picture are "{text}". Is it hateful?'
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A meme a sample, `yes` or `no` the answer; its words stand in the question and in `source["text"]`."""
+    """One draft per meme, with the answer `yes` or `no`. Its text is in the question and in `source["text"]`."""
     older = ("hateful_memes/dev.jsonl",) if split == "dev_seen" else ()
     seen: set[str] = set()
     for row in read_lines(raw.find(f"hateful_memes/{split}.jsonl", *older)):

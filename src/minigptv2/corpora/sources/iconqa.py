@@ -1,8 +1,8 @@
-"""IconQA: questions about diagrams with choices in words. Evaluation only.
+"""Reads IconQA: questions about diagrams with choices in words. For evaluation only.
 
-Source: Lu et al. 2021 (iconqa.github.io). Licence: CC BY-NC-SA 4.0. Layouts: that of the zip, where
-`iconqa_data/problems.json` has the questions, `pid_splits.json` beside it their ids by kind and split
-(`choose_txt_test`) and `iconqa_data/iconqa/test/choose_txt/<id>/image.png` the pictures; or a folder a question with
+Source: Lu et al. 2021 (iconqa.github.io). License: CC BY-NC-SA 4.0. Layouts: that of the zip, where
+`iconqa_data/problems.json` has the questions, `pid_splits.json` in the same folder their ids by kind and split
+(`choose_txt_test`), and `iconqa_data/iconqa/test/choose_txt/<id>/image.png` the images. Or one folder per question with
 `data.json` and `image.png`. Expected questions with choices in words: 18,946 / 6,316 / 6,316.
 """
 
@@ -22,13 +22,13 @@ _KIND = "choose_txt"
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A question a sample; the answer is one of its choices."""
+    """One draft per question. The answer is one of its choices."""
     problems = next((f for f in ("iconqa/problems.json", "iconqa/iconqa_data/problems.json") if raw.has(f)), None)
     places = ("iconqa", "iconqa/iconqa", "iconqa/iconqa_data/iconqa")
     folder = raw.find(*(f"{place}/{split}/{_KIND}" for place in places))
     for key, entry in _listed(raw, problems, split) if problems else _in_folders(folder):
         choices, answer = tuple(map(str, entry["choices"])), str(entry["answer"])
-        chosen = int(answer) if answer.isdecimal() else -1  # the official reader takes numbers and digits alike
+        chosen = int(answer) if answer.isdecimal() else -1  # the official reader accepts numbers and digits
         if not 0 <= chosen < len(choices):
             yield Rejected(key, "answer is not the number of a choice")
             continue
@@ -46,18 +46,18 @@ def _listed(raw: Raw, problems: str, split: str) -> Iterator[tuple[str, dict[str
     file = raw.find(f"{Path(problems).parent}/pid_splits.json")
     for key in map(str, _ids(file, split)):
         if key not in document:
-            raise DataError(f"{file}: problem {key} is not in {problems}; take both of one zip")
+            raise DataError(f"{file}: problem {key} is not in {problems}; use both files from one zip")
         if document[key].get("ques_type") == _KIND:
             yield key, document[key]
 
 
 def _ids(file: Path, split: str) -> list[Any]:
-    """The ids of a split: of this kind of question where the file tells kinds apart, as the zip's does, else of all."""
+    """The ids of a split, of this kind of question if the file separates kinds, as the zip's file does, else of all."""
     splits = read_json(file)
     for name in (f"{_KIND}_{split}", split):
         if name in splits:
             return list(splits[name])
-    raise DataError(f"{file}: has neither {_KIND}_{split} nor {split}; it has {', '.join(map(str, splits))}")
+    raise DataError(f"{file}: must have {_KIND}_{split} or {split}, but has {', '.join(map(str, splits))}")
 
 
 CORPORA = (

@@ -1,4 +1,4 @@
-"""The corpora as a table: for the terminal, and in Markdown for `docs/corpora.md`."""
+"""Prints the corpora as a table for the terminal, and in Markdown for `docs/corpora.md`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DEMO, EVALUATION = "demo", "evaluation"
 
 
 def stages_of(corpus: CorpusSpec) -> str:
-    """`1, 2, 3`, or what the corpus is for where no stage has it."""
+    """`1, 2, 3`, or the purpose of a corpus that no stage uses."""
     return ", ".join(map(str, corpus.stages)) or (EVALUATION if corpus.has_files else DEMO)
 
 
 def counts_of(corpus: CorpusSpec) -> str:
-    """Annotations by split; `?` where nobody printed a number or links have died."""
+    """Annotations by split. `?` if no number was published or some links no longer work."""
     splits = (f"{split} {'?' if count is None else f'{count:,}'}" for split, count in corpus.expected.items())
     return f"{', '.join(splits)} {corpus.counted}"
 
@@ -40,8 +40,8 @@ def as_rows() -> list[dict[str, Any]]:
 
 
 def as_text() -> str:
-    """All corpora, a line each."""
-    rows = [("corpus", "tasks", "stages", "size", "licence", "counts by split")]
+    """All corpora, one per line."""
+    rows = [("corpus", "tasks", "stages", "size", "license", "counts by split")]
     for name, corpus in CORPORA.items():
         rows.append((name, ", ".join(corpus.tasks), stages_of(corpus), corpus.size, corpus.license, counts_of(corpus)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -51,8 +51,8 @@ def as_text() -> str:
 
 
 def as_markdown() -> str:
-    """The corpora that are read from files, with where they come from."""
-    columns = ("corpus", "what", "task", "stages", "counts", "size", "licence", "where from")
+    """The corpora that are read from files, with their downloads."""
+    columns = ("corpus", "what", "task", "stages", "counts", "size", "license", "where from")
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name, corpus in CORPORA.items():
         if corpus.has_files:

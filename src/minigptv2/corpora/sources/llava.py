@@ -1,11 +1,11 @@
-"""LLaVA-Instruct (conversation, detail, reasoning) and the multi-task conversations: talk about COCO's pictures.
+"""Reads LLaVA-Instruct (conversation, detail, reasoning) and the multi-task conversations about images of COCO.
 
-Source: Liu et al. 2023 (huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K); the multi-task conversations come
-with MiniGPT-v2. Licence: CC BY 4.0, made with GPT-4: OpenAI's terms apply. Layout: a list (`id`, `image`,
-`conversations` of `from` and `value`); `image` with or without a folder, or left out and told from `id`. Turns of the
-multi-task conversations carry task identifiers and boxes on the grid; they are kept word for word. Letters and
-punctuation are kept as they are: published training lower-cased them, which harms what this data is for. Expected
-conversations: 56,681; 23,240; 76,643.
+Source: Liu et al. 2023 (huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K). The multi-task conversations come
+with MiniGPT-v2. License: CC BY 4.0, made with GPT-4: OpenAI's terms apply. Layout: a list (`id`, `image`,
+`conversations` of `from` and `value`). `image` may contain a folder, or be missing and follow from `id`. Turns of the
+multi-task conversations contain task identifiers and boxes on the grid, and are kept unchanged. Case and punctuation
+are kept: published training lower-cased them, which contradicts the purpose of this data. Expected conversations:
+56,681 (conversation), 23,240 (detail), 76,643 (reasoning).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
 def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> tuple[Turn, ...]:
-    """The turns of a conversation as LLaVA writes it. Raises `DataError` with a countable reason."""
+    """The turns of a conversation in LLaVA's format. Raises `DataError` with one of a few reasons."""
     if not conversation or len(conversation) % 2:
         raise DataError("conversation without an answer to each question")
     turns = []
@@ -40,7 +40,7 @@ def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> t
 
 
 def drafts(raw: Raw, split: str, *, files: tuple[str, ...]) -> Iterator[Draft | Rejected]:
-    """A conversation a sample; the second of an id and picture with the same first question is left out."""
+    """One draft per conversation. A second one with the same id, image, first question and answer is left out."""
     require_images(raw)
     file = raw.find(*files)
     seen: dict[str, set[int]] = {}
@@ -74,7 +74,7 @@ def _row(name: str, title: str, file: str, conversations: int) -> CorpusSpec:
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{GET_IMAGES}; {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
+        download=f"{GET_IMAGES}. {file} from https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K in llava/",
         size="19 GB (COCO 2017)",
     )
 
@@ -95,7 +95,7 @@ CORPORA = (
         counted="conversations",
         license=_LICENSE,
         stages=(3,),
-        download=f"{GET_IMAGES}; multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
+        download=f"{GET_IMAGES}. multi_task_conversation.json as https://github.com/Vision-CAIR/MiniGPT-4/blob/main/dataset/"
         "README_MINIGPTv2_FINETUNE.md says, in multitask_conversation/",
         size="19 GB (COCO)",
     ),

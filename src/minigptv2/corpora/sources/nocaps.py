@@ -1,8 +1,8 @@
-"""NoCaps: captions of Open Images with objects that COCO has not. Evaluation only.
+"""Reads NoCaps: captions of Open Images with objects that COCO does not have. For evaluation only.
 
-Source: Agrawal et al. 2019 (nocaps.org). Licence: CC BY 2.0 (pictures), annotations CC BY 4.0. Layout: COCO's, as
+Source: Agrawal et al. 2019 (nocaps.org). License: CC BY 2.0 (images), annotations CC BY 4.0. Layout: COCO's, as
 `nocaps_val_4500_captions.json` with `images` (`id`, `file_name`, `open_images_id`, `domain`) and `annotations`.
-Pictures under their file name or their Open Images id. Expected pictures: 4,500.
+Images are named by their file name or their Open Images id. Expected images: 4,500.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture with its captions; `source["domain"]` is in-, near- or out-domain."""
+    """One draft per image with its captions. `source["domain"]` is in-, near- or out-domain."""
     name = "nocaps_val_4500_captions.json"
     document = read_json(raw.find(f"nocaps/{name}", f"nocaps/annotations/{name}"))
     folder = raw.find("nocaps/images", "nocaps/val")
@@ -39,7 +39,7 @@ CORPORA = (
         drafts=drafts,
         tasks=("caption",),
         expected={"val": 4_500},
-        counted="pictures",
+        counted="images",
         license="CC BY 2.0 (pictures), CC BY 4.0 (annotations)",
         download="nocaps_val_4500_captions.json from https://nocaps.org/download, its pictures in nocaps/images/",
         size="1.5 GB",

@@ -1,11 +1,11 @@
-"""OCR-VQA: questions about the covers of books.
+"""Reads OCR-VQA: questions about book covers.
 
-Source: Mishra et al. 2019 (ocr-vqa.github.io). Licence: none stated; for research. Layout: `dataset.json`, an object
-of covers (`imageURL`, `questions`, `answers`, `split` 1 train, 2 val, 3 test), and the covers as `images/<key><ending
-of the URL>`; covers saved under another ending (all as .jpg, say) are found too. GIF covers are stored as PNG. A
-cover's questions are separate turns. The paper has 207,572 covers and 1,002,146 questions but says neither by split,
-so no count is held against `dataset.json`. The copy on the Hub (howard-hou/OCR-VQA), 23 covers short of the paper, has
-166,022 / 20,731 / 20,796.
+Source: Mishra et al. 2019 (ocr-vqa.github.io). License: none stated, for research. Layout: `dataset.json`, an object
+of covers (`imageURL`, `questions`, `answers`, `split` 1 train, 2 val, 3 test), and the covers as `images/<key>` with
+the extension of the URL. Covers with another extension (for example, all as .jpg) are found, too. GIF covers are
+stored as PNG. The questions about a cover are separate turns. The paper states 207,572 covers and 1,002,146 questions,
+but not by split, so the count of `dataset.json` is not checked. The copy on the Hub (howard-hou/OCR-VQA) has 166,022 /
+20,731 / 20,796 covers, 23 fewer than the paper.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ENDINGS = (".jpg", ".png", ".gif", ".jpeg")
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A cover's questions."""
+    """One draft per cover with its questions."""
     file = raw.find("ocrvqa/dataset.json", "ocr_vqa/dataset.json")
     folder = raw.find(f"{file.parent.name}/images")
     for key, entry in stream_json(file):

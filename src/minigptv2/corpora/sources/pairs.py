@@ -1,11 +1,11 @@
-"""LAION, CC3M and SBU: pictures of the web with the text beside them, weakly labelled.
+"""Reads LAION, CC3M and SBU: weakly labeled images from the web with their text.
 
 Sources: Schuhmann et al. 2021 (laion.ai), Sharma et al. 2018 (ai.google.com/research/ConceptualCaptions), Ordonez et
-al. 2011. Licences: lists CC BY 4.0 (LAION), free use (CC3M), as the pictures for SBU; pictures under their own.
-Layout: the tars that img2dataset writes, with the caption as `json` or as `txt`. Links die, so no count is held
-against a download; the lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json some 860,000). The sets
-that MiniGPT-4 prepares have BLIP's captions: its `laion/laion_dataset/` is read where it lies, its `cc_sbu/`, which is
-CC3M, CC12M and SBU in one, as a linked `cc3m/` (docs/corpora.md).
+al. 2011. Licenses: lists CC BY 4.0 (LAION), free use (CC3M), like the images (SBU). Images have their own licenses.
+Layout: the tars that img2dataset writes, with the caption as `json` or as `txt`. Links stop working over time, so the
+count of a download is not checked. The lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json about
+860,000). The sets that MiniGPT-4 prepares have BLIP's captions. Its `laion/laion_dataset/` is read in place, and its
+`cc_sbu/`, a mix of CC3M, CC12M and SBU, as a linked `cc3m/` (docs/corpora.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture with its caption. Tars lie in `<corpus>/` or one folder below."""
+    """One draft per image with its caption. Tars are in `<corpus>/` or one folder below."""
     for file in raw.glob(f"{raw.corpus}/*.tar", f"{raw.corpus}/*/*.tar"):
         for entry in tars.entries(file):
             if isinstance(entry, Rejected):
@@ -32,17 +32,17 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 yield Draft(entry.key, (Turn("caption", answers=(one_line(entry.caption),)),), entry.image, source)
 
 
-def _row(name: str, title: str, license: str, listed: str, command: str, size: str) -> CorpusSpec:
+def _row(name: str, title: str, *, license: str, listed: str, command: str, size: str) -> CorpusSpec:
     return CorpusSpec(
         name=name,
         title=title,
         drafts=drafts,
         tasks=("caption",),
         expected={"train": None},
-        counted="pictures",
+        counted="images",
         license=license,
         stages=(1,),
-        download=f"{listed}; then in the root `{command}`",
+        download=f"{listed}. Then in the root `{command}`",
         size=size,
         samples_per_shard=5000,
     )
@@ -52,27 +52,27 @@ CORPORA = (
     _row(
         "laion",
         "LAION-400M",
-        "CC BY 4.0 (list), pictures their own",
-        "the metadata from https://laion.ai/blog/laion-400-open-dataset (part of it will do) in laion400m-meta/",
-        tars.img2dataset("laion400m-meta", "laion", format="parquet", url="URL", caption="TEXT"),
-        "10 TB whole at 256 px, more at 512",
+        license="CC BY 4.0 (list), pictures their own",
+        listed="the metadata from https://laion.ai/blog/laion-400-open-dataset (part of it will do) in laion400m-meta/",
+        command=tars.img2dataset("laion400m-meta", "laion", format="parquet", url="URL", caption="TEXT"),
+        size="10 TB whole at 256 px, more at 512",
     ),
     _row(
         "cc3m",
         "CC3M",
-        "free use (list), pictures their own",
-        "Train_GCC-training.tsv from https://ai.google.com/"
+        license="free use (list), pictures their own",
+        listed="Train_GCC-training.tsv from https://ai.google.com/"
         "research/ConceptualCaptions/download, which names no columns: "
         r"`sed -i '1s/^/caption\turl\n/' Train_GCC-training.tsv`",
-        tars.img2dataset("Train_GCC-training.tsv", "cc3m", format="tsv", url="url", caption="caption"),
-        "300 GB",
+        command=tars.img2dataset("Train_GCC-training.tsv", "cc3m", format="tsv", url="url", caption="caption"),
+        size="300 GB",
     ),
     _row(
         "sbu",
         "SBU",
-        "pictures their own",
-        "sbu-captions-all.json of https://www.cs.rice.edu/~vo9/sbucaptions/sbu-captions-all.tar.gz",
-        tars.img2dataset("sbu-captions-all.json", "sbu", format="json", url="image_urls", caption="captions"),
-        "100 GB",
+        license="pictures their own",
+        listed="sbu-captions-all.json of https://www.cs.rice.edu/~vo9/sbucaptions/sbu-captions-all.tar.gz",
+        command=tars.img2dataset("sbu-captions-all.json", "sbu", format="json", url="image_urls", caption="captions"),
+        size="100 GB",
     ),
 )

@@ -1,9 +1,9 @@
-"""Fifteen real photographs that come inside pip packages, annotated by hand for all six tasks.
+"""Reads fifteen real photographs from pip packages, annotated by hand for all six tasks.
 
-Source: the installed distributions scikit-image, scikit-learn, gradio and matplotlib; the pictures are read where pip
-put them and are not copied into this repository. Licences: theirs, see `photographs.json`; the annotations (captions,
-boxes in pixels, questions, answers, talk) are this project's. Download: `pip install` of those packages.
-Expected: 15 photographs.
+Source: the installed distributions scikit-image, scikit-learn, gradio and matplotlib. The images are read from their
+installed location and are not copied into this repository. License: see `photographs.json` for each image. The
+annotations (captions, boxes in pixels, questions, answers, conversations) were made by this project. Download: `pip
+install` of those packages. Expected: 15 photographs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_annotations() -> list[dict[str, Any]]:
 
 
 def samples(root: Path, split: str) -> Iterator[Sample]:
-    """A sample per photograph and task, and one per conversation. `root` is not read; there is one split."""
+    """One sample per photograph and task, and one per conversation. `root` is not read, and there is one split."""
     for entry in load_annotations():
         image = _image_bytes(entry)
         for task, turns in _turns_by_task(entry).items():
@@ -40,7 +40,7 @@ def samples(root: Path, split: str) -> Iterator[Sample]:
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft]:
-    """`samples` for building."""
+    """`samples` as drafts, for building."""
     return drafts_of(samples(raw.root, split))
 
 

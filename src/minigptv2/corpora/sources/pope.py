@@ -1,8 +1,8 @@
-"""POPE: is an object in the picture? Asked of objects that are and are not. Evaluation only.
+"""Reads POPE: whether an object is in the image, for present and absent objects. For evaluation only.
 
-Source: Li et al. 2023 (github.com/RUCAIBox/POPE). Licence: MIT, pictures under their Flickr terms. Layout: JSON lines
-`coco_pope_random.json` and so on (`question_id`, `image`, `text`, `label`); some copies are lists and say `question`
-for `text`. Pictures are COCO's val2014. Expected questions: 3,000 each (an older `random` has 2,910).
+Source: Li et al. 2023 (github.com/RUCAIBox/POPE). License: MIT, images under their Flickr terms. Layout: JSON lines
+`coco_pope_random.json` and so on (`question_id`, `image`, `text`, `label`). Some copies are lists with `question`
+instead of `text`. Images are from COCO's val2014. Expected questions: 3,000 each (an older `random` has 2,910).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture's questions, `yes` or `no` the answer."""
+    """One draft per image with its questions, whose answers are `yes` or `no`."""
     require_images(raw)
     name = f"coco_pope_{split}.json"
     file = raw.find(f"pope/{name}", f"pope/{name}l", f"pope/coco/{name}")
@@ -42,7 +42,7 @@ CORPORA = (
         expected={"adversarial": 3_000, "popular": 3_000, "random": None},
         counted="questions",
         license="MIT (annotations), Flickr terms (pictures)",
-        download=f"{GET_IMAGES}; https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
+        download=f"{GET_IMAGES}. https://github.com/RUCAIBox/POPE/tree/main/output/coco in pope/",
         size="7 GB (COCO val2014)",
     ),
 )

@@ -1,11 +1,11 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: objects of COCO's pictures and expressions that single them out.
+"""Reads RefCOCO, RefCOCO+ and RefCOCOg: objects in images of COCO, and expressions that refer to them.
 
-Source: Kazemzadeh et al. 2014, Yu et al. 2016, Mao et al. 2016. Licence: Apache-2.0 (REFER), pictures under their
-Flickr terms. Layouts: REFER's `refs(unc|umd|google).p` with `instances.json` (pickles, read without executing
-anything), and the list that evaluation scripts use, `refcoco_val.json` (`img_id`, `sents`, `bbox` x, y, w, h). A
-picture's objects are separate turns; the expression is drawn per visit. Splits without a prefix are UNC's for RefCOCO
-and +, UMD's for g. Expected objects: 42,404 / 3,811 / 1,975 / 1,810; 42,278 / 3,805 / 1,975 / 1,798; 42,226 / 2,573 /
-5,023.
+Source: Kazemzadeh et al. 2014, Yu et al. 2016, Mao et al. 2016. License: Apache-2.0 (REFER), images under their Flickr
+terms. Layouts: REFER's `refs(unc|umd|google).p` with `instances.json` (pickles, read without executing anything), and
+the list that evaluation scripts use, `refcoco_val.json` (`img_id`, `sents`, `bbox` x, y, w, h). The objects of an image
+are separate turns, and the expression is drawn per epoch. Splits without a prefix are UNC's for RefCOCO and RefCOCO+,
+and UMD's for RefCOCOg. Expected objects: 42,404 / 3,811 / 1,975 / 1,810 (RefCOCO), 42,278 / 3,805 / 1,975 / 1,798
+(RefCOCO+), 42,226 / 2,573 / 5,023 (RefCOCOg).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
 SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
-"""Whose split `train`, `val`, ... are. `google_train`, ... are Google's."""
+"""Authors of the splits `train`, `val`, ... . `google_train`, ... are Google's."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Referred:
 
 
 def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | Rejected]:
-    """A picture's objects, each a turn of `task` (refer or identify) with all its expressions."""
+    """One draft per image. Each of its objects is a turn of `task` (refer or identify) with all its expressions."""
     require_images(raw)
     pictures: dict[str, list[Referred]] = {}
     seen: set[str] = set()
@@ -54,14 +54,14 @@ def drafts(raw: Raw, split: str, *, folder: str, task: str) -> Iterator[Draft | 
         turns = []
         for one in objects:
             x, y, w, h = one.box
-            region = Region((Box(x, y, x + w, y + h),), tuple(one.expressions))  # one said twice counts twice
+            region = Region((Box(x, y, x + w, y + h),), tuple(one.expressions))  # a repeated expression counts twice
             turns.append(Turn(task, regions=(region,), source={"id": one.id}))
         number = str(image_id_of(name))
         yield Draft(number, tuple(turns), image_paths(raw, name), {"corpus": raw.corpus, "id": number}, separate=True)
 
 
 def referred_objects(raw: Raw, split: str, folder: str) -> Iterator[Referred]:
-    """The objects of a split, in the file's order, from whichever layout is there."""
+    """The objects of a split in the file's order, from the layout that exists."""
     by_google = split.startswith("google_")
     name = split.removeprefix("google_")
     pickled = f"{folder}/refs({'google' if by_google else SPLIT_BY[folder]}).p"
@@ -76,21 +76,23 @@ def _from_refer(raw: Raw, refs: str, split: str, folder: str) -> Iterator[Referr
     boxes = {a["id"]: a["bbox"] for _, a in stream_json(raw.find(f"{folder}/instances.json"), "annotations")}
     entries = read_plain_pickle(file)
     if not isinstance(entries, list):
-        raise DataError(f"{file}: want a list of references, found {type(entries).__name__}")
+        raise DataError(f"{file}: must be a list of references, got {type(entries).__name__}")
     for entry in entries:
         if entry["split"] != split:
             continue
         if entry["ann_id"] not in boxes:
-            raise DataError(f"{file}: object {entry['ann_id']} is not in {folder}/instances.json; take both of one zip")
+            raise DataError(
+                f"{file}: object {entry['ann_id']} is not in {folder}/instances.json; use both from one zip"
+            )
         texts = [one_line(s.get("raw") or s["sent"]) for s in entry["sentences"]]
         name = f"COCO_train2014_{entry['image_id']:012d}.jpg"
         yield Referred(str(entry["ref_id"]), name, tuple(boxes[entry["ann_id"]]), texts)
 
 
 def _from_list(raw: Raw, listed: str) -> Iterator[Referred]:
-    """One row an expression; `img_id` is the picture's name with the object's number behind.
+    """One row per expression. `img_id` is the image's name followed by the object's number.
 
-    A list of bare names tells objects by their boxes alone: the second of a name is numbered.
+    If `img_id` is only the image's name, objects are distinguished by their boxes, and later ones get a number.
     """
     objects: dict[tuple[str, tuple[float, ...]], Referred] = {}
     boxes_of: Counter[str] = Counter()
@@ -99,7 +101,7 @@ def _from_list(raw: Raw, listed: str) -> Iterator[Referred]:
         texts = [row["sents"]] if isinstance(row["sents"], str) else row["sents"]
         match = re.match(r"COCO_train2014_\d{12}", key)
         if match is None:
-            raise DataError(f"{raw.root / listed}: img_id '{key}' names no picture of COCO's train2014")
+            raise DataError(f"{raw.root / listed}: img_id '{key}' is not an image of COCO's train2014")
         if (key, box) not in objects:
             boxes_of[key] += 1
             identity = key if boxes_of[key] == 1 else f"{key}-{boxes_of[key]}"
@@ -115,7 +117,7 @@ def _rows(name: str, folder: str, title: str, expected: dict[str, int | None]) -
         "counted": "objects",
         "train_images": {"refcoco": 16_994, "refcoco_plus": 16_992, "refcocog": 21_899}[name],
         "stages": (1, 2, 3),
-        "download": f"{GET_IMAGES}; https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+        "download": f"{GET_IMAGES}. https://web.archive.org/web/2022/https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
         f"{folder}.zip unpacked below the root ({folder}/refs(...).p, {folder}/instances.json)",
         "size": "13 GB (COCO train2014)",
     }

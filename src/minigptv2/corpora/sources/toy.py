@@ -1,9 +1,9 @@
-"""The toy world: coloured shapes on textured grounds, drawn on the spot, that yield every task of the paper.
+"""Draws the toy world: colored shapes on textured backgrounds, with annotations for every task of the paper.
 
-Source: this file. Licence: as the project. Download: none. A scene is 64 x 64 px and holds one to three shapes of four
-colours, three kinds and two sizes. In an eighth of the scenes with several, two are alike in colour and kind and can
-only be told apart by size or side. Every sample is a function of (corpus, split, number): builds are identical
-everywhere, and train and held-out scenes never share a random stream.
+Source: this file. License: as the project. Download: none. A scene has 64 x 64 px and one to three shapes of four
+colors, three kinds and two sizes. In an eighth of the scenes with several shapes, two have the same color and kind and
+differ only in size or position. Every sample is a function of (corpus, split, number): builds are identical on every
+machine, and train and held-out scenes never share a random stream.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ COLORS = {
     "yellow": (240, 200, 30),
 }
 KINDS = {"circle": (1.0, 1.0), "bar": (1.0, 0.5), "pole": (0.5, 1.0)}
-"""Half width and half height of a kind, as shares of its radius: bars lie, poles stand."""
+"""Half width and half height of a kind, relative to its radius. Bars are horizontal, poles vertical."""
 RADII = {"small": (9.0, 11.0), "large": (15.0, 18.0)}
-"""Half the longer side of a shape in pixels, by size word."""
+"""Range of half the longer side of a shape in pixels, by size word."""
 NUMBERS = ("zero", "one", "two", "three")
 _ALIKE_SHARE = 0.12
 _SHAPES_SHARE = (0.64, 0.26, 0.10)
-"""Share of scenes with one, two and three shapes."""
+"""Probability of one, two and three shapes."""
 _SIDE_MARGIN = 10.0
-"""Pixels between the centres of two things before one is called left of or above the other."""
+"""Minimum distance in pixels between the centers of two shapes before one is called left of the other."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape of a scene: words for it, centre and radius (half the longer side) in pixels."""
+    """A shape of a scene: its words, center and radius (half the longer side) in pixels."""
 
     color: str
     kind: str
@@ -56,27 +56,30 @@ class Shape:
 
     @property
     def box(self) -> Box:
+        """The bounding box in pixels, rounded to a tenth."""
         wide, high = (self.radius * share for share in KINDS[self.kind])
         return Box(*(round(c, 1) for c in (self.x - wide, self.y - high, self.x + wide, self.y + high)))
 
     @property
     def look(self) -> tuple[str, str]:
+        """Color and kind."""
         return self.color, self.kind
 
     @property
     def name(self) -> str:
+        """Color and kind as a phrase."""
         return f"{self.color} {self.kind}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Shapes, left to right, and the picture they make."""
+    """Shapes, left to right, and their image as JPEG."""
 
     shapes: tuple[Shape, ...]
     image: bytes
 
     def expressions(self, shape: Shape) -> tuple[str, ...]:
-        """Phrases that name exactly `shape` here; the first is the shortest that says colour and kind."""
+        """Phrases that refer to exactly `shape`. The first is the shortest with color and kind."""
         alike = [other for other in self.shapes if other.look == shape.look and other is not shape]
         if alike:
             return (self._tell_apart(shape, alike[0]),)
@@ -97,7 +100,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene: shapes that do not overlap, on a random ground, as JPEG."""
+    """A random scene: shapes that do not overlap, on a random background, as JPEG."""
     shapes = _place_shapes(rng)
     pixels = _ground(rng)
     ys, xs = np.mgrid[0:SIDE, 0:SIDE] + 0.5
@@ -137,7 +140,7 @@ def _find_room(rng: np.random.Generator, shapes: list[Shape], radius: float) -> 
 
 
 def _coverage(shape: Shape, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    """[SIDE, SIDE] share of each pixel inside the shape, from its signed distance."""
+    """float [SIDE, SIDE]: the share of each pixel inside the shape, from its signed distance."""
     dx, dy, r = xs - shape.x, ys - shape.y, shape.radius
     if shape.kind == "circle":
         distance = np.hypot(dx, dy) - r
@@ -149,7 +152,7 @@ def _coverage(shape: Shape, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
 
 @cache
 def _textures() -> np.ndarray:
-    """float32 [48, SIDE, SIDE] in about -1..1: clouds, stripes and checks, rolled and tinted per scene."""
+    """float32 [48, SIDE, SIDE] in about -1..1: clouds, stripes and checks, shifted and tinted per scene."""
     rng = np.random.default_rng(7)
     ys, xs = np.mgrid[0:SIDE, 0:SIDE]
     made = []
@@ -173,7 +176,7 @@ def _ground(rng: np.random.Generator) -> np.ndarray:
 
 
 def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample]:
-    """`number` samples of one toy corpus. `root` is not read: the world is drawn."""
+    """`number` samples of one toy corpus. `root` is not read."""
     for index in range(number):
         rng = np.random.default_rng((zlib.crc32(corpus.encode()), zlib.crc32(split.encode()), index))
         key = f"{split}-{index:06d}"
@@ -186,7 +189,7 @@ def samples(corpus: str, number: int, root: Path, split: str) -> Iterator[Sample
 
 
 def drafts(raw: Raw, split: str, *, corpus: str, sizes: dict[str, int]) -> Iterator[Draft]:
-    """`samples` for building; `sizes` says how many a split has."""
+    """`samples` as drafts, for building. `sizes` is the number of samples by split."""
     return drafts_of(samples(corpus, sizes[split], raw.root, split))
 
 
@@ -211,7 +214,7 @@ def _vqa_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """The kinds of question this scene can answer, one of each."""
+    """One question of each kind that this scene can answer."""
     shapes = scene.shapes
     asked = [("how many shapes are there?", NUMBERS[len(shapes)])]
     kinds = [shape for shape in shapes if sum(s.kind == shape.kind for s in shapes) == 1]
@@ -223,14 +226,14 @@ def _questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         shape = colors[rng.integers(len(colors))]
         asked.append((f"what shape is the {shape.color} thing?", shape.kind))
         asked.append((f"how big is the {shape.color} {shape.kind}?", shape.size))
-    if rng.random() < 0.5:  # yes or no tells the least about a picture: asked half as often as the others
+    if rng.random() < 0.5:  # yes or no says the least about an image: asked half as often as the others
         phrase, answer = _existence(shapes, rng)
         asked.append((f"is there a {phrase}?", answer))
     return asked
 
 
 def _existence(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str]:
-    """What to ask for, by colour, kind or both, and whether it is there: as often as not, where both can be."""
+    """What to ask for, by color, kind or both, and whether it is present: half of the time, if both are possible."""
     colors, kinds, looks = ({s.color for s in shapes}, {s.kind for s in shapes}, {s.name for s in shapes})
     options = (
         ([f"{c} shape" for c in COLORS if c in colors], [f"{c} shape" for c in COLORS if c not in colors]),
@@ -278,7 +281,7 @@ _JUNK = ("stock photo", "free download", "image 4821", "best price", "wallpaper 
 
 
 def _weak_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Captions as the web writes them: words missing, one in eight colours wrong, shapes left out, junk around."""
+    """Captions like those of the web: missing words, one in eight colors wrong, shapes left out, unrelated text."""
     nouns = []
     for shape in scene.shapes:
         color = str(rng.choice(list(COLORS))) if rng.random() < 0.125 else shape.color
@@ -293,7 +296,7 @@ def _weak_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _conversation_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Talk, then tasks about what was spoken of: what a chat with the stage-3 model looks like."""
+    """A conversation, then tasks about the same shapes, like a chat with the stage-3 model."""
     count = len(scene.shapes)
     nouns = _join([_noun(shape) for shape in scene.shapes])
     openers = (
@@ -316,7 +319,7 @@ def _conversation_turns(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def _language_turn(rng: np.random.Generator) -> Turn:
-    """Instructions without any image, with one right answer each."""
+    """Instructions without an image, with one correct answer each."""
     words = [str(word) for word in rng.choice([*COLORS, *KINDS], 3, replace=False)]
     a, b = int(rng.integers(0, 3)), int(rng.integers(0, 2))
     options = (

@@ -1,10 +1,10 @@
-"""Unnatural Instructions: instructions in words alone, which keep the language model able to talk.
+"""Reads Unnatural Instructions: text-only instructions, which preserve the abilities of the language model.
 
-Source: Honovich et al. 2022 (github.com/orhonovich/unnatural-instructions). Licence: MIT. Layouts: a JSON list, or
-`core_data.jsonl` / `full_data.jsonl`; an entry has `instances` (and `reformulations`) of `instruction_with_input`,
-`constraints`, `output`. An entry's instances are separate turns. Expected instances, as the README there says: 68,478
-of the core, 240,670 in full with the reformulations. The filtered list of MiniGPT-4 has fewer, which nobody printed:
-a build of it warns that it is another version.
+Source: Honovich et al. 2022 (github.com/orhonovich/unnatural-instructions). License: MIT. Layouts: a JSON list, or
+`core_data.jsonl` / `full_data.jsonl`. An entry has `instances` (and `reformulations`) of `instruction_with_input`,
+`constraints`, `output`. Its instances are separate turns. Expected instances, from its README: 68,478 in the core,
+240,670 in full with the reformulations. The filtered list of MiniGPT-4 has fewer, but no number was published. Building
+it gives a warning that it is another version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_CONSTRAINT = ("", "none", "none.")
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """An instruction's instances."""
+    """One draft per instruction with its instances."""
     name = {"train": "core_data", "full": "full_data"}[split]
     folder = "unnatural_instructions"
     listed = ("filtered_unnatural_instruction", "unnatural_instructions") if split == "train" else ()

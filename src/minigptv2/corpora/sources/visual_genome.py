@@ -1,10 +1,9 @@
-"""Visual Genome's regions: a phrase and a box each, as referring expressions.
+"""Reads the regions of Visual Genome, each with a phrase and a box, as referring expressions.
 
-Source: Krishna et al. 2017 (homes.cs.washington.edu/~ranjay/visualgenome). Licence: CC BY 4.0. Layouts:
-`region_descriptions.json` (pictures with `regions`: `phrase`, `x`, `y`, `width`, `height`), with pictures in
-`VG_100K` and `VG_100K_2` as the zips unpack, or together in `images`. Regions of 16,384 px^2 and more are left out,
-as published: large regions are seldom singled out by their phrase. A picture's regions are separate turns. Expected
-regions: 5,408,689.
+Source: Krishna et al. 2017 (homes.cs.washington.edu/~ranjay/visualgenome). License: CC BY 4.0. Layouts:
+`region_descriptions.json` (images with `regions`: `phrase`, `x`, `y`, `width`, `height`), with images in `VG_100K` and
+`VG_100K_2` as in the zips, or together in `images`. Regions of 16,384 px^2 and more are left out, as published: the
+phrases of large regions rarely identify them. The regions of an image are separate turns. Expected regions: 5,408,689.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ FOLDERS = ("VG_100K", "VG_100K_2", "images")
 
 
 def drafts(raw: Raw, split: str, *, max_area: float) -> Iterator[Draft | Rejected]:
-    """A picture's regions under `max_area` square pixels."""
+    """One draft per image with its regions under `max_area` square pixels."""
     file = raw.find("visual_genome/region_descriptions.json")
     raw.find(*(f"visual_genome/{folder}" for folder in FOLDERS))
     for _, entry in stream_json(file):

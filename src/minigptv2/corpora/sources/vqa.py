@@ -1,10 +1,10 @@
-"""VQAv2, OK-VQA, A-OKVQA and VizWiz: questions with ten people's answers.
+"""Reads VQAv2, OK-VQA, A-OKVQA and VizWiz: questions with the answers of ten people.
 
 Sources: Goyal et al. 2017 (visualqa.org), Marino et al. 2019 (okvqa.allenai.org), Schwenk et al. 2022, Gurari et al.
-2018. Licence: CC BY 4.0, A-OKVQA Apache-2.0; pictures under their Flickr terms. Layouts: VQA's questions and
-annotations, or the merged list (`image`, `question`, `answer`, `question_id`). Answers keep their frequency: one that
-nine of ten people gave is trained nine times of ten. A picture's questions are separate turns. Expected questions:
-443,757 / 214,354; 9,009 / 5,046; 17,056 / 1,145; 20,523 / 4,319.
+2018. License: CC BY 4.0, A-OKVQA Apache-2.0, images under their Flickr terms. Layouts: VQA's questions and annotations,
+or the merged list (`image`, `question`, `answer`, `question_id`). Answers keep their frequency: one that nine of ten
+people gave is trained in nine of ten cases. The questions of an image are separate turns. Expected questions: 443,757 /
+214,354 (VQAv2), 9,009 / 5,046 (OK-VQA), 17,056 / 1,145 (A-OKVQA), 20,523 / 4,319 (VizWiz).
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from minigptv2.record import Turn
 
 @dataclass(frozen=True, slots=True)
 class VqaQuestion:
-    """A question as its file has it; `picture` as its file names it."""
+    """A question, with the name of its image as in the file."""
 
     id: str
-    picture: str
+    image: str
     text: str
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     answer_type: str = ""
     choice: str = ""
-    """The right one of `choices`, where the file says which."""
+    """The correct one of `choices`, if the file states it."""
 
 
 def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[Draft | Rejected]:
-    """One draft per picture, its questions as separate turns; a second question of an id is left out.
+    """One draft per image, with its questions as separate turns. A second question with the same id is left out.
 
-    A picture's questions are scattered over the file, so all of a split are held in memory once the last is read:
-    some 430 bytes a question of GQA and 570 of VQAv2 (100,000 made-up ones of their lengths), which comes to 0.4 and
-    0.25 GiB of their train splits. `locate(raw, name)` gives the key of a picture and the paths where it may lie.
+    The questions of an image are scattered over the file, so all questions of a split are held in memory: about 430
+    bytes per question of GQA and 570 of VQAv2 (measured on 100,000 synthetic ones of their lengths), 0.4 and 0.25 GiB
+    for their train splits. `locate(raw, name)` returns the key of an image and the paths where it may be.
     """
     pictures: dict[str, list[VqaQuestion]] = {}
     seen: set[str] = set()
@@ -51,10 +51,10 @@ def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[D
             yield Rejected(question.id, "duplicate id")
             continue
         seen.add(question.id)
-        key, _ = locate(raw, question.picture)
+        key, _ = locate(raw, question.image)
         pictures.setdefault(key, []).append(question)
     for key, asked in pictures.items():
-        _, paths = locate(raw, asked[0].picture)
+        _, paths = locate(raw, asked[0].image)
         yield Draft(key, tuple(map(_turn, asked)), paths, {"corpus": raw.corpus, "id": key}, separate=True)
 
 
@@ -65,17 +65,17 @@ def _turn(question: VqaQuestion) -> Turn:
 
 
 def shared(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts, each held once in the process however often it is read: answers are few, questions many."""
+    """The texts, interned, so that equal answers of many questions are held in memory once."""
     return tuple(map(sys.intern, texts))
 
 
 def locate_coco(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
-    """Key and paths of a picture of COCO."""
+    """Key and possible paths of an image of COCO."""
     return str(image_id_of(name)), image_paths(raw, name)
 
 
 def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | Rejected]:
-    """VQAv2 and OK-VQA. `prefix` begins the names of the official files (`v2_` for VQAv2)."""
+    """VQAv2 and OK-VQA. `prefix` is the prefix of the official file names (`v2_` for VQAv2)."""
     require_images(raw)
     year = f"{split}2014"
     files = tuple(
@@ -108,7 +108,7 @@ def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
 
 
 def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A-OKVQA, with its choices. The official list names pictures by COCO's id, the merged one by file."""
+    """A-OKVQA, with its choices. The official list names images by COCO's id, the merged one by file."""
     require_images(raw)
     file = raw.find(f"aokvqa/aokvqa_v1p0_{split}.json", f"aokvqa/aokvqa_{split}.json")
 
@@ -130,7 +130,7 @@ def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
 
 def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """VizWiz-VQA: a question a picture, some of which nobody could answer."""
+    """VizWiz-VQA: one question per image. Some are unanswerable."""
     file = raw.find(f"vizwiz/{split}.json", f"vizwiz/Annotations/{split}.json", f"vizwiz/vizwiz_{split}.json")
     raw.find("vizwiz/images", f"vizwiz/{split}")
 
@@ -159,7 +159,7 @@ CORPORA = (
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
+        download=f"{GET_IMAGES}. questions and annotations v2 from https://visualqa.org/download.html in vqav2/",
         size="20 GB (COCO 2014)",
     ),
     CorpusSpec(
@@ -172,7 +172,7 @@ CORPORA = (
         counted="questions",
         license=_CC,
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
+        download=f"{GET_IMAGES}. questions and annotations from https://okvqa.allenai.org/download.html in okvqa/",
         size="20 GB (COCO 2014)",
     ),
     CorpusSpec(
@@ -185,7 +185,7 @@ CORPORA = (
         counted="questions",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
         stages=(1, 2, 3),
-        download=f"{GET_IMAGES}; aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
+        download=f"{GET_IMAGES}. aokvqa_v1p0.tar.gz from https://github.com/allenai/aokvqa unpacked in aokvqa/",
         size="20 GB (COCO)",
     ),
     CorpusSpec(

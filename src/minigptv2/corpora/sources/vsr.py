@@ -1,8 +1,8 @@
-"""VSR: is a statement about where things stand true of the picture? Evaluation only.
+"""Reads VSR: whether a statement about spatial relations is true for the image. For evaluation only.
 
-Source: Liu et al. 2023 (github.com/cambridgeltl/visual-spatial-reasoning). Licence: Apache-2.0. Layout: JSON lines
-(`image`, `caption`, `label` 0 or 1, `relation`), zero-shot or random split; also the same rows as a list. Pictures are
-COCO's. Expected statements: zero-shot 3,489 / 340 / 1,222; random 7,680 / 1,097 / 2,195.
+Source: Liu et al. 2023 (github.com/cambridgeltl/visual-spatial-reasoning). License: Apache-2.0. Layout: JSON lines
+(`image`, `caption`, `label` 0 or 1, `relation`), zero-shot or random split, or the same rows as a list. Images are from
+COCO. Expected statements: zero-shot 3,489 / 340 / 1,222, random 7,680 / 1,097 / 2,195.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRUE, FALSE = "true", "false"
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """A picture's statements as questions, `true` or `false` the answer."""
+    """One draft per image with its statements as questions, whose answers are `true` or `false`."""
     kind, name = ("random", split.removeprefix("random_")) if split.startswith("random_") else ("zeroshot", split)
     places = [f"vsr/{kind}/{name}", f"vsr/data/splits/{kind}/{name}", *([f"vsr/{name}"] if kind == "zeroshot" else [])]
     file = raw.find(*(f"{place}.{ending}" for place in places for ending in ("jsonl", "json")))
@@ -52,7 +52,7 @@ CORPORA = (
         },
         counted="statements",
         license="Apache-2.0 (annotations), Flickr terms (pictures)",
-        download=f"{GET_IMAGES}; data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
+        download=f"{GET_IMAGES}. data/splits of https://github.com/cambridgeltl/visual-spatial-reasoning in vsr/",
         size="19 GB (COCO 2017)",
     ),
 )
