@@ -20,9 +20,9 @@ from minigptv2.cli.arguments import Parser, at_least, names, not_negative, posit
 from minigptv2.errors import ConfigError
 from tests.conftest import REPOSITORY
 
-ANY_NUMBER = ("--seed", "--code", "--port", "--local_rank")
-"""A seed may be negative, the code is the launcher's, and `serve` checks its port itself."""
-NO_COUNTS = (None, float, positive, not_negative, names, Path)
+NOT_COUNTS = ("--seed", "--code", "--port", "--local_rank", "--show")
+"""A seed may be negative, the code is the launcher's, `serve` checks its port itself, and --show is no number."""
+OTHER_TYPES = (None, float, positive, not_negative, names, Path)
 
 
 def parsers(parser: Parser) -> Iterator[Parser]:
@@ -36,8 +36,8 @@ def test_every_count_has_a_least_value() -> None:
     counts = [
         action
         for parser in parsers(build_parser())
-        for action in parser._actions
-        if action.type not in NO_COUNTS and not set(ANY_NUMBER) & set(action.option_strings)
+        for action in parser.arguments
+        if action.type not in OTHER_TYPES and not set(NOT_COUNTS) & set(action.option_strings)
     ]
     assert len(counts) > 30
     for action in counts:

@@ -1,4 +1,4 @@
-"""A small corpus folder for each benchmark spec, and predictors that need no model."""
+"""Makes a small corpus folder for each benchmark spec, and a predictor that needs no model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT = 5
 
 
 def corpus_for(spec: Benchmark, folder: Path) -> Path:
-    """Shards of `COUNT` pictures with two turns each (one where a picture has one), as the spec's corpus has them."""
+    """Shards of `COUNT` images with two turns each (one for captions), as in the corpus of the spec."""
     samples = []
     for number in range(COUNT):
         turns = tuple(_turn(spec, number, place) for place in range(1 if spec.task == "caption" else 2))
@@ -49,7 +49,7 @@ def _turn(spec: Benchmark, number: int, place: int) -> Turn:
     if spec.task == "identify":
         phrase = f"dog number {number} left of the {('red', 'blue')[place]} person here"
         return Turn("identify", regions=(Region((box,), (phrase,)),), source=source)
-    if spec.task == "caption":  # of what is annotated, for CHAIR; one caption, so that saying it is all there is to say
+    if spec.task == "caption":  # one caption, so that repeating it gives the best score
         answers = ("a dog and a person",) if spec.protocol == "chair" else (caption,)
         return Turn("caption", answers=answers)
     if spec.task == "grounding":
@@ -67,12 +67,18 @@ def _answer(spec: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
         return ("yes", "no")[number % 2], ("yes", "no")
     if spec.corpus == "vsr":
         return ("true", "false")[number % 2], ("true", "false")
-    words = ("red dog", "2", "on left", "skiing", "shirt")  # normal already: unanimous answers are not made so
+    words = (
+        "red dog",
+        "2",
+        "on left",
+        "skiing",
+        "shirt",
+    )  # unanimous answers are not normalized
     return words[number % 5], words if spec.protocol == "choice" else ()
 
 
 class Oracle:
-    """A predictor that says what `say` makes of the true answer, and weighs true choices as likeliest."""
+    """A predictor that answers `say(true answer)` and gives the true choice the lowest loss."""
 
     identity = "oracle"
     style = PromptStyle.TRAINED
@@ -101,5 +107,5 @@ class Oracle:
         return [Score(4, (7, 8), (0.1, 0.1) if one else (0.5, 0.7)) for one in right]
 
     def _true(self, question: str, images: tuple[Image.Image, ...]) -> str:
-        red = images[0].getpixel((0, 0))[0]  # tells the picture's number
+        red = images[0].getpixel((0, 0))[0]  # encodes the number of the image
         return self.truth[question, red // 40]

@@ -1,4 +1,4 @@
-"""Every benchmark spec: a perfect answerer reaches its best, mutilated answers never raise, sources are there."""
+"""Tests every benchmark spec: perfect answers reach the best score, damaged answers never raise, sources exist."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from minigptv2.shards.reader import CorpusReader
 from tests.evaluate.corpora import Oracle, corpus_for
 
 SPECS = pytest.mark.parametrize("spec", BENCHMARKS.values(), ids=lambda spec: spec.name)
-MUTILATED = 10_000
+NUM_DAMAGED = 10_000
 
 
 @SPECS
-def test_a_perfect_answerer_reaches_the_best_there_is(spec: Benchmark, tmp_path: Path) -> None:
+def test_perfect_answers_reach_the_best_score(spec: Benchmark, tmp_path: Path) -> None:
     corpus = corpus_for(spec, tmp_path / "corpus")
     result = evaluate_benchmark(Oracle(spec, corpus), spec, corpus, tmp_path / "out", Settings(batch_size=3))  # type: ignore[arg-type]
     assert result is not None
-    figures = summary(result)
-    assert figures["value"] == pytest.approx(spec.best) and spec.best in (100.0, 1000.0)
-    assert figures["interval"] == pytest.approx([spec.best] * 2)
-    assert figures["figures"]["well_formed"] == 100.0
+    found = summary(result)
+    assert found["value"] == pytest.approx(spec.best) and spec.best in (100.0, 1000.0)
+    assert found["interval"] == pytest.approx([spec.best] * 2)
+    assert found["figures"]["well_formed"] == 100.0
     for name in ("auroc", "f1", "phrase_recall", "accuracy_exact"):
-        assert figures["figures"].get(name, 100.0) == 100.0
-    assert figures["figures"].get("chair_i", 0.0) == 0.0
+        assert found["figures"].get(name, 100.0) == 100.0
+    assert found["figures"].get("chair_i", 0.0) == 0.0
 
 
 @SPECS
-def test_a_silent_model_reaches_nothing(spec: Benchmark, tmp_path: Path) -> None:
+def test_empty_answers_reach_the_worst_score(spec: Benchmark, tmp_path: Path) -> None:
     corpus = corpus_for(spec, tmp_path / "corpus")
     questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
     scored = spec.scoring.score(questions, [Prediction("", {"yes": 0.5, "no": 0.5}) for _ in questions])
-    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(spec.protocol, 0.0)  # says nothing wrong; "" is a yes
+    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(spec.protocol, 0.0)  # POPE reads "" as yes
     assert scored.overall[spec.scoring.headline] == pytest.approx(worst)
     assert scored.overall["well_formed"] == (1.0 if spec.protocol == "choice" else 0.0)
 
 
-def test_ten_thousand_mutilated_answers_never_raise(tmp_path: Path) -> None:
-    random, fed = Random(0), 0
+def test_ten_thousand_damaged_answers_never_raise(tmp_path: Path) -> None:
+    random, num_scored = Random(0), 0
     one_of_each = list({spec.protocol + spec.task: spec for spec in BENCHMARKS.values()}.values())
     for spec in one_of_each:
         questions = questions_of(
             CorpusReader(corpus_for(spec, tmp_path / spec.name)), task=spec.task, prompt=spec.prompt
         )
-        for _ in range(-(-MUTILATED // len(one_of_each) // len(questions))):
+        for _ in range(-(-NUM_DAMAGED // len(one_of_each) // len(questions))):
             predictions = [
-                Prediction(mutilated(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions
+                Prediction(damaged(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions
             ]
             scored = spec.scoring.score(questions, predictions)
-            fed += len(predictions)
-            for figures in scored.each:
-                assert 0.0 <= figures[spec.scoring.headline] <= spec.scoring.best + 1e-9
+            num_scored += len(predictions)
+            for metrics in scored.each:
+                assert 0.0 <= metrics[spec.scoring.headline] <= spec.scoring.best + 1e-9
             assert all(math.isfinite(value) for value in scored.overall.values())
-    assert fed >= MUTILATED
+    assert num_scored >= NUM_DAMAGED
 
 
-def mutilated(answer: str, random: Random) -> str:
+def damaged(answer: str, random: Random) -> str:
     pieces = "{<>}</p><p><delim>{<1><2><3><4>}{<999><0><-1><1e9>}\x00\ud800\u202e日\n\t .,'\"|||-LRB-%s{query}"
     text = list(answer)
     for _ in range(random.randrange(1, 8)):
@@ -86,14 +86,14 @@ def mutilated(answer: str, random: Random) -> str:
 
 
 @SPECS
-def test_a_row_has_a_source_a_rule_and_a_slot(spec: Benchmark) -> None:
+def test_a_spec_has_a_source_a_protocol_and_a_slot(spec: Benchmark) -> None:
     assert spec.protocol in PROTOCOLS and spec.source and spec.title
     assert spec.prompt is None or "{query}" in spec.prompt
     assert spec.corpus in CORPORA and spec.split in CORPORA[spec.corpus].expected
     assert spec.task in CORPORA[spec.corpus].tasks
 
 
-def test_the_list_prints_every_row_with_what_was_published(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_prints_every_spec_with_its_published_results(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["evaluate", "--list"]) == 0
     printed = capsys.readouterr().out
     for spec in BENCHMARKS.values():

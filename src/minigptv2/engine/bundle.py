@@ -1,7 +1,7 @@
-"""A discarded step, kept whole: every rank's batches, the names of its samples, and the weights before it.
+"""Saves a skipped step for `minigptv2 replay`: every rank's batches, the sample names, the weights before the step.
 
 `<run>/bundles/step-00000012/` holds `bundle.json`, `weights.safetensors`, `config.yaml`, and per rank `rank0.json` and
-`rank0.safetensors`. `minigptv2 replay` runs it again on one machine, without the data and without the other ranks.
+`rank0.safetensors`. `minigptv2 replay` runs it on one machine, without the data and the other ranks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "
 
 @dataclass(frozen=True)
 class KeptMicroBatch:
-    """One micro-batch of a kept step: its rank and number there, its tensors, the names of its samples."""
+    """One micro-batch of a saved step: its rank, its number on that rank, its tensors, the names of its samples."""
 
     rank: int
     number: int
@@ -39,7 +39,7 @@ class KeptMicroBatch:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A kept step. `about`: step, reason, seed, world_size, loss, gradient_norm."""
+    """A saved step. `about` holds step, reason, seed, world_size, loss, gradient_norm and supervised."""
 
     about: dict[str, Any]
     micro_batches: list[KeptMicroBatch]
@@ -55,9 +55,9 @@ def keep_bundle(
     samples: list[list[str]],
     keep: int,
 ) -> Path | None:
-    """Keep the step just discarded (a collective), the first `keep` of a run only; returns its folder.
+    """Save the step that was just skipped, if the run has fewer than `keep` saved ones; return its folder.
 
-    None: there are enough already, or the disk is full, which is said and is no reason to stop training.
+    A collective. Return None if there are enough, or if saving failed, which is logged and does not stop training.
     """
     run_folder = RunFolder(run)
     room = distributed.on_main(lambda: len(run_folder.bundle_folders()) < keep)
@@ -69,7 +69,7 @@ def keep_bundle(
     try:
         _write(folder, run, trainer, report, batches, samples, weights)
     except (OSError, SafetensorError) as error:
-        print(f"[rank {distributed.rank()}] {folder}: not kept: {error}", flush=True)
+        print(f"[rank {distributed.rank()}] {folder}: failed to save the step: {error}", flush=True)
         failed = True
     if distributed.any_over_ranks([failed])[0]:
         if distributed.is_main():
@@ -87,7 +87,7 @@ def _write(
     samples: list[list[str]],
     weights: dict[str, Tensor],
 ) -> None:
-    """This rank's part of a bundle; the main rank's also holds the weights, the config and what the step was."""
+    """Write this rank's part of a bundle; the main rank also writes the weights, the config and the description."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _write(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """A kept step. Raises `CheckpointError` naming what is missing or damaged."""
+    """Return a saved step. Raises `CheckpointError` naming what is missing or damaged."""
     try:
         about = json.loads((folder / BUNDLE_FILE).read_bytes())
         micro_batches = [
@@ -126,7 +126,7 @@ def load_bundle(folder: Path) -> Bundle:
         ]
         return Bundle(about, micro_batches, read_tensors(folder / WEIGHTS_FILE), folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a kept step: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{folder}: not a saved step: {type(error).__name__}: {error}") from error
 
 
 def _rank_batches(folder: Path, rank: int) -> list[tuple[dict[str, Tensor], list[str]]]:

@@ -239,9 +239,8 @@ def chosen(names: list[str]) -> list[Benchmark]:
     wanted = list(BENCHMARKS) if names == ["all"] else list(dict.fromkeys(names))
     for name in wanted:
         if name not in BENCHMARKS:
-            raise ConfigError(
-                f"unknown benchmark '{name}'{nearest(name, list(BENCHMARKS))} `minigptv2 evaluate --list` prints them."
-            )
+            hint = nearest(name, list(BENCHMARKS)) or "."
+            raise ConfigError(f"unknown benchmark '{name}'{hint} `minigptv2 evaluate --list` prints all of them.")
     return [BENCHMARKS[name] for name in wanted]
 
 

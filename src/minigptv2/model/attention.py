@@ -1,11 +1,10 @@
-"""Attention over a pack: each sample attends to itself alone, causally; no pair that shares an image sees another.
+"""Implements attention over a pack: a sample attends causally to itself only; pairs sharing an image are separate.
 
-Registered with `transformers`' attention interface. `packed_sdpa` lays samples out as rows of padded batches, samples
-of like length together, and goes through torch's causal SDPA, so one sample cannot reach another by construction, and
-the cost grows with the samples' lengths, not with the square of the pack's. A question-answer pair that shares an image
-is a row that begins with a copy of the shared part. `packed_flex` (a block mask, for CUDA) and `packed_dense` (a mask
-of the whole pack: slow, the plainest statement of the rule) do the same. Without pack boundaries all of them are
-`transformers`' own SDPA.
+The functions are registered with `transformers`' attention interface. `packed_sdpa` arranges samples of similar length
+as rows of padded batches and calls torch's causal SDPA. One sample cannot reach another by construction, and the cost
+does not grow with the square of the pack length. A question-answer pair that shares an image is a row that begins with
+a copy of the shared part. `packed_flex` (a block mask, for CUDA) and `packed_dense` (a mask of the whole pack, slow but
+simple) compute the same. Without pack boundaries all of them are the SDPA of `transformers`.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from minigptv2.errors import ConfigError
 PACKED_SDPA, PACKED_FLEX, PACKED_DENSE = "packed_sdpa", "packed_flex", "packed_dense"
 FLASH = "flash_attention_2"
 GENERATION = "sdpa"
-"""What generation uses: a padded batch with a mask, no packs."""
+"""The attention for generation, over padded batches with a mask."""
 
 
 WORTH_SPLITTING = 250_000
-"""Cells of attention, rows x longest row squared, below which one padded batch is faster than several."""
+"""Attention cells (rows times longest row squared) below which one padded batch is faster than several."""
 LIKE_LENGTH = 0.7
-"""A batch of rows holds samples of at least this share of its longest one's length."""
+"""Shortest row of a padded batch, as a share of its longest row."""
 
 
 @dataclass(frozen=True)
 class PackLayout:
-    """Where the samples of a pack lie. L tokens, R rows in padded batches of [rows, length] cells, C cells in all.
+    """The layout of a pack of L tokens: rows in padded batches of [rows, length] cells, C cells in total.
 
-    A row is a sample, or a pair that shares an image, the shared part in front. `to_rows` int64 [C]: token of each
-    cell, L for an empty one. `to_pack` int64 [L]: cell of each token. `batches`: rows and length of each padded batch,
-    in the order of the cells. `cu_seqlens` int32: where samples begin, and the end. `samples`, `branches` int64 [L]:
-    number of each token's sample; 0 for what is not shared or common to all, else the number of its pair.
+    A row is a sample, or a pair that shares an image, preceded by the shared part. `to_rows` int64 [C] is the token of
+    each cell, L for an empty one. `to_pack` int64 [L] is the cell of each token. `batches` has rows and length of each
+    padded batch, in the order of the cells. `cu_seqlens` int32 has the start of each sample, and the end. `samples` and
+    `branches` int64 [L] are the sample number of each token, and the number of its pair (0 for a common part).
     """
 
     to_rows: Tensor
@@ -58,10 +57,10 @@ class PackLayout:
 
     @classmethod
     def of(cls, position_ids: Tensor) -> PackLayout:
-        """The layout of a pack with these `position_ids` int64 [1, L] (the rule: see `data.collate`).
+        """Return the layout of a pack with these `position_ids` int64 [1, L], by the rule in `data.collate`.
 
-        A position of 0 begins a sample; any other that does not follow the one before begins a pair that shares the
-        sample's tokens up to that position.
+        A position of 0 begins a sample. Any other position that does not follow the one before it begins a pair that
+        shares the tokens of the sample before that position.
         """
         device, positions = position_ids.device, position_ids[0].cpu().numpy()
         length = len(positions)
@@ -84,7 +83,9 @@ class PackLayout:
         batches, first_cells, cells = _rows_of(lengths)
         to_rows = np.full(cells, length)
         to_pack = np.empty(length, dtype=np.int64)
-        for row, first in zip(reversed(rows), reversed(first_cells), strict=True):  # a shared part is read off row one
+        for row, first in zip(
+            reversed(rows), reversed(first_cells), strict=True
+        ):  # a shared part is read from the first row
             to_rows[first : first + len(row)] = row
             to_pack[row] = np.arange(first, first + len(row))
 
@@ -102,7 +103,7 @@ class PackLayout:
         )
 
     def kwargs(self) -> dict[str, Any]:
-        """What the language model's forward hands on to any attention that knows packs."""
+        """Return the keyword arguments that the language model passes on to attention over packs."""
         return {
             "pack_layout": self,
             "cu_seq_lens_q": self.cu_seqlens,
@@ -124,7 +125,7 @@ class PackLayout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same as blocks, for flex attention."""
+        """The same mask in blocks, for flex attention."""
         length = len(self.samples)
         return create_block_mask(
             lambda batch, head, q, k: self._sees(q, k), None, None, length, length, device=self.samples.device
@@ -136,7 +137,7 @@ class PackLayout:
 
 
 def _rows_of(lengths: list[int]) -> tuple[tuple[tuple[int, int], ...], list[int], int]:
-    """Padded batches as (rows, length), the first cell of each sample, and the number of cells."""
+    """Return padded batches as (rows, length), the first cell of each sample, and the number of cells."""
     longest = max(lengths)
     if len(lengths) * longest**2 < WORTH_SPLITTING:
         return ((len(lengths), longest),), [number * longest for number in range(len(lengths))], len(lengths) * longest
@@ -165,7 +166,7 @@ def packed_dense(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `packed_sdpa`, by a mask of the whole pack."""
+    """Compute the same as `packed_sdpa` with a mask of the whole pack."""
     if pack_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -189,7 +190,7 @@ def packed_flex(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """As `packed_sdpa`, by flex attention's block mask; compiled on CUDA. On a CPU torch has its forward pass only."""
+    """Compute the same as `packed_sdpa` with a block mask, compiled on CUDA. On CPUs only the forward pass works."""
     if pack_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -217,7 +218,7 @@ def packed_sdpa(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of [1, H, L, d] queries within the samples of `pack_layout`; returns [1, L, H, d]."""
+    """Return the attention [1, L, H, d] of queries [1, H, L, d] within the samples of `pack_layout`."""
     if pack_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -234,8 +235,10 @@ def packed_sdpa(
 
 
 def _to_rows(states: Tensor, layout: PackLayout) -> list[Tensor]:
-    """[1, H, L, d] -> [rows, H, length, d] of each padded batch; empty cells are zero and, being last in a causal row,
-    are never looked at."""
+    """[1, H, L, d] -> [rows, H, length, d] of each padded batch.
+
+    Empty cells are zero. They are last in a causal row, so that no token attends to them.
+    """
     tokens = states[0].transpose(0, 1)  # [L, H, d]
     padded = torch.cat([tokens, tokens.new_zeros(1, *tokens.shape[1:])])
     cells = padded.index_select(0, layout.to_rows).split([rows * length for rows, length in layout.batches])
@@ -246,19 +249,19 @@ def _to_rows(states: Tensor, layout: PackLayout) -> list[Tensor]:
 
 
 def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask for packs: the layout says it all. A padded batch gets SDPA's."""
+    """Return no mask: the layout of a pack defines what each token attends to."""
     return None
 
 
 PACKED = {PACKED_SDPA: packed_sdpa, PACKED_FLEX: packed_flex, PACKED_DENSE: packed_dense}
-"""Attention over packs, by the name that `model.attention` gives it."""
+"""Attention over packs by its name in `model.attention`."""
 for _name, _function in PACKED.items():
     AttentionInterface.register(_name, _function)
     AttentionMaskInterface.register(_name, _packed_mask)
 
 
 def choose_attention(name: str) -> str:
-    """The attention implementation for packs that `model.attention` asks for, checked against this machine."""
+    """Return the implementation for a value of `model.attention`. Raises `ConfigError` if it cannot run here."""
     flash = is_flash_attn_2_available() and torch.cuda.is_available()
     if name == "auto":
         return FLASH if flash else PACKED_SDPA
@@ -272,9 +275,9 @@ def choose_attention(name: str) -> str:
 
 
 def check_layout(attention: str, layout: PackLayout) -> None:
-    """Raise `ConfigError` if the attention cannot do what the pack asks for: flash-attn knows no shared images."""
+    """Raise `ConfigError` if the attention does not support the pack: flash-attn does not support shared images."""
     if attention not in PACKED and layout.shares_images:
         raise ConfigError(
-            f"the recipe shares images between questions (share_images), which model.attention={attention} cannot do. "
+            f"share_images of the recipe is not supported by model.attention={attention}. "
             f"Set model.attention={PACKED_SDPA} or {PACKED_FLEX}."
         )

@@ -1,8 +1,8 @@
-"""An export: a finished stage's weights and config, small, loadable on a laptop. A model folder: one with its bases.
+"""Reads and writes exports: the weights and config of a finished stage, or a model folder with base weights only.
 
 `<export>/weights.safetensors` holds, by canonical name, everything that does not come from a base folder: what was
-trained here or in an earlier stage. `config.json` says which backbones and their sizes, which bases with their hashes,
-and the lineage of stages; the tokenizer lies beside it. Paths in it are absolute, or lie inside the folder.
+trained in this or an earlier stage. `config.json` names the backbones with their sizes, the bases with their hashes,
+and the lineage of stages. The tokenizer is beside it. Paths in the config are absolute or inside the folder.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class LineageEntry:
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What an export says of itself, its paths made good. `lineage` lists the stages, oldest first, this one last.
+    """The config of an export, with resolved paths. `lineage` lists the stages, oldest first.
 
-    `base_sha256` holds the hash of each base part it was trained on. `weights_sha256` None: a model folder with bases
-    only, to train a first stage on.
+    `base_sha256` holds the hash of each base part it was trained on. `weights_sha256` is None for a model folder that
+    holds base weights only, for training a first stage.
     """
 
     model: ModelConfig
@@ -71,18 +71,18 @@ class ExportInfo:
 
     @property
     def title(self) -> str:
-        """Stage, steps and hash, for logs."""
+        """Return stage, folder, steps and hash, for logs."""
         last = self.lineage[-1]
         return f"{last.stage} ({self.folder}, {last.steps} steps, weights {(self.weights_sha256 or 'none')[:12]})"
 
     @property
     def tensors(self) -> Tensors:
-        """The export's own tensors, unread."""
+        """Return the tensors of the export itself, unread."""
         return read_safetensors([self.folder / WEIGHTS_FILE])
 
 
 def load_info(folder: str | Path) -> ExportInfo:
-    """The config of an export. Raises `CheckpointError` naming what is missing or damaged."""
+    """Return the config of an export. Raises `CheckpointError` naming what is missing or damaged."""
     folder = Path(folder)
     file = folder / FOLDER_CONFIG
     if not file.is_file():
@@ -92,9 +92,11 @@ def load_info(folder: str | Path) -> ExportInfo:
     try:
         document = json.loads(file.read_bytes())
         if "format" not in document or "lineage" not in document:
-            raise CheckpointError(f"{file}: not an export's config. `minigptv2 convert` makes one of published files.")
+            raise CheckpointError(
+                f"{file}: not an export's config. `minigptv2 convert` writes one from published files."
+            )
         if document["format"] != FORMAT:
-            raise CheckpointError(f"{file}: format {document['format']}, this version reads {FORMAT}")
+            raise CheckpointError(f"{file}: format {document['format']} is not supported; this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
         model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
         model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
@@ -118,14 +120,14 @@ def load_info(folder: str | Path) -> ExportInfo:
     return info
 
 
-def _is_row(key: str, value: str) -> bool:
-    rows: dict[str, Any] = {"vision_encoder": VISION_ENCODERS, "language_model": LANGUAGE_MODELS}
-    return value in rows.get(key, ())
+def _is_spec_name(key: str, value: str) -> bool:
+    names: dict[str, Any] = {"vision_encoder": VISION_ENCODERS, "language_model": LANGUAGE_MODELS}
+    return value in names.get(key, ())
 
 
 def _resolve(key: str, value: str | None, folder: Path) -> str | None:
-    """A path of an export's config: as it is, or inside the folder. Names of rows stay names."""
-    if value is None or _is_row(key, value):
+    """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept."""
+    if value is None or _is_spec_name(key, value):
         return value
     return str(folder / value)  # an absolute path stays what it is
 
@@ -142,10 +144,10 @@ def save_export(
     more: Callable[[Path], None] | None = None,
     inside: bool = False,
 ) -> ExportInfo:
-    """Write an export whole or not at all: into a temporary folder that is renamed into place.
+    """Write an export atomically, into a temporary folder that is renamed; return its config.
 
-    `sizes`: of the model, where they are not those of the config's rows. `more` writes further files into the folder.
-    `inside`: the config's `INSIDE` paths mean the new folder.
+    `sizes` are those of the model, where they differ from the specs of the config. `more` writes further files into the
+    folder. With `inside`, the `INSIDE` paths of the config refer to the new folder.
     """
     from safetensors.torch import save_file
 
@@ -173,19 +175,19 @@ def save_export(
 
 
 def _portable(key: str, value: str | None, inside: bool) -> str | None:
-    """A base's path as it is written: absolute, but for rows and for what lies inside the new folder."""
-    if value is None or _is_row(key, value) or (inside and value in INSIDE):
+    """Return the path to write: absolute, except names of specs and paths inside the new folder."""
+    if value is None or _is_spec_name(key, value) or (inside and value in INSIDE):
         return value
     return str(Path(value).resolve())
 
 
 INSIDE = (".", "language_model")
-"""Paths inside a model folder: of the vision encoder's weights and the language model's Hugging Face folder."""
+"""Paths inside a model folder: the vision encoder's weights and the language model's Hugging Face folder."""
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that replaces `folder` when the block succeeds and is removed when it fails."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
@@ -212,10 +214,10 @@ def load_export(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
-    """The whole model of an export on this process, in evaluation mode, with its tokenizer.
+    """Load the whole model of an export on this process, in evaluation mode, with its tokenizer and config.
 
-    `vision_weights`, `language_weights`: where its bases lie now, if not where they lay. Raises `CheckpointError` for a
-    damaged file, another base than it was trained on, a tensor without a place, or a parameter without a tensor.
+    `vision_weights` and `language_weights` override the paths of its bases. Raises `CheckpointError` for a damaged
+    file, bases that it was not trained on, an unexpected tensor, or a parameter without a tensor.
     """
     info = with_bases(load_info(folder), vision_weights, language_weights)
     check_weights_file(info)
@@ -230,7 +232,7 @@ def load_export(
 
 
 def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: str | None) -> ExportInfo:
-    """The export with its bases looked for in other folders, where given."""
+    """Return `info` with the given folders for its bases."""
     model = replace(
         info.model,
         vision_weights=vision_weights or info.model.vision_weights,
@@ -240,15 +242,15 @@ def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: s
 
 
 def check_weights_file(info: ExportInfo) -> None:
-    """Raise `CheckpointError` unless the export's weights are there and are those its config was written with."""
+    """Raise `CheckpointError` unless the weights are present and match the hash in the config."""
     if info.weights_sha256 is None:
         raise CheckpointError(
-            f"{info.folder} holds bases only: no projector and no LoRA. Train a first stage on it, or convert with "
+            f"{info.folder} holds base weights only, without projector and LoRA. Train a stage on it, or convert with "
             "--checkpoint."
         )
     file = info.folder / WEIGHTS_FILE
     if not file.is_file() or sha256_of(file) != info.weights_sha256:
-        raise CheckpointError(f"{file}: missing, or not the file its {FOLDER_CONFIG} was written with")
+        raise CheckpointError(f"{file}: missing, or not the file that its {FOLDER_CONFIG} describes")
 
 
 @contextmanager
@@ -263,7 +265,7 @@ def _dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _empty(device: str | torch.device) -> Iterator[None]:
-    """Make modules on `device` without initial values: all of them are filled from files."""
+    """Within it, modules are built on `device` without initial values, because files fill all of them."""
     from transformers.initialization import no_init_weights
 
     with torch.device(device), no_init_weights():
@@ -271,20 +273,20 @@ def _empty(device: str | torch.device) -> Iterator[None]:
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
-    """The tokenizer that a model config asks for."""
+    """Return the tokenizer of a model config. Raises `ConfigError` if the config names none."""
     path = config.tokenizer or config.language_weights
     if path is None:
-        raise ConfigError("set model.tokenizer: there is no model.language_weights folder to take it from")
+        raise ConfigError("set model.tokenizer, or model.language_weights to a folder with a tokenizer")
     return load_tokenizer(find_tokenizer_file(path))
 
 
 def assign_plain(parameter: nn.Parameter, value: Callable[[], Tensor]) -> None:
-    """`Assign` for a parameter that is whole on this process."""
+    """Fill a parameter that is not sharded."""
     parameter.data.copy_(value())
 
 
 def save_untrained(folder: Path, config: ModelConfig, seed: int) -> ExportInfo:
-    """Export the model a first stage starts from, for comparison with what training made of it."""
+    """Export the model that a first stage starts from, for comparison with trained ones."""
     tokenizer = tokenizer_of(config)
     model = build_model(config, tokenizer.vocab_size)
     bases = open_bases(config)

@@ -1,7 +1,7 @@
-"""MiniGPT-v2: a vision encoder, a token-merging projector and a language model, joined (arXiv:2310.09478, section 2).
+"""Defines MiniGPT-v2: a vision encoder, a token-merging projector and a language model (arXiv:2310.09478, section 2).
 
-Batch in, loss *sum* and token *count* out: the engine divides once, over all ranks and micro-batches. Composition of
-well-kept modules; the only own layer is the projector.
+It takes a batch and returns a loss *sum* and a token *count*. The engine divides once, over all ranks and
+micro-batches. Vision encoder and language model come from `transformers`; only the projector is defined here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minigptv2.model.head import chunk_head
 
 
 class Projector(nn.Module):
-    """Merges runs of TOKENS_PER_GROUP consecutive vision tokens on the channel axis, then one linear layer."""
+    """Merges runs of TOKENS_PER_GROUP consecutive vision tokens on the channel axis, then applies one linear layer."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Projector(nn.Module):
 
 
 class MiniGPTv2(nn.Module):
-    """The model. Modules are built here without weights; `model.weights` fills them.
+    """The model. Its modules are built without weights; `model.bases` fills them.
 
     `attention` names the implementation over packs (see `model.attention.choose_attention`).
     """
@@ -96,7 +96,7 @@ class MiniGPTv2(nn.Module):
         )
 
     def token_losses(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy float32 [T] of each supervised token of a pack, and the position [T] that predicts it.
+        """Return the cross-entropy float32 [T] of each supervised token, and the position [T] that predicts it.
 
         `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does.
         """
@@ -106,12 +106,12 @@ class MiniGPTv2(nn.Module):
     def answer_logits(
         self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, pixel_values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits float32 [T, vocabulary], target [T] and position [T] of each supervised token of a pack."""
+        """Return logits float32 [T, vocabulary], target [T] and position [T] of each supervised token of a pack."""
         hidden, targets, supervised = self._supervised(self.embed(input_ids, pixel_values), labels, position_ids)
         return self.language_model.lm_head(hidden).float(), targets, supervised
 
     def _supervised(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
+        """Return last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
         layout = PackLayout.of(position_ids)
         check_layout(self.attention, layout)
         hidden = self.language_model.model(
@@ -120,7 +120,7 @@ class MiniGPTv2(nn.Module):
             use_cache=False,
             **layout.kwargs(),
         ).last_hidden_state
-        # A label belongs to the token before it; the last label of the roll wraps around and is never supervised.
+        # The token before a label predicts it. The last target of the roll wraps around and is never supervised.
         targets = torch.roll(labels[0], -1)
         targets[-1] = IGNORE
         supervised = torch.nonzero(targets != IGNORE).flatten()
@@ -129,14 +129,14 @@ class MiniGPTv2(nn.Module):
     def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
         """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].
 
-        Always encodes at least one image: every rank must run the same modules the same number of times under
-        ZeRO-3, or the job hangs (DeepSpeed#7170). Without images a blank one is encoded and has exactly no weight.
+        It encodes at least one image: under ZeRO-3 every rank must run the same modules equally often, or the job hangs
+        (DeepSpeed#7170). Without images it encodes a blank one, which has exactly no effect.
         """
         num_images = pixel_values.shape[0]
         tokens = self.encode_images(pixel_values if num_images else pixel_values.new_zeros(1, *pixel_values.shape[1:]))
         if num_images:
             return self.place(input_ids, tokens)
-        # where(), not 0 * sum(): zero times an overflow would be NaN.
+        # where(), not 0 * sum(), because zero times an overflow is NaN.
         nothing = torch.where((input_ids < 0).any(), tokens.sum(), tokens.new_zeros(()))
         return self.place(input_ids, tokens[:0]) + nothing
 
@@ -155,7 +155,7 @@ class MiniGPTv2(nn.Module):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """uint8 or float [N, 3, H, W] -> [N, tokens_per_image, language_width].
 
-        uint8 pixels (0..255) are normalised here, on the device; float pixels are taken as normalised already.
+        uint8 pixels (0..255) are normalized here, on the device. Float pixels must be normalized already.
         """
         if pixel_values.dtype == torch.uint8:
             mean = torch.tensor(self._pixel_mean, device=pixel_values.device).view(1, 3, 1, 1)
@@ -176,17 +176,17 @@ class MiniGPTv2(nn.Module):
         return next(self.vision_encoder.parameters()).dtype
 
     def restore_float32_buffers(self) -> None:
-        """Undo what a bf16 engine does to the rotary frequencies: rounded ones misplace far tokens.
+        """Restore the rotary frequencies in float32, because rounded ones misplace distant tokens.
 
-        `zero.Init` makes them in bf16 and DeepSpeed's engine casts them; to be called after both.
+        Call it after `zero.Init`, which creates them in bf16, and after `deepspeed.initialize`, which casts them.
         """
         rotary = self.language_model.model.rotary_emb
         rotary.inv_freq = torch.tensor(self._rotary_frequencies, dtype=torch.float32, device=rotary.inv_freq.device)
 
     def recompute(self, num_layers: int) -> None:
-        """Recompute the first `num_layers` layers of the language model in the backward pass: less memory, more time.
+        """Recompute the first `num_layers` layers of the language model in the backward pass.
 
-        A recomputed layer keeps its input alone. Costs one more forward pass of those layers.
+        A recomputed layer keeps only its input, which saves memory and costs one more forward pass of that layer.
         """
         for number, layer in enumerate(self.language_model.model.layers):
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
@@ -194,7 +194,7 @@ class MiniGPTv2(nn.Module):
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Evaluation mode, with the attention that generation over padded batches needs."""
+        """Within it, the model is in evaluation mode with the attention for generation over padded batches."""
         was_training = self.training
         self.eval()
         self.language_model.set_attn_implementation(GENERATION)
@@ -205,70 +205,70 @@ class MiniGPTv2(nn.Module):
             self.train(was_training)
 
 
-def _build_vision_encoder(row: VisionEncoderSpec) -> nn.Module:
-    """The ViT of a row's family, with its final norm, whose eps may differ from the blocks'."""
-    if row.family == "dinov2":
-        encoder: nn.Module = _build_dinov2(row)
+def _build_vision_encoder(spec: VisionEncoderSpec) -> nn.Module:
+    """Return the ViT of the spec's family; the eps of its final norm may differ from that of the blocks."""
+    if spec.family == "dinov2":
+        encoder: nn.Module = _build_dinov2(spec)
         norm = encoder.layernorm
     else:
-        encoder = _build_eva(row)
+        encoder = _build_eva(spec)
         norm = encoder.post_layernorm
     assert isinstance(norm, nn.LayerNorm)
-    norm.eps = row.output_norm_eps
+    norm.eps = spec.output_norm_eps
     return encoder
 
 
-def _build_eva(row: VisionEncoderSpec) -> Blip2VisionModel:
+def _build_eva(spec: VisionEncoderSpec) -> Blip2VisionModel:
     return Blip2VisionModel(
         Blip2VisionConfig(
-            hidden_size=row.width,
-            intermediate_size=row.mlp_width,
-            num_hidden_layers=row.depth,
-            num_attention_heads=row.heads,
-            image_size=row.image_size,
-            patch_size=row.patch_size,
+            hidden_size=spec.width,
+            intermediate_size=spec.mlp_width,
+            num_hidden_layers=spec.depth,
+            num_attention_heads=spec.heads,
+            image_size=spec.image_size,
+            patch_size=spec.patch_size,
             hidden_act="gelu",
-            layer_norm_eps=row.norm_eps,
+            layer_norm_eps=spec.norm_eps,
             qkv_bias=True,
         )
     )
 
 
-def _build_dinov2(row: VisionEncoderSpec) -> Dinov2Model:
+def _build_dinov2(spec: VisionEncoderSpec) -> Dinov2Model:
     return Dinov2Model(
         Dinov2Config(
-            hidden_size=row.width,
-            mlp_ratio=row.mlp_width // row.width,
-            num_hidden_layers=row.depth,
-            num_attention_heads=row.heads,
-            image_size=row.image_size,
-            patch_size=row.patch_size,
+            hidden_size=spec.width,
+            mlp_ratio=spec.mlp_width // spec.width,
+            num_hidden_layers=spec.depth,
+            num_attention_heads=spec.heads,
+            image_size=spec.image_size,
+            patch_size=spec.patch_size,
             hidden_act="gelu",
-            layer_norm_eps=row.norm_eps,
+            layer_norm_eps=spec.norm_eps,
             qkv_bias=True,
             use_mask_token=False,
         )
     )
 
 
-def llama_config(row: LanguageModelSpec, vocab_size: int) -> LlamaConfig:
-    """The row as `transformers` writes it; embeddings and head are always two tensors here."""
+def llama_config(spec: LanguageModelSpec, vocab_size: int) -> LlamaConfig:
+    """Return the spec as a `transformers` config. Embeddings and head are always separate tensors."""
     return LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=row.width,
-        intermediate_size=row.mlp_width,
-        num_hidden_layers=row.depth,
-        num_attention_heads=row.heads,
-        num_key_value_heads=row.key_value_heads or row.heads,
-        max_position_embeddings=row.max_positions,
-        rms_norm_eps=row.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": row.rope_theta},
+        hidden_size=spec.width,
+        intermediate_size=spec.mlp_width,
+        num_hidden_layers=spec.depth,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.key_value_heads or spec.heads,
+        max_position_embeddings=spec.max_positions,
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
         tie_word_embeddings=False,
         pad_token_id=None,
     )
 
 
-def _build_language_model(row: LanguageModelSpec, vocab_size: int, attention: str) -> LlamaForCausalLM:
-    config = llama_config(row, vocab_size)
+def _build_language_model(spec: LanguageModelSpec, vocab_size: int, attention: str) -> LlamaForCausalLM:
+    config = llama_config(spec, vocab_size)
     config._attn_implementation = attention
     return LlamaForCausalLM(config)
