@@ -1,6 +1,6 @@
 """Answers a second of one server: 50 clients at once against one client after another, the sides interleaved.
 
-The real command serves a small model with random weights; every client asks its own question about its own picture and
+The real command serves a small model with random weights; every client asks its own question about its own image and
 gets 32 tokens at most, the same on both sides. Prints a table and writes `benchmarks/results/serve_throughput.json`.
 `--model DIR` measures another model.
 """

@@ -1,7 +1,7 @@
-"""The chat page in a real browser: headless Chromium, a real server, every answer computed by a model's steps.
+"""Tests the chat page in headless Chromium with a real server. Each token takes a step of the model.
 
-A teacher who sees what the model sees chooses the words (`world.py`), so right answers show that the picture, the
-region and the earlier turns arrived. What the browser draws is read off its screenshots.
+A scripted teacher (`world.py`) answers from what the model receives, so correct answers show that the image, the region
+and the earlier turns arrived. What the browser draws is measured on its screenshots.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Visitor:
-    """What a person does on the page, and what she sees."""
+    """A visitor of the page: the actions, and what the page shows."""
 
     def __init__(self, driver: Any, address: str) -> None:
         self.driver = driver
@@ -89,19 +89,19 @@ class Visitor:
         area.send_keys(text)
 
     def ask(self, text: str) -> str:
-        """Type, send with Enter, wait: the answer as shown."""
+        """Type a question, send it with Enter and return the complete answer as shown."""
         number = len(self.all(".turn"))
         self.type(text)
         self.one("#question textarea").send_keys(Keys.ENTER)
         return self.answer(number)
 
     def answer(self, number: int) -> str:
-        """The answer of a turn, when it is over."""
+        """The answer of a turn, once it is complete."""
         self.until(lambda: len(self.all(".answer")) > number and self.state(number) != "running")
         return self.said(number)
 
     def said(self, number: int) -> str:
-        """The answer of a turn as shown so far; a growing one is built anew all the time."""
+        """The answer of a turn so far. A growing answer is rebuilt continually."""
         script = "return document.querySelectorAll('.answer')[arguments[0]]?.innerText ?? ''"
         return self.driver.execute_script(script, number)
 
@@ -178,7 +178,7 @@ def test_the_second_turn_knows_the_first(visitor: Visitor) -> None:
     assert iou(visitor.drawn_box(PREDICTED_COLORS[0]), PLACES["green"]) > 0.9
 
 
-def test_phrases_and_boxes_share_colours_and_a_click_shows_one_alone(visitor: Visitor) -> None:
+def test_phrases_and_boxes_share_colors_and_a_click_shows_one_alone(visitor: Visitor) -> None:
     visitor.ask("[grounding] Describe this image and point at what you mention.")
     phrases = visitor.all(".answer .phrase")
     assert [phrase.text for phrase in phrases] == ["the red one", "the blue one", "the green one"]
@@ -335,7 +335,7 @@ def test_markup_is_shown_as_text_and_nothing_is_loaded_from_elsewhere(visitor: V
     assert all(name.startswith((address, "data:", "blob:")) for name in loaded)
 
 
-def test_what_is_no_picture_is_refused_with_the_reason(browser: Any, server: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_with_the_reason(browser: Any, server: str, tmp_path: Path) -> None:
     visitor = Visitor(browser, server)
     file = tmp_path / "broken.png"
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 100)
@@ -344,4 +344,4 @@ def test_what_is_no_picture_is_refused_with_the_reason(browser: Any, server: str
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     visitor.one("#picture-file").send_keys(str(text))
-    visitor.until(lambda: "no JPEG, PNG or WebP" in visitor.one(".stage .message").text)
+    visitor.until(lambda: "not a JPEG, PNG or WebP image" in visitor.one(".stage .message").text)

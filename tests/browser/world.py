@@ -1,7 +1,7 @@
-"""A picture with coloured rectangles at known places, and a teacher who looks at its pixels to answer about it.
+"""Provides an image with colored rectangles at known places, and a teacher that answers from its pixels.
 
-The teacher knows only what the server hands the model: the small picture, the question, the turns before. What the
-browser shows is therefore right only if all of these arrived.
+The teacher uses only what the server passes to the model: the small image, the question and the earlier turns. The
+browser therefore shows correct answers only if all of these arrived.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLACES = {"red": Box(60, 45, 200, 240), "blue": Box(380, 90, 580, 195), "green":
 
 
 def draw_picture() -> Image.Image:
-    """Three rectangles on grey."""
+    """Three rectangles on gray."""
     picture = Image.new("RGB", SIZE, (200, 200, 200))
     pen = ImageDraw.Draw(picture)
     for color, box in PLACES.items():
@@ -40,7 +40,7 @@ def find(image: Image.Image, color: str) -> Box | None:
 
 
 def teacher(request: Request) -> str:
-    """The right answer, by the pixels of the picture and the turns before."""
+    """The correct answer, from the pixels of the image and the earlier turns."""
     question, task = request.question, task_of(request.question).name
     if not request.images:
         return "I see no picture."

@@ -344,7 +344,7 @@ def test_an_existing_result_is_not_overwritten_by_default(folder: Path, capsys: 
     assert main([*words(mine), "--overwrite"]) == 4
     assert main([*words(folder, language_model=folder / "language_model"), "--overwrite"]) == 4
     said = capsys.readouterr().err
-    assert "is not a result of this command" in said and "which is read" in said
+    assert "is not a result of this command" in said and "contains the input" in said
     assert (mine / "thesis.txt").is_file() and (folder / "language_model").is_dir()
 
 
