@@ -128,6 +128,12 @@ def score(turn: Any, text: str, width: int, height: int) -> dict[str, float]:
     return find("score")(SimpleNamespace(turn=turn, width=width, height=height), text)
 
 
+def task_name(question: str) -> str:
+    """Return the name of the task that a question asks for: the name itself in the old layout, a task in the new."""
+    found = find("task_of")(question)
+    return found if isinstance(found, str) else found.name
+
+
 def headline(task: str) -> str:
     """Return the name of the score that stands for a task."""
     new = _task(task)
