@@ -141,7 +141,7 @@ def test_flickr_s_boxes_are_edges_of_the_pixels_that_are_named(tmp_path: Path) -
 def test_a_list_of_unrelated_sentences_that_is_something_else_is_named(tmp_path: Path) -> None:
     flickr(False)(tmp_path)
     (tmp_path / "flickr30k/UNRELATED_CAPTIONS").write_text("36,4\n")
-    with pytest.raises(DataError, match="UNRELATED_CAPTIONS: want '<picture> <number of the sentence>'"):
+    with pytest.raises(DataError, match="UNRELATED_CAPTIONS: each line must be '<image> <number of the sentence>'"):
         read(tmp_path, "flickr_phrase_to_box", "train")
 
 

@@ -121,7 +121,7 @@ def test_a_stage_says_when_the_one_before_is_missing(
     before = tmp_path / "runs/before/export"
     assert main(["--config", f"launch/configs/{STAGES[stage]}.yaml", f"init_from={before}"]) == 4
     told = capsys.readouterr().out
-    assert f"{STAGES[stage]} starts from init_from={before}, and there is no such export: the stage before" in told
+    assert f"{STAGES[stage]} starts from init_from={before}, but there is no such export: the previous stage" in told
 
 
 def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(

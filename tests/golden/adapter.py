@@ -105,12 +105,6 @@ def write_corpus(samples: Any, output: Path, corpus: str, *, samples_per_shard: 
     find("write_corpus")(samples, output, corpus, samples_per_shard=samples_per_shard, **more)
 
 
-def task_of(question: str) -> str:
-    """Return the name of the task that a question asks for."""
-    found = find("task_of")(question)
-    return found if isinstance(found, str) else found.name
-
-
 def _task(name: str) -> Any | None:
     """Return the new task object, which renders, parses and scores, or None in the old layout."""
     task = find("TASKS").get(name)
@@ -140,6 +134,12 @@ def score(turn: Any, text: str, width: int, height: int) -> dict[str, float]:
     if task:
         return task.score(turn, text, width, height)
     return find("score")(SimpleNamespace(turn=turn, width=width, height=height), text)
+
+
+def task_name(question: str) -> str:
+    """Return the name of the task that a question asks for: the name itself in the old layout, a task in the new."""
+    found = find("task_of")(question)
+    return found if isinstance(found, str) else found.name
 
 
 def headline(task: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.golden.adapter import find, headline, parse, render, score, task_of
+from tests.golden.adapter import find, headline, parse, render, score, task_name
 from tests.golden.training import describe_export
 from tests.golden.values import REPOSITORY, plain, read_lines
 from tests.golden.world import TOY_CORPORA, make_stand_ins, shipped_recipes
@@ -66,7 +66,7 @@ def tasks_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
         found[f"written {number}"] = _describe_turn(turn, 320, 240, Random(number), draws=12)
     found["parsed"] = {f"{task}: {text}": _parsed(text, task, 100, 70) for task in TASK_NAMES for text in HOSTILE}
     found["shown"] = {text: [_segments(text, partial) for partial in (False, True)] for text in HOSTILE}
-    found["task of"] = {text: task_of(text) for text in ("[vqa] x", " [refer]", "[nothing] x", "", "[detection")}
+    found["task of"] = {text: task_name(text) for text in ("[vqa] x", " [refer]", "[nothing] x", "", "[detection")}
     return found
 
 
@@ -98,7 +98,7 @@ def _describe_turn(turn: Any, width: int, height: int, draw: Random, draws: int 
     return {
         "rendered": rendered,
         "random state": draw.random(),
-        "tasks": [task_of(question) for question, _ in rendered],
+        "tasks": [task_name(question) for question, _ in rendered],
         "answers": {
             text: [_parsed(text, turn.task, width, height), score(turn, text, width, height), _segments(text, False)]
             for text in texts

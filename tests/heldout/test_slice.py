@@ -185,7 +185,7 @@ def test_the_best_can_be_by_a_held_out_loss(tmp_path: Path) -> None:
         evaluate=lambda: EvaluationResult({"a": {"recall_50": 0.5}}),
         losses=lambda: {"a": {"loss": next(losses)}},
     )
-    quiet: Any = SimpleNamespace(**dict.fromkeys(("set_phase", "line", "heldout", "pictures"), lambda *_: None))
+    quiet: Any = SimpleNamespace(**dict.fromkeys(("set_phase", "line", "heldout", "images"), lambda *_: None))
     export: Any = kept.append
     evaluator = PeriodicEvaluator(heldout, tmp_path, export, quiet, quiet, start=0)
     for step in (1, 2, 3):

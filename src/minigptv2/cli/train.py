@@ -47,7 +47,7 @@ def _train(args: argparse.Namespace) -> int:
     listen()  # before the seconds of imports: a signal that comes while loading stops the run after its first step
     from minigptv2.cluster import distributed
     from minigptv2.run_config import load_run_config
-    from minigptv2.train.run import train
+    from minigptv2.train.stage import train
 
     try:
         distributed.adopt_launcher()

@@ -62,7 +62,7 @@ class PeriodicEvaluator:
         if result.metrics:
             self._log.line(f"held-out answers: {describe(result.metrics)}")
             self._log.heldout(step, {"answers": result.metrics})
-        self._log.pictures(step, result.images)
+        self._log.images(step, result.images)
         if best is None:
             return
         metrics = result.metrics

@@ -1,1 +1,1 @@
-"""Memory, traffic and time of a run, computed before it starts."""
+"""Computes memory, traffic and time of a run before it starts."""

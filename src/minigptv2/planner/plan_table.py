@@ -1,4 +1,4 @@
-"""`minigptv2 plan`: every shipped ZeRO plan for a run's config on given machines, as a table with a recommendation."""
+"""Compares the ZeRO plans for a run on a given cluster, as a table with a recommendation (`minigptv2 plan`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOUNDS = {
 
 
 def costs_of(config: RunConfig) -> ModelCosts:
-    """The costs of a run's model; a toy row's vocabulary is its tokenizer's."""
+    """The costs of a run's model. A model whose spec has no vocabulary size uses that of its tokenizer."""
     sizes = Sizes(vision_spec(config.model.vision_encoder), language_spec(config.model.language_model))
     vocabulary = None
     if sizes.language_model.vocab_size is None:
@@ -44,7 +44,10 @@ def shipped_plans(config: RunConfig, folder: Path) -> list[ZeroPlan]:
 def plan_run(
     config: RunConfig, hardware: Hardware, samples: Samples, plans: list[ZeroPlan], *, fused: bool = False
 ) -> dict[str, Any]:
-    """The options of a run, the recommended one and why, as plain values; `text` is the table for people."""
+    """The options of a run as plain values, with the recommended one. `text` is the table for people.
+
+    Raises `ConfigError` if the global batch size is not a multiple of the number of GPUs.
+    """
     costs = costs_of(config)
     check_train_config(replace(config.train, micro_batch_size=1), hardware.gpus)
     plans = [plan for plan in plans if plan.hpz <= hardware.gpus]
@@ -54,8 +57,8 @@ def plan_run(
     if best is None:
         smallest = min(found, key=lambda one: one.memory_total)
         lines.append(
-            f"nothing fits: the smallest, {smallest.plan.name}, needs {smallest.memory_total / GIB:.1f} GiB of "
-            f"{hardware.memory / GIB:.0f}. More GPUs, a lower data.max_pack_tokens, or offload."
+            f"nothing fits: the smallest plan, {smallest.plan.name}, needs {smallest.memory_total / GIB:.1f} GiB of "
+            f"{hardware.memory / GIB:.0f}. Use more GPUs, a lower data.max_pack_tokens, or offload."
         )
     else:
         lines += _recommendation(best, found, hardware, config)
@@ -70,7 +73,7 @@ def plan_run(
 
 
 def render_json(report: dict[str, Any]) -> str:
-    """The report without its text, for scripts."""
+    """The report as JSON, without `text`."""
     return json.dumps({key: value for key, value in report.items() if key != "text"}, indent=1)
 
 
@@ -152,5 +155,5 @@ def _assumptions(hardware: Hardware) -> list[str]:
         f"assumed: {hardware.matmul / 1e12:.0f} TFLOP/s of matrix products, {100 * hardware.kernel_share:.0f} % of it "
         f"in whole layers; {hardware.gather_rate / 1e9:.0f} GB/s into a rank in gathers; "
         f"{hardware.decode_rate:.0f} images/s a core x {hardware.cores_per_gpu:g} cores a GPU. "
-        "Predictions, not measurements: the first steps of a run are run at its fullest pack and log what they reach.",
+        "These are predictions, not measurements. The log of a run shows the rates it reaches.",
     ]

@@ -1,6 +1,6 @@
-"""Which ZeRO plan and micro-batch a run should take on given machines: memory, traffic, step time, what binds.
+"""Predicts the step time of ZeRO plans on a cluster, and chooses plan, micro-batch size and recomputed layers.
 
-No torch and no weights: arithmetic on the config, the DeepSpeed JSONs and the table of machines.
+Uses only the config, the DeepSpeed JSONs and the table of GPUs. Imports no torch and reads no weights.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from minigptv2.planner.hardware import GIB, RESERVED_GIB, Hardware
 from minigptv2.planner.zero_plan import Traffic, ZeroPlan
 
 HOST_RATE = 25e9
-"""Bytes/s from host memory to one GPU, pinned, over PCIe 4."""
+"""Bytes/s from pinned host memory to one GPU over PCIe 4."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What a mean sample of the mixture holds, and the longest pack."""
+    """The contents of a mean sample of the mixture, and the limits on samples and packs, in tokens and images."""
 
     tokens: float = 300.0
     images: float = 1.0
@@ -31,9 +31,9 @@ class Samples:
         return one.scaled(count)
 
     def fullest_pack(self, micro_batch: int) -> Work:
-        """The largest pack that a micro-batch of this many mean samples can become: 15 % above its mean, or the cap.
+        """The largest pack of a micro-batch of this many mean samples: 15 % above the mean, at most `max_pack_tokens`.
 
-        The packer balances a step's packs, so they differ by less than that; one sample alone may be `max_tokens` long.
+        The packs of a step are balanced, so they differ by less. A single sample may have `max_tokens`.
         """
         tokens = min(float(self.max_pack_tokens), max(float(self.max_tokens), 1.15 * micro_batch * self.tokens))
         return self.work(tokens / self.tokens)
@@ -41,7 +41,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one optimizer step, part by part; `limit` is what perfect overlap at the measured rates would take."""
+    """Seconds of a step by resource. `compute` assumes the rate of large matrix products, `kernels` that of layers."""
 
     compute: float
     kernels: float
@@ -51,24 +51,24 @@ class Times:
 
     @property
     def limit(self) -> float:
-        """The longest of what must happen."""
+        """Seconds with perfect kernels and perfect overlap."""
         return max(self.compute, self.wire, self.data, self.host)
 
     @property
     def predicted(self) -> float:
-        """With kernels as they are; gathers overlap with compute, data is read ahead."""
+        """Seconds with real kernels, where gathers overlap with compute and data is loaded ahead."""
         return max(self.kernels, self.wire, self.data, self.host)
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource that takes longest."""
         by_name = {"compute": self.kernels, "wire": self.wire, "data": self.data, "host memory": self.host}
         return max(by_name, key=lambda name: by_name[name])
 
 
 @dataclass(frozen=True)
 class Option:
-    """A plan at one micro-batch size: what it holds, moves and takes."""
+    """A plan with one micro-batch size and number of recomputed layers: bytes held and moved, and step time."""
 
     plan: ZeroPlan
     micro_batch: int
@@ -80,7 +80,7 @@ class Option:
 
     @property
     def memory_total(self) -> float:
-        """Bytes per rank at the fullest moment."""
+        """Peak bytes per rank."""
         return sum(self.memory.values())
 
 
@@ -95,7 +95,7 @@ def option(
     recomputed_layers: int = 0,
     fused: bool = False,
 ) -> Option:
-    """What `plan` needs with packs of `micro_batch` mean samples."""
+    """The memory, traffic and time of `plan` with packs of `micro_batch` mean samples."""
     micro_batches = max(1, global_batch // (micro_batch * hardware.gpus))
     memory = plan.state_bytes(costs.parts, hardware.gpus)
     memory["activations"] = costs.activation_bytes(
@@ -141,7 +141,7 @@ def options(
     global_batch: int,
     fused: bool = False,
 ) -> list[Option]:
-    """Of each plan its best option: the fastest that fits; where none fits, the smallest."""
+    """The best option of each plan: the fastest that fits, or the smallest if none fits."""
     found = []
     for plan in plans:
         tried = [
@@ -168,9 +168,9 @@ def options(
 
 
 def recommended(found: list[Option], hardware: Hardware) -> Option | None:
-    """The fastest option that fits; of those within 2 % of it, the one that moves least. None: none fits.
+    """The fastest option that fits, or None. Among options within 2 % of it, the one that moves the fewest bytes.
 
-    A plan that rounds the frozen weights to 8 bits trains another model: it is named only where no exact one fits.
+    A plan that rounds the frozen weights to 8 bits changes the model. It is recommended only if no exact plan fits.
     """
     fitting = [one for one in found if one.memory_total <= hardware.memory]
     fitting = [one for one in fitting if not one.plan.quantized] or fitting
@@ -184,7 +184,7 @@ def recommended(found: list[Option], hardware: Hardware) -> Option | None:
 def layers_to_recompute(
     costs: ModelCosts, plan: ZeroPlan, *, ranks: int, memory: float, pack: Work, fused: bool = False
 ) -> int:
-    """The fewest layers to recompute so that `pack` fits `memory` bytes; all of them where nothing fits."""
+    """The fewest layers to recompute so that `pack` fits `memory` bytes, or all layers if it never fits."""
     state = sum(plan.state_bytes(costs.parts, ranks).values()) + RESERVED_GIB * GIB
     for layers in range(costs.language.depth + 1):
         kept = costs.activation_bytes(pack, element=plan.element, recomputed_layers=layers, fused=fused)
@@ -194,7 +194,7 @@ def layers_to_recompute(
 
 
 def _micro_batches(global_batch: int, ranks: int, samples: Samples) -> list[int]:
-    """Samples per pack that divide a rank's share of the step, up to the cap on a pack's tokens."""
+    """Samples per pack: the divisors of a rank's share of the step, limited by `max_pack_tokens`."""
     share = max(1, global_batch // ranks)
     cap = max(1, int(samples.max_pack_tokens / samples.tokens))
     return [size for size in range(1, share + 1) if share % size == 0 and size <= cap] or [1]

@@ -1,8 +1,8 @@
-"""A DeepSpeed config as a plan: what each rank holds of the model's state, and the bytes a step moves. No torch.
+"""Computes from a DeepSpeed config the model state that each rank holds and the bytes that a step moves.
 
-Read from the JSON that training will use, so that a user's own file is judged like the shipped ones. Traffic counts
-what a rank receives in gathers and gives in reductions, before the factor (n - 1) / n; `benchmarks/engine/wire.py`
-counts the same around torch.distributed.
+Reads the JSON that training uses, so a user's own file is evaluated like the shipped ones. Traffic is what a rank
+receives in gathers and sends in reductions, before the factor (n - 1) / n. `benchmarks/engine/wire.py` counts the same
+around torch.distributed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from minigptv2.model.costs import Part
 MASTER_AND_MOMENTS = 12
 """Bytes of the optimizer per trained parameter: fp32 weight and two fp32 moments."""
 PERSISTENCE_DEFAULT, LIVE_DEFAULT, BUCKET_DEFAULT = 1e5, 1e9, 5e7
-"""DeepSpeed 0.19.8's values where a JSON says nothing."""
+"""Defaults of DeepSpeed 0.19.8."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes per optimizer step and rank. `frozen` and `trained` cross the slowest link, `inside_node` none of them."""
+    """Bytes per optimizer step and rank. `frozen` and `trained` cross the slowest link, `inside_node` does not."""
 
     frozen: float
     trained: float
@@ -29,13 +29,13 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """All that crosses the slowest link."""
+        """Bytes that cross the slowest link."""
         return self.frozen + self.trained
 
 
 @dataclass(frozen=True)
 class ZeroPlan:
-    """What a DeepSpeed JSON says, as far as memory and traffic depend on it."""
+    """The settings of a DeepSpeed JSON that determine memory and traffic."""
 
     name: str
     stage: int
@@ -47,15 +47,15 @@ class ZeroPlan:
     bucket: float
     hpz: int
     quantized: bool
-    """Gathers carry 8-bit weights (ZeRO++); what a rank holds stays as it is."""
+    """Gathers transfer 8-bit weights (ZeRO++). The memory of a rank does not change."""
     reduce_to_all: bool
-    """ZeRO-2 reduces gradients to all ranks and drops the rest, DeepSpeed's default, instead of to their owner."""
+    """ZeRO-2 reduces gradients to all ranks, which is DeepSpeed's default, instead of to the rank that owns them."""
     offload_frozen: bool
     offload_optimizer: bool
 
     @classmethod
     def of(cls, name: str, document: dict[str, Any]) -> ZeroPlan:
-        """The plan in a DeepSpeed config."""
+        """The plan of a DeepSpeed config."""
         zero = document.get("zero_optimization", {})
         half = any(document.get(key, {}).get("enabled") for key in ("bf16", "fp16"))
         return cls(
@@ -85,20 +85,20 @@ class ZeroPlan:
         return float(part.elements) if self._persists(part) else part.elements / ranks
 
     def _persists(self, part: Part) -> bool:
-        """Whether the matrices of a part are small enough to stay whole on every rank (LoRA's, usually)."""
+        """Whether the matrices of a part are small enough to stay whole on every rank, as those of LoRA usually are."""
         return self.stage == 3 and 0 < part.largest_layer <= self.persistence
 
     def state_bytes(self, parts: list[Part], ranks: int) -> dict[str, float]:
-        """Bytes of GPU memory per rank by what holds them: each part's weights, gradients, optimizer, live layers.
+        """GPU bytes per rank: the weights of each part, gradients, optimizer, gathered layers.
 
-        What offload keeps in host memory is not counted.
+        Host memory that offload uses is not counted.
         """
         held: dict[str, float] = {}
         for part in parts:
             width = float(self.element)
             on_host = self.offload_frozen and self.stage == 3 and not self._persists(part)
             held[part.name] = 0.0 if on_host else width * self.held_elements(part, ranks)
-            if self.hpz > 1 and not on_host:  # a second shard, of the node's own
+            if self.hpz > 1 and not on_host:  # a second shard inside the node
                 held[part.name] += width * part.elements / self.hpz
         trained = float(sum(part.elements for part in parts if part.trained))
         share = trained / ranks
@@ -144,5 +144,5 @@ class ZeroPlan:
         return weights * micro_batches + self.element * micro_batches * (part.elements + self._gathered_again(part))
 
     def _gathered_again(self, part: Part) -> float:
-        """Elements that the backward pass gathers once more: what lies within the reuse distance was kept."""
+        """Elements that the backward pass gathers again. Those within the reuse distance are kept."""
         return max(0.0, part.elements - self.max_reuse / 2) if part.uses_backward else 0.0

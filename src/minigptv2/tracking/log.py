@@ -1,10 +1,11 @@
-"""The log of a run: lines in the terminal, `metrics.jsonl`, TensorBoard. Main rank only; others write nothing."""
+"""Writes the log of a run: lines for people, `metrics.jsonl`, `heldout.jsonl`, and the experiment trackers."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,31 @@ from tqdm import tqdm
 from minigptv2.files import write_atomically
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
+from minigptv2.tracking.trackers import TRACKERS, TrackedRun
 
 
 class RunLog:
-    """Writes one run's figures in one line, over interruptions: what lies after `step` is cut from earlier writing.
+    """The log of one start of a run. A resumed run removes the metrics after the step it starts at.
 
-    `active` False makes every method a no-op, for ranks other than the main one.
+    If `active` is False, every method does nothing. Only the main rank is active.
     """
 
-    def __init__(self, run: Path, *, step: int, total_steps: int, active: bool) -> None:
+    def __init__(self, run: TrackedRun, *, total_steps: int, active: bool) -> None:
         self._active = active
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        run.mkdir(parents=True, exist_ok=True)
-        folder = RunFolder(run)
+        folder = run.folder
+        folder.path.mkdir(parents=True, exist_ok=True)
         self._metrics, self._heldout = folder.metrics, folder.heldout
         for file in (self._metrics, self._heldout):
-            _cut_after(file, step)
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+            _remove_after(file, run.step)
+        self._trackers = [make(run) for make in TRACKERS.values()]
         self._stream = open(folder.log, "a")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = tqdm(total=total_steps, initial=run.step, unit="step", dynamic_ncols=True) if terminal else None
 
     def line(self, text: str) -> None:
-        """One line for people: terminal and `log.txt`."""
+        """Write one line to the terminal and to `log.txt`."""
         if not self._active:
             return
         text = redact(text)
@@ -50,52 +50,51 @@ class RunLog:
         else:
             print(text, flush=True)
 
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Figures of a step: a JSON line, and a TensorBoard scalar for each number (nested names joined by `/`)."""
-        if self._active:
-            self._add(self._metrics, step, values)
+    def metrics(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write a step's metrics as a line of `metrics.jsonl`, and each number to the trackers.
 
-    def heldout(self, step: int, values: dict[str, Any]) -> None:
-        """Figures of a look at held-out samples: as `metrics`, in `heldout.jsonl`."""
+        Nested names are joined by `/` for the trackers.
+        """
         if self._active:
-            self._add(self._heldout, step, values)
+            self._write(self._metrics, step, values)
 
-    def _add(self, file: Path, step: int, values: dict[str, Any]) -> None:
-        with open(file, "a") as stream:
-            stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        for name, value in _flatten(values):
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-
-    def pictures(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """uint8 [H, W, 3] pictures by name."""
+    def heldout(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the metrics of an evaluation during training, as `metrics` does, to `heldout.jsonl`."""
         if self._active:
-            for name, image in images.items():
-                self._board.add_image(name, image, step, dataformats="HWC")
+            self._write(self._heldout, step, values)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Pass uint8 images [H, W, 3] by name to the trackers."""
+        if self._active:
+            for tracker in self._trackers:
+                tracker.images(step, images)
 
     def progress(self, steps: int, note: str) -> None:
-        """Move the bar on by `steps`."""
+        """Advance the progress bar by `steps`, if there is a terminal."""
         if self._active and self._bar is not None:
             self._bar.update(steps)
             self._bar.set_postfix_str(note)
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Close all files and trackers."""
         if self._active:
             if self._bar is not None:
                 self._bar.close()
-            self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
             self._stream.close()
+
+    def _write(self, file: Path, step: int, values: Mapping[str, Any]) -> None:
+        with open(file, "a") as stream:
+            stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        scalars = _flatten(values)
+        for tracker in self._trackers:
+            tracker.scalars(step, scalars)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All JSON lines of a run, in order; a half-written last line is left out."""
+    """All metrics of a run folder, oldest first. An incomplete last line is left out."""
     return _read_lines(RunFolder(run).metrics)
-
-
-def read_heldout(run: Path) -> list[dict[str, Any]]:
-    """The looks at held-out samples of a run, as `read_metrics`."""
-    return _read_lines(RunFolder(run).heldout)
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
@@ -110,18 +109,19 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     return read
 
 
-def _cut_after(file: Path, step: int) -> None:
+def _remove_after(file: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in _read_lines(file) if line["step"] <= step]
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number by its path, for example `task_loss/vqa`."""
+    flat: dict[str, float] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            flat += _flatten(value, f"{prefix}{key}/")
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)):
-            flat.append((f"{prefix}{key}", float(value)))
+            flat[f"{prefix}{key}"] = float(value)
     return flat

@@ -1,9 +1,10 @@
-"""The composition root: a `RunConfig` to a trained stage. Data, model and engine meet here and nowhere else.
+"""Trains a stage: takes a `RunConfig`, joins data, model and engine, and writes an export.
 
-Whatever starts it (`deepspeed launch/train.py`, `torchrun`, `srun`, `make stage1`, plain `python`) ends here. `run`
-joins the parts, `start` says what a run goes on from, `trainer` builds the model, `loop` runs the steps.
+Every launcher (`minigptv2 train`, `deepspeed launch/train.py`, `torchrun`, `srun`, `make stage1`) calls `stage.train`.
+`resume` decides where a run starts, `assembly` builds the model and its trainer, `run` holds the parts, `loop` runs the
+steps.
 """
 
-from minigptv2.train.run import train
+from minigptv2.train.stage import train
 
 __all__ = ["train"]

@@ -1,4 +1,4 @@
-"""The model of a run, its weights, and the trainer around it, in the order that ZeRO-3, LoRA and resuming need."""
+"""Builds the model of a run, fills its weights and sets up its trainer, in the order that ZeRO-3 and LoRA require."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def build_trainer(
     device: torch.device,
     layers: int,
 ) -> Trainer:
-    """The model filled from the stage before and the bases, under DeepSpeed; `layers` of it are recomputed."""
+    """The trainer of a model that is filled from the parent export and the base weights.
+
+    `layers` of the language model are recomputed. Raises `CheckpointError` if weights are missing or do not fit.
+    """
     model = build_model(config.model, vocab_size, zero_backend(deepspeed_config).construction())
     began = time.monotonic()
     inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
@@ -52,18 +55,18 @@ def build_trainer(
 
 
 def _check_bases_named(start: Start, sources: dict[str, str]) -> None:
-    """Raise `CheckpointError` where the stage before stood on a base that this run names no folder for."""
+    """Raise `CheckpointError` if the parent export was trained on base weights that this run does not name."""
     for part in start.parent.base_sha256 if start.parent else ():
         if "random" in sources[part]:
             assert start.parent is not None
             raise CheckpointError(
-                f"{start.parent.folder} was trained on a base {part}, and this run has random weights there: name its "
+                f"{start.parent.folder} was trained on base weights of {part}, but this run has random ones. Set their "
                 f"folder in model.{'vision' if part.startswith('vision') else 'language'}_weights"
             )
 
 
 def restore(trainer: Trainer, start: Start, config: RunConfig, log: RunLog) -> int:
-    """Go on from the checkpoint, if there is one; returns the position in the data plan."""
+    """Load the checkpoint, if there is one. Returns the position in the data plan."""
     if start.checkpoint is None:
         return 0
     folder, state = start.checkpoint
@@ -75,25 +78,28 @@ def restore(trainer: Trainer, start: Start, config: RunConfig, log: RunLog) -> i
 
 
 def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> None:
-    """Run the fullest pack once, so that memory which does not suffice ends the run before its first step."""
-    asked = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
-    if not asked:
+    """Process the largest pack once, so that a GPU with too little memory is detected before the first step.
+
+    Raises `ConfigError` if the pack does not fit.
+    """
+    enabled = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
+    if not enabled:
         return
-    row = vision_spec(config.model.vision_encoder)
+    spec = vision_spec(config.model.vision_encoder)
     pack = fullest_pack(
         config.data,
-        image_size=row.image_size,
-        tokens_per_image=row.tokens_per_image,
+        image_size=spec.image_size,
+        tokens_per_image=spec.tokens_per_image,
         global_batch_size=config.train.global_batch_size,
     )
     tokens, images = pack.counts["tokens"], pack.counts["images"]
-    what = f"the fullest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"
+    what = f"the largest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"
     try:
         trainer.rehearse(pack)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{what}: does not fit this GPU. Lower data.max_pack_tokens={config.data.max_pack_tokens}, raise "
-            f"model.recompute_layers, or ask `minigptv2 plan`. ({str(error).splitlines()[0]})"
+            f"model.recompute_layers, or run `minigptv2 plan`. ({str(error).splitlines()[0]})"
         ) from error
     log.line(f"rehearsed {what}: peak memory {peak_memory_mib() / 1024:.2f} GiB")
 
@@ -104,7 +110,7 @@ def _log_model(log: RunLog, trainer: Trainer, sources: dict[str, str], seconds: 
         log.line(f"{part}: {total:,} parameters, {held:,} held by this rank ({share:.1f} %), from {sources[part]}")
     trained = sum(_numel(p) for p in trainer.trainable.values())
     log.line(
-        f"ZeRO stage {trainer.zero.stage} on {distributed.world_size()} process(es); {trained:,} parameters trained; "
+        f"ZeRO stage {trainer.zero.stage} on {distributed.world_size()} process(es), {trained:,} parameters trained, "
         f"model ready in {seconds:.1f} s, peak memory {peak_memory_mib() / 1024:.2f} GiB"
     )
 

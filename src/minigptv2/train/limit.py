@@ -1,7 +1,7 @@
-"""How far a running step is from the limit: rates measured at the start, exact work counted by the packer.
+"""Compares the time of a step with the limit of this machine, and chooses how many layers are recomputed.
 
-limit = max(FLOPs / rate of a large matrix product, bytes / rate of a large gather, images / rate of decoding): what
-perfect kernels and perfect overlap would take on this machine. A step is at limit / time of it.
+The limit is max(FLOPs / rate of a large matrix product, bytes / rate of a large gather, images / rate of decoding), the
+time with perfect kernels and perfect overlap. The rates are measured at the start, and the work is counted exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minigptv2.shards.image_files import open_image, square
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine was measured to do: FLOP/s of a rank, bytes/s into a rank, images/s of a rank's loaders."""
+    """Measured rates of this machine: FLOP/s of a rank, bytes/s into a rank, images/s of a rank's loader processes."""
 
     matmul: float
     gather: float
@@ -38,12 +38,12 @@ class Rates:
 
     def __str__(self) -> str:
         gather = f", gathers {self.gather / 1e9:.2f} GB/s" if self.gather else ""
-        return f"matrix products {self.matmul / 1e12:.2f} TFLOP/s{gather}, images {self.decode:.0f}/s to decode"
+        return f"matrix products {self.matmul / 1e12:.2f} TFLOP/s{gather}, image decoding {self.decode:.0f}/s"
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where a step stands: seconds that it took and would take at least, what binds, what to try next."""
+    """A step and its limit: seconds it took, seconds each resource needs at least, and what to change next."""
 
     step_s: float
     compute_s: float
@@ -53,17 +53,17 @@ class Share:
 
     @property
     def limit_s(self) -> float:
-        """The longest of what must happen."""
+        """Seconds of the slowest resource."""
         return max(self.compute_s, self.wire_s, self.data_s)
 
     @property
     def share(self) -> float:
-        """Limit / measured."""
+        """Limit divided by measured time."""
         return self.limit_s / self.step_s
 
     @property
     def bound(self) -> str:
-        """Which of the three is the limit."""
+        """The slowest resource: compute, wire or data."""
         by_name = {"compute": self.compute_s, "wire": self.wire_s, "data": self.data_s}
         return max(by_name, key=lambda name: by_name[name])
 
@@ -71,7 +71,7 @@ class Share:
         return f"{100 * self.share:.0f} % of the limit, bound by {self.bound}, next lever: {self.lever}"
 
     def values(self) -> dict[str, float]:
-        """For the metrics: the numbers."""
+        """The numbers by name, for the metrics."""
         return {
             "share": self.share,
             "limit_s": self.limit_s,
@@ -82,7 +82,7 @@ class Share:
 
 
 class LimitReport:
-    """The limit of a run's steps on this machine."""
+    """Computes the limit of a run's steps on this machine."""
 
     def __init__(
         self, costs: ModelCosts, plan: ZeroPlan, rates: Rates, *, ranks: int, gpus_per_node: int, recomputed_layers: int
@@ -92,7 +92,10 @@ class LimitReport:
         self.recomputed_layers = recomputed_layers
 
     def share(self, work: Work, *, steps: int, micro_batches: int, seconds: float, data_wait_s: float) -> Share:
-        """`work` of all ranks in `steps` steps of `micro_batches` each in all, that took `seconds`."""
+        """Compare `steps` steps that took `seconds` with their limit.
+
+        `work` is that of all ranks, `micro_batches` the number of one rank in all these steps.
+        """
         mine = work.scaled(1 / (self.ranks * steps))
         flops = self.costs.flops(mine, recomputed_layers=self.recomputed_layers)
         traffic = self.plan.traffic(
@@ -110,15 +113,15 @@ class LimitReport:
         return Share(step, compute, wire, data, lever)
 
     def _lever(self, compute: float, wire: float, data: float, recomputed: float, waiting: float, step: float) -> str:
-        """What would gain most, with what it could gain at best."""
+        """The change that could gain most, with the upper bound of its gain."""
         frozen_moves = any(not part.trained for part in self.costs.parts) and self.plan.shards_parameters
         levers = {
             "more data.num_workers or cores: the step waits for data": waiting * step,
             "fewer model.recompute_layers": recomputed * compute if self.recomputed_layers else 0.0,
-            "larger train.micro_batch_size, or a plan that gathers less (minigptv2 plan)": (
+            "larger train.micro_batch_size, or a ZeRO plan that gathers less (minigptv2 plan)": (
                 max(0.0, wire - compute) if frozen_moves else 0.0
             ),
-            "a faster network: what is trained is exchanged": 0.0 if frozen_moves else max(0.0, wire - compute),
+            "a faster network: trained weights are exchanged": 0.0 if frozen_moves else max(0.0, wire - compute),
         }
         rest = max(0.0, step - max(compute, wire, data) - waiting * step)
         levers["kernels and overlap: larger packs, flash-attn, liger-kernel"] = 0.5 * rest
@@ -127,7 +130,7 @@ class LimitReport:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, *, decode: Callable[[], object], workers: int) -> Rates:
-    """Measure this machine for a fraction of a second (a collective: call it on all ranks)."""
+    """Measure the rates of this machine, in a fraction of a second. A collective."""
     size = 8192 if device.type == "cuda" else 768
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = _fastest(lambda: left @ right, device, repeats=4)
@@ -148,7 +151,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype, *, decode: Callable[
 
 
 def _fastest(work: Callable[[], object], device: torch.device, *, repeats: int) -> float:
-    """Seconds of the fastest of a few runs, after one to warm up."""
+    """Seconds of the fastest of `repeats` runs, after one to warm up."""
     work()
     found = []
     for _ in range(repeats):
@@ -166,7 +169,7 @@ def _wait(device: torch.device) -> None:
 
 
 def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], device: torch.device) -> int:
-    """`model.recompute_layers`, or as few as fit the fullest pack on every rank's GPU (a collective); none on a CPU."""
+    """`model.recompute_layers`, or the fewest with which the largest pack fits every GPU. 0 on CPUs. A collective."""
     costs = costs_of(config)
     if config.model.recompute_layers is not None:
         return min(config.model.recompute_layers, costs.language.depth)
@@ -177,14 +180,14 @@ def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], devic
     pack = samples.work(config.data.max_pack_tokens / samples.tokens)
     plan = ZeroPlan.of(config.train.deepspeed, deepspeed_config)
     mine = layers_to_recompute(costs, plan, ranks=distributed.world_size(), memory=memory, pack=pack)
-    # The most that any rank needs: ranks that recompute different layers gather different numbers of times, and hang.
+    # The most that any rank needs: ranks that recompute different layers gather a different number of times and hang.
     return sum(distributed.any_over_ranks([mine > layer for layer in range(costs.language.depth)]))
 
 
 def limit_report(
     config: RunConfig, deepspeed_config: dict[str, Any], device: torch.device, dtype: torch.dtype, layers: int
 ) -> LimitReport:
-    """Measure this machine (a collective, a fraction of a second) and make the limit of the run's steps on it."""
+    """Measure this machine and return the limit of the run's steps on it. A collective."""
     costs = costs_of(config)
     rates = measure_rates(device, dtype, decode=_decode_one(costs.vision.image_size), workers=config.data.num_workers)
     return LimitReport(
@@ -198,10 +201,10 @@ def limit_report(
 
 
 def _decode_one(side: int) -> Callable[[], object]:
-    """Decoding of a 640 x 480 JPEG to the model's square, as the loader does it."""
+    """A function that decodes a 640 x 480 JPEG to the model's square image, as the loader does."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
     buffer = io.BytesIO()
     coarse.resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     data = buffer.getvalue()
-    return lambda: square(open_image(data, "a test picture"), side)
+    return lambda: square(open_image(data, "a test image"), side)

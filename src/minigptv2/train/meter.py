@@ -1,4 +1,4 @@
-"""The figures of the log: sums over the steps since the last line, as one line for people and as values for curves."""
+"""Sums up the steps since the last log line, and returns them as a log line and as metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minigptv2.train.limit import LimitReport
 
 
 def peak_memory_mib() -> float:
-    """Most memory so far: of the GPU where there is one, else of the process."""
+    """Peak memory in MiB, of the GPU if there is one, otherwise of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -26,7 +26,7 @@ def peak_memory_mib() -> float:
 
 @dataclass
 class Meter:
-    """Sums over the steps since the last log line. `limit`: what to measure them against."""
+    """Sums over the steps since the last log line, which are compared with `limit`."""
 
     limit: LimitReport | None = None
     began: float = 0.0
@@ -49,13 +49,13 @@ class Meter:
         self.began = time.monotonic()
 
     def add(self, report: StepReport, batches: StepBatches) -> None:
-        """Count one step."""
+        """Add one step."""
         self.steps += 1
         self.dropped += len(batches.dropped)
         for stage, value in batches.seconds.items():
             self.data_stages[stage] = self.data_stages.get(stage, 0.0) + value
         self.micro_batches += len(batches.batches)
-        if report.skipped:  # its loss may be no number
+        if report.skipped:  # its loss may be NaN
             self.skipped += 1
             return
         self.samples += batches.num_samples
@@ -69,7 +69,7 @@ class Meter:
         self.task_tokens = tuple(a + b for a, b in zip(self.task_tokens, report.task_tokens, strict=True))
 
     def summary(self, report: StepReport, steps_left: int) -> tuple[str, dict[str, Any]]:
-        """The log line and the figures of the interval."""
+        """The log line and the metrics of these steps."""
         seconds = max(1e-9, time.monotonic() - self.began)
         tasks = {
             name: loss / count
@@ -110,7 +110,7 @@ class Meter:
     def _share(self, seconds: float) -> Any:
         if self.limit is None or not self.tokens:
             return None
-        # Squares are this rank's, and its packs are balanced with the others'.
+        # Squares are counted on this rank only. Its packs are balanced with those of the other ranks.
         work = Work(self.tokens, self.images, self.images, self.squares * self.limit.ranks, self.supervised)
         return self.limit.share(
             work, steps=self.steps, micro_batches=self.micro_batches, seconds=seconds, data_wait_s=self.data_wait_s
@@ -118,7 +118,7 @@ class Meter:
 
 
 def sum_of_squares(segments: Iterable[torch.Tensor]) -> float:
-    """Of the lengths of all samples in packs of `segment_ids` [1, L]; padding (segment 0) aside."""
+    """Sum of the squared lengths of all samples in packs with `segment_ids` [1, L], without padding (segment 0)."""
     total = 0.0
     for segment_ids in segments:
         lengths = torch.bincount(segment_ids.flatten())[1:].double()

@@ -1,7 +1,7 @@
-"""`minigptv2 replay`: a discarded step again, on one machine and without its data, to find what was wrong with it.
+"""Repeats a skipped step on one machine, without the shards, to find its cause (`minigptv2 replay`).
 
-Builds the model of the run's config, puts the kept weights in, and runs each micro-batch of each rank by itself: its
-loss, its gradient norm, and the first module whose output is not finite, beside the names of its samples.
+Builds the model of the run's config, loads the saved weights, and runs each micro-batch of each rank separately. Prints
+its loss, its gradient norm, the first module whose output is not finite, and the names of its samples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minigptv2.batch import IGNORE
 from minigptv2.engine.bundle import CONFIG_FILE, Bundle, KeptMicroBatch, load_bundle
 from minigptv2.engine.optimizer import dropout_seed
+from minigptv2.errors import ExitCode
 from minigptv2.model.bases import fill_weights, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.export import assign_plain, load_info, tokenizer_of
@@ -28,37 +29,40 @@ from minigptv2.run_config import load_run_config
 
 @dataclass(frozen=True)
 class Replayed:
-    """What one micro-batch did: loss per supervised token, gradient norm, the first module that went wrong."""
+    """The result of one micro-batch: loss per supervised token, gradient norm, first module with NaN or inf."""
 
     micro_batch: KeptMicroBatch
     loss: float
     gradient_norm: float
-    culprit: str | None
+    nonfinite_module: str | None
 
     @property
     def bad(self) -> bool:
-        """Whether loss or gradient is not finite."""
+        """Whether the loss or the gradient norm is not finite."""
         return not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm))
 
 
 def replay(folder: Path, *, device: str = "cpu") -> int:
-    """Run a kept step again and print what is found; the exit code is 5 if a micro-batch is bad again."""
+    """Repeat a saved step and print the result. Returns exit code 5 if a micro-batch is not finite again, otherwise 0.
+
+    Raises `CheckpointError` if the bundle is damaged.
+    """
     bundle = load_bundle(folder)
     about = bundle.about
-    print(f"step {about['step']} on {about['world_size']} rank(s) was discarded: {about['reason']}")
+    print(f"step {about['step']} on {about['world_size']} rank(s) was skipped: {about['reason']}")
     model = _build(bundle).to(device).train()
     found = [_run(model, micro, about, device) for micro in bundle.micro_batches]
     for one in found:
         micro = one.micro_batch
-        where = f"  <-- first not finite in {one.culprit}" if one.culprit else ""
-        figures = f"loss {one.loss:.6g}, gradient norm {one.gradient_norm:.6g}"
-        print(f"rank {micro.rank} micro-batch {micro.number}: {figures}{where}")
+        where = f"  <-- first not finite in {one.nonfinite_module}" if one.nonfinite_module else ""
+        values = f"loss {one.loss:.6g}, gradient norm {one.gradient_norm:.6g}"
+        print(f"rank {micro.rank} micro-batch {micro.number}: {values}{where}")
         for name in micro.samples if one.bad else ():
             print(f"    {name}")
     supervised = sum(_supervised(one.micro_batch.inputs) for one in found)
     total = sum(one.loss * _supervised(one.micro_batch.inputs) for one in found) / max(1, supervised)
-    print(f"the whole step: loss {total:.6g} over {supervised} supervised tokens; in the run {about['loss']:.6g}")
-    return 5 if any(one.bad for one in found) else 0
+    print(f"whole step: loss {total:.6g} over {supervised} supervised tokens, in the run {about['loss']:.6g}")
+    return int(ExitCode.STEP) if any(one.bad for one in found) else 0
 
 
 def _build(bundle: Bundle) -> MiniGPTv2:
@@ -75,11 +79,15 @@ def _build(bundle: Bundle) -> MiniGPTv2:
 
 
 def _run(model: nn.Module, micro: KeptMicroBatch, about: dict[str, Any], device: str) -> Replayed:
-    """Forward and backward of one micro-batch, with the dropout of the rank's first one."""
+    """Run forward and backward of one micro-batch, with the dropout seed of its rank."""
     torch.manual_seed(dropout_seed(about["seed"], about["step"], micro.rank))
     model.zero_grad()
-    culprits: list[str] = []
-    hooks = [module.register_forward_hook(_watcher(name, culprits)) for name, module in model.named_modules() if name]
+    nonfinite_modules: list[str] = []
+    hooks = [
+        module.register_forward_hook(_watcher(name, nonfinite_modules))
+        for name, module in model.named_modules()
+        if name
+    ]
     output = model(**{key: value.to(device) for key, value in micro.inputs.items()})
     for hook in hooks:
         hook.remove()
@@ -87,15 +95,17 @@ def _run(model: nn.Module, micro: KeptMicroBatch, about: dict[str, Any], device:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     scale = max(1, _supervised(micro.inputs))
     norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
-    return Replayed(micro, float(output["loss_sum"].detach()) / scale, norm, culprits[0] if culprits else None)
+    return Replayed(
+        micro, float(output["loss_sum"].detach()) / scale, norm, nonfinite_modules[0] if nonfinite_modules else None
+    )
 
 
-def _watcher(name: str, culprits: list[str]) -> Callable[[nn.Module, object, object], None]:
-    def look(module: nn.Module, inputs: object, output: object) -> None:
-        if not culprits and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-            culprits.append(name)
+def _watcher(name: str, nonfinite_modules: list[str]) -> Callable[[nn.Module, object, object], None]:
+    def check(module: nn.Module, inputs: object, output: object) -> None:
+        if not nonfinite_modules and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+            nonfinite_modules.append(name)
 
-    return look
+    return check
 
 
 def _supervised(batch: dict[str, Tensor]) -> int:

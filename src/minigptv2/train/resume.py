@@ -1,4 +1,4 @@
-"""What a run starts from: the stage before, the base weights, its own newest checkpoint; and whether it may go on."""
+"""Finds what a run starts from (parent export, base weights, newest checkpoint) and checks that it may resume."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from minigptv2.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins. `identity` and `known` are what a checkpoint says of the run, and compares on resume.
+    """What a run starts from. `identity` and `known` are saved in each checkpoint and compared on resume.
 
-    `parent` is the export of the stage before, `bases` are the folders of frozen weights, `checkpoint` is the run's own
-    newest good one with its state (None: from step 0), `changes` is what may and did change since it was written.
+    `parent` is the export of the previous stage, `bases` are the folders of base weights, `checkpoint` is the newest
+    intact one with its state (None: start at step 0), `changes` lists the allowed config changes since then. `known` is
+    the resolved config, recipe and DeepSpeed JSON by dotted key.
     """
 
     parent: ExportInfo | None
@@ -40,12 +41,15 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Number of steps that are done."""
         return self.checkpoint[1].step if self.checkpoint else 0
 
 
 def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, *, fresh: bool, resume: bool) -> Start:
-    """Look at what is there and prepare the run folder. A collective; raises `CheckpointError` on all ranks."""
+    """Find what the run starts from and prepare its folder. A collective.
+
+    Raises `CheckpointError` on all ranks if something is missing, damaged or incompatible.
+    """
     config = loaded.value
     parent = _load_parent(config)
     bases = open_bases(config.model)
@@ -56,16 +60,16 @@ def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, 
 
 
 def check_stage_before(config: RunConfig) -> None:
-    """Raise `CheckpointError`, before anything is built, where the export this stage starts from is not there."""
+    """Raise `CheckpointError` if the export that this stage starts from does not exist."""
     if config.init_from is not None and not Path(config.init_from).is_dir():
         raise CheckpointError(
-            f"{config.stage} starts from init_from={config.init_from}, and there is no such export: the stage before "
-            "is missing or not finished. Train it first, name another export, or say init_from=null to start without"
+            f"{config.stage} starts from init_from={config.init_from}, but there is no such export: the previous stage "
+            "is missing or not finished. Train it first, name another export, or set init_from=null to start without"
         )
 
 
 def _load_parent(config: RunConfig) -> ExportInfo | None:
-    """The export this stage starts from, its file checked; None for a first stage."""
+    """The export that this stage starts from, after checking its checksum and sizes. None for a first stage."""
     if config.init_from is None:
         return None
     folder = config.init_from
@@ -76,26 +80,26 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
         return info, {file.name: file.stat().st_size for file in sorted(info.folder.iterdir()) if file.is_file()}
 
     parent, files = distributed.on_main(read)
-    for name, num_bytes in files.items():  # the stage before may have written them on another node a moment ago
+    for name, num_bytes in files.items():  # another node may have written them a moment ago
         wait_until_seen(parent.folder / name, num_bytes)
-    ours, theirs = sizes_of(config.model), parent.sizes
+    sizes = sizes_of(config.model)
     pairs = {
-        "vision encoder": (ours.vision_encoder, theirs.vision_encoder),
-        "language model": (ours.language_model, theirs.language_model),
+        "vision encoder": (sizes.vision_encoder, parent.sizes.vision_encoder),
+        "language model": (sizes.language_model, parent.sizes.language_model),
     }
     if parent.model.lora.r and config.model.lora.r:
         lora = [(m.lora.r, m.lora.alpha, sorted(m.lora.target_modules)) for m in (config.model, parent.model)]
         pairs["LoRA's rank, alpha and modules"] = (lora[0], lora[1])
-    for what, (asked, had) in pairs.items():
-        if asked != had:
-            raise CheckpointError(f"init_from={config.init_from}: its {what} is {had}, this run's is {asked}")
+    for what, (current, saved) in pairs.items():
+        if current != saved:
+            raise CheckpointError(f"init_from={config.init_from}: its {what} is {saved}, but this run's is {current}")
     return parent
 
 
 def _identity(
     config: RunConfig, tokenizer: Tokenizer, plan: DataPlan, bases: list[Base], parent: ExportInfo | None
 ) -> Identity:
-    """Hashes of the contents that a run must go on with. Raises if the parent was trained on other bases."""
+    """Hashes of the contents that must be equal on resume. Raises if the parent was trained on other base weights."""
     hashes = distributed.on_main(lambda: hash_bases(bases))
     if parent:
         check_base_hashes(parent.base_sha256, hashes, str(parent.folder), bases)
@@ -109,7 +113,7 @@ def _identity(
 
 
 def _resume_record(loaded: Loaded[RunConfig], plan: DataPlan) -> dict[str, Any]:
-    """The resolved config by dotted key, with what its recipe and its DeepSpeed JSON say: compared on resume."""
+    """The resolved config, recipe and DeepSpeed JSON by dotted key, which are compared on resume."""
     record = {
         **loaded.flat,
         **flat_values(asdict(plan.recipe), "recipe."),
@@ -126,9 +130,9 @@ def _prepare_run_folder(
     fresh: bool,
     resume: bool,
 ) -> tuple[tuple[Path, CheckpointState] | None, list[str]]:
-    """Write the resolved config and choose the checkpoint to go on from, the same on all ranks (None: from step 0).
+    """Write the resolved config and choose the checkpoint to resume from, the same on all ranks.
 
-    Returns it with its state, and what may and did change since.
+    Returns the checkpoint with its state (None: start at step 0) and the allowed config changes since it was written.
     """
     run = Path(config.run_dir)
     if distributed.is_main():
@@ -140,7 +144,7 @@ def _prepare_run_folder(
     changes: list[str] = []
     if checkpoint is None:
         if resume:
-            raise CheckpointError(f"--resume: there is no checkpoint in {run} to go on from")
+            raise CheckpointError(f"--resume: there is no checkpoint in {run} to resume from")
     else:
         folder, state = checkpoint
         changes = check_resume(state.config, known, folder)
