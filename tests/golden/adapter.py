@@ -20,6 +20,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "train": ("minigptv2.cli.train:main", "minigptv2.train:main"),
     # shards and corpora
     "write_corpus": ("minigptv2.shards.writer:write_corpus", "minigptv2.data.shards:write_corpus"),
+    "CorpusOptions": ("minigptv2.shards.writer:CorpusOptions", "builtins:dict"),
     "CorpusReader": ("minigptv2.shards.reader:CorpusReader", "minigptv2.data.reader:CorpusReader"),
     "CORPORA": ("minigptv2.corpora.sources:CORPORA", "minigptv2.data.sources:CORPORA"),
     "build": ("minigptv2.corpora.build_corpus:build", "minigptv2.data.build:build"),
@@ -95,6 +96,13 @@ def attempts(run: Path) -> list[tuple[int, str, int | None, int | None]]:
     if hasattr(found, "read"):
         return [(one.start_step, one.reason, one.exit_code, one.saved_step) for one in found.read()]
     return [(one.step, one.ended, one.exit_code, one.saved_step) for one in found]
+
+
+def write_corpus(samples: Any, output: Path, corpus: str, *, samples_per_shard: int, **options: Any) -> None:
+    """Write a corpus with `options`, which the new layout takes as one object."""
+    made = find("CorpusOptions")(**options)
+    more = options if isinstance(made, dict) else {"options": made}
+    find("write_corpus")(samples, output, corpus, samples_per_shard=samples_per_shard, **more)
 
 
 def _task(name: str) -> Any | None:

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from tests.golden.adapter import find, tensors_of
+from tests.golden.adapter import find, tensors_of, write_corpus
 from tests.golden.training import read_corpus
 from tests.golden.values import hash_files, hash_tensor, plain, sha256
 from tests.golden.world import TOY_CORPORA, make_stand_ins, shipped_recipes
@@ -133,10 +133,10 @@ def shards_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
         for options in ({}, {"bake_side": 24, "license": "none", "split": "val"}):
             output = work / "toy" / f"{corpus}-{len(options)}"
             samples = find("toy_samples")(corpus, 25, Path(), "val")
-            find("write_corpus")(samples, output, f"toy_{corpus}", samples_per_shard=10, **options)
+            write_corpus(samples, output, f"toy_{corpus}", samples_per_shard=10, **options)
             found[f"toy_{corpus} {'baked' if options else 'plain'}"] = describe_corpus(output, work)
     output = work / "photographs"
-    find("write_corpus")(find("photographs")(Path(), "train"), output, "photographs", samples_per_shard=30)
+    write_corpus(find("photographs")(Path(), "train"), output, "photographs", samples_per_shard=30)
     found["photographs"] = describe_corpus(output, work)
     for miniature in find("MINIATURES"):
         root = work / "miniatures" / miniature.id

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.golden import training
-from tests.golden.adapter import find
+from tests.golden.adapter import find, write_corpus
 from tests.golden.answers import describe_answers, save_tiny_export
 from tests.golden.values import REPOSITORY, hash_files, sha256
 from tests.golden.world import make_stand_ins, make_world
@@ -80,7 +80,7 @@ def _shards(work: Path) -> dict[str, Any]:
     """Return hashes of a corpus without images, whose every byte is ours, and of the records of one with images."""
     for name in ("language", "grounding"):
         samples = find("toy_samples")(name, 25, Path(), "golden")
-        find("write_corpus")(samples, work / name, f"toy_{name}", samples_per_shard=10)
+        write_corpus(samples, work / name, f"toy_{name}", samples_per_shard=10)
     records = [record for record, _ in training.read_corpus(work / "grounding", images=False)]
     return {"language": hash_files(work / "language"), "records": sha256("".join(records).encode())}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.golden.adapter import find, render
+from tests.golden.adapter import find, render, write_corpus
 from tests.golden.values import REPOSITORY
 
 TOY_CORPORA = ("weak", "caption", "grounding", "refer", "identify", "vqa", "detection", "conversation", "language")
@@ -30,7 +30,7 @@ def make_world(
 
 def write(samples: Any, folder: Path, samples_per_shard: int) -> None:
     """Write `samples` as a corpus that is named after its folder."""
-    find("write_corpus")(samples, folder, folder.name, samples_per_shard=samples_per_shard)
+    write_corpus(samples, folder, folder.name, samples_per_shard=samples_per_shard)
 
 
 def make_stand_ins(shards: Path, recipe: Any) -> None:
