@@ -15,7 +15,7 @@ from minigptv2.record import Record, Region, Turn, from_json, to_json
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tasks import TASKS, render_turn, validate
-from tests.corpora.miniatures import HEIGHT, WIDTH, jpeg
+from tests.corpora.miniatures.files import HEIGHT, WIDTH, jpeg
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30)
 words = texts.filter(lambda text: text.strip() != "")
