@@ -12,7 +12,7 @@ from minigptv2.model.backbones import language_spec
 from minigptv2.model.bases import fill_weights, hash_bases, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import LineageEntry, assign_plain, names_to_export, save_export
+from minigptv2.model.export import ExportContent, LineageEntry, assign_plain, names_to_export, save_export
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import named_canonical
 from minigptv2.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def random_export(folder: Path, config: ModelConfig, tokenizer: Tokenizer, seed:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
     lineage = [LineageEntry("random", 0)]
-    save_export(folder, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases))
+    save_export(folder, ExportContent(tensors, config, tokenizer, lineage, hash_bases(bases)))
     return folder
 
 

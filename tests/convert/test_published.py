@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,21 +19,9 @@ from minigptv2.convert.inputs import REPORT_FILE
 from minigptv2.predict.predictor import Predictor, load_predictor
 from minigptv2.prompt import PromptEncoder
 from tests.conftest import REFERENCE, REPOSITORY, World
+from tests.convert.published import changed_checkpoint, words
 
 pytestmark = pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside it")
-
-
-def words(output: Path, **changed: str | Path | None) -> list[str]:
-    """The command that converts the reference, with files or options replaced, or left out if None."""
-    options: dict[str, Any] = {
-        "--vision": REFERENCE / "eva_vit_g.pth",
-        "--language-model": REFERENCE / "llama",
-        "--checkpoint": REFERENCE / "minigptv2_checkpoint.pth",
-        "--vision-heads": "4",
-        "--image-size": "112",
-    } | {f"--{key.replace('_', '-')}": value for key, value in changed.items()}
-    given = [str(word) for pair in options.items() if pair[1] is not None for word in pair]
-    return ["convert", "from-published", *given, "--output", str(output)]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +170,7 @@ def test_base_weights_alone_can_be_trained_but_not_asked(tmp_path: Path, capsys:
     assert main(words(tmp_path / "bases", checkpoint=None)) == 0
     image = str(REFERENCE / "image0.png")
     assert main(["ask", "--model", str(tmp_path / "bases"), image, "[vqa] what?"]) == 4
-    assert "bases only" in capsys.readouterr().err
+    assert "base weights only" in capsys.readouterr().err
 
 
 def test_a_language_model_that_is_not_copied(folder: Path, tmp_path: Path) -> None:
@@ -192,13 +179,6 @@ def test_a_language_model_that_is_not_copied(folder: Path, tmp_path: Path) -> No
     light = load_predictor(str(tmp_path / "light")).model.state_dict()
     whole = load_predictor(str(folder)).model.state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in light.items())
-
-
-def changed_checkpoint(path: Path, change: Any) -> Path:
-    document = torch.load(REFERENCE / "minigptv2_checkpoint.pth", weights_only=True)
-    change(document["model"])
-    torch.save(document, path)
-    return path
 
 
 def test_the_norm_after_the_encoder_is_converted_both_ways(tmp_path: Path) -> None:
@@ -253,85 +233,6 @@ def test_a_folder_of_another_size_of_llama_with_grouped_heads_in_several_half_pr
     model = load_predictor(str(tmp_path / "model")).model
     assert model.language_model.config.num_key_value_heads == 2
     assert model.language_model.model.layers[0].self_attn.q_proj.scaling == {"default": 3.0}
-
-
-def drop_lora(state: dict[str, torch.Tensor]) -> None:
-    for key in [key for key in state if "lora" in key]:
-        del state[key]
-
-
-def drop_module(state: dict[str, torch.Tensor]) -> None:
-    for key in [key for key in state if "v_proj.lora" in key]:
-        del state[key]
-
-
-def drop_one(state: dict[str, torch.Tensor]) -> None:
-    del state["llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"]
-
-
-def test_files_that_do_not_match_are_refused_and_nothing_is_written(tmp_path: Path, capsys: Any) -> None:
-    made = tmp_path / "made"
-    made.mkdir()
-
-    def file(name: str, change: Any) -> Path:
-        return changed_checkpoint(made / name, change)
-
-    wider = made / "llama"
-    shutil.copytree(REFERENCE / "llama", wider, copy_function=shutil.copyfile)
-    config = json.loads((wider / "config.json").read_text())
-    (wider / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    tensors = load_file(str(wider / "model.safetensors"))
-    save_file(
-        {k: torch.zeros([64 if s == 32 else s for s in v.shape]) for k, v in tensors.items()},
-        str(wider / "model.safetensors"),
-    )
-    short = made / "short.pth"
-    short.write_bytes((REFERENCE / "minigptv2_checkpoint.pth").read_bytes()[:30_000])
-    empty = made / "empty.pth"
-    empty.touch()
-    cut = made / "cut.pth"
-    cut.write_bytes((REFERENCE / "eva_vit_g.pth").read_bytes()[:-5000])
-    trap = made / "trap.pth"
-    torch.save({"model": Trap(made / "sprung")}, trap)
-
-    refused: list[tuple[dict[str, Any], str]] = [
-        ({"language_model": wider}, r"expected shape \(8, 64\), got \(8, 32\)"),
-        ({"checkpoint": file("none.pth", drop_lora)}, "has no LoRA; without it"),
-        (
-            {"checkpoint": file("one.pth", drop_one)},
-            "no tensor for language_model.model.layers.1.self_attn.v_proj.lora_B",
-        ),
-        ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "unexpected key extra"),
-        ({"checkpoint": file("half.pth", drop_module)}, "incomplete LoRA: found q_proj, missing v_proj"),
-        ({"checkpoint": file("number.pth", lambda s: s.update(epoch=3))}, "'epoch' must be a tensor, got int"),
-        ({"checkpoint": empty}, "not a valid PyTorch file"),
-        ({"checkpoint": short}, "not a valid PyTorch file"),
-        ({"vision": cut}, "not a valid PyTorch file"),
-        ({"checkpoint": trap}, "contains a Python object"),
-        ({"vision": tmp_path / "absent.pth"}, "absent.pth does not exist"),
-        ({"vision_heads": None}, "--vision-heads is required"),
-        ({"vision_heads": "3"}, "must divide the width 88"),
-        ({"image_size": "100"}, "multiple of 14"),
-        ({"language_model": tmp_path / "absent"}, "neither a known name"),
-    ]
-    for changed, message in refused:
-        output = tmp_path / "out" / "model"
-        assert main(words(output, **changed)) in (2, 4), changed
-        said = capsys.readouterr().err
-        assert re.search(message, said), (message, said)
-        assert said.count("Error:") == 1
-        assert not output.exists() and not list(output.parent.glob(".*")) if output.parent.exists() else True
-    assert not (made / "sprung").exists()
-
-
-class Trap:
-    """An object whose unpickling writes a file."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.file}",)
 
 
 def test_an_existing_result_is_not_overwritten_by_default(folder: Path, capsys: Any) -> None:

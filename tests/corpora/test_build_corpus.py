@@ -20,7 +20,9 @@ from minigptv2.shards.manifest import load_manifest
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.verify import verify_corpus
 from tests.conftest import REPOSITORY
-from tests.corpora.miniatures import MINIATURES, Miniature, jpeg, vqa_merged, vqa_official
+from tests.corpora.miniatures import MINIATURES
+from tests.corpora.miniatures.files import Miniature, jpeg
+from tests.corpora.miniatures.questions import vqa_merged, vqa_official
 
 
 @pytest.mark.parametrize("miniature", MINIATURES, ids=lambda miniature: miniature.id)

@@ -15,7 +15,7 @@ from minigptv2.record import Record, Region, Turn, from_json, to_json
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tasks import TASKS, render_turn, validate
-from tests.corpora.miniatures import HEIGHT, WIDTH, jpeg
+from tests.corpora.miniatures.files import HEIGHT, WIDTH, jpeg
 
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30)
 words = texts.filter(lambda text: text.strip() != "")
@@ -41,7 +41,8 @@ def turns(draw: st.DrawFn, task: str) -> Turn:
         return Turn(task, answers=answers, source=source)
     phrases = tuple(draw(st.lists(words, min_size=1, max_size=3)))
     if shape.regions == "one":
-        return Turn(task, regions=(Region((draw(boxes()),), phrases),), source=source)
+        regions = (Region((draw(boxes()),), phrases),)
+        return Turn(task, answers=answers if shape.answers else (), regions=regions, source=source)
     several = st.lists(boxes(), min_size=1, max_size=3).map(tuple)
     if not shape.spans:
         regions = tuple(Region(draw(several), (phrase,)) for phrase in phrases)

@@ -27,7 +27,10 @@ from minigptv2.corpora.sources.vqa import VqaQuestion, group, locate_coco, share
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, from_json, to_json
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
-from tests.corpora.miniatures import MINIATURES, Miniature, coco, flickr, jpeg, pairs, put, tar
+from tests.corpora.miniatures import MINIATURES
+from tests.corpora.miniatures.files import Miniature, coco, jpeg, put, tar
+from tests.corpora.miniatures.regions import flickr
+from tests.corpora.miniatures.web_pairs import pairs
 
 
 def read(root: Path, corpus: str, split: str) -> tuple[list[Record], Counter[str]]:

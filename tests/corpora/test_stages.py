@@ -22,7 +22,8 @@ from minigptv2.shards.verify import verify_corpus
 from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY
-from tests.corpora.miniatures import MINIATURES, Miniature
+from tests.corpora.miniatures import MINIATURES
+from tests.corpora.miniatures.files import Miniature
 from tests.model.tiny import ALL_PARTS, tiny_config
 
 STAGES = ("stage1_pretrain", "stage2_multitask", "stage3_instruct")

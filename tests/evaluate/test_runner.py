@@ -23,7 +23,7 @@ from minigptv2.model.export import save_untrained
 from minigptv2.record import Region, Turn
 from minigptv2.shards.reader import CorpusReader
 from tests.conftest import World
-from tests.corpora.miniatures import textcaps_val
+from tests.corpora.miniatures.captions import textcaps_val
 from tests.evaluate.corpora import Oracle, corpus_for
 from tests.ranks import run_ranks
 

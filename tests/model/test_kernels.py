@@ -10,7 +10,7 @@ import torch
 from minigptv2.config import Resume, fields_with
 from minigptv2.errors import ConfigError
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import load_info, save_export
+from minigptv2.model.export import ExportContent, load_info, save_export
 from minigptv2.model.kernels import choose_kernels, compile_blocks
 from minigptv2.run_config import check_run_config, load_run_config
 from tests.conftest import REPOSITORY, World
@@ -30,7 +30,7 @@ def test_kernels_that_cannot_run_here_are_refused() -> None:
 def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_path: Path) -> None:
     config = tiny_config(ALL_PARTS)
     config.kernels, config.attention, config.recompute_layers = "liger", "flash_attention_2", 2
-    save_export(tmp_path / "export", {}, config, world.tokenizer(), [], base_sha256={})
+    save_export(tmp_path / "export", ExportContent({}, config, world.tokenizer(), [], {}))
     loaded = load_info(tmp_path / "export").model
     assert all(getattr(loaded, key) == getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE))
 

@@ -21,6 +21,7 @@ from minigptv2.model.backbones import FOLDER_CONFIG
 from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases, open_llama
 from minigptv2.model.export import (
     INSIDE,
+    ExportContent,
     ExportInfo,
     LineageEntry,
     check_weights_file,
@@ -158,17 +159,8 @@ def merge(
 
     base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
     lineage = [*info.lineage, LineageEntry("merged", 0, {"parent": info.weights_sha256})]
-    written = save_export(
-        output,
-        projector,
-        model,
-        tokenizer,
-        lineage,
-        base_sha256=base_sha256,
-        sizes=info.sizes,
-        more=write_bases,
-        inside=True,
-    )
+    content = ExportContent(projector, model, tokenizer, lineage, base_sha256, info.sizes)
+    written = save_export(output, content, more=write_bases, inside=True)
     return written, report
 
 

@@ -13,7 +13,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import ExportInfo, LineageEntry, save_export, tokenizer_of
+from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save_export, tokenizer_of
 from minigptv2.model.weights import canonical_name, check_shapes, named_canonical, plain_tensors
 
 LATEST = "latest"
@@ -83,7 +83,8 @@ def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelCo
                 report.drop(str(folder), key, f"frozen, and equal in {base.folder}")
     lineage = [LineageEntry(f"deepspeed {folder.name}", _steps(folder.name))]
     tensors = {name: found[name] for name in exported}
-    return save_export(output, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases), more=report.write)
+    content = ExportContent(tensors, config, tokenizer, lineage, hash_bases(bases))
+    return save_export(output, content, more=report.write)
 
 
 def _latest(checkpoint: Path) -> str:

@@ -28,7 +28,7 @@ from minigptv2.model.backbones import VisionEncoderSpec, vision_spec
 from minigptv2.model.bases import VISION_FILE, open_llama
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import INSIDE, ExportInfo, LineageEntry, save_export
+from minigptv2.model.export import INSIDE, ExportContent, ExportInfo, LineageEntry, save_export
 from minigptv2.model.weights import check_shapes, hash_tensors, named_canonical, part_of, plain_tensors
 from minigptv2.tokenizer import load_tokenizer
 
@@ -78,9 +78,8 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
             report.write(folder)
 
         lineage = LineageEntry("bases", 0, {"files": [VISION_PACKAGE[0], LANGUAGE_PACKAGE[0]]})
-        info = save_export(
-            output, None, model, tokenizer, [lineage], base_sha256=base_sha256, more=write_bases, inside=True
-        )
+        content = ExportContent(None, model, tokenizer, [lineage], base_sha256)
+        info = save_export(output, content, more=write_bases, inside=True)
     finally:
         shutil.rmtree(language, ignore_errors=True)
     return info, report

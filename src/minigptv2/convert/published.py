@@ -43,7 +43,15 @@ from minigptv2.model.backbones import (
 )
 from minigptv2.model.bases import VISION_FILE
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import INSIDE, ExportInfo, LineageEntry, check_weights_file, load_info, save_export
+from minigptv2.model.export import (
+    INSIDE,
+    ExportContent,
+    ExportInfo,
+    LineageEntry,
+    check_weights_file,
+    load_info,
+    save_export,
+)
 from minigptv2.model.weights import (
     hash_tensors,
     plain_tensors,
@@ -134,17 +142,8 @@ def from_published(
     }
     files = [file.name for file in (vision, language_model, checkpoint) if file]
     lineage = LineageEntry("published" if checkpoint else "bases", 0, {"files": files})
-    info = save_export(
-        output,
-        trained_tensors,
-        model,
-        tokenizer,
-        [lineage],
-        base_sha256=base_sha256,
-        sizes=sizes,
-        more=write_bases,
-        inside=True,
-    )
+    content = ExportContent(trained_tensors, model, tokenizer, [lineage], base_sha256, sizes)
+    info = save_export(output, content, more=write_bases, inside=True)
     return info, report
 
 

@@ -103,9 +103,38 @@ def zero_stage(deepspeed_config: dict[str, Any]) -> int:
     return int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
+@dataclass(frozen=True)
+class ZeroVariant:
+    """Says what a ZeRO stage shards among the ranks. Every rank holds a full copy of the rest."""
+
+    shards_optimizer: bool = False
+    """The fp32 weights and moments of the trained parameters."""
+    shards_gradients: bool = False
+    """The gradients."""
+    shards_parameters: bool = False
+    """The weights of the forward pass, frozen ones included."""
+
+
+ZERO_VARIANTS = {
+    0: ZeroVariant(),
+    1: ZeroVariant(shards_optimizer=True),
+    2: ZeroVariant(shards_optimizer=True, shards_gradients=True),
+    3: ZeroVariant(shards_optimizer=True, shards_gradients=True, shards_parameters=True),
+}
+"""Each ZeRO stage by its number in a DeepSpeed config."""
+
+
+def zero_variant(deepspeed_config: dict[str, Any]) -> ZeroVariant:
+    """Return what a DeepSpeed config shards. Raises `ConfigError` for a ZeRO stage that does not exist."""
+    stage = zero_stage(deepspeed_config)
+    if stage not in ZERO_VARIANTS:
+        raise ConfigError(f"zero_optimization.stage must be one of {', '.join(map(str, ZERO_VARIANTS))}, got {stage}")
+    return ZERO_VARIANTS[stage]
+
+
 def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
     """Return whether a DeepSpeed config shards the parameters and not only the optimizer state."""
-    return zero_stage(deepspeed_config) >= 3
+    return zero_variant(deepspeed_config).shards_parameters
 
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hides the ZeRO stages of DeepSpeed behind one protocol, and handles parameters that may be sharded.
+"""Implements `ZeroBackend` for each ZeRO stage of DeepSpeed, and handles parameters that may be sharded.
 
 This is the only module that branches on the ZeRO stage or uses names of DeepSpeed that are not part of its public
 interface. `attach` checks those names, which were read in DeepSpeed 0.19.8 (`CHECKED_WITH`).
@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,57 +20,13 @@ from minigptv2.engine.checkpoint import MOMENTS
 from minigptv2.engine.config import shards_parameters, zero_stage
 from minigptv2.engine.frozen import drop_frozen_inputs
 from minigptv2.engine.guard import squared_norm
+from minigptv2.engine.zero_backend import ZeroBackend
 from minigptv2.errors import MiniGPTv2Error
 
 CHECKED_WITH = "0.19.8"
 """The DeepSpeed version whose private names this module was checked with."""
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """The state of the dynamic loss scaler (fp16)."""
-
-
-class ZeroBackend(Protocol):
-    """What the trainer needs from a ZeRO stage. `key` is None for the fp32 weight, else one of `MOMENTS`.
-
-    Call `construction` and `prepare` before `deepspeed.initialize`, then `attach`, then the rest, on all ranks.
-    """
-
-    stage: int
-    shards_parameters: bool
-    """Whether each rank holds a part of every parameter, so that all must run the same modules equally often."""
-
-    @property
-    def loss_scaler(self) -> Any:
-        """The dynamic loss scaler of fp16, or None."""
-
-    def construction(self) -> AbstractContextManager[object]:
-        """Return the context in which modules are built."""
-
-    def prepare(self, model: nn.Module) -> None:
-        """Change the built model in place before `deepspeed.initialize`."""
-
-    def attach(self, engine: Any, trainable: dict[str, nn.Parameter]) -> None:
-        """Take the initialized engine. Raises `MiniGPTv2Error` if DeepSpeed lacks a name that is used here."""
-
-    def squared_norm(self) -> Tensor:
-        """Return this rank's share of the squared global gradient norm, float64 [1], without the loss scale."""
-
-    def update(self) -> float:
-        """Run the optimizer step; return the gradient norm before clipping."""
-
-    def skip(self) -> None:
-        """Clear the gradients and change no weight and no moment."""
-
-    def make_moments(self, updates: int) -> None:
-        """Create the AdamW state as it is after `updates` steps, where it does not exist; set its step count."""
-
-    def read(self, parameter: nn.Parameter, key: str | None) -> Tensor:
-        """Return the whole fp32 weight or moment, on every rank."""
-
-    def write(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
-        """Set the whole fp32 weight or moment to `value`, which every rank passes; the model's weight follows."""
-
-    def held(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return what this rank stores of a parameter: the fp32 master where it is trained, else the weight."""
 
 
 def zero_backend(deepspeed_config: dict[str, Any]) -> ZeroBackend:
@@ -87,10 +43,11 @@ class _WholeParameters:
     shards_parameters = False
 
     def construction(self) -> AbstractContextManager[object]:
+        """Return a context without effect."""
         return nullcontext()
 
     def prepare(self, model: nn.Module) -> None:
-        pass
+        """Change nothing."""
 
 
 class Plain(_WholeParameters):
@@ -100,33 +57,41 @@ class Plain(_WholeParameters):
     loss_scaler = None
 
     def attach(self, engine: Any, trainable: dict[str, nn.Parameter]) -> None:
+        """Take the initialized engine. No private name is used."""
         self._engine, self._parameters = engine, list(trainable.values())
 
     def squared_norm(self) -> Tensor:
+        """Return the squared norm of the gradients divided by the number of ranks, because all hold the same ones."""
         return squared_norm(self._gradients(), self._engine.device).reshape(1) / distributed.world_size()
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]
 
     def update(self) -> float:
+        """Run the optimizer step; return the gradient norm before clipping."""
         norm = torch.nn.utils.get_total_norm(self._gradients())  # DeepSpeed does not report it without ZeRO
         self._engine.step()
         return float(norm)
 
     def skip(self) -> None:
+        """Clear the gradients and change no weight and no moment."""
         self._engine.zero_grad()
 
     def make_moments(self, updates: int) -> None:
+        """Create the AdamW state as it is after `updates` steps, where it does not exist."""
         _fill_moments(self._engine.optimizer, self._parameters, updates)
 
     def read(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        """Return the weight or moment itself."""
         return parameter if key is None else self._engine.optimizer.state[parameter][key]
 
     def write(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Copy `value` into the weight or moment."""
         with torch.no_grad():
             self.read(parameter, key).copy_(value)
 
     def held(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return the weight."""
         return parameter
 
 
@@ -138,6 +103,7 @@ class _Sharded:
     _flat_name = _offload_name = _overflow_check = ""
 
     def attach(self, engine: Any, trainable: dict[str, nn.Parameter]) -> None:
+        """Take the initialized engine, and check the private names that this variant uses."""
         self._engine, self._optimizer = engine, engine.optimizer
         names = (self._flat_name, self._offload_name, self._overflow_check)
         require_names(self._optimizer, (*self._optimizer_names, *names))
@@ -146,10 +112,12 @@ class _Sharded:
 
     @property
     def loss_scaler(self) -> Any:
+        """The dynamic loss scaler of fp16, or None."""
         scaler = self._optimizer.loss_scaler
         return scaler if scaler.dynamic else None
 
     def squared_norm(self) -> Tensor:
+        """Return the squared norm of this rank's part of the gradients, without the loss scale."""
         scale = float(self._optimizer.loss_scale)
         return squared_norm(self._gradients(), self._engine.device).reshape(1) / scale**2
 
@@ -164,10 +132,12 @@ class _Sharded:
         return list(getattr(self._optimizer, self._flat_name))
 
     def update(self) -> float:
+        """Run the optimizer step; return the gradient norm that DeepSpeed computed."""
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def skip(self) -> None:
+        """Run the optimizer step with a forced overflow, which clears the gradients and updates nothing."""
         with self._forced_overflow():
             self._engine.step()
         assert self._optimizer.overflow, "DeepSpeed did not skip the step"
@@ -195,9 +165,11 @@ class _Sharded:
             delattr(self._optimizer, self._overflow_check)
 
     def make_moments(self, updates: int) -> None:
+        """Create the AdamW state of this rank's flat tensors, where it does not exist."""
         _fill_moments(self._optimizer.optimizer, self._flat(), updates)
 
     def read(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        """Return the whole fp32 weight or moment. A collective."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         value = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
@@ -217,6 +189,7 @@ class ShardedOptimizer(_WholeParameters, _Sharded):
         self.stage = stage
 
     def attach(self, engine: Any, trainable: dict[str, nn.Parameter]) -> None:
+        """Take the initialized engine and create the moments, so that DeepSpeed can link them to the parameters."""
         super().attach(engine, trainable)
         # 0.19.8 links the moments of all parameter groups after the first group's update, before the others' exist:
         # its getters then never find them. Create them now, so that they can be linked.
@@ -233,10 +206,12 @@ class ShardedOptimizer(_WholeParameters, _Sharded):
             self._optimizer.check_grad_overflow = checked
 
     def make_moments(self, updates: int) -> None:
+        """Create the AdamW state where it does not exist, and link it to the parameters."""
         super().make_moments(updates)
         self._optimizer._lazy_init_hp_params_optimizer_state()  # else its getters and setters find no moments
 
     def write(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Set the whole fp32 weight or moment; the model's weight follows."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if key is None:
@@ -246,6 +221,7 @@ class ShardedOptimizer(_WholeParameters, _Sharded):
             safe_set_full_optimizer_state(parameter, value, key)
 
     def held(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return this rank's part of the fp32 master, or the weight where there is none."""
         mapping = getattr(parameter, "_hp_mapping", None)
         return parameter if mapping is None else mapping.get_hp_fragment()
 
@@ -266,6 +242,7 @@ class ShardedParameters(_Sharded):
         self._config = deepspeed_config
 
     def construction(self) -> AbstractContextManager[object]:
+        """Return DeepSpeed's context that shards each parameter when its module is built."""
         import deepspeed
 
         # Do not pass `dtype=`: 0.19.8 ignores it where the device has no fp16 and builds bf16 parameters in an fp32 run
@@ -273,9 +250,11 @@ class ShardedParameters(_Sharded):
         return deepspeed.zero.Init(config_dict_or_path=self._config)
 
     def prepare(self, model: nn.Module) -> None:
+        """Make frozen linear layers gather their weights again in the backward pass, which keeps no input of theirs."""
         drop_frozen_inputs(model, _gathered)
 
     def write(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """Set this rank's shard of the fp32 weight or moment; the model's weight follows."""
         from deepspeed import utils
 
         if key is None:
@@ -293,6 +272,7 @@ class ShardedParameters(_Sharded):
             utils.safe_set_local_optimizer_state(parameter, shard, key)
 
     def held(self, parameter: nn.Parameter) -> Tensor | None:
+        """Return this rank's shard of the fp32 master, or of the weight where it is frozen."""
         if parameter.requires_grad:
             from deepspeed.utils import safe_get_local_fp32_param
 

@@ -132,43 +132,51 @@ def _resolve(key: str, value: str | None, folder: Path) -> str | None:
     return str(folder / value)  # an absolute path stays what it is
 
 
+@dataclass(frozen=True)
+class ExportContent:
+    """What `save_export` writes: the weights by canonical name (None: base weights only) and all that goes with them.
+
+    `base_sha256` holds the hash of each base part, `lineage` the stages, oldest first. `sizes` are those of the model
+    where they differ from the specs of `config`.
+    """
+
+    tensors: dict[str, Tensor] | None
+    config: ModelConfig
+    tokenizer: Tokenizer
+    lineage: list[LineageEntry]
+    base_sha256: dict[str, str]
+    sizes: Sizes | None = None
+
+
 def save_export(
-    folder: Path,
-    tensors: dict[str, Tensor] | None,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    lineage: list[LineageEntry],
-    *,
-    base_sha256: dict[str, str],
-    sizes: Sizes | None = None,
-    more: Callable[[Path], None] | None = None,
-    inside: bool = False,
+    folder: Path, content: ExportContent, *, more: Callable[[Path], None] | None = None, inside: bool = False
 ) -> ExportInfo:
     """Write an export atomically, into a temporary folder that is renamed; return its config.
 
-    `sizes` are those of the model, where they differ from the specs of the config. `more` writes further files into the
-    folder. With `inside`, the `INSIDE` paths of the config refer to the new folder.
+    `more` writes further files into the folder. With `inside`, the `INSIDE` paths of the config refer to the new
+    folder.
     """
     from safetensors.torch import save_file
 
     with new_folder(folder) as temporary:
         sha256 = None
-        if tensors is not None:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, str(temporary / WEIGHTS_FILE))
+        if content.tensors is not None:
+            tensors = {name: value.contiguous() for name, value in content.tensors.items()}
+            save_file(tensors, str(temporary / WEIGHTS_FILE))
             finish_file(temporary / WEIGHTS_FILE)
             sha256 = sha256_of(temporary / WEIGHTS_FILE)
-        shutil.copyfile(tokenizer.path, temporary / tokenizer.path.name)
+        shutil.copyfile(content.tokenizer.path, temporary / content.tokenizer.path.name)
         if more is not None:
             more(temporary)
         document = {
             "format": FORMAT,
-            "model": asdict(config)
+            "model": asdict(content.config)
             | {"tokenizer": None}
-            | {key: _portable(key, getattr(config, key), inside) for key in _PATHS},
-            "sizes": (sizes or sizes_of(config)).as_json(),
+            | {key: _portable(key, getattr(content.config, key), inside) for key in _PATHS},
+            "sizes": (content.sizes or sizes_of(content.config)).as_json(),
             "weights_sha256": sha256,
-            "base_sha256": base_sha256,
-            "lineage": [entry.as_json() for entry in lineage],
+            "base_sha256": content.base_sha256,
+            "lineage": [entry.as_json() for entry in content.lineage],
         }
         write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
     return load_info(folder)
@@ -294,4 +302,4 @@ def save_untrained(folder: Path, config: ModelConfig, seed: int) -> ExportInfo:
     named = named_canonical(model)
     tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
     lineage = [LineageEntry("untrained", 0, {"seed": seed})]
-    return save_export(folder, tensors, config, tokenizer, lineage, base_sha256=hash_bases(bases))
+    return save_export(folder, ExportContent(tensors, config, tokenizer, lineage, hash_bases(bases)))

@@ -46,6 +46,7 @@ class Line:
 
     @property
     def turns(self) -> list[Turn]:
+        """The questions and answers of the line, as given."""
         turns: list[Turn] = self.fields["turns"]
         return turns
 

@@ -109,11 +109,24 @@ class LimitReport:
         wire = moved / self.rates.gather if self.rates.gather else 0.0
         data = mine.images / self.rates.decode if self.rates.decode else 0.0
         step = seconds / steps
-        lever = self._lever(compute, wire, data, flops.recomputed / flops.total, data_wait_s / seconds, step)
+        lever = self._lever(
+            step,
+            compute=compute,
+            wire=wire,
+            data=data,
+            recomputed=flops.recomputed / flops.total,
+            waiting=data_wait_s / seconds,
+        )
         return Share(step, compute, wire, data, lever)
 
-    def _lever(self, compute: float, wire: float, data: float, recomputed: float, waiting: float, step: float) -> str:
-        """The change that could gain most, with the upper bound of its gain."""
+    def _lever(
+        self, step: float, *, compute: float, wire: float, data: float, recomputed: float, waiting: float
+    ) -> str:
+        """The change that could gain most, with the upper bound of its gain.
+
+        `step`, `compute`, `wire` and `data` are seconds. `recomputed` is a share of the arithmetic, and `waiting`
+        (for data) one of the step.
+        """
         frozen_moves = any(not part.trained for part in self.costs.parts) and self.plan.shards_parameters
         levers = {
             "more data.num_workers or cores: the step waits for data": waiting * step,

@@ -22,7 +22,7 @@ from minigptv2.engine.zero import full_value
 from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import names_to_export
-from minigptv2.model.export import LineageEntry, save_export
+from minigptv2.model.export import ExportContent, LineageEntry, save_export
 from minigptv2.prompt import PromptEncoder
 from minigptv2.run_config import RunConfig
 from minigptv2.run_folder import RunFolder
@@ -128,9 +128,8 @@ class Run:
         tensors = trained | {name: full_value(trainer.parameters[name]) for name in others}
         if distributed.is_main():
             lineage = [*(parent.lineage if parent else ()), self._lineage_entry()]
-            info = save_export(
-                folder, tensors, self.config.model, self.encoder.tokenizer, lineage, base_sha256=base_sha256
-            )
+            content = ExportContent(tensors, self.config.model, self.encoder.tokenizer, lineage, base_sha256)
+            info = save_export(folder, content)
             self.log.line(f"export {info.title}")
         return folder
 
