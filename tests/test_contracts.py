@@ -43,7 +43,8 @@ TASK_NAMES_OF_OTHER_THINGS = (
     "corpora.own_files",  # the columns of a table
     "corpora.sources.toy",  # the names of its corpora
 )
-WORDED_TASKS = ("vqa", "caption", "grounding", "refer", "identify", "detection")
+IDENTIFIERS = {task.identifier: type(task).__module__ for task in TASKS.values() if task.identifier}
+"""The module of each task that has an identifier."""
 BASES = ("base.yaml", "toy.yaml")
 NO_TORCH = (
     "run_config",
@@ -119,7 +120,10 @@ def test_configs_import_no_torch(name: str) -> None:
         (r"\[INST\]", {"prompt.py"}),
         (r"<Img>", {"prompt.py"}),
         (r"<delim>", {"boxes.py"}),
-        (r"\[(vqa|caption|grounding|refer|identify|detection)\]\"", {f"tasks/{name}.py" for name in WORDED_TASKS}),
+        (
+            rf"({'|'.join(map(re.escape, IDENTIFIERS))})\"",
+            {f"{module.removeprefix('minigptv2.').replace('.', '/')}.py" for module in IDENTIFIERS.values()},
+        ),
         (r"\"</?p>\"", {"tasks/answers.py"}),
         (r"0\.48145466", {"model/backbones.py"}),
         (r"import .*omegaconf|from omegaconf", {"config.py"}),
