@@ -16,6 +16,7 @@ from hypothesis import settings
 from minigptv2.corpora.sources import photographs, toy
 from minigptv2.corpora.token_texts import rendered_texts
 from minigptv2.shards.writer import write_corpus
+from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)
@@ -26,6 +27,8 @@ settings.load_profile(os.environ.get("PROPERTIES", "same_dice"))
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY.parent / "shared" / "reference" / "minigpt_v2_tiny"
 TOY_CORPORA = ("weak", "caption", "grounding", "refer", "identify", "vqa", "detection", "conversation", "language")
+TOY_TASKS = tuple(task for task in TASKS if task in TOY_CORPORA)
+"""The tasks that have a toy corpus. An added task needs none."""
 
 
 class World:

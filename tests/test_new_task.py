@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from minigptv2.boxes import Box
+from minigptv2.cli import main as cli
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset
 from minigptv2.data.plan import DataPlan, load_recipe
@@ -33,6 +34,8 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tasks import TASKS, Pick, RenderedTurn, Task, TurnShape, render_turn, task_id, task_of, validate
 from minigptv2.tokenizer import Tokenizer
+from tests.corpora.miniatures.files import jpeg, lines, put
+from tests.corpora.own_data import HERE, built
 from tests.evaluate.corpora import HEIGHT, WIDTH, Oracle, picture
 from tests.model.tiny import ALL_PARTS, tiny_config
 
@@ -90,12 +93,31 @@ def test_a_record_of_the_task_is_checked_by_its_shape_and_read_from_shards(corpu
     assert reader.manifest.turns == {"count": NUM_SAMPLES}
 
 
+@pytest.mark.parametrize("key", ["question", "phrase"])
+def test_an_entry_of_own_data_keeps_the_answers_and_the_box(tmp_path: Path, key: str) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    entry = {"image": "a.jpg", "task": "count", key: "dogs", "boxes": [10, 12, 32, 24], "answer": ["2", "two"]}
+    put(tmp_path / "my.jsonl", lines([entry]))
+    (made,) = built(tmp_path, "my.jsonl")
+    region = Region((Box(10, 12, 32, 24),), ("dogs",))
+    assert made.turns == (Turn("count", answers=("2", "two"), regions=(region,)),)
+    validate(made, "here")
+
+
+def test_an_entry_of_own_data_without_an_answer_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    entry = {"image": "a.jpg", "task": "count", "phrase": "dogs", "boxes": [10, 12, 32, 24]}
+    put(tmp_path / "my.jsonl", lines([entry]))
+    assert cli(["shards", "build", str(tmp_path / "my.jsonl"), "--output", str(tmp_path / "out"), *HERE]) != 0
+    assert "task 'count' needs \"answer\"" in capsys.readouterr().err
+
+
 def test_a_turn_of_the_task_becomes_a_prompt_with_the_tasks_id(tokenizer: Tokenizer) -> None:
     questions = {render_turn(record(3).turns[0], WIDTH, HEIGHT, Random(seed)).question for seed in range(50)}
     assert len(questions) == 4 and {task_of(question).name for question in questions} == {"count"}
     example = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=200).encode(record(3), Random(0))
     assert example is not None
-    assert set(example.task_ids.tolist()) == {task_id("count")} == {8}
+    assert set(example.task_ids.tolist()) == {task_id("count")} == {list(TASKS).index("count")}
 
 
 def test_a_training_step_reports_the_tasks_loss(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -101,6 +101,10 @@ class RequeueExit(MiniGPTv2Error):
     exit_code = ExitCode.REQUEUE
 
 
+class LeakError(MiniGPTv2Error):
+    """Attention over packs leaks between samples on this machine."""
+
+
 def exit_code_of(error: BaseException) -> int:
     """Exit code of a process that ends with `error`."""
     if isinstance(error, MiniGPTv2Error):

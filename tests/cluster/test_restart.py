@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cluster.attempts import Attempt, newest_step, run_journal, slurm_journal
-from minigptv2.cluster.restart import FINAL_ERRORS, Limits, judge
+from minigptv2.cluster.restart import FINAL_ERRORS, RestartLimits, judge
 from minigptv2.errors import ConfigError, ExitCode
 from minigptv2.run_folder import RunFolder
 
-LIMITS = Limits(restarts=5, stalls=3, node_failures=2)
+LIMITS = RestartLimits(restarts=5, stalls=3, node_failures=2)
 
 
 def attempts(*ends: tuple[int | None, int, str]) -> list[Attempt]:

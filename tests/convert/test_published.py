@@ -170,7 +170,7 @@ def test_base_weights_alone_can_be_trained_but_not_asked(tmp_path: Path, capsys:
     assert main(words(tmp_path / "bases", checkpoint=None)) == 0
     image = str(REFERENCE / "image0.png")
     assert main(["ask", "--model", str(tmp_path / "bases"), image, "[vqa] what?"]) == 4
-    assert "bases only" in capsys.readouterr().err
+    assert "base weights only" in capsys.readouterr().err
 
 
 def test_a_language_model_that_is_not_copied(folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def turns(draw: st.DrawFn, task: str) -> Turn:
         return Turn(task, answers=answers, source=source)
     phrases = tuple(draw(st.lists(words, min_size=1, max_size=3)))
     if shape.regions == "one":
-        return Turn(task, regions=(Region((draw(boxes()),), phrases),), source=source)
+        regions = (Region((draw(boxes()),), phrases),)
+        return Turn(task, answers=answers if shape.answers else (), regions=regions, source=source)
     several = st.lists(boxes(), min_size=1, max_size=3).map(tuple)
     if not shape.spans:
         regions = tuple(Region(draw(several), (phrase,)) for phrase in phrases)

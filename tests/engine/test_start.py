@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from minigptv2.data.collate import fullest_pack
 from minigptv2.data.config import DataConfig
+from minigptv2.errors import LeakError
 from minigptv2.model import minigptv2 as model_module
-from minigptv2.model.proof import LeakError, prove_packing
+from minigptv2.model.proof import prove_packing
 from minigptv2.model.weights import named_canonical
 from tests.model.tiny import ALL_PARTS, tiny_model
 from tests.ranks import run_ranks

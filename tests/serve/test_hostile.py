@@ -289,9 +289,9 @@ def test_a_public_address_requires_a_password() -> None:
 
 
 def test_an_archive_escapes_the_conversation() -> None:
-    from minigptv2.serve.session import Turn
+    from minigptv2.serve.session import ChatTurn
 
-    session = Session(turns=[Turn("<script>x</script>", "<b onload=y>", "done")])
+    session = Session(turns=[ChatTurn("<script>x</script>", "<b onload=y>", "done")])
     page = session._as_page({})
     assert "<script>" not in page and "<b onload" not in page and "&lt;script&gt;" in page
 

@@ -13,9 +13,9 @@ from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.serve.batcher import Busy
 from minigptv2.serve.config import Limits
-from minigptv2.serve.page import Example, Page, load_examples
+from minigptv2.serve.page import ExampleQuestion, Page, load_examples
 from minigptv2.serve.service import Service
-from minigptv2.serve.session import Session, Turn
+from minigptv2.serve.session import ChatTurn, Session
 from tests.serve.tiny import picture
 
 
@@ -35,7 +35,7 @@ def test_regenerate_keeps_the_answer_until_another_one_starts(
 
     service = Service(predictor, "tiny", Limits(max_new_tokens=8))
     page = Page(service, [])
-    session = Session(turns=[Turn("one?", "1", "done"), Turn("two?", "2", "done")])
+    session = Session(turns=[ChatTurn("one?", "1", "done"), ChatTurn("two?", "2", "done")])
     with monkeypatch.context() as patch:
         patch.setattr(service.batcher, "submit", full)
         again(page, session)
@@ -57,7 +57,11 @@ def test_examples_are_read_as_predict_reads_them(tmp_path: Path) -> None:
     ]
     file = tmp_path / "examples.jsonl"
     file.write_text("\n" + "\n \n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n")
-    assert load_examples(file) == [Example("what\u2028is it?", data), Example("hi", None), Example("hi", data)]
+    assert load_examples(file) == [
+        ExampleQuestion("what\u2028is it?", data),
+        ExampleQuestion("hi", None),
+        ExampleQuestion("hi", data),
+    ]
     file.write_text('\n{"image": 3, "turns": [{"question": "hi"}]}')
     with pytest.raises(DataError, match="examples.jsonl:2: expected"):
         load_examples(file)

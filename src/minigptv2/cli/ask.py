@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
 def _ask(args: argparse.Namespace) -> int:
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
-    from minigptv2.predict.requests import Request
+    from minigptv2.predict.requests import Request, boxes_as_json
     from minigptv2.shards.image_files import open_photo
     from minigptv2.tasks import task_of
 
@@ -38,8 +38,7 @@ def _ask(args: argparse.Namespace) -> int:
     parsed = task_of(question).parse(answer, *image.size)
     boxes = [(box, item.phrase) for item in parsed.grounded for box in item.boxes]
     if args.json:
-        rows = [{"box": [box.x1, box.y1, box.x2, box.y2], "phrase": phrase} for box, phrase in boxes]
-        print_json({"answer": answer, "boxes": rows, "drawn": args.draw})
+        print_json({"answer": answer, "boxes": boxes_as_json(parsed.grounded), "drawn": args.draw})
     else:
         print(answer)
         for box, phrase in boxes:

@@ -17,7 +17,7 @@ from minigptv2.cli.arguments import Parser, add_overrides
 
 if TYPE_CHECKING:
     from minigptv2.cluster.attempts import Attempt, Journal
-    from minigptv2.cluster.restart import Limits
+    from minigptv2.cluster.restart import RestartLimits
     from minigptv2.run_config import RunConfig
 
 _VISIBLE_S = 30.0
@@ -141,11 +141,11 @@ def _config(args: argparse.Namespace) -> RunConfig:
     return load_run_config(args.config, args.overrides).value
 
 
-def _limits() -> Limits:
-    from minigptv2.cluster.restart import Limits
+def _limits() -> RestartLimits:
+    from minigptv2.cluster.restart import RestartLimits
 
-    known = Limits()
-    return Limits(
+    known = RestartLimits()
+    return RestartLimits(
         restarts=int(os.environ.get("MINIGPTV2_MAX_RESTARTS", known.restarts)),
         stalls=int(os.environ.get("MINIGPTV2_MAX_STALLS", known.stalls)),
         node_failures=int(os.environ.get("MINIGPTV2_NODE_FAILURES", known.node_failures)),

@@ -22,7 +22,7 @@ FINAL_ERRORS = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class RestartLimits:
     """When to stop restarting. Set by environment variables of the same names, see docs/slurm.md."""
 
     restarts: int = 50
@@ -43,7 +43,7 @@ class Verdict:
     exclude: tuple[str, ...] = ()
 
 
-def judge(attempts: list[Attempt], limits: Limits) -> Verdict:
+def judge(attempts: list[Attempt], limits: RestartLimits) -> Verdict:
     """What to do after the last of one job's attempts, whose end is known."""
     last = attempts[-1]
     exclude = bad_nodes(attempts, limits)
@@ -92,7 +92,7 @@ def refuse_crash_loop(attempts: list[Attempt], step: int, config: str, limit: in
     )
 
 
-def bad_nodes(attempts: list[Attempt], limits: Limits) -> tuple[str, ...]:
+def bad_nodes(attempts: list[Attempt], limits: RestartLimits) -> tuple[str, ...]:
     """Nodes that have failed often enough to be excluded."""
     failures = Counter(node for attempt in attempts for node in attempt.failed_nodes)
     return tuple(sorted(node for node, count in failures.items() if count >= limits.node_failures))

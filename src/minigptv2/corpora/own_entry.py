@@ -79,7 +79,10 @@ def _turn(entry: dict[str, Any], image: str | None) -> Turn:
     boxes = _boxes(entry)
     if len(boxes) != 1:
         raise DataError(f"task '{task}' requires one box, got {len(boxes)}")
-    return Turn(task, regions=(Region(boxes, phrases or _missing(task, "phrase")),))
+    if shape.answers and not answers:
+        _missing(task, "answer")
+    regions = (Region(boxes, phrases or _missing(task, "phrase")),)
+    return Turn(task, answers=answers if shape.answers else (), regions=regions)
 
 
 def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:

@@ -100,9 +100,38 @@ def zero_stage(deepspeed_config: dict[str, Any]) -> int:
     return int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
+@dataclass(frozen=True)
+class ZeroVariant:
+    """What a ZeRO stage divides among the ranks. What it does not, every rank holds whole."""
+
+    shards_optimizer: bool = False
+    """The fp32 weights and moments of what is trained."""
+    shards_gradients: bool = False
+    """The gradients."""
+    shards_parameters: bool = False
+    """The weights of the forward pass, frozen ones too."""
+
+
+ZERO_VARIANTS = {
+    0: ZeroVariant(),
+    1: ZeroVariant(shards_optimizer=True),
+    2: ZeroVariant(shards_optimizer=True, shards_gradients=True),
+    3: ZeroVariant(shards_optimizer=True, shards_gradients=True, shards_parameters=True),
+}
+"""Each ZeRO stage by its number in a DeepSpeed config."""
+
+
+def zero_variant(deepspeed_config: dict[str, Any]) -> ZeroVariant:
+    """Return what a DeepSpeed config shards. Raises `ConfigError` for a ZeRO stage that does not exist."""
+    stage = zero_stage(deepspeed_config)
+    if stage not in ZERO_VARIANTS:
+        raise ConfigError(f"zero_optimization.stage must be one of {', '.join(map(str, ZERO_VARIANTS))}, got {stage}")
+    return ZERO_VARIANTS[stage]
+
+
 def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
     """Return whether a DeepSpeed config shards the parameters, and not the optimizer state alone."""
-    return zero_stage(deepspeed_config) >= 3
+    return zero_variant(deepspeed_config).shards_parameters
 
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:

@@ -10,16 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minigptv2.errors import MiniGPTv2Error
+from minigptv2.errors import LeakError
 from minigptv2.model.minigptv2 import MiniGPTv2
 
 LENGTHS = (19, 7, 33)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Largest difference between the mean loss of a sample in a pack and alone, by dtype of the weights; from rounding."""
-
-
-class LeakError(MiniGPTv2Error):
-    """Attention over packs leaks between samples on this machine."""
 
 
 def prove_packing(model: MiniGPTv2, device: torch.device) -> str:

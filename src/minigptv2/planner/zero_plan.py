@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from minigptv2.engine.config import ZeroVariant, zero_variant
 from minigptv2.model.costs import Part
 
 MASTER_AND_MOMENTS = 12
@@ -38,7 +39,7 @@ class ZeroPlan:
     """The settings of a DeepSpeed JSON that determine memory and traffic."""
 
     name: str
-    stage: int
+    variant: ZeroVariant
     element: int
     """Bytes of a weight in the forward pass: 2 in bf16 and fp16, 4 in fp32."""
     persistence: float
@@ -60,7 +61,7 @@ class ZeroPlan:
         half = any(document.get(key, {}).get("enabled") for key in ("bf16", "fp16"))
         return cls(
             name=name,
-            stage=int(zero.get("stage", 0)),
+            variant=zero_variant(document),
             element=2 if half else 4,
             persistence=float(zero.get("stage3_param_persistence_threshold", PERSISTENCE_DEFAULT)),
             max_live=float(zero.get("stage3_max_live_parameters", LIVE_DEFAULT)),
@@ -76,17 +77,17 @@ class ZeroPlan:
     @property
     def shards_parameters(self) -> bool:
         """Whether each rank holds a part of every parameter."""
-        return self.stage == 3
+        return self.variant.shards_parameters
 
     def held_elements(self, part: Part, ranks: int) -> float:
         """Elements of a part whose weights a rank holds between steps."""
-        if self.stage < 3:
+        if not self.shards_parameters:
             return float(part.elements)
         return float(part.elements) if self._persists(part) else part.elements / ranks
 
     def _persists(self, part: Part) -> bool:
         """Whether the matrices of a part are small enough to stay whole on every rank, as those of LoRA usually are."""
-        return self.stage == 3 and 0 < part.largest_layer <= self.persistence
+        return self.shards_parameters and 0 < part.largest_layer <= self.persistence
 
     def state_bytes(self, parts: list[Part], ranks: int) -> dict[str, float]:
         """GPU bytes per rank: the weights of each part, gradients, optimizer, gathered layers.
@@ -96,17 +97,18 @@ class ZeroPlan:
         held: dict[str, float] = {}
         for part in parts:
             width = float(self.element)
-            on_host = self.offload_frozen and self.stage == 3 and not self._persists(part)
+            on_host = self.offload_frozen and self.shards_parameters and not self._persists(part)
             held[part.name] = 0.0 if on_host else width * self.held_elements(part, ranks)
             if self.hpz > 1 and not on_host:  # a second shard inside the node
                 held[part.name] += width * part.elements / self.hpz
         trained = float(sum(part.elements for part in parts if part.trained))
         share = trained / ranks
-        gradients = {0: trained, 1: trained, 2: share, 3: share}[self.stage]
-        held["gradients"] = self.element * gradients
-        optimizer = 0.0 if self.offload_optimizer else MASTER_AND_MOMENTS * (trained if self.stage == 0 else share)
-        held["optimizer"] = optimizer - (4 * trained if self.stage == 0 and self.element == 4 else 0.0)
-        if self.stage == 3:
+        held["gradients"] = self.element * (share if self.variant.shards_gradients else trained)
+        optimized = share if self.variant.shards_optimizer else trained
+        held["optimizer"] = 0.0 if self.offload_optimizer else MASTER_AND_MOMENTS * optimized
+        if not self.variant.shards_optimizer and self.element == 4:  # fp32 weights are their own masters
+            held["optimizer"] -= 4 * trained
+        if self.shards_parameters:
             sharded = sum(part.elements for part in parts if not self._persists(part))
             largest = max((part.largest_layer for part in parts), default=0)
             held["gathered layers"] = self.element * min(sharded, max(self.max_live, largest) + self.bucket)
@@ -120,7 +122,7 @@ class ZeroPlan:
         for part in parts:
             if part.trained:
                 trained += self._trained_traffic(part, micro_batches)
-            elif self.stage == 3 and not self._persists(part):
+            elif self.shards_parameters and not self._persists(part):
                 width = 1.0 if self.quantized else float(self.element)
                 moved = width * (part.elements + self._gathered_again(part)) * micro_batches
                 if self.offload_frozen:
@@ -133,11 +135,9 @@ class ZeroPlan:
 
     def _trained_traffic(self, part: Part, micro_batches: int) -> float:
         weights = float(self.element * part.elements)
-        if self.stage == 0:  # one all-reduce: a reduce-scatter and a gather
+        if not self.variant.shards_gradients:  # a reduce-scatter and a gather: of gradients, or of updated weights
             return 2 * weights
-        if self.stage == 1:
-            return 2 * weights
-        if self.stage == 2:
+        if not self.shards_parameters:
             return weights * micro_batches * (2 if self.reduce_to_all else 1) + weights
         if self._persists(part):
             return weights * (micro_batches + 1)

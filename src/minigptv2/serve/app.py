@@ -22,7 +22,7 @@ from minigptv2.predict.requests import boxes_as_json, grounded_phrases
 from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Busy, Ticket
 from minigptv2.serve.config import Access, Limits
-from minigptv2.serve.openai_api import Chat, Envelope, RequestError, parse_chat, parse_json, usage_of
+from minigptv2.serve.openai_api import ChatRequest, Envelope, RequestError, parse_chat, parse_json, usage_of
 from minigptv2.serve.service import Service, pieces
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
         return await _answer(request, chat, service)
 
 
-async def _answer(request: Request, chat: Chat, service: Service) -> Response:
+async def _answer(request: Request, chat: ChatRequest, service: Service) -> Response:
     try:
         images = [await service.open_image(file) for file in chat.images]
         question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
@@ -139,7 +139,7 @@ async def _answer(request: Request, chat: Chat, service: Service) -> Response:
 
 
 async def _events(
-    ticket: Ticket, chat: Chat, envelope: Envelope, size: tuple[int, int], service: Service
+    ticket: Ticket, chat: ChatRequest, envelope: Envelope, size: tuple[int, int], service: Service
 ) -> AsyncIterator[str]:
     """Yield the answer as server-sent events. The model stops if the client disconnects."""
     try:
@@ -161,7 +161,7 @@ def _event(document: dict[str, Any]) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
 
-def _boxes(ticket: Ticket, chat: Chat, size: tuple[int, int]) -> list[dict[str, Any]]:
+def _boxes(ticket: Ticket, chat: ChatRequest, size: tuple[int, int]) -> list[dict[str, Any]]:
     return boxes_as_json(grounded_phrases(ticket.text, size)) if chat.images else []
 
 

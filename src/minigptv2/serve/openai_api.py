@@ -67,7 +67,7 @@ def _encodable(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Chat:
+class ChatRequest:
     """A valid request: the question, the earlier turns, the image files of the first message, and the options."""
 
     question: str
@@ -90,7 +90,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return document
 
 
-def parse_chat(body: dict[str, Any], *, model: str, limits: Limits) -> Chat:
+def parse_chat(body: dict[str, Any], *, model: str, limits: Limits) -> ChatRequest:
     """The chat in `body` for the model named `model`. Raises `RequestError` naming the invalid field."""
     _check_fields(body)
     if _value(body, "model", str, required=True) != model:
@@ -102,7 +102,7 @@ def parse_chat(body: dict[str, Any], *, model: str, limits: Limits) -> Chat:
         )
     history, question, images = _conversation(body, limits)
     options = _value(body, "stream_options", dict) or {}
-    return Chat(
+    return ChatRequest(
         question,
         history,
         images,

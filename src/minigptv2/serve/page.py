@@ -23,7 +23,7 @@ from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.requests import Decoding
 from minigptv2.serve.gradio_compat import custom_element, event_data, forbid_downloads, limit_sessions
 from minigptv2.serve.service import Service, pieces
-from minigptv2.serve.session import Session, Turn, is_identify
+from minigptv2.serve.session import ChatTurn, Session, is_identify
 from minigptv2.serve.uploads import data_url, decode_data_url
 from minigptv2.tasks import BOX_TASK, TASKS, render_turn
 
@@ -51,14 +51,14 @@ FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleQuestion:
     """A question to try, and the image file it is about, if any."""
 
     question: str
     image: bytes | None
 
 
-def load_examples(file: Path | None) -> list[Example]:
+def load_examples(file: Path | None) -> list[ExampleQuestion]:
     """The first questions and images of a JSON lines file in the format of `predict`, or four drawn scenes.
 
     Raises `DataError` for a line or an image that cannot be read.
@@ -77,17 +77,17 @@ def load_examples(file: Path | None) -> list[Example]:
         except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
             form = '{"image": "a.jpg", "turns": [{"question": ...}]}'
             raise DataError(f"{file}:{number}: expected {form}: {error}") from error
-        examples.append(Example(str(question).strip(), data))
+        examples.append(ExampleQuestion(str(question).strip(), data))
     return examples
 
 
-def _drawn_examples() -> list[Example]:
+def _drawn_examples() -> list[ExampleQuestion]:
     examples = []
     for corpus in ("grounding", "refer", "vqa", "detection"):
         sample = next(iter(toy.samples(corpus, 1, Path(), "val")))
         assert sample.image is not None, "the samples of these corpora have images"
         rendered = render_turn(sample.record.turns[0], sample.record.width or 1, sample.record.height or 1)
-        examples.append(Example(rendered.question, sample.image))
+        examples.append(ExampleQuestion(rendered.question, sample.image))
     return examples
 
 
@@ -138,7 +138,7 @@ class Controls(NamedTuple):
 class Page:
     """Builds the page and handles its events."""
 
-    def __init__(self, service: Service, examples: list[Example]) -> None:
+    def __init__(self, service: Service, examples: list[ExampleQuestion]) -> None:
         self._service = service
         self._examples = examples
 
@@ -261,10 +261,10 @@ class Page:
         tokens: float,
         *,
         draft: str = "",
-        replaced: Turn | None = None,
+        replaced: ChatTurn | None = None,
     ) -> AsyncIterator[list[Any]]:
         """Answer a question. `draft` is the text of the question field meanwhile, `replaced` the turn to replace."""
-        turn = Turn(question)
+        turn = ChatTurn(question)
         try:
             decoding = Decoding(int(tokens), float(temperature), seed=session.seed)
             self._service.check(question, decoding)
@@ -284,7 +284,7 @@ class Page:
             yield state
         yield [session, session.shown(), gr.skip(), gr.update(visible=True), gr.update(visible=False)]
 
-    async def _grow(self, session: Session, turn: Turn) -> AsyncIterator[list[Any]]:
+    async def _grow(self, session: Session, turn: ChatTurn) -> AsyncIterator[list[Any]]:
         """Read the answer from the ticket of the session and yield the page while it grows."""
         ticket = session.ticket
         assert ticket is not None, "the session has a ticket while an answer is in progress"

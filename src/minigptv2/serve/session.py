@@ -23,7 +23,7 @@ from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments, task_of
 
 
 @dataclass
-class Turn:
+class ChatTurn:
     """A question and its answer so far. `state` is running, done, stopped, or failed, with the reason in `note`."""
 
     question: str
@@ -37,7 +37,7 @@ class Session:
     """A conversation about one image, or without an image. `seed` is the random seed of the next sampled answer."""
 
     image: UploadedImage | None = None
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[ChatTurn] = field(default_factory=list)
     region: Box | None = None
     seed: int = 0
     ticket: Ticket | None = None
@@ -62,7 +62,7 @@ class Session:
         self.stop()
         self.image, self.turns, self.region, self.seed = image, [], None, 0
 
-    def request(self, question: str, replaced: Turn | None = None) -> Request:
+    def request(self, question: str, replaced: ChatTurn | None = None) -> Request:
         """The question with the image and the earlier turns, except failed ones and the one to be `replaced`."""
         earlier = [turn for turn in self.turns if turn is not replaced and turn.state in ("done", "stopped")]
         history = tuple((turn.question, turn.answer) for turn in earlier)
