@@ -31,7 +31,6 @@ __all__ = [
     "render_value",
     "render_yaml",
     "resume_rule",
-    "save_yaml",
     "setting",
 ]
 
@@ -116,12 +115,6 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
 def flat_values(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a plain container as a dict from dotted key to leaf value, as in `Loaded.flat`."""
     return _flatten(OmegaConf.create(value), prefix)
-
-
-def save_yaml(value: Any, path: Path) -> None:
-    """Write a dataclass or plain container as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_yaml(value))
 
 
 def render_yaml(value: Any) -> str:
