@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from minigptv2.cluster.attempts import Attempt, run_journal
 from minigptv2.cluster.failure import Failure, read_failure, start_id, write_failure
 from minigptv2.errors import ExitCode
 from minigptv2.run_folder import RunFolder
+from minigptv2.shards.dropped import Dropped, read_report, save_unreported_drops
 
 LOST = Failure("7.1", "lost", "RankError", "silent for 9 s", int(ExitCode.RANK_LOST), 1, "node2", "step 12", 117)
 BUG = replace(LOST, kind="error", error="ValueError", message="a bug\nin two lines", exit_code=1)
@@ -61,3 +63,39 @@ def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("STORE_TOKEN", "correct-horse-battery")
     write_failure(tmp_path, replace(BUG, message="403 for correct-horse-battery"), rank=0)
     assert json.loads((RunFolder(tmp_path).failure).read_text())["message"] == "403 for [secret]"
+
+
+def test_secrets_with_quotes_and_signed_urls_leave_valid_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON escapes quotes, backslashes and non-ASCII characters, so secrets are replaced before it is encoded."""
+    secret = 'p\\ss"wörd-è'
+    monkeypatch.setenv("STORE_PASSWORD", secret)
+    message = f'403 for "https://store/a.tar?part=2&sig=abc" with {secret}'
+    hidden = '403 for "https://store/a.tar?part=2&sig=[secret]" with [secret]'
+    write_failure(tmp_path, replace(BUG, message=message), rank=0)
+    failure = read_failure(tmp_path, BUG.start)
+    assert failure is not None and failure.message == hidden
+    journal = run_journal(tmp_path)
+    journal.append_start(Attempt("7", 0, 0.0, ("node1",)))
+    journal.append_end(Attempt("7", 0, 0.0, ("node1",), reason=message, exit_code=1))
+    assert journal.read()[-1].reason == hidden
+    save_unreported_drops(tmp_path, [(3, 1, Dropped("toy", "", "k", message))])
+    assert [row["reason"] for row in read_report(RunFolder(tmp_path).dropped_of_rank(1))] == [hidden]
+
+
+@pytest.mark.parametrize("content", ['{"start": "7.1", "kind": "lo', "null", '{"start": "7.1"}', "\xff"])
+def test_a_damaged_file_is_reported_in_one_line_and_replaced(
+    tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunFolder(tmp_path).failure.write_bytes(content.encode("latin-1"))
+    assert read_failure(tmp_path, "7.1") is None
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "cannot read" in lines[0] and "using the logs of the ranks" in lines[0]
+    write_failure(tmp_path, LOST, rank=0)
+    assert read_failure(tmp_path, "7.1") == LOST
+
+
+def test_unknown_fields_are_ignored(tmp_path: Path) -> None:
+    write_failure(tmp_path, LOST, rank=0)
+    file = RunFolder(tmp_path).failure
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"gpu": 3}))
+    assert read_failure(tmp_path, "7.1") == LOST

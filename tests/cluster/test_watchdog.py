@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from minigptv2.cluster.attempts import run_journal
 from minigptv2.cluster.failure import Failure
 from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.rendezvous import free_port
+from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.errors import CrashLoopError, ExitCode, HangError, RankError
 from tests import preloaded
 from tests.ranks import rank_environment
@@ -68,6 +70,30 @@ def test_all_ranks_exit_with_the_first_cause(tmp_path: Path, fault: str, bad_ran
     if fault == "hang":
         stacks = (tmp_path / "stacks" / f"rank{bad_rank}.txt").read_text()
         assert "in hang" in stacks and (tmp_path / "stacks" / f"rank{1 - bad_rank}.txt").exists()
+
+
+def test_a_rank_exits_even_if_nothing_can_be_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No folder for the stacks, a failure.json that cannot be written, and a full disk under the journal."""
+
+    def refuse(text: str, code: int) -> None:
+        raise OSError("no space left")
+
+    def end(code: int) -> None:
+        raise SystemExit(code)
+
+    (tmp_path / "stacks").write_text("a file where the folder should be")
+    (tmp_path / "failure.json").mkdir()
+    watch = Watchdog(tmp_path, hang_s=1, slow_s=1, silence_s=1, before_exit=refuse)
+    monkeypatch.setattr(os, "_exit", end)
+    hang = Failure("1", "hang", "RankError", "stuck", int(ExitCode.RANK_LOST), 0, "node1", "step 3")
+    with pytest.raises(SystemExit) as ended:
+        watch._exit(hang)
+    assert ended.value.code == ExitCode.RANK_LOST
+    printed = capfd.readouterr()
+    assert str(hang) in printed.out and f"cannot write {tmp_path / 'failure.json'}: the cause is in" in printed.out
+    assert "while exiting: FileExistsError" in printed.err and "while exiting: OSError: no space left" in printed.err
 
 
 def test_starts_without_progress_are_a_crash_loop(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from minigptv2.errors import ExitCode
 from minigptv2.run_folder import RunFolder, checkpoint_step
-from minigptv2.secrets import redact
+from minigptv2.secrets import redact_all
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Journal:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.file, "a") as stream:
             stream.write("\n" if _lacks_newline(self.file) else "")
-            stream.write(redact(json.dumps(row)) + "\n")
+            stream.write(json.dumps(redact_all(row)) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 

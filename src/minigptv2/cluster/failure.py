@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from minigptv2.files import write_atomically
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact
+from minigptv2.secrets import redact_all
 
 _LENGTH = 300
 """Characters of a message that a one-line summary keeps."""
+_REQUIRED = {"kind": str, "error": str, "message": str, "exit_code": int, "rank": int, "host": str, "phase": str}
+"""Types of the fields that `failure.json` must have."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,42 @@ def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
     rank 0 that reports is alive, so it replaces a report that rank 0 is lost. Raises `OSError` if the folder is not
     writable.
     """
-    known = read_failure(run, failure.start)
+    try:
+        known = _load(run, failure.start)
+    except (OSError, ValueError):
+        known = None  # nobody can read it, so it is replaced
     if known is not None and not (rank == 0 and known.kind == "lost" and known.rank == 0):
         return
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(RunFolder(run).failure, redact(json.dumps(asdict(failure), indent=1) + "\n").encode())
+    write_atomically(RunFolder(run).failure, (json.dumps(redact_all(asdict(failure)), indent=1) + "\n").encode())
 
 
 def read_failure(run: Path, start: str) -> Failure | None:
-    """The failure of the start `start`, None if the file is missing or belongs to another start."""
-    file = RunFolder(run).failure
+    """The failure of the start `start`, None if the file is missing, belongs to another start or cannot be read.
+
+    The last case is reported on stderr.
+    """
+    try:
+        return _load(run, start)
+    except (OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"cannot read {RunFolder(run).failure} ({reason}): using the logs of the ranks instead", file=sys.stderr)
+        return None
+
+
+def _load(run: Path, start: str) -> Failure | None:
+    """As `read_failure`, but raises `OSError` or `ValueError` if the file cannot be read. Ignores unknown fields."""
     if run.is_dir():
         os.scandir(run).close()  # makes a network file system refresh its cache
-    if not file.is_file():
+    try:
+        row = json.loads(RunFolder(run).failure.read_text())
+    except FileNotFoundError:
         return None
-    failure = Failure(**json.loads(file.read_text()))
-    return failure if failure.start == start else None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected an object, got {type(row).__name__}")
+    if row.get("start") != start:
+        return None
+    for name, kind in _REQUIRED.items():
+        if not isinstance(row.get(name), kind):
+            raise ValueError(f"expected {kind.__name__} for '{name}', got {row.get(name)!r}")
+    return Failure(**{field.name: row[field.name] for field in fields(Failure) if field.name in row})

@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ from minigptv2.cluster import distributed
 from minigptv2.cluster.failure import Failure, start_id, write_failure
 from minigptv2.errors import HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
 from minigptv2.run_folder import RunFolder
+from minigptv2.secrets import redact
 
 BEAT_S = 1.0
 """Seconds between heartbeats."""
@@ -128,7 +130,7 @@ class Watchdog:
             time.sleep(BEAT_S / 2)  # most of these are raised on all ranks alike, and rank 0 reports them
         first = self._declare(failure)
         if first.rank == self._rank and not isinstance(error, MiniGPTv2Error):
-            _print("".join(traceback.format_exception(error)))
+            _guarded(lambda: _print("".join(traceback.format_exception(error))))
         self._exit(first)
 
     def _failure_of(self, error: BaseException) -> Failure:
@@ -243,32 +245,48 @@ class Watchdog:
             return failure
 
     def _exit(self, failure: Failure) -> None:
-        """Report the failure if it is this rank's task, and end this process, wherever its other threads are."""
+        """Report the failure if it is this rank's task, and end this process, wherever its other threads are.
+
+        The process ends whatever fails before, because nothing would end it later.
+        """
         if not self._exiting.acquire(blocking=False):
             threading.Event().wait()  # another thread of this process is already exiting
-        self._done.set()
-        if failure.kind == "hang":
-            self._dump_stacks()
+        try:
+            self._done.set()
+            if failure.kind == "hang":
+                _guarded(self._dump_stacks)
+            _guarded(lambda: self._report(failure))
+            _guarded(lambda: self._before_exit(str(failure), failure.exit_code))
+            _guarded(lambda: self._leave(failure))
+        finally:
+            os._exit(failure.exit_code)
+
+    def _report(self, failure: Failure) -> None:
+        """Print and write the failure if it is this rank's task."""
         silent = failure.kind == "lost"
         reporter = 0 if silent and failure.rank else 1 if silent else failure.rank
         if self._rank == reporter:
-            _print(str(failure))
+            _guarded(lambda: _print(str(failure)))
             self._write(failure)
         elif self._rank != failure.rank:
             _print(f"[rank {self._rank}] exiting: rank {failure.rank} failed")
-        self._before_exit(str(failure), failure.exit_code)
+
+    def _leave(self, failure: Failure) -> None:
+        """Kill this rank's workers and, after waiting for the other ranks, those of this host that cannot exit."""
         for child in multiprocessing.active_children():
             child.kill()
         left = self._wait_for_the_others()
-        for rank in self._heard.keys() - left if self._rank == 0 else {failure.rank} if silent else ():
+        for rank in self._heard.keys() - left if self._rank == 0 else {failure.rank} if failure.kind == "lost" else ():
             self._kill_if_here(rank)
-        os._exit(failure.exit_code)
 
     def _write(self, failure: Failure) -> None:
+        """Write failure.json. If that fails, say what it means for the user."""
         try:
             write_failure(self._run, failure, rank=self._rank)
-        except OSError as error:
-            _print(f"[rank {self._rank}] cannot write failure.json: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001  # this rank is exiting with a more important error
+            file, kind = RunFolder(self._run).failure, type(error).__name__
+            text = f"cannot write {file}: the cause is in the log of this rank only ({kind}: {error})"
+            _guarded(lambda: _print(f"[rank {self._rank}] {text}"))
 
     def _wait_for_the_others(self) -> set[int]:
         """Wait for the others on rank 0, which may hold the store they read the cause from. Returns who has left."""
@@ -348,6 +366,15 @@ def _gone_from_this_host(beat: _Heartbeat) -> str | None:
     if beat.namespace != _namespace() or not Path("/proc/self/stat").exists():
         return None
     return "its process is gone: killed" if _state(beat.pid) in (None, "Z", "X") else None
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    """Call `work`. Its error is printed and otherwise ignored, so that an exiting process goes on to exit."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001
+        with suppress(Exception):  # stderr may be on the same full disk
+            print(f"while exiting: {type(error).__name__}: {redact(str(error))}", file=sys.__stderr__, flush=True)
 
 
 def _print(text: str) -> None:

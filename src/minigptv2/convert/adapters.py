@@ -34,11 +34,7 @@ from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
 from minigptv2.tokenizer import load_tokenizer
 
-PROJECTOR_FILE, ADAPTER_FILE, ADAPTER_CONFIG = (
-    "projector.safetensors",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-)
+PROJECTOR_FILE, ADAPTER_FILE = "projector.safetensors", "adapter_model.safetensors"
 
 
 def to_peft(export: Path, output: Path, *, language_weights: str | None = None, overwrite: bool = False) -> KeyReport:

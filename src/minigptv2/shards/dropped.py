@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minigptv2.errors import DataError
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact
+from minigptv2.secrets import redact_all
 
 DROPPED_FILE = "dropped.jsonl"
 """Dropped annotations and samples, in the folder of a corpus."""
@@ -95,7 +95,8 @@ class DropLimit:
 
 def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
     with open(file, "a") as stream:
-        stream.writelines(redact(f"{dropped.to_json(step=step, rank=rank)}\n") for step, rank, dropped in rows)
+        for step, rank, dropped in rows:
+            stream.write(Dropped(**redact_all(asdict(dropped))).to_json(step=step, rank=rank) + "\n")
 
 
 def save_unreported_drops(run: Path, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
