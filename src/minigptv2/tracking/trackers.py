@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,11 +14,16 @@ from minigptv2.tracking.tensorboard import TensorBoard
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is made from. `step` is the step the run starts at, `config` the resolved config by dotted key."""
+    """What a tracker is made from.
+
+    `step` is the number of steps that are done when the run starts. `config` is the resolved config by dotted key.
+    `lineage` lists the entries of the parent export's lineage, oldest first. It is empty for a first stage.
+    """
 
     folder: RunFolder
     step: int
     config: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Sequence[Mapping[str, Any]] = ()
 
 
 class Tracker(Protocol):
