@@ -325,7 +325,7 @@ CANARY = "canary-5f3a9c71d2"
 
 
 def test_no_secret_reaches_anything_a_run_writes(config: Path) -> None:
-    """R20: a value that the config takes from a secret variable, through a whole run, a crash and what it prints."""
+    """The config reads a value from a secret variable. Covers a complete run, two crashes and their output."""
     folder = config.parent / "secretive"
     os.environ["SERVICE_TOKEN"] = CANARY
     try:
@@ -348,7 +348,7 @@ def test_no_secret_reaches_anything_a_run_writes(config: Path) -> None:
 
 
 def test_a_changed_config_is_refused_or_logged(config: Path, unbroken: Path) -> None:
-    """R18 through the command: learning rate allowed and logged, recipe refused; the table below has every key."""
+    """Through the command: a changed learning rate is logged, a changed recipe is refused."""
     folder = config.parent / "changed"
     shutil.copytree(unbroken, folder)
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
@@ -374,8 +374,8 @@ def test_lineage_prints_the_chain(config: Path, unbroken: Path, capsys: pytest.C
     assert (stage["stage"], stage["steps"], stage["config"]["train.global_batch_size"]) == ("tiny", 6, 8)
 
 
-def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """R12 with the real model: an overflow on the way, until the run stops; the kept step shows it again."""
+def test_a_skipped_step_is_named_saved_and_replayed(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The real model overflows until the run stops. Replaying the saved step reproduces the overflow."""
     folder = config.parent / "overflowing"
     words = [
         f"run_dir={folder}",
@@ -388,7 +388,7 @@ def test_a_discarded_step_is_named_kept_and_replayed(config: Path, capsys: pytes
     ]
     output = run(config, 2, *words, expect=StepError.exit_code)
     assert "2 steps in a row were skipped" in output
-    assert "OVERFLOW" not in output, "DeepSpeed's own verdict, by whose path a step is discarded, may be untrue"
+    assert "OVERFLOW" not in output, "DeepSpeed's own message about a skipped step can be wrong"
     log = (folder / "log.txt").read_text()
     assert "skipped step 1: the loss is nan. 8 samples: " in log and "toy_refer-00000" in log
     assert [path.name for path in (folder / "bundles").iterdir()] == ["step-00000001"]

@@ -1,7 +1,7 @@
-"""Loads YAML files and `key=value` overrides into plain dataclasses, and records the source of each value.
+"""Loads YAML files and `key=value` overrides into plain dataclasses and records the source of each value.
 
 Later layers override earlier ones: dataclass defaults, files named by `extends:`, the file, `key=value`. An unknown key
-is an error that names the nearest known key. This is the only module that imports OmegaConf. It knows no particular
+raises an error that names the nearest known key. This is the only module that imports OmegaConf. It knows no particular
 config: every component defines its own dataclass, whose fields declare with `setting` what a resumed run may change.
 """
 
@@ -75,7 +75,7 @@ def resume_rule(schema: type, key: str) -> Resume | None:
 
 
 def fields_with(schema: type, rule: Resume) -> list[str]:
-    """Names of the fields of the dataclass `schema` that declare `rule` themselves."""
+    """Names of the fields of the dataclass `schema` whose own rule is `rule`. Nested fields are not searched."""
     return [one.name for one in fields(schema) if one.metadata.get("resume") is rule]
 
 
@@ -89,10 +89,10 @@ class Loaded(Generic[T]):
 
 
 def load_config(schema: type[T], file: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[T]:
-    """Resolve `file` (with what it extends) and `key=value` words against the dataclass `schema`.
+    """Merge `file`, the files it extends and `key=value` overrides into an object of the dataclass `schema`.
 
-    Raises `ConfigError` for a missing file, broken YAML, an unknown key (the nearest is named), a value of the wrong
-    type, a mandatory value left out, and an `extends:` chain that loops.
+    Raises `ConfigError` for a missing file, invalid YAML, an unknown key (with the nearest known key), a value of the
+    wrong type, a missing mandatory value, and an `extends:` chain that loops.
     """
     merged = OmegaConf.structured(schema)
     origins = dict.fromkeys(_flatten(merged), "default")
@@ -113,18 +113,18 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
 
 
 def flat_values(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key to leaf value of a plain container, as in `Loaded.flat`."""
+    """Return a plain container as a dict from dotted key to leaf value, as in `Loaded.flat`."""
     return _flatten(OmegaConf.create(value), prefix)
 
 
 def render_yaml(value: Any) -> str:
-    """A dataclass or plain container as YAML text."""
+    """Return a dataclass or plain container as YAML text."""
     config = OmegaConf.create(value) if isinstance(value, (dict, list)) else OmegaConf.structured(value)
     return OmegaConf.to_yaml(config)
 
 
 def render_value(value: Any) -> str:
-    """A leaf value as it would stand in YAML, on one line."""
+    """Return a leaf value as YAML on one line."""
     if value is None:
         return "null"
     if isinstance(value, list):
@@ -138,7 +138,7 @@ def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
     current: Path | None = find(file)
     while current is not None:
         if current.resolve() in seen or len(seen) >= _MAX_EXTENDS:
-            raise ConfigError(f"{file}: the extends: chain loops or is deeper than {_MAX_EXTENDS} at {current}")
+            raise ConfigError(f"{file}: the extends: chain loops or has more than {_MAX_EXTENDS} files, at {current}")
         seen.append(current.resolve())
         layer = _load_yaml(current)
         parent = layer.pop(EXTENDS, None)
@@ -149,13 +149,13 @@ def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
 
 def _load_yaml(file: Path) -> DictConfig:
     if not file.is_file():
-        raise ConfigError(f"no config file {file}")
+        raise ConfigError(f"config file not found: {file}")
     try:
         layer = OmegaConf.load(file)
-    except Exception as error:  # YAML errors come in many classes; all mean the same to the reader
+    except Exception as error:  # YAML errors have many classes, and one message fits all of them
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{file}: expected keys and values at the top, found {type(layer).__name__}")
+        raise ConfigError(f"{file}: expected a mapping at the top level, got {type(layer).__name__}")
     return layer
 
 
@@ -163,7 +163,7 @@ def _override_layer(word: str) -> tuple[str, DictConfig]:
     key, equals, _ = word.partition("=")
     if looks_secret(word):
         raise ConfigError(
-            f"{key}: its value looks like a secret, and a command line is seen by everyone on the machine. "
+            f"{key}: the value looks like a secret, and all users of this machine can see a command line. "
             f"Put it into an environment variable with a name like MY_TOKEN and write {key}='${{oc.env:MY_TOKEN}}'"
         )
     if not equals or not key:
@@ -175,7 +175,7 @@ def _override_layer(word: str) -> tuple[str, DictConfig]:
 
 
 def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") -> None:
-    """Raise for a key of `layer` that is no field of the dataclass `schema`, nested ones included."""
+    """Raise `ConfigError` if a key of `layer` is not a field of the dataclass `schema`. Nested keys are checked too."""
     hints = get_type_hints(schema)
     for key in map(str, layer):
         if key not in hints:
@@ -205,7 +205,7 @@ def _is_dataclass_type(hint: Any) -> bool:
 
 
 def _leaves(schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a dataclass, its nested ones included; nearer the top first."""
+    """Dotted names of all fields of a dataclass, nested fields included. Fields nearer the top come first."""
     hints = get_type_hints(schema)
     here = [f"{prefix}{name}" for name in hints]
     return here + [
@@ -214,7 +214,7 @@ def _leaves(schema: type, prefix: str = "") -> list[str]:
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key to leaf value; lists and empty dictionaries are leaves."""
+    """Return a dict from dotted key to leaf value. Lists and empty dicts are leaves."""
     flat: dict[str, Any] = {}
     for key in list(config):
         missing = OmegaConf.is_missing(config, key)

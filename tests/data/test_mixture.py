@@ -161,7 +161,7 @@ def test_a_schedule_moves_shares_in_a_straight_line() -> None:
 @pytest.mark.parametrize(
     ("lines", "recipe", "words"),
     [
-        ({"a": {"ratio": 0.0}}, {}, "it must be positive"),
+        ({"a": {"ratio": 0.0}}, {}, "ratio must be positive"),
         ({"a": {"ratio": 1.0}}, {"temperature": 0.0}, "temperature=0.0 must be positive"),
         ({"a": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "no corpus has that task"),
         ({"a": {"ratio": 1.0, "task": "vqa"}, "b": {"ratio": 1.0}}, {"tasks": {"vqa": 1.0}}, "has no share in tasks"),
@@ -171,8 +171,8 @@ def test_a_schedule_moves_shares_in_a_straight_line() -> None:
         ({"a": {"ratio": 1.0, "schedule": [[5, 1], [5, 2]]}}, {}, "increasing whole numbers"),
         ({"a": {"ratio": 1.0, "schedule": [[5]]}}, {}, "pairs"),
         ({"a": {"ratio": 1.0, "schedule": [[0, 0]]}}, {}, "no corpus has a share"),
-        ({"a": {"ratio": 1.0, "epochs": -1.0}}, {}, "epochs=-1.0"),
-        ({"a": {"ratio": 1.0, "share_images": 0}}, {}, "share_images=0"),
+        ({"a": {"ratio": 1.0, "epochs": -1.0}}, {}, "epochs must be positive, or null for no limit, got -1.0"),
+        ({"a": {"ratio": 1.0, "share_images": 0}}, {}, "share_images must be at least 1, got 0"),
     ],
 )
 def test_impossible_recipes_are_config_errors(

@@ -64,7 +64,7 @@ def test_a_corpus_of_another_task_than_the_recipe_says_is_refused(world: World) 
     ("text", "words"),
     [
         ("corpora: {a: {ratio: 1, task: refr}}", "unknown task 'refr'; did you mean 'refer'"),
-        ("corpora: {a: {ratio: -1, task: refer}}", "it must be positive"),
+        ("corpora: {a: {ratio: -1, task: refer}}", "ratio must be positive"),
         ("corpora: {a: {ratio: 1, tsk: refer}}", "unknown key 'corpora.a.tsk'"),
         ("corpora: {}", "has no corpora"),
         ("unit: moon\ncorpora: {a: {ratio: 1}}", "unit 'moon'"),

@@ -1,4 +1,4 @@
-"""Faults of one rank, for tests and the soak: a rank trains a small network under the watchdog and fails."""
+"""Trains a small network under the watchdog and makes one rank fail. Used by tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from tests.engine.net import ZERO3, batch, make_trainer, mine
 
 SOUND_S = 2.5
-"""Seconds of training before the fault: long enough for a heartbeat or two."""
+"""Seconds of training before the fault, long enough for one or two heartbeats."""
 
 
 def throw() -> None:
@@ -46,7 +46,7 @@ def segfault() -> None:
 
 
 def train_and_fail(folder: str, fault: str, bad_rank: int, silence_s: float = 5.0, hang_s: float = 30.0) -> Any:
-    """Train. After `SOUND_S` one rank runs `fault` while the others wait for it in a collective."""
+    """Train. After `SOUND_S` seconds one rank runs `fault` while the others wait for it in a collective."""
     from minigptv2.cluster import distributed
     from minigptv2.cluster.watchdog import Watchdog
 

@@ -1,4 +1,4 @@
-"""A two-layer net that keeps the engine's contract, batches for it, and a trainer: what the engine is tested with."""
+"""Defines a two-layer net that follows the engine's contract, its batches and a trainer, for tests of the engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDENTITY = Identity("tokenizer", "plan", 1, None, {})
 
 
 class TwoLayers(nn.Module):
-    """`x` float32 [n, WIDTH] to a cross-entropy sum over `labels` int64 [1, n]; `spoil` multiplies the loss."""
+    """Returns the cross-entropy sum of `x` float32 [n, WIDTH] for `labels` int64 [1, n]. `spoil` scales the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TwoLayers(nn.Module):
 
 
 class Spoil(torch.autograd.Function):
-    """spoil = [forward, backward]: the loss times the first, its gradient times the second."""
+    """Multiplies the loss by spoil[0] and its gradient by spoil[1]."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, spoil: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Spoil(torch.autograd.Function):
 
 
 def batch(step: int, number: int, spoil: tuple[float, float] = (1.0, 1.0), labelled: bool = True) -> MicroBatch:
-    """Micro-batch `number` of a step; the same wherever it is made."""
+    """Return micro-batch `number` of a step. It is the same in every process."""
     draw = torch.Generator().manual_seed(1000 * step + number)
     x = torch.randn(SAMPLES, WIDTH, generator=draw)
     labels = torch.randint(0, CLASSES, (1, SAMPLES), generator=draw)
@@ -64,7 +64,7 @@ def make_trainer(
     extra: dict[str, Any] | None = None,
     **train: Any,
 ) -> Any:
-    """A trainer of the net on this rank, the process group started; same first weights everywhere."""
+    """Start the process group and return a trainer of the net on this rank. All ranks have the same initial weights."""
     from minigptv2.cluster import distributed
     from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
     from minigptv2.engine.trainer import Trainer
@@ -90,14 +90,14 @@ def make_trainer(
 
 
 def mine(batches: list[MicroBatch]) -> list[MicroBatch]:
-    """This rank's micro-batches of a step."""
+    """Return this rank's micro-batches of a step."""
     from minigptv2.cluster import distributed
 
     return batches[distributed.rank() :: distributed.world_size()]
 
 
 def snapshot(trainer: Any) -> dict[str, Tensor]:
-    """Weights and moments by name, on the main rank."""
+    """Return weights and moments by name, on the main rank."""
     from minigptv2.engine.checkpoint import MOMENTS
 
     tensors = {f"weights/{name}": value for name, value in trainer.trained_weights().items()}

@@ -1,4 +1,4 @@
-"""What the numerics tests run in real processes, and their reference, which shares no code with `minigptv2.engine`."""
+"""Defines what the numerics tests run in processes, and a reference that shares no code with `minigptv2.engine`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRECISION = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {
 
 
 def packs_of_step(step: int) -> list[MicroBatch]:
-    """Four packs a step; one of them without any image, so that on two ranks one has none in its first micro-batch."""
+    """Return the four packs of a step. One has no image, so on two ranks one rank has none in its first micro-batch."""
     from minigptv2.data.collate import collate
 
     made = []
@@ -85,7 +85,7 @@ def make_trainer(
 
 
 def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
-    """A list that every later step appends to: the whole, unclipped gradients by name, as the optimizer gets them."""
+    """Return a list to which each later step appends its full, unclipped gradients by name."""
     from deepspeed.utils import safe_get_full_grad
 
     seen: list[dict[str, list[float]]] = []
@@ -104,7 +104,7 @@ def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
 
 
 def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
-    """Losses and norms of `steps` steps, held elements, weights' sums and counts of module calls, on this rank."""
+    """Train `steps` steps. Returns losses, norms, held elements, sums of weights and module calls of this rank."""
     from minigptv2.cluster import distributed
 
     calls = {"vision": 0, "language": 0}
@@ -129,7 +129,7 @@ def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
 
 
 def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dict[str, Any]]:
-    """`run_steps` of each case (keyword arguments of `make_trainer`, the ZeRO stage by number), one after the other."""
+    """Run `run_steps` for each case in turn. A case holds keyword arguments of `make_trainer` and the ZeRO stage."""
     results = []
     for case in cases:
         trainer = make_trainer(case["mode"], ZERO[case["zero"]], folder, steps=steps, **case.get("more", {}))
@@ -140,7 +140,7 @@ def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dic
 
 
 def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
-    """Losses and weights of two steps, with and without a rehearsal of the fullest pack before them."""
+    """Return losses and weights of two steps, with and without a rehearsal of the largest pack before them."""
     from minigptv2.data.collate import fullest_pack
     from minigptv2.data.config import DataConfig
 
@@ -155,7 +155,7 @@ def rehearse_and_step(folder: str, zero: int) -> dict[str, Any]:
 
 
 def load_from_files(file: str, folder: str) -> dict[str, Any]:
-    """Rows that this rank read of a safetensors file while it filled the sharded model, and whether all is right."""
+    """Load the sharded model from safetensors. Returns the rows that this rank read and whether all weights match."""
     from minigptv2.cluster import distributed
     from minigptv2.engine.progress import LoadProgress
     from minigptv2.engine.zero import full_value, shape_of, zero_backend
@@ -191,7 +191,7 @@ def load_from_files(file: str, folder: str) -> dict[str, Any]:
 
 
 def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool = False) -> dict[str, Any]:
-    """The reference: no DeepSpeed and nothing of `minigptv2.engine`. `backwards` adds the packs up in reverse."""
+    """Train the reference without DeepSpeed and `minigptv2.engine`. `backwards` sums the packs in reverse order."""
     from minigptv2.model.weights import canonical_name
 
     parts, r = MODES[mode]
@@ -229,7 +229,7 @@ def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool 
 
 
 def largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
-    """Between two gradients by name, in units of the largest element of the second."""
+    """Return the largest difference between two gradients by name, relative to the second's largest element."""
     assert ours.keys() == theirs.keys()
     scale = max(max(map(abs, values)) for values in theirs.values())
     differences = (np.abs(np.subtract(ours[name], theirs[name])).max() for name in theirs)
@@ -237,7 +237,7 @@ def largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[floa
 
 
 def examples_of_split(split: int, count: int = 12) -> list[tuple[Example, list[np.ndarray]]]:
-    """Examples of unlike lengths and label counts, each with or without an image by the dice of `split`."""
+    """Return examples of different lengths and label counts, each with or without an image, drawn with seed `split`."""
     rng = np.random.default_rng([7, split])
     made = []
     for _ in range(count):
@@ -254,9 +254,9 @@ def examples_of_split(split: int, count: int = 12) -> list[tuple[Example, list[n
 
 
 def random_packs(split: int, world_size: int) -> list[list[list[int]]]:
-    """Per rank, its packs of example numbers: any partition, equally many packs a rank; packs may be empty.
+    """Return the packs of example numbers by rank: any partition, equally many packs per rank. Packs may be empty.
 
-    In every third split ranks other than the last get the text-only examples, as many as there are.
+    In every third split, the text-only examples go to the ranks other than the last.
     """
     examples = examples_of_split(split)
     rng = np.random.default_rng([11, split])
@@ -273,7 +273,7 @@ def random_packs(split: int, world_size: int) -> list[list[list[int]]]:
 
 
 def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[str, Any]:
-    """Gradient of each split on this world size, and how often each module ran, on this rank. No weight moves."""
+    """Return the gradient of each split on this world size and the module calls of this rank. No weight changes."""
     from minigptv2.cluster import distributed
     from minigptv2.data.collate import collate
 
@@ -300,7 +300,7 @@ def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[s
 
 
 def reference_of_split(split: int) -> dict[str, list[float]]:
-    """The gradient of a split's mean loss, each example alone, in one process, without DeepSpeed."""
+    """Return the gradient of a split's mean loss: each example alone, in one process, without DeepSpeed."""
     from minigptv2.data.collate import collate
     from minigptv2.model.weights import canonical_name
 

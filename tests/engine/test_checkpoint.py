@@ -1,4 +1,4 @@
-"""Checkpoints on disk: damage is noticed and named, a full disk or a kill leaves the previous one, retention keeps."""
+"""Tests checkpoints on disk: damage is detected, a failed save leaves the previous checkpoint, old ones are removed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILES = ("weights.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors",
 
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """What a run at `step` would save; different at every step."""
+    """Return tensors as a run at `step` would save them, different at every step."""
     names = {"a.weight": (3, 5), "b.bias": (7,), "scalar": (), "nothing": (0, 4)}
     return {
         stem: {name: torch.full(shape, float(step + number)) for name, shape in names.items()}
@@ -47,7 +47,7 @@ def save(run: Path, step: int) -> Path:
     return write_checkpoint(run, CheckpointState(step, 8 * step, IDENTITY), tensors_of(step))
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = save(tmp_path, 7)
     verify_checkpoint(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
@@ -78,16 +78,15 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, empty, zero, flip, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_damage_to_any_file_is_noticed_named_and_the_previous_one_used(
+def test_damage_to_any_file_is_reported_and_the_previous_checkpoint_used(
     tmp_path: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """R3."""
     good, newest = save(tmp_path, 1), save(tmp_path, 2)
     damage(newest / name)
     warnings: list[str] = []
     assert newest_good_checkpoint(tmp_path, warnings.append) == good
     assert len(warnings) == 1 and str(newest) in warnings[0]
-    # A flipped byte of checksums.json may accuse the file whose checksum it was; any other damage is named exactly.
+    # A flipped byte in checksums.json may be reported for the file whose checksum it is. Other damage is named exactly.
     assert name in warnings[0] or (name == "checksums.json" and damage is flip)
     assert cli(["checkpoint", "verify", str(tmp_path)]) == CheckpointError.exit_code
     said = capsys.readouterr().out
@@ -99,7 +98,7 @@ def test_damage_to_any_file_is_noticed_named_and_the_previous_one_used(
 
 
 class FullDisk:
-    """Counts the calls of `os` that change the disk and fails from the `fail_at`-th on, as a full disk does."""
+    """Counts the calls of `os` that change the disk. From the `fail_at`-th call on they fail, as on a full disk."""
 
     CALLS = ("open", "write", "fsync", "rename", "mkdir")
 
@@ -119,7 +118,7 @@ class FullDisk:
 
 
 def test_a_disk_full_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
-    """R4, every site of a save, by injection."""
+    """Injects the error at every call of a save."""
     save(tmp_path / "counted", 1)
     with pytest.MonkeyPatch.context() as patch:
         disk = FullDisk(patch, None)
@@ -137,9 +136,9 @@ def test_a_disk_full_at_any_write_leaves_the_previous_checkpoint(tmp_path: Path)
         newest = newest_good_checkpoint(run, pytest.fail)
         assert newest is not None
         step = load_state(newest).step
-        renamed += step == 2  # after the rename only the syncing of the folder is left to fail
+        renamed += step == 2  # after the rename, only syncing the folder can fail
         assert torch.equal(read_tensors(newest / "weights.safetensors")["b.bias"], tensors_of(step)[WEIGHTS]["b.bias"])
-        save(run, 3)  # and with room again, saving goes on
+        save(run, 3)  # with free space again, saving works
         prune_checkpoints(run, keep=2)
         assert [path.name for path in sorted((run / "checkpoints").iterdir())][-1] == "step-00000003"
         assert not list((run / "checkpoints").glob(".*"))
@@ -153,7 +152,7 @@ def test_retention_keeps_the_newest_and_every_nth(tmp_path: Path) -> None:
     assert [load_state(folder).step for folder in RunFolder(tmp_path).checkpoint_folders()] == [60, 50, 30]
 
 
-def test_list_and_show_say_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_show_describe_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 3)
     (save(tmp_path, 5) / "state.json").write_text("{")
     assert cli(["checkpoint", "list", str(tmp_path)]) == 0
@@ -176,7 +175,7 @@ def test_list_and_show_say_what_a_checkpoint_is(tmp_path: Path, capsys: pytest.C
 
 
 def train_on(folder: str, zero: dict[str, Any], steps: int, resume: bool, micro_batches: int = 12) -> Any:
-    """Train the net from its checkpoint, if asked, to `steps`, saving at the end; losses of this leg."""
+    """Train the net to `steps`, from its checkpoint if requested, and save at the end. Returns the new losses."""
     from minigptv2.cluster import distributed
     from minigptv2.engine.saver import CheckpointSaver, choose_checkpoint, restore_checkpoint
 
@@ -198,7 +197,7 @@ def train_on(folder: str, zero: dict[str, Any], steps: int, resume: bool, micro_
 
 
 def test_a_run_moves_between_rank_counts_and_zero_stages(tmp_path: Path) -> None:
-    """R9, the engine's half: 2 ranks ZeRO-3, 1 rank without, 3 ranks ZeRO-2, against one process throughout."""
+    """Trains on 2 ranks with ZeRO-3, 1 rank without ZeRO and 3 ranks with ZeRO-2. The reference is one process."""
     legs = [(2, ZERO3), (1, {"stage": 0}), (3, {"stage": 2}), (2, ZERO3)]
     losses: list[float] = []
     for number, (ranks, zero) in enumerate(legs):
@@ -228,7 +227,7 @@ def test_a_run_moves_between_rank_counts_and_zero_stages(tmp_path: Path) -> None
 
 
 def save_on_a_small_disk(folder: str, limit: int) -> Any:
-    """Save once, then against a limit of file size (as a quota); what each rank saw, and how long it took."""
+    """Save once, then with a limit on the file size (as a quota has). Returns what each rank saw, and the duration."""
     import resource
     import signal as signals
 
@@ -246,7 +245,7 @@ def save_on_a_small_disk(folder: str, limit: int) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     began = time.monotonic()
     saver.save(trainer, CheckpointState(2, 0, IDENTITY), wait=False)
-    saver.settle()  # one failure is borne
+    saver.settle()  # the first failure is a warning
     errors = []
     for step in (3, 4):
         try:
@@ -261,7 +260,7 @@ def save_on_a_small_disk(folder: str, limit: int) -> Any:
 
 
 def test_all_ranks_agree_that_a_save_failed(tmp_path: Path) -> None:
-    """R4 with real ranks: one failure warns, the second in a row is an error on every rank; no hang."""
+    """The first failure is a warning, the second in a row an error on every rank. No rank hangs."""
     results = run_ranks(
         "tests.engine.test_checkpoint:save_on_a_small_disk", 2, tmp_path, folder=str(tmp_path), limit=400
     )
@@ -280,8 +279,8 @@ def test_a_state_of_another_format_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(folder)
 
 
-def test_damaged_checkpoints_ahead_do_not_push_out_good_ones(tmp_path: Path) -> None:
-    """The run went on from step 10, as 20 and 30 were damaged; its next save must not count them as newer."""
+def test_newer_damaged_checkpoints_do_not_displace_intact_ones(tmp_path: Path) -> None:
+    """The run resumed at step 10 because 20 and 30 were damaged. Its next save must not count them as newer."""
     for step in (10, 20, 30):
         save(tmp_path, step)
     for step in (20, 30):

@@ -1,4 +1,4 @@
-"""The step guard: what must not reach the weights does not, on any ZeRO stage, and the run is as if it had not been."""
+"""Tests that the step guard keeps bad steps from the weights on any ZeRO stage, as if they had not been trained."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from tests.ranks import run_ranks
 
 NAN, INF = math.nan, math.inf
 BAD_STEPS: dict[int, dict[str, Any]] = {
-    0: {"spoil": (NAN, 1.0)},  # the very first: the optimizer has no state yet
+    0: {"spoil": (NAN, 1.0)},  # the first step, when the optimizer has no state yet
     3: {"spoil": (INF, 1.0)},
-    5: {"spoil": (1.0, NAN)},  # finite loss, gradient that is not
+    5: {"spoil": (1.0, NAN)},  # finite loss, but a gradient that is not finite
     6: {"labelled": False},
 }
 STEPS = 9
 
 
 def batches_of(step: int, sound: bool = False) -> list[MicroBatch]:
-    """Four micro-batches; in a bad step the second is spoilt (rank 1's, of two), or none has a label."""
+    """Return four micro-batches. In a bad step the second one (rank 1 of two) is not finite, or none has a label."""
     bad = {} if sound else BAD_STEPS.get(step, {})
     everywhere = "labelled" in bad
     return [batch(step, number, **(bad if everywhere or number == 1 else {})) for number in range(4)]
 
 
 def train_past_bad_steps(folder: str, zero: dict[str, Any], extra: dict[str, Any] | None = None) -> Any:
-    """Train through the bad steps, then again without them; the figures of both on this rank."""
+    """Train through the bad steps, then again without them. Returns the results of both on this rank."""
     from minigptv2.cluster import distributed
 
     trainer = make_trainer(Path(folder), zero, extra=extra)
@@ -77,16 +77,16 @@ def test_a_bad_step_changes_nothing_and_is_counted(
         assert [step for step, reason in enumerate(result["skipped"]) if reason] == list(BAD_STEPS)
         assert result["counted"] == [STEPS, len(BAD_STEPS), 0]
         assert result["rates"] == result["good_rates"] and result["losses"] == result["good_losses"]
-        assert result["skipped"] == results[0]["skipped"], "one verdict on all ranks"
+        assert result["skipped"] == results[0]["skipped"], "all ranks decide equally"
     assert [step for step, same in enumerate(results[0]["untouched"]) if same] == list(BAD_STEPS)
-    assert results[0]["equal_end"], "as if the bad steps had not been"
+    assert results[0]["equal_end"], "as if the bad steps had not been trained"
     assert "loss is nan" in results[0]["skipped"][0] and "gradient norm is nan" in results[0]["skipped"][5]
     culprit = results[-1]["suspects"]
     assert culprit[0] and culprit[3] and not culprit[5]
     assert ranks == 1 or not any(results[0]["suspects"]), "only the rank with the bad loss is blamed"
 
 
-def test_a_spike_is_discarded_and_a_slow_climb_is_not() -> None:
+def test_a_spike_is_skipped_and_a_slow_increase_is_not() -> None:
     guard = StepGuard(GuardConfig(spike_sigma=6, spike_window=16))
     for step in range(16):
         assert guard.skip_reason(1.0 + 0.1 * (step % 2), 1.0) is None

@@ -1,4 +1,4 @@
-"""hpZ: the second shards that a node keeps hold the weights that were loaded, not those the modules were made with."""
+"""Tests hpZ: the secondary shards of a node hold the loaded weights, not those that the modules were built with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.ranks import run_ranks
 
 
 def losses(folder: str, zero: dict[str, Any]) -> list[float]:
-    """Losses of three steps; the net's weights are filled after it was made, as a run's are."""
+    """Return the losses of three steps. As in a run, the weights are loaded after the net is built."""
     trainer = make_trainer(Path(folder), zero)
     return [trainer.train_step(mine([batch(step, number) for number in range(4)])).loss for step in range(3)]
 
 
 def test_hpz_trains_on_the_weights_that_were_loaded(tmp_path: Path) -> None:
-    """Two groups of two ranks, as two nodes."""
+    """Uses two groups of two ranks, as on two nodes."""
     found = [
         run_ranks("tests.engine.test_hpz:losses", 4, tmp_path, folder=str(tmp_path), zero=zero)[0]
         for zero in (ZERO3, ZERO3 | {"zero_hpz_partition_size": 2})

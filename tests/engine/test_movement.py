@@ -1,4 +1,4 @@
-"""Did it move? A trainable tensor that does not, or a frozen one that does on any rank, stops the run (R21)."""
+"""Tests that a trainable tensor that does not change, or a frozen one that does on any rank, stops the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STAGES: list[tuple[dict[str, Any], int]] = [(ZERO3, 2), ({"stage": 2}, 2), ({"st
 
 
 def train_watched(folder: str, zero: dict[str, Any]) -> Any:
-    """What the guard says of a sound run, of one with a dead gradient, of one whose frozen weight changes on a rank."""
+    """Return the check's result for a correct run, one with a zero gradient, and one with a changed frozen weight."""
     from minigptv2.cluster import distributed
     from minigptv2.engine.movement import Movement
     from minigptv2.errors import StepError
@@ -40,7 +40,7 @@ def train_watched(folder: str, zero: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize(("zero", "ranks"), STAGES, ids=["zero3", "zero2", "zero0"])
-def test_what_does_not_move_as_it_should_is_named(tmp_path: Path, zero: dict[str, Any], ranks: int) -> None:
+def test_a_tensor_that_changes_or_stays_wrongly_is_named(tmp_path: Path, zero: dict[str, Any], ranks: int) -> None:
     results = run_ranks("tests.engine.test_movement:train_watched", ranks, tmp_path, folder=str(tmp_path), zero=zero)
     for said in results:
         assert said["none"] == "[False, True, False]", "checked once, after two updates"
@@ -49,7 +49,7 @@ def test_what_does_not_move_as_it_should_is_named(tmp_path: Path, zero: dict[str
 
 
 def resume_at_the_last_step(folder: str) -> str:
-    """A start whose one step is discarded: nothing has moved since it began, and nothing had to."""
+    """Start for a single step that is skipped: no tensor has changed since the start, and none had to."""
     from minigptv2.engine.movement import Movement
 
     trainer = make_trainer(Path(folder), {"stage": 0})
@@ -60,6 +60,6 @@ def resume_at_the_last_step(folder: str) -> str:
     return str(movement.check_when_due(trainer, last=True))
 
 
-def test_a_start_whose_only_step_was_discarded_has_nothing_to_check(tmp_path: Path) -> None:
+def test_a_start_whose_only_step_was_skipped_has_nothing_to_check(tmp_path: Path) -> None:
     said = run_ranks("tests.engine.test_movement:resume_at_the_last_step", 1, tmp_path, folder=str(tmp_path))
     assert said == ["False"]

@@ -1,4 +1,4 @@
-"""Before the first step: loading into shards, the packing check, the rehearsal of the fullest pack."""
+"""Tests the work before the first step: loading into shards, the packing check, rehearsing the largest pack."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_ranks_read_their_own_rows_only_and_each_byte_once(tmp_path: Path) -> No
     tensors = {name: p.detach().clone() for name, p in named_canonical(tiny_model(ALL_PARTS, seed=3)).items()}
     save_file(tensors, file)
     results = run_ranks("tests.engine.numerics:load_from_files", 2, tmp_path, file=str(file), folder=str(tmp_path))
-    shared_rows = sum(tensor[0].numel() for tensor in tensors.values())  # a row may hold the end of one shard
+    shared_rows = sum(tensor[0].numel() for tensor in tensors.values())  # one row may span two shards
     total = results[0]["total"]
-    biases = 2 * 96  # of the vision encoder's q, k and v: `transformers` makes them anew, so they are not sharded
+    biases = 2 * 96  # q, k and v of the vision encoder: `transformers` creates new ones, so they are not sharded
     assert total - biases <= sum(result["elements"] for result in results) <= total + shared_rows
     for result in results:
         assert result["equal"] and result["whole"] == 2
@@ -48,7 +48,7 @@ def test_a_rehearsal_changes_nothing(tmp_path: Path, zero: int, ranks: int) -> N
         ({"max_tokens": 60, "max_pack_tokens": 4000}, 2, 120, 2),
     ],
 )
-def test_the_fullest_pack_is_as_full_as_settings_allow(
+def test_the_largest_pack_is_as_large_as_the_settings_allow(
     settings: dict[str, int], batch: int, tokens: int, images: int
 ) -> None:
     pack = fullest_pack(DataConfig(**settings), image_size=32, tokens_per_image=4, global_batch_size=batch).inputs
@@ -58,16 +58,16 @@ def test_the_fullest_pack_is_as_full_as_settings_allow(
     tiny_model(ALL_PARTS)(**pack)["loss_sum"].backward()
 
 
-def test_the_packing_proof_passes_here_and_says_what_it_found() -> None:
+def test_the_packing_check_passes_and_reports_its_result() -> None:
     model = tiny_model(["projector", "lora"], lora_r=4)
     assert model.training
     assert "by exactly 0 (attention packed_sdpa, cpu" in prove_packing(model, torch.device("cpu"))
     assert model.training
 
 
-def test_the_packing_proof_stops_a_run_whose_attention_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packing_check_stops_a_run_whose_attention_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     class Leaky:
-        """Forgets the packs, as an attention that ignores its boundaries would."""
+        """Ignores the boundaries of samples in a pack."""
 
         @staticmethod
         def of(position_ids: torch.Tensor) -> object:

@@ -1,4 +1,4 @@
-"""ZeRO 0 to 3 against plain PyTorch; gradients of any split into ranks, micro-batches and packs; precision; seeds."""
+"""Compares ZeRO 0 to 3 with plain PyTorch: losses, gradients of any split into packs, precision and seeds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ONE_RANK = [
 
 
 def run_cases(cases: list[dict[str, Any]], ranks: int, folder: Path, steps: int = STEPS) -> list[list[dict[str, Any]]]:
-    """Results by case, then by rank."""
+    """Return the results by case, then by rank."""
     by_rank = run_ranks(
         "tests.engine.numerics:train_many",
         ranks,
@@ -72,7 +72,7 @@ def check_equal(results: list[dict[str, Any]], reference: dict[str, Any]) -> Non
     for result in results:
         assert result["losses"] == pytest.approx(losses, abs=1e-5)
         assert result["norms"] == pytest.approx(reference["norms"], rel=1e-4, abs=1e-6)
-        if result is results[0]:  # the main rank alone keeps what is gathered
+        if result is results[0]:  # only the main rank keeps the gathered tensors
             assert result["calls"] == results[0]["calls"]
         for ours, theirs in zip(result["gradients"], reference["gradients"], strict=True):
             assert largest_difference(ours, theirs) <= 1e-6
@@ -118,7 +118,7 @@ def test_the_same_seed_gives_the_same_bits_dropout_included(
     (first,), (second,) = on_one_rank[5], on_one_rank[6]
     for key in ("losses", "norms", "sums", "gradients"):
         assert first[key] == second[key], key
-    assert first["losses"] != pytest.approx(references["lora"]["losses"], abs=1e-5), "dropout must be at work"
+    assert first["losses"] != pytest.approx(references["lora"]["losses"], abs=1e-5), "dropout must have an effect"
 
 
 def check_splits(ranks: int, splits: list[int], folder: Path) -> None:
@@ -154,14 +154,14 @@ def test_any_split_into_ranks_accumulation_and_packs_gives_the_same_gradient(tmp
 @pytest.mark.soak
 @pytest.mark.parametrize(("ranks", "count"), [(1, 50), (2, 700), (3, 150), (4, 100)])
 def test_a_thousand_random_splits_neither_hang_nor_move_the_gradient(tmp_path: Path, ranks: int, count: int) -> None:
-    """R13 and R16: a third of them leave ranks without images."""
+    """A third of the splits leave ranks without images."""
     check_splits(ranks, list(range(1000 * ranks, 1000 * ranks + count)), tmp_path)
 
 
 @pytest.mark.soak
 def test_two_hundred_steps_of_every_zero_stage_equal_plain_pytorch(tmp_path: Path) -> None:
-    """R14, at a tenth of the other tests' rate: at theirs, plain PyTorch that adds a step's packs in another order
-    is 2e-2 away from itself after 60 steps of LoRA, so equality there would say nothing of an engine."""
+    """Uses a tenth of the other tests' learning rate. At theirs, two runs of plain PyTorch that sum the packs of a step
+    in different orders differ by 2e-2 after 60 steps of LoRA, so a comparison would not test the engine."""
     slow: dict[str, Any] = {"more": {"rate": 1e-3}}
     references = {mode: plain_pytorch(mode, 200, 1e-3) for mode in MODES}
     for ranks, stages in ((2, (1, 2, 3)), (1, (0,))):

@@ -51,7 +51,7 @@ def test_the_installed_deepspeed_is_the_one_that_was_checked() -> None:
 
 
 def look_at_private_names(folder: str, zero: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """Every private name that the backend uses, and whether the real objects of DeepSpeed have it after a step."""
+    """Return each private name that the backend uses, and whether DeepSpeed's objects have it after a step."""
     trainer = make_trainer(Path(folder), zero, extra=extra)
     trainer.train_step(mine([batch(0, number) for number in range(4)]))
     backend: Any = trainer.zero
@@ -88,15 +88,15 @@ def test_the_loss_scaler_of_fp16_has_the_state_that_checkpoints_keep() -> None:
     assert scaler.dynamic and all(hasattr(scaler, name) for name in LOSS_SCALE)
 
 
-def test_a_private_name_that_is_gone_is_reported_with_the_version_to_install() -> None:
+def test_a_missing_private_name_is_reported_with_the_version_to_install() -> None:
     with pytest.raises(
         MiniGPTv2Error, match=rf"object has no attribute averaged_gradients.*=={re.escape(CHECKED_WITH)}"
     ):
         require_names(object(), ("__class__", "averaged_gradients"))
 
 
-def test_private_names_of_deepspeed_stand_in_one_module() -> None:
-    """`ds_*` of parameters, and the optimizer's own names; and no other module branches on the ZeRO stage."""
+def test_private_names_of_deepspeed_are_used_in_one_module() -> None:
+    """Covers `ds_*` of parameters and private names of the optimizer. No other module may branch on the ZeRO stage."""
     private = {name for kind in (ShardedOptimizer, ShardedParameters) for name in _names_of(kind)}
     pattern = re.compile(rf"\.({'|'.join(map(re.escape, sorted(private)))})\b|\bds_[a-z]+\b")
     branch = re.compile(r"\bstage (==|!=|in|not in|<|>|<=|>=) ?[\d(]")
@@ -117,5 +117,5 @@ def _names_of(kind: Any) -> set[str]:
         "loss_scaler",
         "partition",
         "all_gather",
-    }  # also words of other modules
+    }  # names that other modules use too
     return {*kind._optimizer_names, *kind._parameter_names, kind._flat_name, kind._overflow_check} - common

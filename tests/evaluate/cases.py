@@ -1,4 +1,4 @@
-"""Seeded cases for the metrics, odd ones included. The official numbers for them lie in `golden/`."""
+"""Generates seeded cases for the metrics, unusual ones included. Their official results are in `golden/`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ ODD = (
 
 
 def captions(count: int, seed: int = 0) -> tuple[list[str], list[list[str]]]:
-    """Candidates and their 1 to 5 references: natural, words swapped, odd marks put in, some empty or equal."""
+    """Return candidates and 1 to 5 references: natural, with words swapped or symbols inserted, empty or equal."""
     random = Random(seed)
     base = [text for line in NATURAL.strip().splitlines() for text in line.split("|")]
     candidates, references = [], []
@@ -136,7 +136,7 @@ skateboard|skateboarding|frisbee|beach|man & woman|new york, ny|washington d.c.|
 
 
 def vqa_questions(count: int, seed: int = 1) -> list[tuple[str, list[str]]]:
-    """(answer, ten people's answers): unanimous, split, disagreeing only in spelling."""
+    """Return pairs of an answer and ten people's answers: unanimous, split, or different only in spelling."""
     random = Random(seed)
     pool = [text for line in _ANSWERS.strip("\n").splitlines() for text in line.split("|") if text]
     questions = []
@@ -150,7 +150,7 @@ def vqa_questions(count: int, seed: int = 1) -> list[tuple[str, list[str]]]:
 
 
 def boxes(count: int, seed: int = 2) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """Pairs of boxes x1, y1, x2, y2: apart, touching, inside, equal, a pixel wide, fractional."""
+    """Return pairs of boxes x1, y1, x2, y2: apart, touching, nested, equal, one pixel wide, fractional."""
     random = Random(seed)
     pairs = []
     for number in range(count):
@@ -170,7 +170,7 @@ def _box(random: Random, number: int) -> tuple[float, ...]:
 
 
 def scored_labels(count: int, seed: int = 3) -> list[tuple[list[float], list[int]]]:
-    """(scores, labels) with both kinds: few values (ties), one of a kind, equal scores."""
+    """Return (scores, labels) with both labels: ties, a single positive or negative, all scores equal."""
     random = Random(seed)
     sets = []
     for number in range(count):

@@ -23,7 +23,7 @@ COUNT = 5
 
 
 def corpus_for(spec: Benchmark, folder: Path) -> Path:
-    """Shards of `COUNT` images with two turns each (one for captions), as in the corpus of the spec."""
+    """Write shards of `COUNT` images with two turns each (one for captions), as in the corpus of the spec."""
     samples = []
     for number in range(COUNT):
         turns = tuple(_turn(spec, number, place) for place in range(1 if spec.task == "caption" else 2))

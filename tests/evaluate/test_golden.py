@@ -1,4 +1,4 @@
-"""Each metric equals the official implementation's numbers, printed to six digits, on 240 cases."""
+"""Tests that each metric equals the official implementation to six digits on 240 cases."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def test_meteor_is_the_official_program() -> None:
         ("2", ["two"] * 10, 0.0),
     ],
 )
-def test_people_who_agree_are_taken_at_their_word(answer: str, people: list[str], accuracy: float) -> None:
+def test_unanimous_answers_are_not_normalized(answer: str, people: list[str], accuracy: float) -> None:
     assert vqa_accuracy(answer, people) == pytest.approx(accuracy)
 
 
-def test_a_direct_answer_needs_three_who_wrote_just_it() -> None:
+def test_a_direct_answer_needs_three_people_who_gave_it() -> None:
     people = ["cat"] * 2 + ["Cat"] + ["dog"] * 3 + ["x"] * 4
     assert [direct_answer_accuracy(one, people) for one in ("cat", "dog", "cow")] == [pytest.approx(2 / 3), 1.0, 0.0]
 
 
-def test_vqa_accuracy_and_its_normalisation_are_the_official_ones() -> None:
+def test_vqa_accuracy_and_its_normalization_are_the_official_ones() -> None:
     official, questions = golden("vqa"), cases.vqa_questions(COUNT)
     assert [normalize_vqa(answer.strip()) for answer, _ in questions] == official["normal"]
     ours = [100 * vqa_accuracy(answer, people) for answer, people in questions]
     assert printed(ours) == printed(official["accuracy"])
-    assert {f"{value:.0f}" for value in ours} == {"0", "30", "60", "90", "100"}  # all there are with ten people
+    assert {f"{value:.0f}" for value in ours} == {"0", "30", "60", "90", "100"}  # all possible values with ten people
 
 
 def test_chair_finds_the_objects_that_the_official_rules_find() -> None:

@@ -32,7 +32,7 @@ TASKS = ("refer", "vqa", "identify")
 
 @pytest.fixture(scope="module")
 def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny model with random weights: its answers are noise, of many lengths."""
+    """An export of a tiny model with random weights. Its answers are noise of various lengths."""
     config = ModelConfig(
         vision_encoder="tiny_vit",
         language_model="tiny_llama",
@@ -45,7 +45,7 @@ def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of two benchmarks that are asked in different ways: generated, and chosen by the losses of choices."""
+    """Shards of two benchmarks: one with generated answers, one with answers chosen by the losses of the choices."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("okvqa", "iconqa"):
         spec = BENCHMARKS[name]
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(export: str, world: World, data: Path, output: Path, *words: str) -> dict[str, str]:
-    """Both benchmarks and some held-out shards by the command; the text of what it wrote, by file."""
+    """Evaluate both benchmarks and some held-out shards with the command. Returns the text that it wrote by file."""
     corpora = [word for task in TASKS for word in ("--corpus", f"toy_{task}")]
     command = [
         "evaluate",
@@ -84,7 +84,7 @@ def written(output: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def plain(export: str, world: World, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, four questions at a time."""
+    """The files of one process with a batch size of 4."""
     output = tmp_path_factory.mktemp("plain")
     evaluate(export, world, data, output, "--batch-size", "4")
     return output
@@ -96,11 +96,11 @@ def test_any_batch_size_and_layout_give_the_same(
 ) -> None:
     assert evaluate(export, world, data, tmp_path / "out", *words) == written(plain)
     answers = [json.loads(line)["answer"] for line in (plain / "toy_vqa/vqa/predictions.jsonl").open()]
-    assert len(set(answers)) > 1  # not the same noise to everything
+    assert len(set(answers)) > 1  # the answers differ between questions
 
 
 def in_rank(**arguments: Any) -> int:
-    """What each rank of `test_two_ranks` runs."""
+    """Run by each rank of `test_two_ranks_give_the_same`."""
     return cli(arguments["words"])
 
 
@@ -129,7 +129,7 @@ def test_two_ranks_give_the_same(export: str, world: World, data: Path, plain: P
     assert written(output) == written(plain)
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_ends_with_the_same_results(tmp_path: Path) -> None:
     spec = BENCHMARKS["refcoco_val"]
     corpus = corpus_for(spec, tmp_path / "corpus")
 
@@ -146,8 +146,10 @@ def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
         part = output / "answers.0.jsonl"
         lines = part.read_text().splitlines(keepends=True)
         assert len(lines) == stop_after
-        part.write_text("".join(lines[: stop_after // 2]) + '{"id": "half a li')  # killed while it wrote
-        (output / "answers.1.jsonl").write_text("".join(lines[stop_after // 2 :]))  # of another rank, gone now
+        part.write_text("".join(lines[: stop_after // 2]) + '{"id": "half a li')  # killed while writing a line
+        (output / "answers.1.jsonl").write_text(
+            "".join(lines[stop_after // 2 :])
+        )  # left by a rank that no longer exists
         rest = Oracle(spec, corpus)
         run(rest, output)
         assert rest.asked == whole.asked - stop_after
@@ -158,7 +160,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same(tmp_path: Path) -> None:
         assert again.asked == 0
 
 
-def test_answers_of_another_model_or_corpus_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+def test_answers_of_another_model_or_corpus_are_not_reused(tmp_path: Path) -> None:
     spec = BENCHMARKS["gqa"]
     corpus = corpus_for(spec, tmp_path / "corpus")
     oracle = Oracle(spec, corpus)
@@ -179,7 +181,7 @@ def test_a_smaller_limit_does_not_lose_answers(tmp_path: Path) -> None:
     assert (output / "predictions.jsonl").read_bytes() == before
 
 
-def test_what_a_build_leaves_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_build_leaves_out_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     textcaps_val(tmp_path / "data")
     folder = corpus_folder(tmp_path / "data", "text_caps", "val", tmp_path / "cache")
     assert "dropped 1: image file missing" in capsys.readouterr().err
@@ -211,7 +213,7 @@ def test_the_questions_of_an_image_stay_together_and_shares_have_similar_costs(w
         assert max(costs) <= 1.1 * min(costs)
 
 
-def test_each_expression_of_an_object_is_a_question_with_an_id_of_its_own(tmp_path: Path) -> None:
+def test_each_expression_of_an_object_is_a_question_with_its_own_id(tmp_path: Path) -> None:
     spec = BENCHMARKS["refcoco_val"]
     questions = questions_of(CorpusReader(corpus_for(spec, tmp_path / "corpus")), task="refer")
     assert len(questions) == 5 * 2 * 2 and len({question.id for question in questions}) == 20
@@ -227,10 +229,10 @@ def test_an_image_is_encoded_once_for_all_its_questions(export: str, data: Path,
     )
     spec = BENCHMARKS["iconqa"]
     evaluate_benchmark(predictor, spec, data / "iconqa/test", tmp_path / "out", Settings(batch_size=2))
-    assert sum(encoded) == 5  # pictures; 10 questions of 5 choices each
+    assert sum(encoded) == 5  # images, with 10 questions of 5 choices each
 
 
-def test_tables_and_page_say_what_the_predictions_say(plain: Path) -> None:
+def test_tables_and_page_show_the_predictions(plain: Path) -> None:
     results = {one["benchmark"]: one for one in json.loads((plain / "results.json").read_text())}
     assert set(results) == {"okvqa", "iconqa", *(f"toy_{task}/{task}" for task in TASKS)}
     markdown, page = (plain / "results.md").read_text(), (plain / "page.html").read_text()
@@ -247,7 +249,7 @@ def test_tables_and_page_say_what_the_predictions_say(plain: Path) -> None:
     assert {"well_formed", "mean_iou"} <= set(results["toy_refer/refer"]["figures"])
     assert "size" in results["toy_refer/refer"]["groups"] and "answer" in results["toy_vqa/vqa"]["groups"]
     assert page.count("<img src='data:image/jpeg;base64,") == 2 * 2 * len(results)
-    assert not re.search(r"(src|href)='(?!data:|#)", page)  # it needs nothing but itself
+    assert not re.search(r"(src|href)='(?!data:|#)", page)  # the page loads no other file
 
 
 def test_the_worst_samples_on_the_page_are_the_worst(tmp_path: Path) -> None:
@@ -263,7 +265,7 @@ def test_the_worst_samples_on_the_page_are_the_worst(tmp_path: Path) -> None:
     assert set(worst) == wrong and len(random) == len(wrong) != 0
 
 
-def test_compare_finds_the_flips_and_whether_they_mean_something(
+def test_compare_finds_changed_answers_and_their_significance(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = BENCHMARKS["gqa"]

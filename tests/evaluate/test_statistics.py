@@ -1,4 +1,4 @@
-"""Intervals and differences, by hand and by repetition."""
+"""Tests intervals and differences against values computed by hand and against repeated draws."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interval, paired_difference
 
 
-def test_a_sure_thing_has_no_interval() -> None:
+def test_a_certain_result_has_no_interval() -> None:
     assert mean_interval([1.0] * 9) == (1.0, 1.0)
     assert bootstrap(lambda drawn: float(len(drawn)), 5) == (5.0, 5.0)
 
 
-def test_a_means_interval_is_the_textbooks() -> None:
+def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
     values = [float(i < 300) for i in range(1000)]
     low, high = mean_interval(values)
     width = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
@@ -24,7 +24,7 @@ def test_a_means_interval_is_the_textbooks() -> None:
     assert bootstrap(lambda drawn: float(array[drawn].mean()), 1000) == pytest.approx((low, high), abs=0.006)
 
 
-def test_questions_about_one_picture_are_drawn_together() -> None:
+def test_questions_about_one_image_are_drawn_together() -> None:
     values = [float(i % 2) for i in range(100) for _ in range(10)]
     pictures = [i for i in range(100) for _ in range(10)]
     alone, together = mean_interval(values), mean_interval(values, groups=pictures)
@@ -34,7 +34,7 @@ def test_questions_about_one_picture_are_drawn_together() -> None:
     assert again == pytest.approx(together, abs=0.03)
 
 
-def test_an_interval_holds_the_truth_about_nineteen_times_of_twenty() -> None:
+def test_an_interval_holds_the_true_value_about_nineteen_times_of_twenty() -> None:
     generator, held = np.random.default_rng(5), 0
     for trial in range(200):
         low, high = mean_interval(generator.normal(1.0, 2.0, 60).tolist(), resamples=300, seed=trial)
@@ -43,7 +43,7 @@ def test_an_interval_holds_the_truth_about_nineteen_times_of_twenty() -> None:
 
 
 def test_a_difference_by_hand() -> None:
-    # four questions flip one way: of the 16 ways to set signs, two are as far from none
+    # four questions change in one direction: 2 of the 16 sign patterns are at least as extreme
     found = paired_difference([0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1])
     assert found.mean == pytest.approx(4 / 6) and found.p == pytest.approx(2 / 16)
     assert paired_difference([1, 0], [1, 0]).p == 1.0

@@ -1,4 +1,4 @@
-"""Base weights: a folder that lacks a part of them is named, never filled with random ones."""
+"""Tests that a folder with incomplete base weights is refused and never completed with random weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of costs against torch: parameters on the meta device, FLOPs by its counter, kept bytes by hooks."""
+"""Compares the cost formulas with torch: parameters on the meta device, FLOPs by its counter, kept bytes by hooks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_parameters_by_part_are_the_modules(vision: str, language: str) -> None:
 
 
 def test_the_real_models_coefficients() -> None:
-    """The figures of the limit: 2.250 TFLOP an image, 25.9 GFLOP a token, 0.524 GFLOP a supervised token."""
+    """Expects 2.250 TFLOP per image, 25.9 GFLOP per token and 0.524 GFLOP per supervised token."""
     costs = ModelCosts(ModelConfig(), sizes_of(ModelConfig()))
     one = costs.flops(Work(tokens=1, images=1, unique_images=1, sum_of_squares=1, supervised=1), recomputed_layers=32)
     assert one.vision == pytest.approx(2.250e12, rel=1e-3)
@@ -87,7 +87,7 @@ def pack(samples: int, images: int) -> dict[str, torch.Tensor]:
     ],
 )
 def test_flops_equal_torchs_counter(trainable: list[str], r: int, recomputed: int) -> None:
-    """Within 0.1 %, attention aside: torch counts its full square, and backward of its kernel as 2.5 forwards."""
+    """Within 0.1 % without attention: torch counts its full square, and the kernel's backward as 2.5 forwards."""
     config = config_of(trainable, r)
     sizes = Sizes(VISION_ENCODERS["tiny_vit"], GROUPED)
     model = build_model(config, 120, sizes=sizes)

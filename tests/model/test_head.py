@@ -1,4 +1,4 @@
-"""Losses in chunks and frozen linears: the same numbers, and less kept."""
+"""Tests that losses in chunks and frozen linear layers give the same results and keep less memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_losses_and_gradients_in_chunks_equal_whole_ones(
     monkeypatch: pytest.MonkeyPatch, trained: bool, rows: int
 ) -> None:
     layer, hidden, targets = head_and_hidden(trained)
-    weights = torch.linspace(0.1, 2.0, 23)  # every token's loss may weigh differently
+    weights = torch.linspace(0.1, 2.0, 23)  # each token's loss can have another weight
     whole = cross_entropy(layer(hidden), targets, reduction="none")
     (whole * weights).sum().backward()
     expected = hidden.grad.clone(), layer.weight.grad

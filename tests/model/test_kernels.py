@@ -1,4 +1,4 @@
-"""Optional kernels: chosen by what the machine has, refused by name where it has not, no part of an export."""
+"""Tests optional kernels: chosen by what the machine has, refused by name elsewhere, and not part of an export."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_pat
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
-def test_images_in_batches_of_their_own_give_the_same_tokens(at_once: int) -> None:
+def test_images_in_separate_batches_give_the_same_tokens(at_once: int) -> None:
     model = tiny_model(["projector"])
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     whole = model.encode_images(pixels)

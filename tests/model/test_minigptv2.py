@@ -1,4 +1,4 @@
-"""The three-part model: sizes, packing, images, loss."""
+"""Tests the three-part model: sizes, packing, images and loss."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def test_full_size_counts_are_the_papers() -> None:
         ),
     ],
 )
-def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp_path: Path) -> None:
+def test_the_real_llama_folder_matches_its_spec(row: str, changed: dict[str, int], tmp_path: Path) -> None:
     real = {
         "architectures": ["LlamaForCausalLM"],
         "bos_token_id": 1,
@@ -100,7 +100,7 @@ def test_the_real_llama_folder_is_the_row(row: str, changed: dict[str, int], tmp
         language_spec(str(tmp_path))
 
 
-def test_thirteen_billion_is_another_row() -> None:
+def test_thirteen_billion_is_another_spec() -> None:
     with torch.device("meta"):
         model = build_model(ModelConfig(language_model="llama2_13b"), vocab_size=32000)
     counts: dict[str, int] = {}
@@ -132,8 +132,8 @@ def test_packed_loss_and_gradients_equal_single_ones(attention: str) -> None:
 
 
 @pytest.mark.parametrize(("attention", "another_length"), [*((name, False) for name in PACKED), ("packed_sdpa", True)])
-def test_a_neighbour_moves_a_sample_by_exactly_nothing(attention: str, another_length: bool) -> None:
-    """A mask of the whole pack sums in another order when lengths change, so there only the tokens are exchanged."""
+def test_a_neighbor_changes_a_sample_by_exactly_zero(attention: str, another_length: bool) -> None:
+    """With a mask over the whole pack, other lengths change the order of sums. There only tokens are replaced."""
     model = tiny_model(ALL_PARTS).eval()
     model.language_model.set_attn_implementation(attention)
     (a, b, c), images = random_examples(3, seed=2)
@@ -153,7 +153,7 @@ def test_a_neighbour_moves_a_sample_by_exactly_nothing(attention: str, another_l
     assert torch.equal(hidden[0][0], hidden[1][0]) and torch.equal(hidden[0][1], hidden[1][1])
 
 
-def test_samples_of_unlike_length_share_no_padded_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_different_lengths_share_no_padded_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import minigptv2.model.attention as attention
 
     lengths = [50, 9, 30, 11, 12, 9, 40, 1]
@@ -270,7 +270,7 @@ def test_attention_that_cannot_run_here_is_refused() -> None:
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside the repository")
 def test_forward_equals_the_published_code() -> None:
-    """Weights mapped by hand here; `minigptv2 convert` is another road to the same place."""
+    """Maps the weights by hand, independently of `minigptv2 convert`."""
     from safetensors.torch import load_file
 
     expected = json.loads((REFERENCE / "expected.json").read_text())

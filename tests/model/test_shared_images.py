@@ -1,4 +1,4 @@
-"""Question-answer pairs that share an image's tokens: each with the loss and gradient that it would have alone."""
+"""Tests question-answer pairs that share an image's tokens: each has the loss and gradient that it has alone."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ Images = list[np.ndarray]
 
 
 def pairs(count: int, seed: int) -> tuple[list[Example], np.ndarray]:
-    """Examples of 9 to 25 tokens that begin with the same prompt and image, and that image."""
+    """Return examples of 9 to 25 tokens that begin with the same prompt and image, and that image."""
     rng = np.random.default_rng(seed)
     prompt = np.concatenate([rng.integers(3, VOCABULARY, 2), np.full(4, IMAGE_PLACEHOLDER)])
     examples = []
@@ -32,7 +32,7 @@ def pairs(count: int, seed: int) -> tuple[list[Example], np.ndarray]:
 
 
 def run(model: MiniGPTv2, packs: list[tuple[list[Example], Images]]) -> tuple[float, dict[str, Tensor]]:
-    """The loss sum over the packs and its gradient by name."""
+    """Return the loss sum over the packs and its gradient by name."""
     model.zero_grad()
     total = 0.0
     for examples, images in packs:
@@ -69,7 +69,7 @@ def test_a_shared_image_has_the_loss_and_gradients_of_separate_samples(branches:
 
 
 @pytest.mark.parametrize("attention", PACKED)
-def test_another_pair_moves_a_pair_by_exactly_nothing(attention: str) -> None:
+def test_another_pair_changes_a_pair_by_exactly_zero(attention: str) -> None:
     model = use(tiny_model(ALL_PARTS).eval(), attention)
     (a, b, c), image = pairs(3, seed=2)
     (neighbour,), images = random_examples(1, seed=4)
@@ -106,7 +106,7 @@ def test_all_attentions_over_packs_agree(seed: int) -> None:
     assert list(PACKED.values()) == [packed_sdpa, packed_flex, packed_dense]
 
 
-def test_position_ids_alone_tell_who_sees_whom() -> None:
+def test_position_ids_alone_define_the_attention() -> None:
     layout = PackLayout.of(torch.tensor([[0, 1, 2, 3, 2, 3, 4, 0, 1]]))
     assert layout.branches.tolist() == [0, 0, 1, 1, 2, 2, 2, 0, 0]
     assert layout.shares_images and not PackLayout.of(torch.tensor([[0, 1, 0, 1, 2]])).shares_images

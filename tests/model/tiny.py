@@ -1,4 +1,4 @@
-"""A model of a few ten thousand parameters and random examples for it."""
+"""Defines a model with tens of thousands of parameters and random examples for it."""
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0) -> MiniGPTv
 
 
 def random_examples(count: int, seed: int, *, with_images: bool = True) -> tuple[list[Example], list[np.ndarray]]:
-    """Examples of 12 to 29 tokens, the last few of each supervised, and a 32 px image for each."""
+    """Return examples of 12 to 29 tokens, the last few of each supervised, and a 32 px image for each."""
     rng = np.random.default_rng(seed)
     examples, images = [], []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""`minigptv2 plan`: figures that are known, the right plan in each regime, and no torch on the way."""
+"""Tests `minigptv2 plan`: known results, the right plan for each kind of cluster, and no import of torch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def costs() -> ModelCosts:
 
 
 def test_plain_zero3_gathers_29_gb_of_frozen_weights_a_micro_batch(costs: ModelCosts) -> None:
-    """2 x 13.48 GB of the language model and 1.97 GB of the vision encoder, but for what is still there to go back."""
+    """2 x 13.48 GB of language model and 1.97 GB of vision encoder, less what is still gathered for backward."""
     traffic = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
     assert traffic.frozen == pytest.approx(28.9e9 - 1e9, rel=0.01)
     thrice = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=3)
     assert thrice.frozen == 3 * traffic.frozen
 
 
-def test_kept_whole_the_frozen_weights_cost_no_traffic(costs: ModelCosts) -> None:
+def test_unsharded_frozen_weights_cost_no_traffic(costs: ModelCosts) -> None:
     traffic = PLANS["zero2"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
     zero3 = PLANS["zero3"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
     assert traffic.total == pytest.approx(0.2265e9, rel=0.01) and zero3.total >= 100 * traffic.total
@@ -49,7 +49,7 @@ def test_kept_whole_the_frozen_weights_cost_no_traffic(costs: ModelCosts) -> Non
     assert hpz.frozen == 0 and hpz.inside_node == zero3.frozen
 
 
-def test_a_rank_holds_its_share_of_a_sharded_model_and_all_of_a_whole_one(costs: ModelCosts) -> None:
+def test_a_rank_holds_its_share_of_a_sharded_model_and_all_of_an_unsharded_one(costs: ModelCosts) -> None:
     def weights(plan: str, ranks: int) -> float:
         state = PLANS[plan].state_bytes(costs.parts, ranks)
         return state["vision_encoder"] + state["language_model"]
@@ -80,8 +80,8 @@ def test_the_recommended_plan_of_each_regime(costs: ModelCosts, machines: dict[s
     assert best.plan.name.startswith(plan) and not best.plan.quantized
 
 
-def test_plain_zero3_with_small_packs_is_bound_by_the_wire(costs: ModelCosts) -> None:
-    """Below 3 to 5 samples a micro-batch on NVLink, 30 to 49 at 45 GB/s: the arithmetic of the limit."""
+def test_plain_zero3_with_small_packs_is_bound_by_the_network(costs: ModelCosts) -> None:
+    """Bound by the network below 3 to 5 samples per micro-batch on NVLink, and below 30 to 49 at 45 GB/s."""
     for machines, samples in (({"gpus": 8}, 4), ({"gpus": 16, "network_gbytes": 45.0}, 35)):
         hardware = describe(gpu="h100", **machines)  # type: ignore[arg-type]
         bounds = {}
@@ -91,7 +91,7 @@ def test_plain_zero3_with_small_packs_is_bound_by_the_wire(costs: ModelCosts) ->
         assert list(bounds.values()) == ["wire", "compute"], bounds
 
 
-def test_layers_are_recomputed_only_as_memory_asks(costs: ModelCosts) -> None:
+def test_layers_are_recomputed_only_as_memory_requires(costs: ModelCosts) -> None:
     pack = SAMPLES.work(16384 / SAMPLES.tokens)
     layers = [
         layers_to_recompute(costs, PLANS["zero3"], ranks=8, memory=gib * GIB, pack=pack) for gib in (20, 40, 60, 141)

@@ -17,7 +17,7 @@ def test_downloads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     original = gr.processing_utils.async_ssrf_protected_download
     monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", original)  # restored after the test
     gradio_compat.forbid_downloads()
-    with pytest.raises(gr.Error, match="fetches no address"):
+    with pytest.raises(gr.Error, match="does not download addresses"):
         asyncio.run(gr.processing_utils.async_ssrf_protected_download("http://127.0.0.1:1/x.png", "/nowhere"))
 
 

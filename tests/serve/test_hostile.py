@@ -240,7 +240,7 @@ def test_the_page_fetches_no_address(server: str, monkeypatch: pytest.MonkeyPatc
         event = next(d for d in config["dependencies"] if d["targets"] and d["targets"][0][1] == trigger)
         body = {"data": data, "event_data": None, "fn_index": event["id"], "session_hash": "abc", "trigger_id": None}
         said = httpx.post(server + "/gradio_api/run/predict", json=body).text + queued(server, body)
-        assert "fetches no address" in said and not fetched, trigger
+        assert "does not download addresses" in said and not fetched, trigger
 
 
 @pytest.mark.parametrize(

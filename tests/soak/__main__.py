@@ -1,6 +1,6 @@
-"""The long runs: `python -m tests.soak saves=2000 disk=200 kills=50 stops=50 --seed 1`. Prints a table at the end.
+"""Runs the long tests and prints a table: `python -m tests.soak saves=2000 disk=200 kills=50 stops=50 --seed 1`.
 
-What a name does is in the module of that name. The exit code is 1 if any run ended as it should not.
+Each name is described in the module of that name, `disk` in `full_disk`. The exit code is 1 if any run ended wrongly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def main() -> int:
-    """Run what the words ask for."""
+    """Run the tests that the command line names."""
     from tests.soak import full_disk, kills, saves, stops
 
     runs = {"saves": saves.run, "disk": full_disk.run, "kills": kills.run, "stops": stops.run}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", metavar="name=count", help=f"of {', '.join(runs)}")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder, removed at the end")
+    parser.add_argument(
+        "--folder", type=Path, help="folder to work in. Default: a temporary folder, removed at the end"
+    )
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     results = {}

@@ -1,4 +1,4 @@
-"""R4 on a real file system: a small tmpfs in a mount namespace of its own, filled so that a save ends anywhere."""
+"""Fills a small tmpfs, in its own mount namespace, so that saves of a checkpoint fail at random points."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAVE_KIB = 620
 
 
 def fill_and_save(disk: Path, count: int, seed: int) -> dict[str, object]:
-    """Save on a disk with 0 to 1.2 saves' room left, `count` times; how many left what they should not."""
+    """Save `count` times on a disk with free space for 0 to 1.2 saves. Returns counts, wrong outcomes included."""
     draw = random.Random(seed)
     refused = bad = 0
     slowest = 0.0
@@ -53,7 +53,7 @@ def _free_kib(disk: Path) -> int:
 
 
 def run(folder: Path, count: int, seed: int) -> dict[str, object]:
-    """The same in a process that may mount: `unshare` of util-linux."""
+    """Run `fill_and_save` in a process that may mount, started by `unshare` of util-linux."""
     command = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.soak.full_disk"]
     said = subprocess.run([*command, str(folder), str(count), str(seed)], check=True, stdout=subprocess.PIPE)
     result: dict[str, object] = json.loads(said.stdout)

@@ -1,4 +1,4 @@
-"""R1: `kill -9` of a random rank at a random moment of a run; the same command must end in the same bits."""
+"""Kills a random rank with `kill -9` at a random moment. The same command must then end with bit-identical weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ RANKS = [2, 3, 4]
 
 
 def run(folder: Path, count: int, seed: int) -> dict[str, object]:
-    """Break and mend `count` runs; how many ended in other bits, or left a process for more than 15 s."""
+    """Kill and resume `count` runs. `bad` counts the runs that ended with different weights or metrics, or left a
+    process running for more than 15 s."""
     draw = random.Random(seed)
     config = make_stage(folder)
     unbroken = unbroken_runs(config, folder, RANKS)
@@ -30,7 +31,7 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
             phases[moment.phase if codes[moment.rank] == -signal.SIGKILL else "not reached"] += 1
             slowest = max(slowest, lingered)
             if lingered > 15:
-                wrong = f"after {moment} a process stayed for {lingered:.0f} s"
+                wrong = f"after {moment} a process kept running for {lingered:.0f} s"
         said = f"{number + 1:>4}  {ranks} ranks  {'; '.join(map(str, moments))}"
         bad += not ends_equal(config, run_, ranks, unbroken[ranks], said, wrong)
-    return {"runs": count, "kills by phase": dict(phases), "slowest to leave (s)": round(slowest, 1), "bad": bad}
+    return {"runs": count, "kills by phase": dict(phases), "slowest to exit (s)": round(slowest, 1), "bad": bad}

@@ -1,4 +1,4 @@
-"""R2: `kill -9` inside a save. A process does nothing but save; it is killed at a random moment, again and again."""
+"""Kills a process that only saves checkpoints with `kill -9`, repeatedly, each time at a random moment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ELEMENTS = 50_000
 
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """0.6 MB that say which step they are of."""
+    """Return 0.6 MB of tensors whose values encode the step."""
     return {
         stem: {"a": torch.full((ELEMENTS,), float(step)), "b": torch.full((3, 5), -float(step))}
         for stem in (WEIGHTS, *MOMENTS)
@@ -34,7 +34,7 @@ def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save_for_ever(run: Path, step: int, done: int) -> None:
-    """Save step after step, and write to `done` a byte for each that is whole."""
+    """Save step after step. Writes one byte to the file descriptor `done` after each complete save."""
     while True:
         write_checkpoint(run, CheckpointState(step, step, IDENTITY), tensors_of(step))
         os.write(done, b".")
@@ -43,7 +43,7 @@ def save_for_ever(run: Path, step: int, done: int) -> None:
 
 
 def kill_one_save(run: Path, step: int, wait_s: float) -> int:
-    """Kill a process that saves from `step` on after `wait_s`; returns how many saves it said were whole."""
+    """Kill a process that saves from `step` on after `wait_s` seconds. Returns the number of completed saves."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -59,16 +59,16 @@ def kill_one_save(run: Path, step: int, wait_s: float) -> int:
 
 
 def check(run: Path, at_least: int, at_most: int) -> tuple[int, str | None]:
-    """The step of the newest checkpoint, and what is wrong with it, if anything."""
+    """Return the step of the newest checkpoint and a description of what is wrong with it, None if nothing is."""
     warnings: list[str] = []
     folder = newest_good_checkpoint(run, warnings.append)
     if folder is None:
-        return 0, None if at_least == 0 else f"step {at_least} was saved and nothing is there"
+        return 0, None if at_least == 0 else f"step {at_least} was saved, but there is no checkpoint"
     step = load_state(folder).step
     if warnings:
         return step, warnings[0]
     if not at_least <= step <= at_most:
-        return step, f"step {step} is there, expected {at_least} to {at_most}"
+        return step, f"found step {step}, expected {at_least} to {at_most}"
     for stem, named in tensors_of(step).items():
         read = read_tensors(folder / f"{stem}.safetensors")
         if any(not torch.equal(read[name], value) for name, value in named.items()):
@@ -77,7 +77,7 @@ def check(run: Path, at_least: int, at_most: int) -> tuple[int, str | None]:
 
 
 def run(folder: Path, count: int, seed: int) -> dict[str, int]:
-    """Kill `count` saves; how many left what they should not."""
+    """Kill `count` saves. `bad` counts the saves after which the newest checkpoint was wrong."""
     draw = random.Random(seed)
     bad = inside = step = 0
     began = time.monotonic()

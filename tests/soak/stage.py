@@ -1,4 +1,4 @@
-"""A small stage that is trained, broken and gone on with, its parts at random: what R1 and R8 have in common."""
+"""Trains a small stage, interrupts it at a random moment and resumes it. Used by `kills` and `stops`."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PHASES = {
     "evaluate": "evaluation",
     "export": "exporting",
 }
-"""What a rank's watchdog is told it is in, by its first words."""
+"""Phases in which a run is interrupted, each with the beginning of its name in the watchdog."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The `nth` time that `rank` enters a phase, and `delay_s` more: then it gets `signal` from itself."""
+    """When to interrupt: `delay_s` seconds after `rank` enters `phase` for the `nth` time, it sends itself `signal`."""
 
     rank: int
     phase: str
@@ -49,14 +49,14 @@ class Moment:
 
 
 def draw_moment(draw: random.Random, ranks: int, phases: list[str], number: int) -> Moment:
-    """A moment before the end of the run; evaluations and saves are fewer than steps."""
+    """Draw a moment before the end of the run. There are fewer evaluations and saves than steps."""
     phase = draw.choice(phases)
     most = {"load": 1, "export": 1, "evaluate": 3, "save": 5}.get(phase, STEPS - 2)
     return Moment(draw.randrange(ranks), phase, draw.randint(1, most), draw.uniform(0, 0.25), number)
 
 
 def make_stage(folder: Path) -> Path:
-    """Shards, tokenizer, recipe and config of the stage."""
+    """Write shards, tokenizer, recipe and config of the stage. Returns the config file."""
     world = make_world(folder / "world")
     (folder / "recipe.yaml").write_text(
         "corpora:\n  toy_refer: {ratio: 2, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"
@@ -90,7 +90,7 @@ evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max
 
 
 def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
-    """In a rank: `launch/train.py`, which sends itself a signal at the moment."""
+    """Run `launch/train.py` in a rank that sends itself a signal at the moment."""
     from minigptv2.cli.train import main
     from minigptv2.cluster.watchdog import Watchdog
 
@@ -109,7 +109,7 @@ def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:
 
 
 def start_and_wait(config: Path, run: Path, ranks: int, moment: Moment | None = None) -> tuple[list[int], float]:
-    """One start of the stage; exit codes by rank, and seconds from the first rank's end to the last's."""
+    """Start the stage once. Returns the exit codes by rank, and the seconds from the first rank's end to the last's."""
     port = free_port()
     words = ["--config", str(config), f"run_dir={run}"]
     processes = []
@@ -137,7 +137,7 @@ def start_and_wait(config: Path, run: Path, ranks: int, moment: Moment | None = 
 
 
 def difference(run: Path, unbroken: Path) -> str | None:
-    """What is not bit for bit as in the unbroken run: weights, losses, norms and rates of each step."""
+    """Describe the first difference in weights, losses, norms or learning rates. None if the runs are equal."""
     ours, theirs = (load_file(folder / "export" / "weights.safetensors") for folder in (run, unbroken))
     if ours.keys() != theirs.keys() or any(not torch.equal(ours[name], theirs[name]) for name in ours):
         return "the weights differ"
@@ -147,7 +147,7 @@ def difference(run: Path, unbroken: Path) -> str | None:
 
 
 def unbroken_runs(config: Path, folder: Path, rank_counts: list[int]) -> dict[int, Path]:
-    """A whole run for each number of ranks."""
+    """Run the stage without interruption for each number of ranks."""
     runs = {}
     for ranks in rank_counts:
         runs[ranks] = folder / f"unbroken-{ranks}"
@@ -157,7 +157,7 @@ def unbroken_runs(config: Path, folder: Path, rank_counts: list[int]) -> dict[in
 
 
 def ends_equal(config: Path, run: Path, ranks: int, unbroken: Path, said: str, wrong: str | None) -> bool:
-    """Start a broken run again, by the same command, and print how it ended; one that ended well is removed."""
+    """Resume an interrupted run with the same command and print how it ended. A run that ended well is removed."""
     codes, _ = start_and_wait(config, run, ranks)
     wrong = wrong or (f"ended with {codes}" if codes != [0] * ranks else difference(run, unbroken))
     print(f"{said}: {wrong or 'equal'}", flush=True)

@@ -1,4 +1,4 @@
-"""R8: SIGUSR1 or SIGTERM to one rank at a random moment: all save the same step, leave with 85, and go on."""
+"""Sends SIGUSR1 or SIGTERM to a rank at a random moment. All ranks must save the same step, exit with 85 and resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHASES = ["load", "data", "step", "save", "evaluate"]
 
 
 def run(folder: Path, count: int, seed: int) -> dict[str, object]:
-    """Stop and go on with `count` runs; how many did not leave together with a save of the same step."""
+    """Stop and resume `count` runs. `bad` counts the runs whose ranks did not all stop at the same saved step."""
     draw = random.Random(seed)
     config = make_stage(folder)
     unbroken = unbroken_runs(config, folder, RANKS)
@@ -29,7 +29,7 @@ def run(folder: Path, count: int, seed: int) -> dict[str, object]:
         phases[f"{moment.phase} {signal.Signals(moment.signal).name}"] += 1
         run_ = folder / f"stopped-{number}"
         codes, _ = start_and_wait(config, run_, ranks, moment)
-        wrong = None if codes == [RequeueExit.exit_code] * ranks else f"left with {codes}"
+        wrong = None if codes == [RequeueExit.exit_code] * ranks else f"exited with {codes}"
         stopped = run_journal(run_).read()[-1].saved_step
         saved = RunFolder(run_).checkpoint_folders()
         if not wrong and stopped is not None and checkpoint_step(saved[0]) != stopped:

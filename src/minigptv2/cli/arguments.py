@@ -174,7 +174,9 @@ def load_model(args: argparse.Namespace) -> Predictor:
 
 def add_decoding(parser: Parser) -> None:
     """Add the options that say how answers are decoded."""
-    parser.add_argument("--max-new-tokens", type=at_least(1), default=128, metavar="N", help="tokens of an answer")
+    parser.add_argument(
+        "--max-new-tokens", type=at_least(1), default=128, metavar="N", help="maximum tokens in an answer"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding. Above 0: sampling")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus (top-p) threshold")
     parser.add_argument("--beams", type=at_least(1), default=1, metavar="N", help="number of beams of beam search")
@@ -191,7 +193,7 @@ def decoding_of(args: argparse.Namespace) -> Decoding:
 def add_files(parser: Parser) -> None:
     """Add the options of commands that read and write a file of JSON lines."""
     parser.add_argument("--input", required=True, metavar="FILE", help="JSON lines. Image paths are relative to it")
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines. Continued if the file exists")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON lines. An existing file is continued")
     parser.add_argument("--batch-size", type=at_least(1), default=16, metavar="N", help="requests per batch")
 
 

@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
         directions.add_parser(
             "from-published",
             help="EVA ViT, LLaMA-2 and a published checkpoint to a model folder",
-            description="Sizes are read from the files. What they do not tell comes from the checkpoint's config, from "
+            description="Sizes are read from the files. Sizes that they lack come from the checkpoint's config, from "
             "a spec in the model tables, or from an option. Without --checkpoint the folder holds base weights, to "
             "train the first stage from.",
             epilog="example: minigptv2 convert from-published --vision eva_vit_g.pth --language-model "

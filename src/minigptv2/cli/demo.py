@@ -15,9 +15,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--pretrained",
         action="store_true",
-        help="instead, train a projector and LoRA on photographs, with DINOv2 and SmolLM2 from pip packages, frozen",
+        help="train a projector and LoRA on photographs instead, with frozen DINOv2 and SmolLM2 from pip packages",
     )
-    parser.add_argument("--quick", action="store_true", help="train for minutes only. Just the loss shows learning")
+    parser.add_argument("--quick", action="store_true", help="train for a few minutes. Only the loss shows learning")
     parser.add_argument("--processes", type=at_least(1), default=2, metavar="N", help="ranks to train on")
     parser.add_argument("--data-only", action="store_true", help="write the toy shards and tokenizer, then stop")
     parser.set_defaults(run=_demo)

@@ -21,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--nodes",
         action="store_true",
-        help="instead, in every rank of srun or torchrun, check whether these nodes can train together",
+        help="check whether these nodes can train together instead. Run it in every rank of srun or torchrun",
     )
     parser.add_argument("--shared", default="runs", metavar="DIR", help="with --nodes: folder that all nodes share")
     parser.add_argument(

@@ -20,7 +20,8 @@ def add_arguments(parser: Parser) -> None:
         "any number of ranks."
     )
     parser.epilog = (
-        "example: minigptv2 evaluate --model DIR --benchmark refcoco_val,okvqa --data data --output eval/stage3"
+        "example: minigptv2 evaluate --model DIR --benchmark refcoco_val --benchmark okvqa --data data "
+        "--output eval/stage3"
     )
     parser.add_argument("--list", action="store_true", help="print every benchmark, its prompt and published results")
     add_model(parser, required=False)
@@ -28,8 +29,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--data", metavar="DIR", help="corpora of the benchmarks: shards, or original files")
     parser.add_argument("--shards", metavar="DIR", help="folder of held-out corpora, one folder of shards each")
     add_names(parser, "--corpus", metavar="NAME", help="corpus below --shards")
-    parser.add_argument("--output", default="evaluation", metavar="DIR", help="output folder. Continued if it exists")
-    parser.add_argument("--limit", type=at_least(1), metavar="N", help="samples of each corpus")
+    parser.add_argument(
+        "--output", default="evaluation", metavar="DIR", help="output folder. An existing one is continued"
+    )
+    parser.add_argument("--limit", type=at_least(1), metavar="N", help="maximum samples of each corpus")
     parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="questions per batch")
     parser.add_argument(
         "--layout", default="packed", choices=("packed", "padded"), help="batch layout for scoring given choices"

@@ -32,12 +32,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--examples", metavar="FILE", help="JSON lines of questions, in the format of `predict`")
     for option, default, text in (
         ("--max-batch-size", defaults.max_batch, "maximum batch size"),
-        ("--max-waiting", defaults.max_waiting, "requests that wait for the next batch"),
-        ("--max-new-tokens", defaults.max_new_tokens, "tokens of an answer"),
-        ("--max-text", defaults.max_text, "characters of a conversation"),
-        ("--max-images", defaults.max_images, "images of a conversation"),
-        ("--max-megapixels", defaults.max_megapixels, "size of an image"),
-        ("--max-body-mib", defaults.max_body_mib, "size of a request"),
+        ("--max-waiting", defaults.max_waiting, "maximum number of waiting requests"),
+        ("--max-new-tokens", defaults.max_new_tokens, "maximum tokens in an answer"),
+        ("--max-text", defaults.max_text, "maximum characters in a conversation"),
+        ("--max-images", defaults.max_images, "maximum images in a conversation"),
+        ("--max-megapixels", defaults.max_megapixels, "maximum size of an image"),
+        ("--max-body-mib", defaults.max_body_mib, "maximum size of a request"),
     ):
         about = f"{text}. Default: {default}"
         least = 0 if option == "--max-waiting" else 1

@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     listing.add_argument("--markdown", action="store_true", help="print the table of docs/corpora.md, with sources")
     add_json(listing)
     listing.set_defaults(run=_list)
-    _add_index(commands.add_parser("index", help="make a corpus of tar files that another program wrote"))
+    _add_index(commands.add_parser("index", help="index tar files that another program wrote, to use them as a corpus"))
     _add_verify(commands.add_parser("verify", help="verify checksums. Exit code 3 for any fault"))
     _add_stats(commands.add_parser("stats", help="print counts and distributions of a corpus"))
     _add_preview(commands.add_parser("preview", help="write an HTML page of samples as the model sees them"))
@@ -61,7 +61,9 @@ def _add_build(parser: Parser) -> None:
     parser.add_argument(
         "--per-question", action="store_true", help="store one sample for each question, each with its image"
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="for the lengths on the page. Default: count characters")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="tokenizer to measure lengths with. Default: count characters"
+    )
     parser.add_argument("--skip-faults", action="store_true", help="leave out the faulty lines of your own data")
     parser.add_old_spelling("--skip-bad", "--skip-faults")
     parser.set_defaults(run=_build)
@@ -104,10 +106,10 @@ def _add_preview(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="corpus")
     parser.add_argument("--tokenizer", required=True, metavar="PATH", help="file or folder of the tokenizer")
     parser.add_argument(
-        "--output", type=Path, default=Path("preview.html"), metavar="FILE", help="default: preview.html"
+        "--output", type=Path, default=Path("preview.html"), metavar="FILE", help="page to write. Default: preview.html"
     )
     parser.add_argument(
-        "--samples", type=at_least(0), default=24, metavar="N", help="samples, evenly spread, suspicious ones first"
+        "--samples", type=at_least(0), default=24, metavar="N", help="samples to show, suspicious ones first"
     )
     parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS", help="side of the images")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")

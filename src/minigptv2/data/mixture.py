@@ -44,7 +44,7 @@ def check_recipe(recipe: Recipe, file: str) -> None:
     for task, ratio in recipe.tasks.items():
         _check_task(task, f"{file}: tasks:")
         if not ratio > 0:
-            raise ConfigError(f"{file}: task '{task}' has ratio {ratio}, a ratio must be positive")
+            raise ConfigError(f"{file}: the ratio of task '{task}' must be positive, got {ratio}")
         if task not in {share.task for share in recipe.corpora.values()}:
             raise ConfigError(f"{file}: tasks sets a share for '{task}', but no corpus has that task")
     for name, share in recipe.corpora.items():
@@ -61,19 +61,19 @@ def _check_share(recipe: Recipe, name: str, share: CorpusShare, file: str) -> No
     here = f"{file}: corpus '{name}'"
     _check_task(share.task, f"{here} has")
     if share.ratio is not None and not share.ratio > 0:
-        raise ConfigError(f"{here} has ratio {share.ratio}, it must be positive, or null for the corpus's size")
+        raise ConfigError(f"{here}: ratio must be positive, or null for the corpus's size, got {share.ratio}")
     if recipe.tasks and share.task not in recipe.tasks:
         raise ConfigError(f"{here} has task '{share.task}', which has no share in tasks:")
     if share.epochs is not None and not share.epochs > 0:
-        raise ConfigError(f"{here} has epochs={share.epochs}, it must be positive, or null for no limit")
+        raise ConfigError(f"{here}: epochs must be positive, or null for no limit, got {share.epochs}")
     if recipe.unit == "batch" and not (share.batch_size or 0) > 0:
         raise ConfigError(f"{here}: with unit batch, batch_size must be set to a positive number")
     if recipe.unit != "batch" and share.batch_size is not None:
         raise ConfigError(f"{here} has a batch_size, but the recipe's unit is {recipe.unit}, not batch")
     if share.tokens is not None and not share.tokens > 0:
-        raise ConfigError(f"{here} has tokens={share.tokens}, the mean length of a sample must be positive")
+        raise ConfigError(f"{here}: tokens (the mean length of a sample) must be positive, got {share.tokens}")
     if share.share_images < 1:
-        raise ConfigError(f"{here} has share_images={share.share_images}, it must be at least 1")
+        raise ConfigError(f"{here}: share_images must be at least 1, got {share.share_images}")
     if any(len(point) != 2 for point in share.schedule):
         raise ConfigError(f"{here}: schedule={share.schedule} must be a list of [step, factor] pairs")
     steps = [step for step, _ in share.schedule]
@@ -298,7 +298,7 @@ class Mixture:
             if not first.any():
                 if active.any():
                     raise ConfigError(
-                        f"from step {time // global_batch_size} on no corpus has a share: the schedules are at 0"
+                        f"from step {time // global_batch_size} on, no corpus has a share: all schedules are 0"
                         + ("" if active.all() else ", and the other corpora have completed their epochs")
                     )
                 self._length = sum(limit or 0 for limit in self._limits)

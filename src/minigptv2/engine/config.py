@@ -1,4 +1,4 @@
-"""What a run's YAML may say about training, and the checks that need no model."""
+"""Defines the training section of a run's config and checks it without building a model."""
 
 from __future__ import annotations
 
@@ -20,38 +20,40 @@ RUN_OWNED = (
     "scheduler",
     "steps_per_print",
 )
-"""Keys of a DeepSpeed JSON whose number belongs to the run's YAML."""
+"""Keys that a DeepSpeed JSON must not set, because the run's YAML sets them."""
 
 
 @dataclass
 class GuardConfig:
-    """What must not reach the weights, and what stops a run."""
+    """When a step is skipped, and when skipped steps or unchanged weights stop the run."""
 
     max_skipped_in_a_row: int = 10
-    """Discarded steps (a loss or gradient that is not finite, a spike, no labels) in a row that stop the run."""
+    """Skipped steps in a row after which the run stops. A step is skipped if its loss or gradient is not finite, if
+    it is a spike, or if it has no labels."""
     spike_sigma: float = 12.0
-    """A loss or gradient norm so many standard deviations above the mean of the last `spike_window` steps is discarded;
-    0: never. Clipping deals with less."""
+    """A step is skipped as a spike if its loss or gradient norm is more than this many standard deviations above the
+    mean of the last `spike_window` steps. 0 disables the check. Clipping handles smaller increases."""
     spike_window: int = 128
-    """Steps that a spike is measured against; nothing is a spike before there were so many."""
+    """Applied steps that the mean of a spike is taken over. Before that many steps, no step is a spike."""
     keep_bundles: int = 3
-    """Discarded steps of a run that are kept whole under `<run_dir>/bundles` for `minigptv2 replay`."""
+    """Number of skipped steps of a run that are saved in `<run_dir>/bundles` for `minigptv2 replay`."""
     movement_steps: int = 10
-    """After so many steps of a start, every trainable tensor must have moved and no frozen one; 0: not looked at."""
+    """After this many updates of a start, every trainable tensor must have changed and no frozen tensor may have
+    changed. 0 disables the check."""
 
 
 @dataclass
 class TrainConfig:
-    """Steps, batch sizes, optimizer and the rhythm of logs and checkpoints. ZeRO and precision are in the JSON."""
+    """Steps, batch sizes, optimizer and log and checkpoint intervals. The DeepSpeed JSON sets ZeRO and precision."""
 
     deepspeed: str = setting("deepspeed_configs/zero3.json", resume=Resume.FREE)
-    """DeepSpeed JSON: ZeRO stage, buckets, offload, precision. It may not set what this class owns."""
+    """DeepSpeed JSON: ZeRO stage, buckets, offload, precision. It must not set a value of this class."""
     steps: int = setting(MISSING, resume=Resume.FREE)
     """Optimizer steps of the stage."""
     global_batch_size: int = setting(MISSING, resume=Resume.EQUAL)
     """Samples per optimizer step, over all ranks and micro-batches."""
     micro_batch_size: int = setting(1, resume=Resume.FREE)
-    """Samples per micro-batch of one rank, on average: packs of long samples hold fewer."""
+    """Samples per micro-batch of one rank, on average. Packs of long samples hold fewer."""
     learning_rate: float = setting(MISSING, resume=Resume.FREE)
     """Highest learning rate, after warm-up."""
     warmup_steps: int = setting(1000, resume=Resume.FREE)
@@ -63,53 +65,54 @@ class TrainConfig:
     betas: list[float] = setting([0.9, 0.999], resume=Resume.FREE)
     """AdamW's decay rates of the two moments."""
     weight_decay: float = setting(0.05, resume=Resume.FREE)
-    """AdamW's decay of matrices; norms and biases have none."""
+    """AdamW's weight decay, applied to matrices and not to norms and biases."""
     gradient_clipping: float = setting(1.0, resume=Resume.FREE)
     """Largest global gradient norm."""
     log_every: int = setting(10, resume=Resume.FREE)
     """Steps between log lines."""
     checkpoint_every: int = setting(1000, resume=Resume.FREE)
-    """Steps between checkpoints; one is always written at the last step."""
+    """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int = setting(2, resume=Resume.FREE)
-    """Newest checkpoints that are kept; at least two, so that an older good one remains."""
+    """Number of newest checkpoints that are kept. At least 2, because the newest one may be damaged."""
     keep_every: int = setting(0, resume=Resume.FREE)
-    """Checkpoints of every so many steps are never removed; 0: only the newest are kept."""
+    """Checkpoints at multiples of this many steps are never removed. 0: only the newest are kept."""
     max_save_stall_s: float = setting(60.0, resume=Resume.FREE)
-    """Longest that a step waits for the writing of the checkpoint before; then the new one is left out, with a word."""
+    """Longest time that a step waits until the previous checkpoint is written. After that, the new checkpoint is left
+    out and a warning is logged."""
     guard: GuardConfig = setting(GuardConfig, resume=Resume.FREE)
-    """The step guard."""
+    """When steps are skipped and when the run stops."""
     rehearse: bool | None = setting(None, resume=Resume.FREE)
-    """Run the fullest pack that the settings allow before the first step, and forget it: a GPU that is too small fails
-    at once, not after hours. null: on GPUs."""
+    """Run the largest pack that the settings allow before the first step and discard the result, so that a GPU with too
+    little memory fails at once and not after hours. null: on GPUs only."""
     timeout_minutes: float = setting(60.0, resume=Resume.FREE)
-    """How long a collective may wait before the job fails; loading and saving need more than torch's 10 minutes."""
-
+    """Timeout of a collective. Loading and saving need more than the 10 minutes of torch's default."""
     hang_minutes: float = setting(10.0, resume=Resume.FREE)
-    """A step without an end for so long is a hang: every thread's stack is written down and the job ends."""
+    """A step that takes longer than this is a hang: the stacks of all threads are written and the job ends."""
     silence_s: float = setting(8.0, resume=Resume.FREE)
-    """A rank without a heartbeat for so long in a step (six times as long elsewhere) is gone, and the job ends."""
+    """A rank that sends no heartbeat for this long is lost, and the job ends. Outside of steps the limit is six times
+    as long."""
     crash_loop_limit: int = setting(5, resume=Resume.FREE)
-    """So many starts in a row that left no newer checkpoint, and the next one is refused; 0: none is."""
+    """After this many starts in a row without a newer checkpoint, the next start is refused. 0 disables the check."""
     time_limit_minutes: float = setting(0.0, resume=Resume.FREE)
-    """Save and leave with the requeue code in time for this limit, counted from the start; 0: none. Slurm's own limit
-    is read from its environment as well."""
+    """Before this limit, counted from the start, the run saves and exits with the requeue code. 0: no limit. Slurm's
+    own limit is read from its environment in addition."""
 
 
 def zero_stage(deepspeed_config: dict[str, Any]) -> int:
-    """Return the ZeRO stage that a DeepSpeed config asks for."""
+    """Return the ZeRO stage that a DeepSpeed config sets, 0 if it sets none."""
     return int(deepspeed_config.get("zero_optimization", {}).get("stage", 0))
 
 
 @dataclass(frozen=True)
 class ZeroVariant:
-    """What a ZeRO stage divides among the ranks. What it does not, every rank holds whole."""
+    """Says what a ZeRO stage shards among the ranks. Every rank holds a full copy of the rest."""
 
     shards_optimizer: bool = False
-    """The fp32 weights and moments of what is trained."""
+    """The fp32 weights and moments of the trained parameters."""
     shards_gradients: bool = False
     """The gradients."""
     shards_parameters: bool = False
-    """The weights of the forward pass, frozen ones too."""
+    """The weights of the forward pass, frozen ones included."""
 
 
 ZERO_VARIANTS = {
@@ -130,35 +133,35 @@ def zero_variant(deepspeed_config: dict[str, Any]) -> ZeroVariant:
 
 
 def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
-    """Return whether a DeepSpeed config shards the parameters, and not the optimizer state alone."""
+    """Return whether a DeepSpeed config shards the parameters and not only the optimizer state."""
     return zero_variant(deepspeed_config).shards_parameters
 
 
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
-    """The DeepSpeed JSON. Raises `ConfigError` if it is not there, not JSON, or sets a number the run owns."""
+    """Return the DeepSpeed JSON. Raises `ConfigError` if it is missing, not valid JSON, or sets one of `RUN_OWNED`."""
     path = find(file)
     if not path.is_file():
-        raise ConfigError(f"train.deepspeed={file}: no such file; the shipped ones are in deepspeed_configs/")
+        raise ConfigError(f"train.deepspeed={file}: no such file. This package's configs are in deepspeed_configs/")
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error
     owned = [key for key in RUN_OWNED if key in document]
     if owned:
-        raise ConfigError(f"{file} sets {', '.join(owned)}: such numbers belong to the run's YAML, under train:")
+        raise ConfigError(f"{file} sets {', '.join(owned)}. Set such numbers in the run's YAML, under train:")
     half = [key for key in ("bf16", "fp16") if document.get(key, {}).get("enabled")]
     if half and not document.get("zero_optimization", {}).get("stage"):
-        raise ConfigError(f"{file}: {half[0]} needs ZeRO stage 1 to 3: without one the fp32 masters are out of reach")
+        raise ConfigError(f"{file}: {half[0]} needs ZeRO stage 1 to 3: stage 0 does not expose the fp32 weights")
     if document.get("zero_optimization", {}).get("zero_quantized_nontrainable_weights"):
         raise ConfigError(
-            f"{file} sets zero_quantized_nontrainable_weights, which DeepSpeed reads while modules are made, before "
-            "anything is frozen here: it would do nothing. Set zero_quantized_weights: gathers in 8 bits."
+            f"{file} sets zero_quantized_nontrainable_weights, which has no effect: DeepSpeed reads it while the "
+            "modules are built, before any weight is frozen. Set zero_quantized_weights to gather weights in 8 bits."
         )
     return document
 
 
 def resolve_deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed JSON with the run's own numbers put in: what DeepSpeed is given."""
+    """Return the config that is passed to DeepSpeed: the JSON, completed with the numbers of the run's YAML."""
     return load_deepspeed_config(config.deepspeed) | {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
@@ -169,16 +172,16 @@ def resolve_deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, 
 
 
 def check_train_config(config: TrainConfig, world_size: int) -> None:
-    """Raise `ConfigError` for impossible numbers, with values that would do, before anything is loaded."""
-    per_round = config.micro_batch_size * world_size
+    """Raise `ConfigError` for invalid numbers, with valid values. Called before anything is loaded."""
+    per_micro_step = config.micro_batch_size * world_size
     if config.micro_batch_size < 1 or config.global_batch_size < 1:
         raise ConfigError("train.global_batch_size and train.micro_batch_size must be at least 1")
-    if config.global_batch_size % per_round:
-        below = config.global_batch_size // per_round * per_round
-        choices = " or ".join(str(n) for n in (below, below + per_round) if n)
+    if config.global_batch_size % per_micro_step:
+        below = config.global_batch_size // per_micro_step * per_micro_step
+        choices = " or ".join(str(n) for n in (below, below + per_micro_step) if n)
         raise ConfigError(
             f"train.global_batch_size={config.global_batch_size} is not a multiple of micro_batch_size="
-            f"{config.micro_batch_size} x world_size={world_size} (={per_round}). Set it to {choices}."
+            f"{config.micro_batch_size} x world_size={world_size} (={per_micro_step}). Set it to {choices}."
         )
     for name in ("steps", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:

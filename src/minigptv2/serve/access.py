@@ -164,7 +164,7 @@ class _LimitedBody:
             try:
                 message = await asyncio.wait_for(self._receive(), SILENCE_S)
             except TimeoutError as error:
-                raise RequestError(f"the body stayed incomplete for {SILENCE_S:g} s", status=408) from error
+                raise RequestError(f"received nothing of the request body for {SILENCE_S:g} s", status=408) from error
             if message["type"] == "http.disconnect":
                 return False
             length = len(message.get("body", b""))

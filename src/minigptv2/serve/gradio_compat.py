@@ -16,7 +16,7 @@ CUSTOM_EVENTS = ("upload", "select")
 
 async def refuse_download(url: str, cache_dir: str) -> str:
     """Stand in for gradio's download function. Always raises `gr.Error`, which the page shows."""
-    raise gr.Error("this server fetches no address")
+    raise gr.Error("this server does not download addresses")
 
 
 def forbid_downloads() -> None:

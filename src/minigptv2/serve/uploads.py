@@ -46,8 +46,8 @@ def decode_data_url(url: str) -> bytes:
     if match is None:
         shown = url[:60] + ("..." if len(url) > 60 else "")
         raise DataError(
-            f"image address must be data:image/png;base64,... (or jpeg, webp), got {shown!r}. The server fetches no "
-            "address and opens no path"
+            f"image address must be data:image/png;base64,... (or jpeg, webp), got {shown!r}. The server does not "
+            "download addresses or open file paths"
         )
     try:
         return base64.b64decode(url[match.end() :], validate=True)

@@ -61,7 +61,7 @@ def replay(folder: Path, *, device: str = "cpu") -> int:
             print(f"    {name}")
     supervised = sum(_supervised(one.micro_batch.inputs) for one in found)
     total = sum(one.loss * _supervised(one.micro_batch.inputs) for one in found) / max(1, supervised)
-    print(f"whole step: loss {total:.6g} over {supervised} supervised tokens, in the run {about['loss']:.6g}")
+    print(f"step total: loss {total:.6g} over {supervised} supervised tokens. Loss during the run: {about['loss']:.6g}")
     return int(ExitCode.STEP) if any(one.bad for one in found) else 0
 
 

@@ -64,7 +64,7 @@ def check_stage_before(config: RunConfig) -> None:
     if config.init_from is not None and not Path(config.init_from).is_dir():
         raise CheckpointError(
             f"{config.stage} starts from init_from={config.init_from}, but there is no such export: the previous stage "
-            "is missing or not finished. Train it first, name another export, or set init_from=null to start without"
+            "is missing or not finished. Train it first, name another export, or set init_from=null to use none"
         )
 
 
