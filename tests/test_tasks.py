@@ -1,15 +1,18 @@
 """Tests the tasks: the registry, rendering, parsing and scoring, with values computed by hand."""
 
 from random import Random
+from typing import Literal
 
 import pytest
 
 from minigptv2.boxes import Box, iou, match_boxes
 from minigptv2.corpora.sources import toy
 from minigptv2.record import Region, Turn
-from minigptv2.tasks import TASKS, RenderedTurn, Task, render_turn, task_id, task_of
+from minigptv2.tasks import TASKS, RenderedTurn, Task, TurnShape, render_turn, task_id, task_of
 from minigptv2.tasks.detection import DetectionTask
+from minigptv2.tasks.registry import by_name
 from minigptv2.tasks.text_match import token_f1
+from minigptv2.tasks.vqa import VqaTask
 from tests.conftest import TOY_TASKS
 
 BOX = Box(10, 10, 50, 50)
@@ -53,6 +56,22 @@ def test_the_true_answer_parses_as_well_formed_with_its_boxes_and_scores_one(nam
             assert len(parsed.boxes) == len(truth)
             assert all(iou(predicted, true) > 0.75 for predicted, true in zip(parsed.boxes, truth, strict=True))
         assert task.score(turn, rendered.answer, toy.SIDE, toy.SIDE)[task.headline] == 1.0
+
+
+@pytest.mark.parametrize("query", ["phrase", "box"])
+def test_a_query_about_a_region_requires_one_region(query: Literal["phrase", "box"]) -> None:
+    class Regionless(VqaTask):
+        name = "regionless"
+
+    task = Regionless()
+    task.query = query
+    message = f"task 'regionless': query \"{query}\" is the {query} of a turn's only region and requires"
+    with pytest.raises(ValueError, match=message):
+        by_name(task)
+    task.shape = TurnShape(answers=True, regions="one")
+    assert by_name(task) == {"regionless": task}
+    with pytest.raises(ValueError, match="two tasks are named 'regionless'"):
+        by_name(task, task)
 
 
 def test_drawing_is_a_function_of_the_seed() -> None:

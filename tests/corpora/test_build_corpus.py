@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -15,6 +16,8 @@ from PIL import Image
 from minigptv2.cli import main as cli
 from minigptv2.corpora.build_corpus import BuildOptions, build
 from minigptv2.corpora.sources import CORPORA, Draft, Raw, Rejected
+from minigptv2.errors import DataError
+from minigptv2.record import Turn
 from minigptv2.shards.image_files import image_size
 from minigptv2.shards.manifest import load_manifest
 from minigptv2.shards.reader import CorpusReader
@@ -100,6 +103,31 @@ def test_an_interrupted_build_goes_on_where_it_was(tmp_path: Path) -> None:
     again = build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", samples_per_shard=1)
     assert first.stat().st_mtime_ns == made, "written once"
     assert again.manifest.fingerprint == whole.manifest.fingerprint and again.dropped == whole.dropped
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        (Draft(7, (Turn("caption", answers=("x",)),)), "sample 7: key must be text, got int 7"),  # type: ignore[arg-type]
+        (Draft("a", (Turn("caption", answers=(3,)),)), "sample 'a': answers must be text, got int 3"),  # type: ignore[arg-type]
+        (Draft("a", (Turn("vqa", 2.5, ("x",)),)), "sample 'a': question must be text, got float 2.5"),  # type: ignore[arg-type]
+        (Draft("a", (Turn("captions", answers=("x",)),)), "sample 'a': unknown task 'captions'. The tasks are vqa, "),
+        (
+            Draft("a", (Turn("caption", answers=("x",)), Turn("vqa", "what?", ("x",)))),
+            "sample 'a': has a turn of task 'vqa', but CorpusSpec.tasks lists caption",
+        ),
+    ],
+)
+def test_a_mistake_of_a_reader_names_corpus_and_sample(tmp_path: Path, draft: Draft, message: str) -> None:
+    corpus = replace(CORPORA["text_caps"], drafts=lambda raw, split: iter([draft]))
+    with pytest.raises(DataError, match=re.escape(f"text_caps: {message}")):
+        build(corpus, tmp_path, "train", tmp_path / "out")
+
+
+def test_a_corpus_of_mixed_tasks_may_have_any_task(tmp_path: Path) -> None:
+    draft = Draft("a", (Turn("caption", answers=("x",)), Turn("vqa", "what?", ("x",))), jpeg())
+    mixed = replace(CORPORA["photographs"], drafts=lambda raw, split: iter([draft]))
+    assert build(mixed, tmp_path, "train", tmp_path / "out").manifest.turns == {"caption": 1, "vqa": 1}
 
 
 def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from minigptv2.corpora.corpus import CorpusSpec
+from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from minigptv2.shards.writer import CorpusOptions, Rejected, write_corpus
+from minigptv2.tasks import TASKS
 
 MANY_DROPPED = 0.2
 """A larger share of dropped annotations gives a warning, since it is likely caused by a misplaced folder."""
@@ -148,6 +149,8 @@ def _read_drafts(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft |
     last = ""
     try:
         for item in corpus.drafts(corpus.raw(root), split):
+            if isinstance(item, Draft):
+                _check(item, corpus)
             yield item
             last = item.key if isinstance(item, Draft) else item.where
     except MissingFilesError as error:
@@ -160,6 +163,31 @@ def _read_drafts(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft |
             f"{corpus.name}: an annotation, {after}, has an unsupported layout ({type(error).__name__}: {error})"
             f". Check that the file is complete and of the right version. {corpus.download}"
         ) from error
+
+
+def _check(draft: Draft, corpus: CorpusSpec) -> None:
+    """Raise `DataError`, naming corpus and sample, if a text is not a text or a turn is of a task that is not listed.
+
+    These are mistakes of the corpus's reader, not of an annotation, so the sample is not dropped.
+    """
+    where = f"{corpus.name}: sample {draft.key!r}"
+    _require_texts(where, "key", (draft.key,))
+    for turn in draft.turns:
+        _require_texts(where, "question", () if turn.question is None else (turn.question,))
+        _require_texts(where, "answers", turn.answers)
+        for region in turn.regions:
+            _require_texts(where, "phrases", region.phrases)
+        if turn.task not in TASKS:
+            raise DataError(f"{where}: unknown task '{turn.task}'. The tasks are {', '.join(TASKS)}")
+        if turn.task not in corpus.tasks and corpus.tasks != MIXED:
+            listed = ", ".join(corpus.tasks)
+            raise DataError(f"{where}: has a turn of task '{turn.task}', but CorpusSpec.tasks lists {listed}")
+
+
+def _require_texts(where: str, field: str, values: tuple[str, ...]) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {field} must be text, got {type(value).__name__} {value!r}")
 
 
 def _split(draft: Draft) -> Iterator[Draft]:

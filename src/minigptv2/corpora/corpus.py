@@ -9,6 +9,9 @@ from pathlib import Path
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 
+MIXED = ("mixed",)
+"""`CorpusSpec.tasks` of a corpus whose samples may be of any task."""
+
 
 @dataclass(frozen=True)
 class CorpusSpec:
@@ -16,7 +19,8 @@ class CorpusSpec:
 
     `expected` is the number of annotations (questions, objects, captioned images, conversations) of a complete
     download by split, including those whose images are missing. None if no number was published, or if the images
-    are loaded from links, some of which no longer work. `stages` is empty for evaluation only.
+    are loaded from links, some of which no longer work. `stages` is empty for evaluation only. `tasks` lists the tasks
+    of all turns, or is `MIXED`. A build fails at a turn of another task.
     """
 
     name: str
@@ -28,7 +32,7 @@ class CorpusSpec:
     stages: tuple[int, ...] = ()
     download: str = ""
     size: str = ""
-    """Disk space of the original files."""
+    """Disk space of the original files. Empty: the corpus has no files and is listed as `demo`."""
     samples_per_shard: int = 1000
     counted: str = "samples"
     """Unit of `expected`."""

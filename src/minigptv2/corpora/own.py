@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from minigptv2.corpora.corpus import CorpusSpec
+from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, find_rejections
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.own_files import OwnEntry, read
@@ -55,7 +55,7 @@ def own_corpus(file: Path, *, skip_faults: bool = False) -> CorpusSpec:
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
         drafts=partial(_drafts, file=file, skip_faults=skip_faults),
-        tasks=("mixed",),
+        tasks=MIXED,
         expected={"train": None},
         counted="entries",
         license="yours",

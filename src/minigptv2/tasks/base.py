@@ -121,7 +121,11 @@ class Task(Protocol):
     shape: TurnShape
     """The fields that a turn needs."""
     query: Literal["none", "text", "phrase", "box", "phrases"]
-    """What a question contains: nothing, a text, a region's phrase, a region's box, or phrases or a text to locate."""
+    """What a question contains. The registry requires `shape.regions` "one" for `phrase` and `box`.
+
+    `none`: nothing; `text`: the turn's question; `phrase`: a phrase of the turn's region; `box`: the box of that
+    region; `phrases`: the phrases of several regions, or a text in which to find objects.
+    """
     answer: Literal["text", "box", "grounded"]
     """What an answer is: plain text, one box, or text with phrases and boxes."""
 

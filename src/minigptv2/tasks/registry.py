@@ -18,19 +18,33 @@ from minigptv2.tasks.vqa import VqaTask
 
 _CONVERSATION = ConversationTask()
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        VqaTask(),
-        CaptionTask(),
-        GroundingTask(),
-        ReferTask(),
-        IdentifyTask(),
-        DetectionTask(),
-        _CONVERSATION,
-        LanguageTask(),
-    )
-}
+
+def by_name(*tasks: Task) -> dict[str, Task]:
+    """The tasks by name, in order. Raises `ValueError` for a repeated name and for a query without its region."""
+    found: dict[str, Task] = {}
+    for task in tasks:
+        if task.name in found:
+            raise ValueError(f"two tasks are named '{task.name}'. Rename one of them")
+        if task.query in ("phrase", "box") and task.shape.regions != "one":
+            raise ValueError(
+                f"task '{task.name}': query \"{task.query}\" is the {task.query} of a turn's only region and requires "
+                f'TurnShape(regions="one"), got regions="{task.shape.regions}". For a text without a box use query '
+                '"text" and TurnShape(question=True)'
+            )
+        found[task.name] = task
+    return found
+
+
+TASKS: dict[str, Task] = by_name(
+    VqaTask(),
+    CaptionTask(),
+    GroundingTask(),
+    ReferTask(),
+    IdentifyTask(),
+    DetectionTask(),
+    _CONVERSATION,
+    LanguageTask(),
+)
 """Every task by name. The position of a task is its id, which labels its tokens in a batch: append new ones."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from minigptv2.corpora.corpus import CorpusSpec
+from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.corpora.sources import (
@@ -77,7 +77,7 @@ _ROWS = (
         name="photographs",
         title="fifteen photographs from pip packages",
         drafts=photographs.drafts,
-        tasks=("mixed",),
+        tasks=MIXED,
         expected={"train": 105},
         license="see each photograph's record",
         download="nothing to download: pip install of scikit-image, scikit-learn, gradio, matplotlib",
