@@ -1,8 +1,8 @@
-"""Held-out questions answered a second: `minigptv2 evaluate` in batches, and stock `generate` one by one.
+"""Measures answered questions per second of `minigptv2 evaluate` in batches and of stock `generate` one by one.
 
-Both sides run the same toy model (random weights), the same questions and pictures, greedily, to the same lengths; the
-stock side is what evaluation scripts do: one picture encoded, one prompt embedded, one `generate` of `transformers` for
-each question. The sides are interleaved. Run: python -m benchmarks.evaluate.throughput
+Both sides run the same toy model with random weights on the same questions and images, with greedy decoding to the same
+lengths. The stock side does what evaluation scripts do: for each question it encodes one image, embeds one prompt and
+calls `generate` of `transformers` once. The sides are interleaved. Run: python -m benchmarks.evaluate.throughput
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _size(record: Record) -> tuple[int, int]:
 
 
 def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) -> tuple[float, list[str]]:
-    """Seconds of a whole evaluation, reading, scoring and writing included, and the answers."""
+    """Return the seconds of a complete evaluation, including reading, scoring and writing, and the answers."""
     began = time.perf_counter()
     outcome = evaluate_benchmark(predictor, row, corpus, output, Settings(batch_size=64))
     assert outcome is not None
@@ -69,7 +69,7 @@ def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) ->
 
 
 def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[float, list[str]]:
-    """Seconds of asking each question alone with stock `generate`, and the answers."""
+    """Return the seconds of asking each question alone with stock `generate`, and the answers."""
     began = time.perf_counter()
     reader = CorpusReader(corpus)
     model, tokenizer, answers = predictor.model, predictor.tokenizer, []
@@ -129,7 +129,7 @@ def main() -> None:
         notes=[
             f"{ratio['median']:.1f} times as many ({ratio['min']:.1f} to {ratio['max']:.1f}; goal 5)",
             f"the same answer to {min(same)} of {questions} questions",
-            "not run on a GPU: none was there",
+            "not run on a GPU: this machine has none",
         ],
         more={"ratio": ratio},
     )
