@@ -363,7 +363,7 @@ def _gone_from_this_host(beat: _Heartbeat) -> str | None:
 
 
 def _guarded(work: Callable[[], None]) -> None:
-    """Call `work`. Its error is printed and otherwise ignored, so that an exiting process goes on to exit."""
+    """Call `work`. Its error is printed and otherwise ignored, so that an exiting process does exit."""
     try:
         work()
     except Exception as error:  # noqa: BLE001
