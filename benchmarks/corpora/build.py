@@ -41,7 +41,7 @@ _DIFFERENT_PICTURES = 256
 _ROUNDS = 2
 
 
-def drafts(raw: Raw, split: str, *, pictures: list[TarMember], count: int) -> Iterator[Draft]:
+def drafts(raw: Raw, split: str, *, images: list[TarMember], count: int) -> Iterator[Draft]:
     """Yield `count` drafts, alternately a question and a box."""
     for number in range(count):
         source = {"id": str(number)}
@@ -51,10 +51,10 @@ def drafts(raw: Raw, split: str, *, pictures: list[TarMember], count: int) -> It
             place = number % 40
             region = Region((Box(place, 10, place + 30, 60),), (f"thing {number} on the left", "the left one"))
             turn = Turn("refer", regions=(region,), source=source)
-        yield Draft(f"{number:08d}", (turn,), pictures[number % len(pictures)], {"corpus": "synthetic", **source})
+        yield Draft(f"{number:08d}", (turn,), images[number % len(images)], {"corpus": "synthetic", **source})
 
 
-def write_pictures(file: Path, side: int) -> list[TarMember]:
+def write_images(file: Path, side: int) -> list[TarMember]:
     """Write noise images of `side` pixels, one after the other in a file."""
     rng = np.random.default_rng(0)
     members, offset = [], 0
@@ -69,7 +69,7 @@ def write_pictures(file: Path, side: int) -> list[TarMember]:
     return members
 
 
-def write_plainly(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
+def write_plainly(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
     """Write files of `size` bytes, synced and renamed as shards are. Takes as long as `cp` or `tar`."""
     data = os.urandom(1 << 20)
     for number in numbers:
@@ -81,7 +81,7 @@ def write_plainly(folder: Path, size: int, numbers: range, pictures: list[TarMem
         os.replace(folder / f".{number}.tmp", folder / f"{number}.tar")
 
 
-def write_freeing(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
+def write_freeing(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
     """Do the same and free the pages of each piece, as the build does."""
     data = os.urandom(HashedFile.PIECE)
     for number in numbers:
@@ -95,17 +95,17 @@ def write_freeing(folder: Path, size: int, numbers: range, pictures: list[TarMem
         os.replace(folder / f".{number}.tmp", folder / f"{number}.tar")
 
 
-def write_without_records(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
+def write_without_records(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
     """Read, checksum, hash and write images without any record. A build cannot be faster."""
-    source = os.open(pictures[0].file, os.O_RDONLY)
-    per_file = size * len(pictures) // sum(tar.BLOCK + tar.padded(picture.size) for picture in pictures)
-    rest = bytes(max(0, size - sum(pictures[n % len(pictures)].size for n in range(per_file))) // per_file)
+    source = os.open(images[0].file, os.O_RDONLY)
+    per_file = size * len(images) // sum(tar.BLOCK + tar.padded(image.size) for image in images)
+    rest = bytes(max(0, size - sum(images[n % len(images)].size for n in range(per_file))) // per_file)
     for number in numbers:
         hashed = HashedFile(folder / f".{number}.tmp", evict_page_cache=True)
         stream = io.BufferedWriter(hashed, HashedFile.PIECE)
         for at in range(per_file):
-            picture = pictures[at % len(pictures)]
-            data = os.pread(source, picture.size, picture.offset)
+            image = images[at % len(images)]
+            data = os.pread(source, image.size, image.offset)
             zlib.crc32(rest, zlib.crc32(data))
             stream.write(data)
             stream.write(rest)
@@ -121,7 +121,7 @@ def timed(
     total: int,
     shards: int,
     workers: int,
-    pictures: list[TarMember],
+    images: list[TarMember],
 ) -> float:
     """Return the seconds in which `workers` processes write `total` bytes in `shards` files."""
     folder.mkdir()
@@ -129,7 +129,7 @@ def timed(
         list(pool.map(abs, range(workers)))  # started before the time is measured
         began = time.perf_counter()
         numbers = [range(n, shards, workers) for n in range(workers)]
-        jobs = [pool.submit(write, folder, total // shards, some, pictures) for some in numbers]
+        jobs = [pool.submit(write, folder, total // shards, some, images) for some in numbers]
         for job in jobs:
             job.result()
         seconds = time.perf_counter() - began
@@ -139,10 +139,10 @@ def timed(
 
 def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]:
     """Return one row: builds and comparisons in turn. Run it in its own process, so peak memory is the build's."""
-    pictures = write_pictures(folder / "pictures", side)
+    images = write_images(folder / "pictures", side)
     corpus = CorpusSpec(
         name="synthetic",
-        drafts=partial(drafts, pictures=pictures, count=count),
+        drafts=partial(drafts, images=images, count=count),
         tasks=("mixed",),
         expected={"train": count},
         license="none",
@@ -161,12 +161,12 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
             ("freeing", write_freeing),
             ("no records", write_without_records),
         ):
-            seconds[name].append(timed(write, folder / "alone", total, shards, workers, pictures))
+            seconds[name].append(timed(write, folder / "alone", total, shards, workers, images))
     best = {name: min(times) for name, times in seconds.items()}
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return {
         "records": count,
-        "picture KiB": round(sum(p.size for p in pictures) / len(pictures) / 1024, 1),
+        "picture KiB": round(sum(p.size for p in images) / len(images) / 1024, 1),
         "GB": round(total / 1e9, 2),
         "records/s": round(count / best["build"]),
         "MB/s": round(total / 1e6 / best["build"]),

@@ -30,14 +30,14 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import train_tokenizer
 
-QUESTIONS_PER_PICTURE = 4
+QUESTIONS_PER_IMAGE = 4
 
 
-def build(root: Path, pictures: int) -> tuple[str, Path]:
-    """An untrained toy model and a corpus folder of `pictures` pictures with four questions each."""
+def build(root: Path, images: int) -> tuple[str, Path]:
+    """Make an untrained toy model and a corpus folder of `images` images with four questions each."""
     samples = []
-    for number, sample in enumerate(toy.samples("vqa", pictures * QUESTIONS_PER_PICTURE, root, "val")):
-        place, turn = divmod(number, QUESTIONS_PER_PICTURE)
+    for number, sample in enumerate(toy.samples("vqa", images * QUESTIONS_PER_IMAGE, root, "val")):
+        place, turn = divmod(number, QUESTIONS_PER_IMAGE)
         if turn == 0:
             samples.append(Sample(f"p{place}", Record((), *_size(sample.record)), sample.image, "jpg"))
         kept = samples[-1].record
@@ -93,15 +93,15 @@ def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--images", "--pictures", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        export, corpus = build(root, args.pictures)
+        export, corpus = build(root, args.images)
         predictor, row = load_predictor(export), heldout_spec("toy", "vqa")
-        questions = args.pictures * QUESTIONS_PER_PICTURE
+        questions = args.images * QUESTIONS_PER_IMAGE
         seconds: dict[str, list[float]] = {"stock generate, one by one": [], "minigptv2 evaluate": []}
         same = []
         for number in range(args.rounds):
@@ -123,7 +123,7 @@ def main() -> None:
     ]
     report(
         "evaluate_throughput",
-        f"{questions} questions about {args.pictures} pictures, toy model, one CPU thread",
+        f"{questions} questions about {args.images} images, toy model, one CPU thread",
         rows,
         packages=["torch", "transformers"],
         notes=[
