@@ -18,13 +18,13 @@ OURS = "#d62728"
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
-    """The rows of a benchmark's results."""
+    """Return the rows of a benchmark's results."""
     rows: list[dict[str, Any]] = json.loads((FOLDER / f"{name}.json").read_text())["rows"]
     return rows
 
 
 def curves(axes: Any, rows: list[dict[str, Any]], side: str, x: str, y: str, ours: str) -> None:
-    """A line for each side."""
+    """Draw a line for each side."""
     for name in dict.fromkeys(row[side] for row in rows):
         points = [(row[x], row[y]) for row in rows if row[side] == name]
         bold = {"color": OURS, "linewidth": 2.5} if name == ours else {"linewidth": 1.2}
@@ -34,7 +34,7 @@ def curves(axes: Any, rows: list[dict[str, Any]], side: str, x: str, y: str, our
 
 
 def main() -> None:
-    """Draw and save."""
+    """Draw the figure and save it."""
     figure, places = plt.subplots(2, 2, figsize=(11, 7.2), layout="constrained")
     wire = [row for row in rows_of("engine_wire") if row["ranks"] == 8]
     names = [row["plan"] for row in wire]

@@ -1,4 +1,4 @@
-"""Results of a benchmark: a table on the terminal and `benchmarks/results/<name>.json` with machine and versions."""
+"""Prints a benchmark's results and writes them, with machine and versions, to `benchmarks/results/<name>.json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def machine(packages: list[str]) -> dict[str, Any]:
-    """What ran it: processor, cores, Python and the versions of `packages`."""
+    """Return the processor, cores, Python and the versions of `packages`."""
     found: dict[str, str] = {}
     for package in packages:
         try:
@@ -34,7 +34,7 @@ def machine(packages: list[str]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, median, maximum and count."""
+    """Return minimum, median, maximum and count."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values), "n": len(values)}
 
 
@@ -47,7 +47,7 @@ def report(
     notes: list[str],
     more: dict[str, Any] | None = None,
 ) -> None:
-    """Print the rows as a table, the notes under it, and write all of it as JSON."""
+    """Print the rows as a table with the notes below it, and write everything as JSON."""
     print(f"\n{title}\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns, *[[_cell(row.get(column, "")) for column in columns] for row in rows]]

@@ -36,7 +36,7 @@ from minigptv2.tasks import TASKS, Pick, RenderedTurn, Task, TurnShape, render_t
 from minigptv2.tokenizer import Tokenizer
 from tests.corpora.miniatures.files import jpeg, lines, put
 from tests.corpora.own_data import HERE, built
-from tests.evaluate.corpora import HEIGHT, WIDTH, Oracle, picture
+from tests.evaluate.corpora import HEIGHT, WIDTH, Oracle, encoded_image
 from tests.model.tiny import ALL_PARTS, tiny_config
 
 NUM_SAMPLES = 5
@@ -78,7 +78,7 @@ def record(number: int) -> Record:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    samples = [Sample(f"c{number}", record(number), picture(number), "png") for number in range(NUM_SAMPLES)]
+    samples = [Sample(f"c{number}", record(number), encoded_image(number), "png") for number in range(NUM_SAMPLES)]
     write_corpus(samples, tmp_path / "shards" / "counts", "counts", samples_per_shard=3)
     return tmp_path / "shards" / "counts"
 

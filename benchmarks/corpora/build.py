@@ -1,11 +1,10 @@
-"""How fast a corpus is built, beside writing its bytes alone: `make bench-build` (RECORDS=1000000).
+"""Measures the speed of building a corpus and of only writing its bytes: `make bench-build` (RECORDS=1000000).
 
-The corpus is synthetic: pictures of a given size that lie in one large file, as in the tars that img2dataset
-writes, a record of one question or box each. The build is the one of `minigptv2 shards build`: drafts made in one
-process, pictures read, sizes taken from their headers, records checked and rendered, tars written with checksums and
-hashes in as many processes as there are cores. Held against it is what the same processes take to write as many bytes
-in files of the same size: plainly, with the pages freed as the build frees them, and with everything that a build does
-but records. Peak memory is that of the largest process.
+The corpus is synthetic: images of a given size in one large file, as in the tars of img2dataset, and one record with a
+question or a box for each. The build is that of `minigptv2 shards build`: one process makes drafts, and as many
+processes as cores read images, take sizes from headers, check and render records, and write tars with checksums and
+hashes. It is compared with the same processes writing as many bytes in files of the same size: plainly, with pages
+freed as the build frees them, and with all work of a build except records. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ _DIFFERENT_PICTURES = 256
 _ROUNDS = 2
 
 
-def drafts(raw: Raw, split: str, *, pictures: list[TarMember], count: int) -> Iterator[Draft]:
-    """`count` drafts, every second a question, every second a box."""
+def drafts(raw: Raw, split: str, *, images: list[TarMember], count: int) -> Iterator[Draft]:
+    """Yield `count` drafts, alternately a question and a box."""
     for number in range(count):
         source = {"id": str(number)}
         if number % 2:
@@ -52,11 +51,11 @@ def drafts(raw: Raw, split: str, *, pictures: list[TarMember], count: int) -> It
             place = number % 40
             region = Region((Box(place, 10, place + 30, 60),), (f"thing {number} on the left", "the left one"))
             turn = Turn("refer", regions=(region,), source=source)
-        yield Draft(f"{number:08d}", (turn,), pictures[number % len(pictures)], {"corpus": "synthetic", **source})
+        yield Draft(f"{number:08d}", (turn,), images[number % len(images)], {"corpus": "synthetic", **source})
 
 
-def write_pictures(file: Path, side: int) -> list[TarMember]:
-    """Noise pictures of `side` pixels, one after the other in a file."""
+def write_images(file: Path, side: int) -> list[TarMember]:
+    """Write noise images of `side` pixels, one after the other in a file."""
     rng = np.random.default_rng(0)
     members, offset = [], 0
     with open(file, "wb") as stream:
@@ -70,8 +69,8 @@ def write_pictures(file: Path, side: int) -> list[TarMember]:
     return members
 
 
-def write_plainly(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
-    """Files of `size` bytes, synced and renamed as shards are: what `cp` and `tar` cost."""
+def write_plainly(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
+    """Write files of `size` bytes, synced and renamed as shards are. Takes as long as `cp` or `tar`."""
     data = os.urandom(1 << 20)
     for number in numbers:
         with open(folder / f".{number}.tmp", "wb") as stream:
@@ -82,8 +81,8 @@ def write_plainly(folder: Path, size: int, numbers: range, pictures: list[TarMem
         os.replace(folder / f".{number}.tmp", folder / f"{number}.tar")
 
 
-def write_freeing(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
-    """The same, each piece's pages freed as the build frees them."""
+def write_freeing(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
+    """Do the same and free the pages of each piece, as the build does."""
     data = os.urandom(HashedFile.PIECE)
     for number in numbers:
         descriptor = os.open(folder / f".{number}.tmp", os.O_WRONLY | os.O_CREAT)
@@ -96,17 +95,17 @@ def write_freeing(folder: Path, size: int, numbers: range, pictures: list[TarMem
         os.replace(folder / f".{number}.tmp", folder / f"{number}.tar")
 
 
-def write_without_records(folder: Path, size: int, numbers: range, pictures: list[TarMember]) -> None:
-    """Pictures read, summed, hashed and written, and no record looked at: a build cannot be faster."""
-    source = os.open(pictures[0].file, os.O_RDONLY)
-    per_file = size * len(pictures) // sum(tar.BLOCK + tar.padded(picture.size) for picture in pictures)
-    rest = bytes(max(0, size - sum(pictures[n % len(pictures)].size for n in range(per_file))) // per_file)
+def write_without_records(folder: Path, size: int, numbers: range, images: list[TarMember]) -> None:
+    """Read, checksum, hash and write images without any record. A build cannot be faster."""
+    source = os.open(images[0].file, os.O_RDONLY)
+    per_file = size * len(images) // sum(tar.BLOCK + tar.padded(image.size) for image in images)
+    rest = bytes(max(0, size - sum(images[n % len(images)].size for n in range(per_file))) // per_file)
     for number in numbers:
         hashed = HashedFile(folder / f".{number}.tmp", evict_page_cache=True)
         stream = io.BufferedWriter(hashed, HashedFile.PIECE)
         for at in range(per_file):
-            picture = pictures[at % len(pictures)]
-            data = os.pread(source, picture.size, picture.offset)
+            image = images[at % len(images)]
+            data = os.pread(source, image.size, image.offset)
             zlib.crc32(rest, zlib.crc32(data))
             stream.write(data)
             stream.write(rest)
@@ -122,15 +121,15 @@ def timed(
     total: int,
     shards: int,
     workers: int,
-    pictures: list[TarMember],
+    images: list[TarMember],
 ) -> float:
-    """Seconds in which `workers` processes write `total` bytes in `shards` files."""
+    """Return the seconds in which `workers` processes write `total` bytes in `shards` files."""
     folder.mkdir()
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(abs, range(workers)))  # started before the clock
+        list(pool.map(abs, range(workers)))  # started before the time is measured
         began = time.perf_counter()
         numbers = [range(n, shards, workers) for n in range(workers)]
-        jobs = [pool.submit(write, folder, total // shards, some, pictures) for some in numbers]
+        jobs = [pool.submit(write, folder, total // shards, some, images) for some in numbers]
         for job in jobs:
             job.result()
         seconds = time.perf_counter() - began
@@ -139,11 +138,11 @@ def timed(
 
 
 def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]:
-    """One row: builds and what they are held against, in turn. In a process of its own: peak memory is the build's."""
-    pictures = write_pictures(folder / "pictures", side)
+    """Return one row: builds and comparisons in turn. Run it in its own process, so peak memory is the build's."""
+    images = write_images(folder / "pictures", side)
     corpus = CorpusSpec(
         name="synthetic",
-        drafts=partial(drafts, pictures=pictures, count=count),
+        drafts=partial(drafts, images=images, count=count),
         tasks=("mixed",),
         expected={"train": count},
         license="none",
@@ -162,12 +161,12 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
             ("freeing", write_freeing),
             ("no records", write_without_records),
         ):
-            seconds[name].append(timed(write, folder / "alone", total, shards, workers, pictures))
+            seconds[name].append(timed(write, folder / "alone", total, shards, workers, images))
     best = {name: min(times) for name, times in seconds.items()}
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return {
         "records": count,
-        "picture KiB": round(sum(p.size for p in pictures) / len(pictures) / 1024, 1),
+        "picture KiB": round(sum(p.size for p in images) / len(images) / 1024, 1),
         "GB": round(total / 1e9, 2),
         "records/s": round(count / best["build"]),
         "MB/s": round(total / 1e6 / best["build"]),
@@ -182,12 +181,12 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
 
 
 def main() -> None:
-    """Print and write the table."""
+    """Measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--side", type=int, default=128, help="pixels; 128 gives 15 KiB, 448 gives 180")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--folder", type=Path, help="where to write; default: the folder for temporary files")
+    parser.add_argument("--folder", type=Path, help="folder to write to. Default: the folder for temporary files")
     args = parser.parse_args()
     rows = []
     for count, side in ((args.records // 10, args.side), (args.records, args.side), (args.records // 50, 448)):
@@ -199,10 +198,10 @@ def main() -> None:
             print(rows[-1], flush=True)
     notes = [
         "plain: the same number of processes writing the same bytes, synced per shard, and nothing else",
-        "freeing: the same, pages that were written freed at once, as the build does",
-        "no records: pictures read, summed, hashed and written, freeing; no record made: no build can be faster",
+        "freeing: the same, and written pages are freed at once, as in the build",
+        "no records: images are read, checksummed, hashed, written and freed without records; no build can be faster",
         f"the best of {_ROUNDS} rounds of all four in turn, of each",
-        "peak memory is that of the largest process: it must not grow with the records",
+        "peak memory is that of the largest process; it must not grow with the number of records",
         "goal: at least 50 % of writing the bytes alone for 1,000,000 records",
     ]
     report("build", "Building a corpus, beside writing its bytes", rows, packages=["numpy", "pillow"], notes=notes)

@@ -1,1 +1,1 @@
-"""Measured claims about the data."""
+"""Benchmarks of the data pipeline."""

@@ -1,4 +1,4 @@
-"""Corpora to measure on: JPEG photographs of 640 x 480 pixels, made of nothing, in our shards."""
+"""Generates corpora for benchmarks: synthetic JPEG photographs of 640 x 480 pixels in our shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigptv2.shards.writer import Sample, write_corpus
 
 
 def photograph(seed: int, width: int = 640, height: int = 480) -> bytes:
-    """A JPEG of quality 90 and about 70 kB: soft shapes with a little grain."""
+    """Return a JPEG of quality 90 and about 70 kB: soft shapes with a little noise."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8))
     soft = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
@@ -24,7 +24,7 @@ def photograph(seed: int, width: int = 640, height: int = 480) -> bytes:
 
 
 def write_corpora(folder: Path, corpora: int, samples: int, *, samples_per_shard: int) -> list[str]:
-    """`corpora` corpora of `samples` questions each about a handful of photographs; returns their names."""
+    """Write `corpora` corpora of `samples` questions each about a few photographs. Returns their names."""
     photographs = [photograph(seed) for seed in range(16)]
     names = []
     for corpus in range(corpora):
@@ -44,7 +44,7 @@ def write_corpora(folder: Path, corpora: int, samples: int, *, samples_per_shard
 
 
 class WordTokenizer:
-    """Ids for bytes: the loader is measured, not a tokenizer. Has what `PromptEncoder` asks of one."""
+    """A byte-level tokenizer with the interface that `PromptEncoder` needs, so only the loader is measured."""
 
     bos_id, eos_id, vocab_size = 1, 2, 260
 

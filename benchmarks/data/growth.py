@@ -1,8 +1,8 @@
-"""B5, growth with data: time to the first samples and resident memory at 10, 1,000 and 100,000 shards.
+"""Measures time to the first samples and resident memory at 10, 1,000 and 100,000 shards.
 
-Each figure is of a fresh process, after its imports: open the corpus, read 32 records and images in shuffled order.
-Beside it webdataset, opening the same tars, which are hard links to one tar of four samples; litdata, its chunks hard
-links to one chunk of the same four; and energon, whose preparation refuses keys that come twice, with tars of its own.
+Each measurement is from a new process after its imports: open the corpus, read 32 records and images in shuffled order.
+The tars are hard links to one tar of four samples, which webdataset reads too. The chunks of litdata are hard links to
+one chunk of the same four samples. energon refuses duplicate keys and therefore has its own tars.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minigptv2.shards.writer import write_corpus
 SIZES = (10, 1_000, 100_000)
 REPEATS = 7
 _LINKS = 50_000
-"""ext4 allows 65,000 names of one file."""
+"""Hard links per file. ext4 allows 65,000."""
 _MEASURE = """
 import time, sys, resource
 from pathlib import Path
@@ -70,11 +70,11 @@ _SIDES = {
     ),
 }
 _MOST = {"energon": 1_000}
-"""Sides that are not measured at every size."""
+"""Largest size of the sides that are not measured at every size."""
 
 
 def link(file: Path, names: list[Path]) -> None:
-    """Make `file` known under all `names`, with a copy where a file system allows no more."""
+    """Link `file` under all `names`, with a new copy when the file system allows no more links."""
     for number, name in enumerate(names):
         first = names[number - number % _LINKS]
         if name != first:
@@ -95,7 +95,7 @@ def build(folder: Path, shards: int) -> None:
 
 
 def build_litdata(folder: Path, shards: int) -> None:
-    """litdata's chunks of the same four samples, one chunk under many names."""
+    """Write litdata's chunks of the same four samples: one chunk under many names."""
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(folder), chunk_bytes="32MB")
@@ -112,7 +112,7 @@ def build_litdata(folder: Path, shards: int) -> None:
 
 
 def build_energon(folder: Path, shards: int) -> float:
-    """Tars of the same four pictures under keys of their own, and energon's preparation of them; seconds of that."""
+    """Write tars of the same four images under unique keys and prepare them for energon. Returns the seconds."""
     folder.mkdir()
     images = [sample.image or b"" for sample in toy.samples("refer", 4, Path(), "val")]
     for number in range(shards):
@@ -142,7 +142,7 @@ def build_energon(folder: Path, shards: int) -> float:
 
 
 def measure(side: str, folder: Path) -> tuple[float, float]:
-    """Seconds to the first 32 samples, and MB of resident memory that they took."""
+    """Return the seconds to the first 32 samples and the MB of resident memory that they took."""
     imports, work = _SIDES[side]
     code = _MEASURE.format(imports=imports, work=work)
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
@@ -185,13 +185,13 @@ def main() -> None:
     met = float(most["of that at 10"]) <= 1.2 and float(most["first samples s"]) <= 0.5
     extra = 1000 * (float(most["first samples s"]) - float(rows[0]["first samples s"]))
     notes += [
-        f"what grows by {extra:.1f} ms: permuting the shards of an epoch, summing their counts, names of 64 looked for",
+        f"the increase of {extra:.1f} ms comes from permuting the shards, summing their counts and checking 64 files",
         f"goal: at {SIZES[-1]:,} shards <= 1.2 x the time at 10 and <= 0.5 s: {'met' if met else 'MISSED'}",
-        f"the index holds {INDEX_DTYPE.itemsize} bytes a sample (goal 16); worker processes do not depend on corpora",
+        f"the index holds {INDEX_DTYPE.itemsize} bytes per sample (goal 16)",
     ]
     report(
         "data_growth",
-        "B5: first 32 samples and memory by number of shards",
+        "First 32 samples and memory by number of shards",
         rows,
         packages=["webdataset", "litdata", "megatron-energon", "numpy"],
         notes=notes,

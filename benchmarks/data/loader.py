@@ -1,7 +1,8 @@
-"""B1: 20 corpora of tars, JPEGs of 640 x 480 to 448 px within 2 levels of Pillow's bicubic, two loader processes.
+"""Measures loaders: 20 corpora of tars, JPEGs of 640 x 480 resized to 448 px, two loader processes.
 
-Sides run one after the other, again and again. The plain recipe is the field's: webdataset, `decode("pilrgb")`,
-Pillow's bicubic, floats. `webdataset, our pixels` is the same reading with our decoder and resize.
+Our pixels are within 2 gray levels of Pillow's bicubic. The sides run in turn, several times. The plain recipe is the
+common one: webdataset, `decode("pilrgb")`, Pillow's bicubic, floats. `webdataset, our pixels` reads in the same way and
+uses our decoder and resize.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 
 
 def ours(shards: Path, names: list[str], images: int) -> Iterator[int]:
-    """Packed uint8 batches, by the plan."""
+    """Yield packed uint8 batches in the order of the plan."""
     recipe = Recipe(corpora={name: CorpusShare(ratio=1) for name in names})
     encoder = PromptEncoder(WordTokenizer(), tokens_per_image=256, max_tokens=1024)  # type: ignore[arg-type]
     dataset = StepDataset(
@@ -54,7 +55,7 @@ def ours(shards: Path, names: list[str], images: int) -> Iterator[int]:
 
 
 def plain_pixels(image: Image.Image) -> torch.Tensor:
-    """Pillow's bicubic, floats, normalised: float32 [3, 448, 448]."""
+    """Resize with Pillow's bicubic and normalize to float32 [3, 448, 448]."""
     square = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     return (torch.from_numpy(square.transpose(2, 0, 1).copy()).float() / 255 - MEAN) / STD
 
@@ -68,7 +69,7 @@ def _raw(sample: dict[str, Any]) -> torch.Tensor:
 
 
 def webdataset_recipe(shards: Path, names: list[str], images: int, *, our_pixels: bool) -> Iterator[int]:
-    """One pipeline per corpus, mixed by webdataset, batches of a fixed size."""
+    """Yield batches of a fixed size from one pipeline per corpus, mixed by webdataset."""
     import webdataset
 
     parts = []
@@ -95,7 +96,7 @@ class _Endless(torch.utils.data.IterableDataset[torch.Tensor]):
 
 
 def litdata_recipe(folder: Path, images: int) -> Iterator[int]:
-    """litdata's chunks (JPEG bytes kept), its own combination of 20 data sets, Pillow's bicubic."""
+    """Read litdata's chunks of JPEG bytes, combined from 20 data sets by litdata, with Pillow's bicubic."""
     import litdata
 
     parts = sorted(folder.iterdir())
@@ -117,7 +118,7 @@ def _litdata_pixels(sample: dict[str, Any]) -> torch.Tensor:
 
 
 def write_litdata(shards: Path, names: list[str], folder: Path) -> None:
-    """The same photographs as litdata's chunks."""
+    """Write the same photographs as chunks of litdata."""
     import litdata
 
     from minigptv2.shards.reader import CorpusReader
@@ -132,7 +133,7 @@ def write_litdata(shards: Path, names: list[str], folder: Path) -> None:
 
 
 def prepare_energon(shards: Path, names: list[str]) -> Path:
-    """energon's own index beside our tars, and a blend of all of them."""
+    """Write energon's index next to our tars, and a blend of all of them."""
     for name in names:
         command = [
             sys.executable,
@@ -156,7 +157,7 @@ def prepare_energon(shards: Path, names: list[str]) -> Path:
 
 
 def energon_recipe(blend: Path, images: int) -> Iterator[int]:
-    """energon's blend of 20 prepared data sets, its decoder to Pillow, Pillow's bicubic, floats."""
+    """Read energon's blend of 20 prepared data sets with its decoder, Pillow's bicubic and floats."""
     from megatron import energon
 
     class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc, name-defined]
@@ -188,7 +189,7 @@ def _cook(sample: dict[str, Any]) -> Any:
 
 
 def pixel_costs(shards: Path, name: str) -> dict[str, float]:
-    """Milliseconds of one thread that has its core alone, an image: reading, decoding, resizing."""
+    """Return the milliseconds per image of reading, decoding and resizing on a thread with a core to itself."""
     from minigptv2.shards.reader import CorpusReader
 
     reader, watch, count = CorpusReader(shards / name), Stopwatch(), 64
@@ -202,7 +203,7 @@ def pixel_costs(shards: Path, name: str) -> dict[str, float]:
 
 
 def rate(side: Callable[[], Iterator[int]], images: int) -> float:
-    """Images a second from the first batch on: start-up is B5's."""
+    """Return images per second after the first batch. `growth` measures the start."""
     batches = side()
     next(batches)
     began, done = time.perf_counter(), 0
@@ -267,15 +268,15 @@ def main() -> None:
         over_peer = over_plain / max(float(row["of the plain recipe"]) for row in peers)
         notes = [
             f"{CORPORA} corpora, {WORKERS} loader processes, batches of {BATCH}, {os.cpu_count()} cores, "
-            f"{args.rounds} rounds of {args.images} images a side, sides interleaved, ratios within a round",
-            f"ours, an image on one thread that has its core alone: {costs}; what binds is the decoder and the resize",
+            f"{args.rounds} rounds of {args.images} images per side, sides interleaved, ratios within a round",
+            f"ours, per image on a thread with a core to itself: {costs}; decoding and resizing limit the speed",
             *missing,
             f"goal: >= 4 x the plain recipe: {over_plain:.2f} ({'met' if over_plain >= 4 else 'MISSED'}); "
-            f">= 1.5 x the best peer measured: {over_peer:.2f} ({'met' if over_peer >= 1.5 else 'MISSED'})",
+            f">= 1.5 x the fastest other loader measured: {over_peer:.2f} ({'met' if over_peer >= 1.5 else 'MISSED'})",
         ]
         report(
             "data_loader",
-            "B1: loader",
+            "Loader",
             rows,
             packages=["webdataset", "litdata", "megatron-energon", "pillow", "simplejpeg", "torch"],
             notes=notes,

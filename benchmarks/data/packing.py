@@ -1,7 +1,7 @@
-"""B2: 100,000 lengths of the stage-3 mix at 1 to 512 ranks: tokens that are real, cost that does not wait.
+"""Measures packing of 100,000 sample lengths of the stage-3 mixture at 1 to 512 ranks.
 
-`real` is real over computed tokens; `balance` is mean over largest cost of a micro-step, what the slowest rank costs
-the others; `images` the largest difference of image counts between ranks in a step.
+`real` is the share of computed tokens that are not padding. `balance` is the mean divided by the largest cost of a
+micro-step: the other ranks wait for the slowest. `images` is the largest difference of image counts between ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minigptv2.data.packing import Cost, pack_step
 
 RANKS = (1, 8, 64, 512)
 PER_PACK = 12
-"""Samples of a micro-batch, about: 4,096 tokens."""
+"""Samples per micro-batch, about 4,096 tokens."""
 BUDGET = 8192
 Packer = Callable[[list[Cost], int], list[list[int]]]
 
@@ -29,12 +29,12 @@ def ours(costs: list[Cost], ranks: int) -> list[list[int]]:
 
 
 def in_order(costs: list[Cost], ranks: int) -> list[list[int]]:
-    """The next samples to each rank, as they come."""
+    """Give each rank the next samples in order."""
     return [list(range(rank * PER_PACK, (rank + 1) * PER_PACK)) for rank in range(ranks)]
 
 
 def greedy(costs: list[Cost], ranks: int) -> list[list[int]]:
-    """Each sample, as it comes, to the rank with the least tokens."""
+    """Give each sample, in order, to the rank with the fewest tokens."""
     packs: list[list[int]] = [[] for _ in range(ranks)]
     loads = np.zeros(ranks)
     for number, cost in enumerate(costs):
@@ -45,7 +45,7 @@ def greedy(costs: list[Cost], ranks: int) -> list[list[int]]:
 
 
 def binpacking_library(costs: list[Cost], ranks: int) -> list[list[int]]:
-    """`binpacking.to_constant_bin_number` on tokens, what several frameworks call."""
+    """Use `binpacking.to_constant_bin_number` on tokens, as several frameworks do."""
     import binpacking
 
     weights = {number: cost.tokens for number, cost in enumerate(costs)}
@@ -53,7 +53,7 @@ def binpacking_library(costs: list[Cost], ranks: int) -> list[list[int]]:
 
 
 def measure(packer: Packer, ranks: int, costs: list[Cost], *, padded: bool = False) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     step = ranks * PER_PACK
     real = computed = 0
     balance, images, seconds, samples = [], 0, 0.0, 0
@@ -98,12 +98,12 @@ def main() -> None:
     mine = [row for row in rows if row["way"] == "ours"]
     met = all(row["real"] >= 0.995 and row["balance"] >= 0.98 and row["us/sample"] <= 50 for row in mine)
     notes = [
-        f"100,000 samples of data_recipes/stage3_instruct.yaml, {PER_PACK} a micro-batch on average; lengths by task "
+        f"100,000 samples of data_recipes/stage3_instruct.yaml, {PER_PACK} per micro-batch on average; lengths by task "
         "are assumed (benchmarks/data/stage3.py)",
-        "binpacking at 512 ranks: two steps only, it is slow there",
+        "binpacking at 512 ranks was measured on two steps only, because it is slow there",
         f"goal: real >= 0.995, balance >= 0.98, <= 50 us a sample, at every world size: {'met' if met else 'MISSED'}",
     ]
-    report("data_packing", "B2: packing and balance", rows, packages=["binpacking", "numpy"], notes=notes)
+    report("data_packing", "Packing and balance", rows, packages=["binpacking", "numpy"], notes=notes)
 
 
 if __name__ == "__main__":

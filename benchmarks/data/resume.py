@@ -1,7 +1,7 @@
-"""B6: killed at sample 1,000, 100,000 or 1,000,000, how long until the next sample is known and read, on other ranks.
+"""Measures the time to resume at sample 1,000, 100,000 and 1,000,000 on other numbers of ranks.
 
-Ours is a seek; webdataset has to read its tars up to there (timed over as many samples as can be waited for and said
-so); energon needs the number of ranks times workers that saved. The remaining stream must be identical.
+Our loader starts at the position. webdataset has to read its tars up to it (timed over fewer samples and extrapolated).
+energon needs the same number of ranks times workers. The remaining sequence of samples must be identical.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CORPORA, SAMPLES = 20, 200
 
 
 def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float, float, list[object]]:
-    """Seconds, and processor seconds, from the bare state to the last rank's first batch; then the next 200 ids."""
+    """Return wall and processor seconds from the saved state to the last rank's first batch, and the next 200 ids."""
     began, worked = time.perf_counter(), time.process_time()
     position = json.loads(state)["position"]
     plan = DataPlan(recipe, shards, seed=0)
@@ -46,7 +46,7 @@ def resume(recipe: Recipe, shards: Path, state: str, ranks: int) -> tuple[float,
 
 
 def replay(shards: Path, names: list[str], count: int) -> float:
-    """Seconds that webdataset takes to read past `count` samples without decoding any."""
+    """Return the seconds that webdataset takes to read `count` samples without decoding."""
     import webdataset
 
     urls = [str(file) for name in names for file in sorted((shards / name).glob("*.tar"))]
@@ -73,7 +73,7 @@ def main() -> None:
                 took, worked, stream = resume(recipe, shards, state, ranks)
                 seconds.append(took)
                 processor.append(worked)
-                assert stream == list(whole.samples(position, 200)), "another stream after the resume"
+                assert stream == list(whole.samples(position, 200)), "the samples differ after the resume"
             webdataset_s = per_sample * position
             rows.append(
                 {
@@ -98,7 +98,7 @@ def main() -> None:
             "a most far above the processor's own seconds is a machine with other work on it",
             f"goal: <= 0.3 s wherever, state <= 64 KB: {'met' if met else 'MISSED'}",
         ]
-        report("data_resume", "B6: exact resume", rows, packages=["webdataset", "torch"], notes=notes)
+        report("data_resume", "Exact resume", rows, packages=["webdataset", "torch"], notes=notes)
 
 
 if __name__ == "__main__":

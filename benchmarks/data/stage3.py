@@ -1,4 +1,4 @@
-"""Lengths of the stage-3 mix: shares of the shipped recipe, words per sample assumed by kind of data."""
+"""Generates sample lengths of the stage-3 mixture from the recipe's shares and assumed lengths per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigptv2.data.plan import load_recipe
 RECIPE = Path(__file__).parent.parent.parent / "data_recipes" / "stage3_instruct.yaml"
 IMAGE_TOKENS, MAX_TOKENS = 256, 1024
 IMAGE_COST, ATTENTION_COST = 87, 3.0e-5
-"""As `DataConfig` has them for the full-size model."""
+"""The values of `DataConfig` for the full-size model."""
 TEXT_TOKENS = {
     "vqa": (45, 0.25),
     "caption": (40, 0.25),
@@ -25,11 +25,11 @@ TEXT_TOKENS = {
     "language": (160, 0.8),
     "mixed": (260, 0.5),
 }
-"""Median tokens of text, and the spread (sigma of its logarithm), by task: ours, after the corpora's texts."""
+"""Median text tokens and sigma of their logarithm by task. Estimates from the texts of the corpora."""
 
 
 def costs_of_mix(count: int, seed: int = 0) -> list[Cost]:
-    """What the first `count` samples of the stage-3 mix weigh."""
+    """Return the costs of the first `count` samples of the stage-3 mixture."""
     recipe = load_recipe(RECIPE)
     corpora, _ = Mixture(recipe, [10**6] * len(recipe.corpora)).draw(0, count)
     tasks = [line.task for line in recipe.corpora.values()]

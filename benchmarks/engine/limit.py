@@ -1,10 +1,10 @@
-"""B10, CPU part: FLOPs against torch's counter, and predicted against measured step time over 12 configurations.
+"""Compares FLOPs with torch's counter, and predicted with measured step times on a CPU, for 12 configurations.
 
     python -m benchmarks.engine.limit
 
-Time is predicted as `minigptv2 plan` does: FLOPs / (rate of a large matrix product x share that whole layers reach of
-it). The rate is measured beside each configuration, the share on a thirteenth configuration that is not among the
-twelve (the median of one measurement beside each). One process, one thread, fp32, the median of several steps.
+Time is predicted as in `minigptv2 plan`: FLOPs / (rate of a large matrix product x share of that rate that whole layers
+reach). The rate is measured next to each configuration. The share is measured on a thirteenth configuration (the median
+of one measurement next to each of the twelve). One process, one thread, fp32, the median of several steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SUPERVISED = 12
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration: samples of a pack, tokens of each, with images or not, layers recomputed, what is trained."""
+    """A configuration: samples per pack, tokens per sample, images or not, recomputed layers, trained parts."""
 
     samples: int
     length: int
@@ -44,12 +44,12 @@ class Case:
 
     @property
     def config(self) -> ModelConfig:
-        """Its model."""
+        """The config of its model."""
         return small.model_config(r=8 if "lora" in self.trainable else 0, trainable=self.trainable)
 
     @property
     def work(self) -> Work:
-        """Its exact counts. A pack without images still encodes a blank one."""
+        """Its exact counts. A pack without images still encodes a blank image."""
         images = self.samples if self.images else 1
         tokens = self.samples * self.length
         return Work(tokens, images, images, self.samples * self.length**2, self.samples * SUPERVISED)
@@ -74,20 +74,20 @@ CASES = [
 
 
 def step(model: MiniGPTv2, batch: Batch) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     model.zero_grad(set_to_none=True)
     model(**batch)["loss_sum"].backward()
 
 
 def prepared(case: Case) -> tuple[MiniGPTv2, Batch]:
-    """The model and the pack of a case."""
+    """Return the model and the pack of a case."""
     model = small.plain_model(case.config, sizes=SIZES)
     model.recompute(case.recompute)
     return model, small.pack(case.samples, case.length, images=case.images, supervised=SUPERVISED, sizes=SIZES).inputs
 
 
 def counted(case: Case) -> tuple[float, float]:
-    """FLOPs by torch's counter and by our arithmetic, attention kernels aside (torch counts their full square)."""
+    """Return FLOPs by torch's counter and by our formulas, without attention (torch counts its full square)."""
     model, batch = prepared(case)
     with FlopCounterMode(display=False) as counter:
         step(model, batch)
@@ -101,7 +101,7 @@ def counted(case: Case) -> tuple[float, float]:
 
 
 def timed(case: Case, repeats: int) -> tuple[float, float, list[float]]:
-    """Seconds of a step (median), the matrix rate measured around it, and all times."""
+    """Return the median seconds of a step, the matrix rate measured around it, and all times."""
     model, batch = prepared(case)
     step(model, batch)
     rates, times = [], []
@@ -114,13 +114,15 @@ def timed(case: Case, repeats: int) -> tuple[float, float, list[float]]:
 
 
 def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
-    """Measure and report; returns the median and worst errors."""
+    """Measure and report. Returns the median and worst errors."""
     torch.set_num_threads(1)
     cases = CASES if cases is None else cases
     rows: list[dict[str, Any]] = []
     errors, shares, measurements = [], [], []
     for case in cases:
-        seconds, rate, _ = timed(CALIBRATION, 3)  # beside each: a machine that others use changes
+        seconds, rate, _ = timed(
+            CALIBRATION, 3
+        )  # measured next to each case, because the load of a shared machine changes
         shares.append(ModelCosts(CALIBRATION.config, SIZES).flops(CALIBRATION.work).total / rate / seconds)
         measurements.append(timed(case, repeats))
     share = statistics.median(shares)
@@ -153,7 +155,7 @@ def main(repeats: int = 7, cases: list[Case] | None = None) -> dict[str, float]:
     }
     report(
         "engine_limit",
-        "B10 (CPU): predicted against measured step time",
+        "Predicted and measured step times on a CPU",
         rows,
         packages=["torch", "transformers", "peft"],
         notes=[

@@ -1,9 +1,9 @@
-"""B4: the memory law. Model-state bytes per rank at 1, 2, 4, 8 ranks, and bytes kept for the backward pass per token.
+"""Measures bytes of model state per rank at 1, 2, 4 and 8 ranks, and bytes kept per token for the backward pass.
 
     python -m benchmarks.engine.memory
 
-State: distinct storages of all tensors alive after a step, the loader's and the code's aside. Kept bytes: exact, by
-torch's saved-tensor hooks, under ZeRO-3, with DeepSpeed's linear layers and with ours (`engine/zero.py`).
+State is the distinct storages of all tensors alive after a step, without the batches. Kept bytes are exact, measured by
+torch's saved-tensor hooks under ZeRO-3 with DeepSpeed's linear layers and with ours (`engine/zero.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ZERO3 = {
 
 
 def state_bytes() -> dict[str, float]:
-    """On this rank after two steps: bytes of weights, gradients, optimizer; and the law's total over all ranks."""
+    """Return this rank's bytes of weights, gradients and optimizer after two steps, and the predicted total of all."""
     import torch
     import torch.distributed as dist
 
@@ -54,7 +54,7 @@ def state_bytes() -> dict[str, float]:
 
 
 def kept_per_token(ours: bool, dropout: float) -> dict[str, float]:
-    """Bytes that a step of ZeRO-3 keeps per token, and what the arithmetic says of one layer times the depth."""
+    """Return the bytes that a ZeRO-3 step keeps per token, measured and predicted (one layer times the depth)."""
     from benchmarks.engine import small
     from benchmarks.engine.saved import kept_bytes
     from minigptv2.engine import zero
@@ -121,13 +121,13 @@ def main(worlds: tuple[int, ...] = (1, 2, 4, 8)) -> list[dict[str, Any]]:
         )
     report(
         "engine_memory",
-        "B4: the memory law (beside: total / ranks; DeepSpeed's linear layers)",
+        "Memory per rank and per token (beside: total / ranks, or DeepSpeed's linear layers)",
         rows,
         packages=["torch", "deepspeed", "transformers", "peft"],
         notes=[
             f"state: bf16 weights, fp32 masters and moments of {small.LANGUAGE.depth} layers of "
             f"{small.LANGUAGE.width}, LoRA and projector trained",
-            "the last two rows are arithmetic that tests hold to autograd's own count on small models",
+            "the last two rows are computed; tests compare the formulas with autograd on small models",
         ],
     )
     return rows

@@ -1,10 +1,10 @@
-"""B11: seconds a sample of our trainer against Hugging Face's Trainer with DeepSpeed ZeRO-3; two CPU processes.
+"""Compares seconds per sample of our trainer and Hugging Face's Trainer with DeepSpeed ZeRO-3 on two CPU processes.
 
     python -m benchmarks.engine.overhead
 
-The same small model, the same samples of unlike lengths, the same optimizer and ZeRO stage. Hugging Face's side is what
-a user writes with it: padded micro-batches with a mask, logits everywhere, DeepSpeed's own JSON defaults. Also: the
-share of our step that is neither forward, backward nor the optimizer.
+Both sides train the same small model on the same samples of different lengths, with the same optimizer and ZeRO stage.
+The Hugging Face side is what a user writes with it: padded micro-batches with a mask, logits at all positions, and
+DeepSpeed's JSON defaults. Also measures the share of our step outside forward, backward and optimizer.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from benchmarks.engine.ranks import on_ranks
 from benchmarks.results import report, spread
 
 SAMPLES, STEPS, WARM = 64, 5, 2
-"""Samples of a step over both ranks, in a micro-batch on each, as in the demo's stages; steps timed, and before."""
+"""Samples per step over both ranks, one micro-batch on each as in the demo's stages. Timed and warm-up steps."""
 
 
 def lengths_of(step: int, rank: int) -> list[int]:
-    """Tokens of a rank's samples of a step: 24 to 160, mostly short, as answers are."""
+    """Return the lengths of a rank's samples of a step: 24 to 160 tokens, mostly short like answers."""
     rng = np.random.default_rng([step, rank])
     return [int(24 + 136 * draw**2) for draw in rng.random(SAMPLES // 2)]
 
 
 def examples_of(step: int, rank: int) -> tuple[list[Any], list[np.ndarray]]:
-    """A rank's examples of a step, with an image each."""
+    """Return a rank's examples of a step, each with an image."""
     from benchmarks.engine import small
     from minigptv2.batch import IGNORE
     from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
@@ -47,7 +47,7 @@ def examples_of(step: int, rank: int) -> tuple[list[Any], list[np.ndarray]]:
 
 
 def packed(step: int, rank: int) -> dict[str, Any]:
-    """A rank's share of a step's samples as the loader deals them out: of both ranks, packed to equal cost."""
+    """Return a rank's pack of a step, as the loader distributes samples: over both ranks, with equal costs."""
     from benchmarks.engine import small
     from minigptv2.data.collate import collate
     from minigptv2.data.packing import Cost, pack_step
@@ -60,7 +60,7 @@ def packed(step: int, rank: int) -> dict[str, Any]:
 
 
 def ours_timed() -> dict[str, float]:
-    """Our trainer on this rank."""
+    """Run our trainer on this rank."""
     import torch.distributed as dist
 
     from benchmarks.engine import small
@@ -97,7 +97,7 @@ def ours_timed() -> dict[str, float]:
 
 
 def theirs_timed() -> dict[str, float]:
-    """Hugging Face's Trainer on this rank."""
+    """Run Hugging Face's Trainer on this rank."""
     import torch
     import torch.distributed as dist
     from torch import Tensor, nn
@@ -137,7 +137,7 @@ def theirs_timed() -> dict[str, float]:
         return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
 
     class Model(nn.Module):
-        """The same modules, joined as one would with the library's own loss."""
+        """Combines the same modules in the usual way, with the library's own loss."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -152,7 +152,7 @@ def theirs_timed() -> dict[str, float]:
             return {"loss": nn.functional.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORE)}
 
     class Clock(TrainerCallback):
-        """When the timed steps begin and end."""
+        """Records when the timed steps begin and end."""
 
         began = ended = 0.0
 
@@ -193,7 +193,7 @@ def theirs_timed() -> dict[str, float]:
 
 
 def main(rounds: int = 3) -> list[dict[str, Any]]:
-    """Both sides in turn, `rounds` times, and the report."""
+    """Run both sides in turn, `rounds` times, and report."""
     mine, other, outside = [], [], []
     for _ in range(rounds):
         result = on_ranks("benchmarks.engine.overhead:ours_timed", 2)
@@ -210,7 +210,7 @@ def main(rounds: int = 3) -> list[dict[str, Any]]:
     ]
     report(
         "engine_overhead",
-        "B11: trainer overhead on two CPU processes",
+        "Trainer overhead on two CPU processes",
         rows,
         packages=["torch", "deepspeed", "transformers", "accelerate", "peft"],
         notes=[

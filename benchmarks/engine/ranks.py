@@ -1,4 +1,4 @@
-"""Run a benchmark's function in several gloo processes of this machine and collect what each returns."""
+"""Runs a benchmark's function in several gloo processes on this machine and collects the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def on_ranks(function: str, ranks: int, **arguments: Any) -> list[Any]:
-    """`module:name` with keyword `arguments` in each of `ranks` processes; what each call returned (JSON)."""
+    """Call `module:name` with keyword `arguments` in each of `ranks` processes. Returns the results (JSON) by rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,7 +58,7 @@ def _main() -> None:
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # at the interpreter's end a thread of torch's was seen to abort one rank in a dozen
+    os._exit(0)  # when the interpreter exits, a torch thread was seen to abort about one rank in twelve
 
 
 if __name__ == "__main__":

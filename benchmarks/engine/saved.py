@@ -1,4 +1,4 @@
-"""Exactly what autograd keeps for a backward pass: bytes of distinct storages, parameters left out."""
+"""Counts the bytes that autograd keeps for a backward pass: distinct storages, without parameters."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 def kept_bytes(model: nn.Module, run: Callable[[], object], *, given: list[Tensor] | None = None) -> int:
-    """Bytes that `run()` leaves alive for its backward pass, beside the parameters and the `given` tensors."""
+    """Return the bytes that `run()` keeps for its backward pass, without the parameters and the `given` tensors."""
     outside = {_storage(parameter) for parameter in model.parameters()}
     outside |= {_storage(buffer) for buffer in model.buffers()} | {_storage(tensor) for tensor in given or []}
     sizes: dict[int, int] = {}
-    alive: list[Tensor] = []  # a storage freed on the way would lend its address to the next
+    alive: list[Tensor] = []  # a freed storage could have the address of a later one
 
     def pack(tensor: Tensor) -> Tensor:
         is_parameter = isinstance(tensor, nn.Parameter) or _storage(tensor) in outside

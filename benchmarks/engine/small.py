@@ -1,4 +1,4 @@
-"""A small model with the proportions of the real one, and batches for it; built under any DeepSpeed config."""
+"""Builds a small model with the proportions of the real one, and its batches, under any DeepSpeed config."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZES = Sizes(VISION, LANGUAGE)
 def model_config(
     *, r: int = 2, dropout: float = 0.0, trainable: tuple[str, ...] = ("projector", "lora")
 ) -> ModelConfig:
-    """Frozen vision encoder and language model, projector and LoRA trained: as the real stages."""
+    """Return the config: projector and LoRA are trained, the rest is frozen, as in the real stages."""
     return ModelConfig(
         vision_encoder="tiny_vit",
         language_model="tiny_llama",
@@ -44,12 +44,12 @@ def model_config(
 
 
 def costs(config: ModelConfig, sizes: Sizes = SIZES) -> ModelCosts:
-    """Its arithmetic."""
+    """Return the cost formulas of the model."""
     return ModelCosts(config, sizes)
 
 
 def start() -> torch.device:
-    """Join the process group. Bytes are counted around torch.distributed: nothing of DeepSpeed's passes it by."""
+    """Join the process group. Bytes are counted in torch.distributed, through which DeepSpeed sends everything."""
     torch.set_num_threads(1)
     device = distributed.choose_device()
     distributed.start_process_group(device, 10)
@@ -66,7 +66,7 @@ def make_trainer(
     micro_batch: int = 1,
     recompute: int = 0,
 ) -> Trainer:
-    """Our trainer under a DeepSpeed config given as a document."""
+    """Return our trainer for a DeepSpeed config given as a dict."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(document))
@@ -90,7 +90,7 @@ def make_trainer(
 def pack(
     samples: int, length: int, *, seed: int = 0, images: bool = True, supervised: int = 8, sizes: Sizes = SIZES
 ) -> MicroBatch:
-    """One pack of `samples` of `length` tokens, an image each, with labels on the last `supervised` tokens."""
+    """Return a pack of `samples` samples of `length` tokens, each with an image and labels on the last `supervised`."""
     rng = np.random.default_rng(seed)
     vision, vocabulary = sizes.vision_encoder, sizes.language_model.vocab_size or 100
     examples, pixels = [], []
@@ -106,7 +106,7 @@ def pack(
 
 
 def plain_model(config: ModelConfig, *, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> MiniGPTv2:
-    """The same model without DeepSpeed."""
+    """Return the same model without DeepSpeed."""
     model = build_model(config, 100, sizes=sizes)
     fill_weights(model, [], None, assign, seed=0)
     model.to(dtype)

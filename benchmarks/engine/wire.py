@@ -1,11 +1,11 @@
-"""B3: bytes on the wire of a micro-step, counted around torch.distributed, for DeepSpeed's default and our plans.
+"""Counts network bytes of a micro-step in torch.distributed, for DeepSpeed's defaults and our plans.
 
     python -m benchmarks.engine.wire
 
-gloo, 2, 4 and 8 processes, a small model with the real one's proportions of frozen to trained weights. DeepSpeed's
-thresholds (persistence, live parameters, reuse distance) are absolute numbers of elements, meant for billions: they
-are scaled by the ratio of the models' sizes, so that the small model is cut as the real one would be. A rank's bytes:
-what it receives in gathers and gives in reductions.
+Runs 2, 4 and 8 gloo processes with a small model that has the real ratio of frozen to trained weights. DeepSpeed's
+thresholds (persistence, live parameters, reuse distance) are absolute numbers of elements for large models. They are
+scaled by the ratio of the model sizes, so the small model is sharded as the real one. The bytes of a rank are those
+that it receives in gathers and sends in reductions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PLANS = ("zero3 (DeepSpeed's defaults)", "zero3.json", "zero3_hpz.json", "zero2.
 
 
 def document(plan: str, ranks: int, elements: int) -> dict[str, Any]:
-    """The JSON of a plan with its absolute thresholds scaled to a model of `elements`; in fp32 on the CPU."""
+    """Return the JSON of a plan, in fp32 on the CPU, with its thresholds scaled to a model of `elements`."""
     scale = elements / REAL_ELEMENTS
     if plan.startswith("zero3 ("):
         zero: dict[str, Any] = {
@@ -46,21 +46,21 @@ def document(plan: str, ranks: int, elements: int) -> dict[str, Any]:
         if key in zero:
             zero[key] = max(1, int(zero[key] * scale))
     if "reduce_bucket_size" in zero:
-        zero["reduce_bucket_size"] = max(zero["reduce_bucket_size"], 100_000)  # no smaller than one gradient
+        zero["reduce_bucket_size"] = max(zero["reduce_bucket_size"], 100_000)  # at least one gradient
     if zero.get("zero_hpz_partition_size", 1) > 1:
         zero["zero_hpz_partition_size"] = max(2, ranks // 2)
     return {"zero_optimization": zero | {"overlap_comm": False}}
 
 
 class Counter:
-    """Bytes that this rank sends or receives, by whether the group spans all ranks."""
+    """Counts the bytes that this rank sends or receives, separately for groups of all ranks and smaller groups."""
 
     def __init__(self) -> None:
         self.everywhere = 0.0
         self.inside = 0.0
 
     def install(self) -> None:
-        """Wrap torch.distributed's collectives; before DeepSpeed is imported, which keeps references."""
+        """Wrap the collectives of torch.distributed. Call it before DeepSpeed is imported, which keeps references."""
         import torch.distributed as dist
 
         def wrap(name: str, size: Callable[..., float]) -> None:
@@ -103,7 +103,7 @@ class Counter:
 
 
 def measure(plan: str, micro_batches: int, recompute: int = 0) -> dict[str, Any]:
-    """On this rank: bytes of the third step, its loss, and what the plan's arithmetic says."""
+    """Return the bytes and the loss of the third step on this rank, and the bytes that the plan predicts."""
     counter = Counter()
     counter.install()
     import torch.distributed as dist
@@ -157,7 +157,7 @@ def main(worlds: tuple[int, ...] = (2, 4, 8), plans: tuple[str, ...] = PLANS) ->
             )
     report(
         "engine_wire",
-        "B3: bytes per rank and step of one micro-batch",
+        "Network bytes per rank and step of one micro-batch",
         rows,
         packages=["torch", "deepspeed", "transformers", "peft"],
         notes=[

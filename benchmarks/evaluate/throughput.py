@@ -1,8 +1,8 @@
-"""Held-out questions answered a second: `minigptv2 evaluate` in batches, and stock `generate` one by one.
+"""Measures answered questions per second of `minigptv2 evaluate` in batches and of stock `generate` one by one.
 
-Both sides run the same toy model (random weights), the same questions and pictures, greedily, to the same lengths; the
-stock side is what evaluation scripts do: one picture encoded, one prompt embedded, one `generate` of `transformers` for
-each question. The sides are interleaved. Run: python -m benchmarks.evaluate.throughput
+Both sides run the same toy model with random weights on the same questions and images, with greedy decoding to the same
+lengths. The stock side does what evaluation scripts do: for each question it encodes one image, embeds one prompt and
+calls `generate` of `transformers` once. The sides are interleaved. Run: python -m benchmarks.evaluate.throughput
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import train_tokenizer
 
-QUESTIONS_PER_PICTURE = 4
+QUESTIONS_PER_IMAGE = 4
 
 
-def build(root: Path, pictures: int) -> tuple[str, Path]:
-    """An untrained toy model and a corpus folder of `pictures` pictures with four questions each."""
+def build(root: Path, images: int) -> tuple[str, Path]:
+    """Make an untrained toy model and a corpus folder of `images` images with four questions each."""
     samples = []
-    for number, sample in enumerate(toy.samples("vqa", pictures * QUESTIONS_PER_PICTURE, root, "val")):
-        place, turn = divmod(number, QUESTIONS_PER_PICTURE)
+    for number, sample in enumerate(toy.samples("vqa", images * QUESTIONS_PER_IMAGE, root, "val")):
+        place, turn = divmod(number, QUESTIONS_PER_IMAGE)
         if turn == 0:
             samples.append(Sample(f"p{place}", Record((), *_size(sample.record)), sample.image, "jpg"))
         kept = samples[-1].record
@@ -61,7 +61,7 @@ def _size(record: Record) -> tuple[int, int]:
 
 
 def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) -> tuple[float, list[str]]:
-    """Seconds of a whole evaluation, reading, scoring and writing included, and the answers."""
+    """Return the seconds of a complete evaluation, including reading, scoring and writing, and the answers."""
     began = time.perf_counter()
     outcome = evaluate_benchmark(predictor, row, corpus, output, Settings(batch_size=64))
     assert outcome is not None
@@ -69,7 +69,7 @@ def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) ->
 
 
 def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[float, list[str]]:
-    """Seconds of asking each question alone with stock `generate`, and the answers."""
+    """Return the seconds of asking each question alone with stock `generate`, and the answers."""
     began = time.perf_counter()
     reader = CorpusReader(corpus)
     model, tokenizer, answers = predictor.model, predictor.tokenizer, []
@@ -93,15 +93,15 @@ def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=40)
+    parser.add_argument("--images", "--pictures", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        export, corpus = build(root, args.pictures)
+        export, corpus = build(root, args.images)
         predictor, row = load_predictor(export), heldout_spec("toy", "vqa")
-        questions = args.pictures * QUESTIONS_PER_PICTURE
+        questions = args.images * QUESTIONS_PER_IMAGE
         seconds: dict[str, list[float]] = {"stock generate, one by one": [], "minigptv2 evaluate": []}
         same = []
         for number in range(args.rounds):
@@ -123,13 +123,13 @@ def main() -> None:
     ]
     report(
         "evaluate_throughput",
-        f"{questions} questions about {args.pictures} pictures, toy model, one CPU thread",
+        f"{questions} questions about {args.images} images, toy model, one CPU thread",
         rows,
         packages=["torch", "transformers"],
         notes=[
             f"{ratio['median']:.1f} times as many ({ratio['min']:.1f} to {ratio['max']:.1f}; goal 5)",
             f"the same answer to {min(same)} of {questions} questions",
-            "not run on a GPU: none was there",
+            "not run on a GPU: this machine has none",
         ],
         more={"ratio": ratio},
     )

@@ -1,4 +1,4 @@
-"""What the GPU runs share: sizes (real or tiny), models made on the device, packs and padded batches, timing."""
+"""Shared code of the GPU benchmarks: sizes (real or tiny), models on the device, packs, padded batches, timing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = ["torch", "transformers", "peft", "deepspeed", "liger-kernel", "flash
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and at which size a run happens."""
+    """Device and size of a benchmark."""
 
     device: torch.device
     dtype: torch.dtype
@@ -38,7 +38,7 @@ class Setting:
     warm: int
 
     def config(self, **changes: Any) -> ModelConfig:
-        """The published training: projector and LoRA of rank 64 (4 when tiny)."""
+        """The published training setup: projector and LoRA of rank 64 (4 when tiny)."""
         values: dict[str, Any] = {
             "lora": LoraConfig(r=4 if self.tiny else 64, dropout=0.05),
             "attention": "packed_sdpa" if self.tiny else "auto",
@@ -49,15 +49,15 @@ class Setting:
 
     @property
     def costs(self) -> ModelCosts:
-        """Arithmetic of the model."""
+        """Cost formulas of the model."""
         return ModelCosts(self.config(), self.sizes)
 
     def report(self, name: str, title: str, rows: list[dict[str, Any]], notes: list[str]) -> None:
-        """Print; write JSON under `gpu_<name>`, or `gpu_<name>_tiny`, which claims nothing."""
+        """Print the results and write JSON as `gpu_<name>`, or as `gpu_<name>_tiny`, which is a rehearsal only."""
         suffix = "_tiny" if self.tiny else ""
         more = {"gpu": gpu_state(), "tiny": self.tiny}
         if self.tiny:
-            print(f"\n{title} (tiny, on {self.device}: a rehearsal, no result)")
+            print(f"\n{title} (tiny, on {self.device}: a rehearsal, not a result)")
             for row in rows:
                 print(row)
             return
@@ -65,9 +65,9 @@ class Setting:
 
 
 def setting_of(argv: list[str] | None, description: str) -> Setting:
-    """The setting that the command line asks for."""
+    """Return the setting that the command line selects."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model on whatever device there is: a rehearsal")
+    parser.add_argument("--tiny", action="store_true", help="rehearse with a tiny model on any device")
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args(argv)
     if args.tiny:
@@ -82,7 +82,7 @@ def setting_of(argv: list[str] | None, description: str) -> Setting:
 
 
 def make_model(setting: Setting, config: ModelConfig) -> MiniGPTv2:
-    """The model with random weights, made on the device in the setting's type."""
+    """Build the model with random weights on the device, in the setting's dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(setting.dtype)
     try:
@@ -101,7 +101,7 @@ def make_model(setting: Setting, config: ModelConfig) -> MiniGPTv2:
 
 
 def lengths_like_stage3(count: int, setting: Setting, seed: int) -> list[int]:
-    """Tokens of samples about an image: mostly 276 to 330, some conversations up to 700 (scaled when tiny)."""
+    """Return tokens per sample: mostly 276 to 330, and up to 700 for some conversations (scaled when tiny)."""
     rng = np.random.default_rng(seed)
     base = setting.sizes.vision_encoder.tokens_per_image
     texts = np.where(rng.random(count) < 0.85, rng.integers(20, 60, count), rng.integers(100, 440, count))
@@ -109,7 +109,7 @@ def lengths_like_stage3(count: int, setting: Setting, seed: int) -> list[int]:
 
 
 def pack_of(lengths: list[int], setting: Setting, seed: int, *, supervised: int | None = None) -> dict[str, Tensor]:
-    """A pack of samples of these lengths with an image each, on the device."""
+    """Return a pack of samples of these lengths, each with an image, on the device."""
     parts = [
         small.pack(
             1, length, seed=seed + number, supervised=supervised or max(4, (length - 5) // 10), sizes=setting.sizes
@@ -122,7 +122,7 @@ def pack_of(lengths: list[int], setting: Setting, seed: int, *, supervised: int 
 
 
 def padded_of(pack: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same samples as a padded batch with a mask."""
+    """Return the same samples as a padded batch with a mask."""
     lengths = torch.bincount(pack["segment_ids"][0])[1:].tolist()
     rows, width = len(lengths), max(lengths)
     ids = pack["input_ids"].new_zeros(rows, width)
@@ -134,7 +134,7 @@ def padded_of(pack: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def padded_loss(model: MiniGPTv2, batch: dict[str, Tensor]) -> Tensor:
-    """Loss of a padded batch with all logits, as it is usually written."""
+    """Return the loss of a padded batch in the usual way, with all logits."""
     embeddings = model.embed(batch["input_ids"], batch["pixel_values"])
     logits = model.language_model(
         inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
@@ -145,12 +145,12 @@ def padded_loss(model: MiniGPTv2, batch: dict[str, Tensor]) -> Tensor:
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW on what is trained."""
+    """Return AdamW for the trained parameters."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.05)
 
 
 def work_of(pack: dict[str, Tensor]) -> Work:
-    """Exact counts of a pack."""
+    """Return the exact counts of a pack."""
     lengths = torch.bincount(pack["segment_ids"][0])[1:].double()
     images = pack["pixel_values"].shape[0]
     supervised = int((pack["labels"] != IGNORE).sum())
@@ -158,7 +158,7 @@ def work_of(pack: dict[str, Tensor]) -> Work:
 
 
 def median_seconds(run: Callable[[int], object], setting: Setting) -> dict[str, float]:
-    """Seconds of `run(number)`: minimum, median, maximum; each number may bring fresh inputs. Peak GiB besides."""
+    """Return minimum, median and maximum seconds of `run(number)`, and the peak GiB. A number can select new inputs."""
     for number in range(setting.warm):
         run(number)
     cuda = setting.device.type == "cuda"
@@ -183,7 +183,7 @@ def median_seconds(run: Callable[[int], object], setting: Setting) -> dict[str, 
 
 
 def gpu_state() -> dict[str, str]:
-    """Name, clocks and power limit as nvidia-smi says; empty without a GPU."""
+    """Return name, clocks and power limit from nvidia-smi. Empty without a GPU."""
     if not torch.cuda.is_available():
         return {}
     fields = "name,clocks.sm,clocks.max.sm,power.limit,power.draw,driver_version"

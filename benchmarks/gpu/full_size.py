@@ -1,9 +1,9 @@
-"""It runs at full size: the real stage-3 config on one GPU under ZeRO-3, 20 steps, resumed half-way, exported.
+"""Runs the real stage-3 config at full size on one GPU under ZeRO-3: 20 steps, one resume, and the export.
 
     python -m benchmarks.gpu.full_size [--tiny]
 
-Shards are made on the spot: photographs-like JPEGs of the model's size, instructions of stage 3's lengths. Weights are
-random, so losses say only that they are finite. The tokenizer is trained on the texts of the shards.
+The shards are synthetic: JPEGs that resemble photographs in the model's size, and instructions of stage-3 lengths. The
+weights are random, so only whether a loss is finite is meaningful. The tokenizer is trained on the shards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.gpu.common import setting_of
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run, stop half-way, run on, check."""
+    """Run, stop half-way, resume and check."""
     setting = setting_of(argv, __doc__ or "")
     steps = 4 if setting.tiny else 20
     with tempfile.TemporaryDirectory() as name:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
-    """Shards, tokenizer and a config that extends the real stage 3."""
+    """Write shards, tokenizer and a config that extends the real stage 3."""
     from minigptv2.corpora.sources import toy
     from minigptv2.corpora.token_texts import rendered_texts
     from minigptv2.shards.writer import write_corpus

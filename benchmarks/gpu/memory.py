@@ -1,4 +1,4 @@
-"""Memory: `minigptv2 plan`'s prediction against what was allocated, at several pack sizes, under ZeRO-3 and ZeRO-2.
+"""Compares the memory that `minigptv2 plan` predicts with allocated memory at several pack sizes, ZeRO-3 and ZeRO-2.
 
 python -m benchmarks.gpu.memory [--tiny]
 """
@@ -18,7 +18,7 @@ from minigptv2.planner.zero_plan import ZeroPlan
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measure and report; a process group of one."""
+    """Measure and report, in a process group of one rank."""
     setting = setting_of(argv, __doc__ or "")
     device = small.start()
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Packed attention of every backend here against float64 on the CPU: loss, gradients, and leaks between samples.
+"""Compares packed attention of each available backend with float64 on the CPU: loss, gradients, leaks.
 
 python -m benchmarks.gpu.numerics [--tiny]
 """
@@ -22,7 +22,7 @@ BACKENDS = ("packed_sdpa", "packed_flex", "flash_attention_2")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Compare and report."""
+    """Compare all backends and report."""
     setting = setting_of(argv, __doc__ or "")
     small_setting = replace(setting, sizes=small.SIZES)
     pack = pack_of(LENGTHS, small_setting, seed=0)

@@ -1,9 +1,9 @@
-"""B7: a full-size training step, ours against two baselines, then each lever alone; and B10's prediction beside each.
+"""Measures a full-size training step, two baselines and the effect of each setting, next to predicted step times.
 
     python -m benchmarks.gpu.step [--tiny]
 
-Baselines: padded batches, eager attention, all logits, fp16 autocast (what the published loop does); padded batches
-with the library's SDPA in bf16 (what one writes with transformers and PEFT).
+The baselines are padded batches with eager attention, all logits and fp16 autocast (as in the published training loop),
+and padded batches with the library's SDPA in bf16 (typical code with transformers and PEFT).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Prepare = Callable[[MiniGPTv2], object]
 
 
 def sides(setting: Setting) -> Iterator[tuple[str, dict[str, Any], Prepare, bool, str]]:
-    """Name, changes of the config, what is done to the model, whether packed, kind of baseline."""
+    """A side: name, config changes, changes to the model, whether packed, kind of baseline."""
     depth = setting.sizes.language_model.depth
 
     def nothing(model: MiniGPTv2) -> None:
@@ -64,7 +64,7 @@ def _library_sdpa(model: MiniGPTv2) -> None:
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measure every side at every pack size and report."""
+    """Measure all sides at all pack sizes and report."""
     setting = setting_of(argv, __doc__ or "")
     rates = measure_rates(setting.device, setting.dtype, decode=int, workers=1)
     rows: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             row["ours is"] = own["samples/s"] / row["samples/s"] if "samples/s" in own else 0.0
     setting.report(
         "step",
-        "B7: a training step on one GPU",
+        "A training step on one GPU",
         rows,
         [
             f"limit: {rates.matmul / 1e12:.0f} TFLOP/s measured; kernels {choose_kernels('auto')}",

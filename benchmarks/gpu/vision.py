@@ -1,4 +1,4 @@
-"""B8: the vision encoder alone, 448 px images/s, against eager attention.
+"""Measures the vision encoder alone in 448 px images per second, compared with eager attention.
 
 python -m benchmarks.gpu.vision [--tiny]
 """
@@ -16,7 +16,7 @@ from minigptv2.train.limit import measure_rates
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measure SDPA, compiled and eager at several batch sizes and report."""
+    """Measure SDPA, compiled and eager attention at several batch sizes and report."""
     setting = setting_of(argv, __doc__ or "")
     rate = measure_rates(setting.device, setting.dtype, decode=int, workers=1).matmul
     row_of_table = setting.sizes.vision_encoder
@@ -52,14 +52,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             )
             if truth_model is None and side != "eager attention":
                 rows[-1]["relative error to eager"] = _against_eager(model, pixels[:4])
-    setting.report(
-        "vision", "B8: EVA ViT-g at 448 px on one GPU", rows, ["goal: >= 245 images/s, relative error <= 1e-2"]
-    )
+    setting.report("vision", "EVA ViT-g at 448 px on one GPU", rows, ["goal: >= 245 images/s, relative error <= 1e-2"])
     return rows
 
 
 def _against_eager(model: Any, pixels: torch.Tensor) -> float:
-    """Largest difference of the image tokens from eager attention's, in units of their largest."""
+    """Return the largest difference of the image tokens to eager attention, relative to the largest token value."""
     with torch.no_grad():
         fast = model.encode_images(pixels).float()
         model.vision_encoder.set_attn_implementation("eager")

@@ -1,7 +1,7 @@
-"""Answers a second of one server: 50 clients at once against one client after another, the sides interleaved.
+"""Measures answers per second of one server for 50 concurrent clients and for one client after another, interleaved.
 
-The real command serves a small model with random weights; every client asks its own question about its own image and
-gets 32 tokens at most, the same on both sides. Prints a table and writes `benchmarks/results/serve_throughput.json`.
+`minigptv2 serve` serves a small model with random weights. Each client asks its own question about its own image and
+gets at most 32 tokens, the same on both sides. Prints a table and writes `benchmarks/results/serve_throughput.json`.
 `--model DIR` measures another model.
 """
 
@@ -48,7 +48,7 @@ GOAL = 3.0
 
 @dataclass
 class Side:
-    """One way of asking, over all rounds: answers a second, and each client's wait in seconds."""
+    """Results of one side over all rounds: answers per second, and the seconds that each client waited."""
 
     rates: list[float]
     waits: list[float]
@@ -56,7 +56,7 @@ class Side:
 
 
 def make_model(folder: Path) -> Path:
-    """An export with random weights: the demo's sizes, a tokenizer of a few hundred pieces."""
+    """Write an export with random weights, the demo's sizes and a tokenizer of a few hundred pieces."""
     train_tokenizer(WORDS, folder / "tokenizer", 400)
     config = ModelConfig(
         vision_encoder="toy_vit",
@@ -70,7 +70,7 @@ def make_model(folder: Path) -> Path:
 
 @contextmanager
 def served(model: Path) -> Iterator[str]:
-    """The address of `minigptv2 serve` for `model`."""
+    """Run `minigptv2 serve` for `model` and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -106,7 +106,7 @@ def served(model: Path) -> Iterator[str]:
 
 
 def bodies() -> list[dict[str, Any]]:
-    """One request per client."""
+    """Return one request per client."""
     rng = np.random.default_rng(0)
     made = []
     for number in range(CLIENTS):
@@ -122,7 +122,7 @@ def bodies() -> list[dict[str, Any]]:
 
 
 def ask_all(address: str, requests: list[dict[str, Any]], at_once: int, side: Side) -> list[str]:
-    """Ask everything with `at_once` clients; the answers, in order."""
+    """Send all requests with `at_once` concurrent clients. Returns the answers in order."""
 
     def ask(body: dict[str, Any]) -> tuple[str, float]:
         began = time.perf_counter()
@@ -147,12 +147,12 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="a model folder or export; default: a small one with random weights")
+    parser.add_argument("--model", type=Path, help="model folder or export. Default: a small model with random weights")
     args = parser.parse_args()
     requests = bodies()
     together, single = Side([], []), Side([], [])
     with tempfile.TemporaryDirectory() as folder, served(args.model or make_model(Path(folder))) as address:
-        ask_all(address, requests[:4], 2, Side([], []))  # warm
+        ask_all(address, requests[:4], 2, Side([], []))  # warm up
         for _ in range(ROUNDS):
             one_by_one = ask_all(address, requests, 1, single)
             at_once = ask_all(address, requests, CLIENTS, together)
@@ -165,9 +165,9 @@ def main() -> None:
             f"{name:24}{rates['min']:16.1f}{rates['median']:9.1f}{rates['max']:9.1f}"
             f"{waits['median']:17.2f}{waits['max']:8.2f}{side.errors:8}"
         )
-    print(f"ratio {ratio:.1f} (goal {GOAL:g}); {equal} of {len(requests)} answers the same on both sides")
+    print(f"ratio {ratio:.1f} (goal {GOAL:g}); {equal} of {len(requests)} answers are the same on both sides")
     result = {
-        "what": "answers a second of `minigptv2 serve`, 50 clients at once against one after another",
+        "what": "answers per second of `minigptv2 serve`, 50 concurrent clients and one after another",
         "model": str(args.model) if args.model else "toy_vit + toy_llama, random weights",
         "clients": CLIENTS,
         "rounds": ROUNDS,

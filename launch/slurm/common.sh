@@ -24,6 +24,7 @@ prepare_environment() {
     export MASTER_ADDR=${nodes[0]}
     MASTER_PORT=$(minigptv2 slurm port) || exit 1
     export MASTER_PORT
+    export MINIGPTV2_START=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} # identifies this start in failure.json
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
     export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
     say "${#nodes[@]} node(s) x $tasks_per_node rank(s), $launcher, rendezvous at $MASTER_ADDR:$MASTER_PORT"

@@ -42,12 +42,19 @@ def sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
-def write_atomically(file: Path, data: bytes) -> None:
-    """Write, sync and rename, so that `file` has either the old or the new content, never a part of it."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    sync_file(temporary)
-    os.replace(temporary, file)
+def write_atomically(file: Path, data: bytes, *, writer: str = "") -> None:
+    """Write, sync and rename, so that `file` has either the old or the new content, never a part of it.
+
+    `writer` tells apart processes that write the same file at once and may have equal host names and ids, as in pods.
+    """
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}{writer and f'.{writer}'}.tmp")
+    try:
+        temporary.write_bytes(data)
+        sync_file(temporary)
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def close_and_remove(stream: IO[Any], file: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +47,8 @@ def test_a_lost_or_hanging_rank_blames_its_node_and_an_exception_does_not() -> N
     nodes = ("node1", "node2")
     assert LOST.node_of(nodes) == replace(LOST, kind="hang").node_of(nodes) == ["node2"]
     assert replace(LOST, host="node2.cluster.example").node_of(nodes) == ["node2"]
+    assert LOST.node_of(("node1.cluster.example", "node2.cluster.example")) == ["node2.cluster.example"]
+    assert replace(LOST, host="10.0.0.1").node_of(("10.0.0.2", "10.0.0.1")) == ["10.0.0.1"]
     assert BUG.node_of(nodes) == replace(LOST, host="elsewhere").node_of(nodes) == []
 
 
@@ -53,10 +58,26 @@ def test_the_text_names_rank_host_and_error() -> None:
     assert BUG.summary == "[rank 1 (node2, pid 117)] ValueError: a bug"
 
 
-def test_a_start_is_identified_by_job_and_restart() -> None:
-    assert start_id({"SLURM_JOB_ID": "7"}) == "7.0"
-    assert start_id({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "7.2"
-    assert start_id({}) != start_id({"SLURM_JOB_ID": "7"})
+def test_a_start_has_the_batch_scripts_id_or_one_of_its_own() -> None:
+    """Two runs of `srun` in one allocation share Slurm's variables, and are two starts."""
+    assert start_id({"SLURM_JOB_ID": "7", "MINIGPTV2_START": "7.2"}) == "7.2"
+    first = start_id({"SLURM_JOB_ID": "7"})
+    time.sleep(0.002)
+    assert first != start_id({"SLURM_JOB_ID": "7"}) and first != "7.0"
+
+
+def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def refuse(source: Path, target: Path) -> None:
+        seen.append(source.name)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        write_failure(tmp_path, LOST, rank=3)
+    assert socket.gethostname() in seen[0] and str(os.getpid()) in seen[0] and seen[0].endswith(".rank3.tmp")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

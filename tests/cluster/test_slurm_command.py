@@ -22,6 +22,7 @@ RANK_LOG = "Traceback (most recent call last):\nValueError: first\nRuntimeError:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with one start of job 7 on two nodes."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("MINIGPTV2_START", "7.0")
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
     slurm_journal(tmp_path).append_start(Attempt("7", 0, time.time(), ("node1", "node2")))
     (tmp_path / "logs").mkdir()

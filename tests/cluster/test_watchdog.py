@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minigptv2.cluster.attempts import run_journal
-from minigptv2.cluster.failure import Failure
+from minigptv2.cluster.failure import Failure, read_failure
 from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.rendezvous import free_port
 from minigptv2.cluster.watchdog import Watchdog
@@ -65,7 +65,7 @@ def test_all_ranks_exit_with_the_first_cause(tmp_path: Path, fault: str, bad_ran
     assert f"[rank {1 - bad_rank} (" not in everything
     failure = Failure(**json.loads((tmp_path / "failure.json").read_text()))
     assert (failure.rank, failure.kind, failure.exit_code) == (bad_rank, KINDS.get(code, "error"), code)
-    assert failure.host == ("127.0.0.1" if failure.pid is None else socket.gethostname())
+    assert failure.host == socket.gethostname() and failure.pid is not None and failure.phase
     assert str(failure).splitlines()[0] == causes[0]
     if fault == "hang":
         stacks = (tmp_path / "stacks" / f"rank{bad_rank}.txt").read_text()
@@ -94,6 +94,51 @@ def test_a_rank_exits_even_if_nothing_can_be_reported(
     printed = capfd.readouterr()
     assert str(hang) in printed.out and f"cannot write {tmp_path / 'failure.json'}: the cause is in" in printed.out
     assert "while exiting: FileExistsError" in printed.err and "while exiting: OSError: no space left" in printed.err
+
+
+def watchdog_of(rank: int, run: Path) -> Watchdog:
+    watch = Watchdog(run, hang_s=1, slow_s=1, silence_s=1)
+    watch._rank, watch._start = rank, "7.0"
+    return watch
+
+
+def test_every_rank_reports_that_rank_0_is_lost_and_the_first_report_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node of ranks 0 and 1 died, so neither can report."""
+    delays: list[float] = []
+    monkeypatch.setattr(time, "sleep", delays.append)
+    for rank in (2, 3, 900):
+        watch = watchdog_of(rank, tmp_path)
+        watch._report(watch._lost_store(f"its store does not answer, says {rank}"))
+        assert f"RankError: its store does not answer, says {rank}" in capsys.readouterr().out
+    report = read_failure(tmp_path, "7.0")
+    assert report is not None and report.message.endswith("says 2")
+    assert delays == sorted(delays) and delays[0] < delays[1] < delays[2] == 2
+
+
+def test_the_report_about_a_lost_rank_0_uses_its_last_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.setenv("SLURMD_NODENAME", "node1")
+    first, other = watchdog_of(0, tmp_path), watchdog_of(1, tmp_path)
+    first.set_phase("step 12", steady=True)
+    assert other._lost_store("gone").host == "10.0.0.1"
+    other._heard[0] = ("", 0.0, first._heartbeat())
+    lost = other._lost_store("gone")
+    assert (lost.host, lost.phase, lost.pid) == ("node1", "step 12", os.getpid())
+
+
+def test_ctrl_c_is_recorded_as_interrupted_and_writes_no_failure(tmp_path: Path) -> None:
+    watch = watchdog_of(0, tmp_path)
+    failure = watch._failure_of(KeyboardInterrupt())
+    attempts = AttemptRecorder(tmp_path, 3, active=True)
+    attempts.begin(0, {})
+    watch._report(failure)
+    attempts.record_end(str(failure), failure.exit_code)
+    assert not (tmp_path / "failure.json").exists()
+    assert (run_journal(tmp_path).read()[-1].reason, failure.exit_code) == ("interrupted", 130)
 
 
 def test_starts_without_progress_are_a_crash_loop(tmp_path: Path) -> None:

@@ -29,12 +29,12 @@ def corpus_for(spec: Benchmark, folder: Path) -> Path:
         turns = tuple(_turn(spec, number, place) for place in range(1 if spec.task == "caption" else 2))
         source = {"corpus": spec.corpus, "id": f"p{number}", "objects": "dog|person"}
         record = Record(turns, WIDTH, HEIGHT, source, separate=len(turns) > 1)
-        samples.append(Sample(f"p{number}", record, picture(number), "png"))
+        samples.append(Sample(f"p{number}", record, encoded_image(number), "png"))
     write_corpus(samples, folder, spec.corpus, samples_per_shard=3)
     return folder
 
 
-def picture(number: int) -> bytes:
+def encoded_image(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (WIDTH, HEIGHT), (40 * number, 90, 200 - 40 * number)).save(buffer, "PNG")
     return buffer.getvalue()

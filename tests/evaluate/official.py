@@ -69,16 +69,16 @@ def official_vqa() -> dict[str, Any]:
     for number, (answer, people) in enumerate(cases.vqa_questions(COUNT)):
         script = module.VQAEval(_Questions({number: {}}), _Questions({number: {}}), n=6)
 
-        def normalised(text: str, script: Any = script) -> str:
+        def normalized(text: str, script: Any = script) -> str:
             return script.processDigitArticle(script.processPunctuation(text))
 
         texts = [text.replace("\n", " ").replace("\t", " ").strip() for text in [answer, *people]]
         if len(set(texts[1:])) > 1:
-            texts = [normalised(text) for text in texts]
+            texts = [normalized(text) for text in texts]
         said, *given = [text.lower() for text in texts]
         each = [min(1, (given[:i] + given[i + 1 :]).count(said) / 3) for i in range(len(given))]
         accuracies.append(round(100 * sum(each) / len(each), 6))
-        normal.append(normalised(answer.strip()))
+        normal.append(normalized(answer.strip()))
     return {"accuracy": accuracies, "normal": normal}
 
 

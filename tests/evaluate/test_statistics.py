@@ -26,11 +26,11 @@ def test_the_interval_of_a_mean_is_the_textbook_one() -> None:
 
 def test_questions_about_one_image_are_drawn_together() -> None:
     values = [float(i % 2) for i in range(100) for _ in range(10)]
-    pictures = [i for i in range(100) for _ in range(10)]
-    alone, together = mean_interval(values), mean_interval(values, groups=pictures)
+    images = [i for i in range(100) for _ in range(10)]
+    alone, together = mean_interval(values), mean_interval(values, groups=images)
     assert (together[1] - together[0]) > 2.5 * (alone[1] - alone[0])  # the square root of ten
     array = np.array(values)
-    again = bootstrap(lambda drawn: float(array[drawn].mean()), 1000, groups=pictures)
+    again = bootstrap(lambda drawn: float(array[drawn].mean()), 1000, groups=images)
     assert again == pytest.approx(together, abs=0.03)
 
 

@@ -72,7 +72,7 @@ def test_a_shared_image_has_the_loss_and_gradients_of_separate_samples(branches:
 def test_another_pair_changes_a_pair_by_exactly_zero(attention: str) -> None:
     model = use(tiny_model(ALL_PARTS).eval(), attention)
     (a, b, c), image = pairs(3, seed=2)
-    (neighbour,), images = random_examples(1, seed=4)
+    (neighbor,), images = random_examples(1, seed=4)
     changed = b.input_ids.copy()
     changed[6:] = (changed[6:] + 7) % VOCABULARY
     other = Example(changed, b.labels, b.task_ids, 1)
@@ -81,7 +81,7 @@ def test_another_pair_changes_a_pair_by_exactly_zero(attention: str) -> None:
         norm: list[Tensor] = []
         handle = model.language_model.model.norm.register_forward_hook(lambda m, i, o, n=norm: n.append(o[0]))
         with torch.no_grad():
-            model(**collate([share_image([a, middle, c]), neighbour], [image, images[0]], 32).inputs)
+            model(**collate([share_image([a, middle, c]), neighbor], [image, images[0]], 32).inputs)
         handle.remove()
         seen.append(norm[0])
     start, end = len(a), len(a) + len(b) - 6

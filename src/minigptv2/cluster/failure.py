@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from minigptv2.cluster.processes import short_name
 from minigptv2.files import write_atomically
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
@@ -56,18 +57,17 @@ class Failure:
 
     def node_of(self, nodes: tuple[str, ...]) -> list[str]:
         """The one of `nodes` to blame: the host of a lost or hanging rank. Empty for an exception."""
-        names = (self.host, self.host.split(".")[0])
-        return [] if self.kind == "error" else [node for node in nodes if node in names]
+        host = short_name(self.host)
+        return [] if self.kind == "error" else [node for node in nodes if short_name(node) == host]
 
 
 def start_id(environment: Mapping[str, str]) -> str:
-    """Identifies this start. Under Slurm it is `job.restart`, which every rank and the batch script compute alike.
+    """Identifies this start. Under `launch/slurm/common.sh` it is `job.restart`, which the batch script knows too.
 
-    Without Slurm it identifies this process and second, so rank 0 has to share it.
+    Otherwise it identifies this process and time, so rank 0 has to share it. Slurm's own variables do not identify a
+    start, because one allocation may run several.
     """
-    if "SLURM_JOB_ID" in environment:
-        return f"{environment['SLURM_JOB_ID']}.{environment.get('SLURM_RESTART_COUNT', '0')}"
-    return f"{socket.gethostname()}.{os.getpid()}.{time.time():.0f}"
+    return environment.get("MINIGPTV2_START") or f"{socket.gethostname()}.{os.getpid()}.{time.time():.3f}"
 
 
 def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
@@ -84,7 +84,11 @@ def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
     if known is not None and not (rank == 0 and known.kind == "lost" and known.rank == 0):
         return
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(RunFolder(run).failure, (json.dumps(redact_all(asdict(failure)), indent=1) + "\n").encode())
+    write_atomically(
+        RunFolder(run).failure,
+        (json.dumps(redact_all(asdict(failure)), indent=1) + "\n").encode(),
+        writer=f"rank{rank}",
+    )
 
 
 def read_failure(run: Path, start: str) -> Failure | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from minigptv2 import errors
 from minigptv2.cluster.attempts import Attempt, run_journal
 from minigptv2.cluster.restart import FINISHED, INTERRUPTED, refuse_crash_loop
 from minigptv2.errors import RequeueExit, exit_code_of
@@ -41,8 +42,9 @@ class AttemptRecorder:
         self._journal.append_start(self._current)
 
     def record_end(self, reason: str, exit_code: int) -> None:
-        """Record how this start ends. Only the first call counts."""
+        """Record how this start ends. Only the first call counts. Ctrl-C is no failure, whatever the reason says."""
         attempt, self._current = self._current, None
+        reason = INTERRUPTED if exit_code == errors.INTERRUPTED else reason
         if attempt is not None:
             self._journal.append_end(replace(attempt, reason=reason, exit_code=exit_code, saved_step=self.saved_step))
 

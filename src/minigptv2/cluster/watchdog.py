@@ -14,7 +14,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -30,7 +29,8 @@ import torch.distributed as dist
 
 from minigptv2.cluster import distributed
 from minigptv2.cluster.failure import Failure, start_id, write_failure
-from minigptv2.errors import HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
+from minigptv2.cluster.processes import host_name, namespace, state_of
+from minigptv2.errors import INTERRUPTED, HangError, MiniGPTv2Error, RankError, RequeueExit, exit_code_of
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact
 
@@ -38,6 +38,8 @@ BEAT_S = 1.0
 """Seconds between heartbeats."""
 _SLOW = 6
 """Factor on `silence_s` while loading, saving and evaluating, where single calls may keep a process busy."""
+_MAX_DELAY_S = 2.0
+"""Longest wait of a rank that lets lower ranks write the report first."""
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Gloo", "gloo", "Socket Timeout")
 """Parts of error messages on a rank that only lost its connection to another one."""
 _WAITING = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}deepspeed{os.sep}comm{os.sep}")
@@ -81,7 +83,7 @@ class Watchdog:
         self._silence_s = silence_s
         self._before_exit = before_exit
         self._rank, self._world = distributed.rank(), distributed.world_size()
-        self._host, self._pid = socket.gethostname(), os.getpid()
+        self._host, self._pid = host_name(), os.getpid()
         self._start = start_id(os.environ)
         self._mark: tuple[str, bool, float] = ("starting", False, time.monotonic())
         self._main = threading.main_thread().ident
@@ -144,8 +146,11 @@ class Watchdog:
         return Failure(self._start, "lost", RankError.__name__, message, code, rank, host, phase, pid)
 
     def _lost_store(self, message: str) -> Failure:
-        """Rank 0, or the launcher beside it, holds the store."""
-        return self._lost(0, os.environ.get("MASTER_ADDR", "?"), message)
+        """Rank 0, or the launcher beside it, holds the store. Its last heartbeat tells where it was."""
+        if 0 not in self._heard:
+            return self._lost(0, os.environ.get("MASTER_ADDR", "?"), message)
+        beat = self._heard[0][2]
+        return self._lost(0, beat.host, f"{message} (it was in: {beat.phase})", beat.phase, beat.pid)
 
     def _watch(self) -> None:
         """Send a heartbeat and look for failures every `BEAT_S`."""
@@ -192,7 +197,7 @@ class Watchdog:
         phase, steady, since = self._mark
         line, waiting = _position(self._main)
         stuck = now - since > self._limits[steady]
-        return _Heartbeat(now, self._host, _namespace(), self._pid, phase, steady, now - since, stuck, line, waiting)
+        return _Heartbeat(now, self._host, namespace(), self._pid, phase, steady, now - since, stuck, line, waiting)
 
     def _judge(self, watched: list[int], mine: _Heartbeat) -> Failure | None:
         """Rank 0 checks all ranks, the others check rank 0. A lost rank counts before a hanging one."""
@@ -262,11 +267,12 @@ class Watchdog:
             os._exit(failure.exit_code)
 
     def _report(self, failure: Failure) -> None:
-        """Print and write the failure if it is this rank's task."""
-        silent = failure.kind == "lost"
-        reporter = 0 if silent and failure.rank else 1 if silent else failure.rank
-        if self._rank == reporter:
+        """Print and write the failure if it is this rank's task. All ranks report that rank 0 is lost."""
+        rank_0_is_lost = failure.kind == "lost" and failure.rank == 0
+        if rank_0_is_lost or self._rank == (0 if failure.kind == "lost" else failure.rank):
             _guarded(lambda: _print(str(failure)))
+            if rank_0_is_lost:  # any other rank may be lost with it, so all report, and the first report stays
+                time.sleep(min(_MAX_DELAY_S, 0.1 * max(0, self._rank - 1)))
             self._write(failure)
         elif self._rank != failure.rank:
             _print(f"[rank {self._rank}] exiting: rank {failure.rank} failed")
@@ -280,7 +286,9 @@ class Watchdog:
             self._kill_if_here(rank)
 
     def _write(self, failure: Failure) -> None:
-        """Write failure.json. If that fails, say what it means for the user."""
+        """Write failure.json, except after Ctrl-C. If that fails, say what it means for the user."""
+        if failure.exit_code == INTERRUPTED:
+            return
         try:
             write_failure(self._run, failure, rank=self._rank)
         except Exception as error:  # noqa: BLE001  # this rank is exiting with a more important error
@@ -308,7 +316,7 @@ class Watchdog:
         if rank not in self._heard:
             return
         beat = self._heard[rank][2]
-        if beat.namespace == _namespace() and _state(beat.pid) not in (None, "Z"):
+        if beat.namespace == namespace() and state_of(beat.pid) not in (None, "Z"):
             try:
                 os.kill(beat.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -347,29 +355,15 @@ def _position(thread: int | None) -> tuple[str, bool]:
     return line, waiting
 
 
-def _namespace() -> str:
-    """Host name and process-id namespace. Equal for processes that see each other's ids."""
-    namespace = Path("/proc/self/ns/pid")
-    return socket.gethostname() + (f" {os.readlink(namespace)}" if namespace.is_symlink() else "")
-
-
-def _state(pid: int) -> str | None:
-    """The kernel's state of a process of this host (R, S, T stopped, Z zombie), None if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return None
-
-
 def _gone_from_this_host(beat: _Heartbeat) -> str | None:
     """How a rank of this host ended, or None while it runs or is on another host."""
-    if beat.namespace != _namespace() or not Path("/proc/self/stat").exists():
+    if beat.namespace != namespace() or not Path("/proc/self/stat").exists():
         return None
-    return "its process is gone: killed" if _state(beat.pid) in (None, "Z", "X") else None
+    return "its process is gone: killed" if state_of(beat.pid) in (None, "Z", "X") else None
 
 
 def _guarded(work: Callable[[], None]) -> None:
-    """Call `work`. Its error is printed and otherwise ignored, so that an exiting process goes on to exit."""
+    """Call `work`. Its error is printed and otherwise ignored, so that an exiting process does exit."""
     try:
         work()
     except Exception as error:  # noqa: BLE001
