@@ -177,7 +177,11 @@ def test_every_fault_of_a_shard_is_named_and_the_rest_is_kept(
     manifest, faults = index_corpus(tmp_path / "corpus", "c", skip_faults=True)
     assert manifest is not None and manifest.dropped == len(faults) == len(scan.faults)
     assert CorpusReader(tmp_path / "corpus").image(0) == jpeg()
-    assert len(read_report(tmp_path / "corpus" / "dropped.jsonl")) == len(faults)
+    report = tmp_path / "corpus" / "dropped.jsonl"
+    assert len(read_report(report)) == len(faults)
+    rows = [{**row, "reason": "as an older version worded it"} for row in read_report(report)]
+    report.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert verify_corpus(tmp_path / "corpus", decode=True) == []
 
 
 def test_a_pickle_in_a_shard_is_refused_and_never_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
