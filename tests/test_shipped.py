@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_what_is_not_shipped_is_left_as_it_is_given(copies: Path, path: str) -> 
 
 def test_the_folders_are_those_of_the_repository() -> None:
     assert all((REPOSITORY / folder).is_dir() for folder in shipped.FOLDERS)
+
+
+def test_a_source_distribution_holds_the_shipped_folders(tmp_path: Path) -> None:
+    build = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path)]
+    build += ["sdist", "--formats", "tar", "--dist-dir", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in shipped.FOLDERS:
+        files = [file for file in (REPOSITORY / folder).iterdir() if file.suffix in (".yaml", ".json")]
+        assert files and {f"{folder}/{file.name}" for file in files} <= names
 
 
 def test_a_built_package_works_in_an_empty_folder(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_a_job_restarts_after_progress_and_stops_with_the_reason(
     assert words in verdict.reason
 
 
+def test_a_start_that_progressed_is_not_counted_as_a_stall_though_its_checkpoint_is_gone() -> None:
+    progressed, failed = attempts((1, 20, ""))[0], attempts((137, 0, "n2"))[0]
+    assert "try 2 of 3" in judge([progressed, replace(failed, restart=1)], LIMITS).reason
+
+
 def test_a_node_that_failed_twice_is_excluded_and_others_are_not() -> None:
     assert judge(attempts((137, 10, "n2"), (137, 20, "n1")), LIMITS).exclude == ()
     assert judge(attempts((137, 10, "n2"), (137, 20, "n1"), (None, 30, "n2")), LIMITS).exclude == ("n2",)

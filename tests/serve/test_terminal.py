@@ -99,7 +99,7 @@ def test_half_blocks_have_the_colors_of_the_image() -> None:
     assert "\x1b[38;2;220;30;30" in rows[3] and "\x1b[38;2;30;60;220" in rows[3]
 
 
-@pytest.mark.parametrize("value", ["auto", "kitty", "iterm"])
+@pytest.mark.parametrize("value", ["kitty", "iterm"])
 def test_a_removed_graphics_protocol_names_the_file_option(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     from minigptv2.cli import main
 

@@ -32,7 +32,9 @@ def add_arguments(parser: Parser) -> None:
 
 def _show(value: str) -> str:
     """A value of --show. The terminal graphics protocols of earlier versions are refused with their replacement."""
-    if value in ("auto", "kitty", "iterm"):
+    if value == "auto":  # the default of version 0.1, which drew nothing in most terminals
+        return "none"
+    if value in ("kitty", "iterm"):
         raise argparse.ArgumentTypeError(
             f"'{value}' is no longer supported. Write the image with boxes to a file: --draw FILE"
         )

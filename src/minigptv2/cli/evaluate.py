@@ -28,7 +28,9 @@ def add_arguments(parser: Parser) -> None:
     add_names(parser, "--benchmark", metavar="NAME", help="benchmark, or all")
     parser.add_argument("--data", metavar="DIR", help="corpora of the benchmarks: shards, or original files")
     parser.add_argument("--shards", metavar="DIR", help="folder of held-out corpora, one folder of shards each")
-    add_names(parser, "--corpus", metavar="NAME", help="corpus below --shards")
+    parser.add_argument(
+        "--corpus", action="append", metavar="NAME", default=[], help="corpus below --shards. Repeat it for several"
+    )
     parser.add_argument(
         "--output", default="evaluation", metavar="DIR", help="output folder. An existing one is continued"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 
 from minigptv2.cluster.attempts import Attempt
 from minigptv2.errors import CheckpointError, ConfigError, CrashLoopError, DataError, StepError
@@ -58,14 +59,14 @@ def judge(attempts: list[Attempt], limits: RestartLimits) -> Verdict:
         return Verdict("again", f"{how}; steps {last.start_step} to {last.saved_step} are saved", exclude)
     if not (last.planned or last.failed_nodes):
         return Verdict("stop", f"crash loop: {how}, without a newer checkpoint than that of step {last.start_step}")
-    stalls = len(without_progress(attempts, last.start_step))
+    stalls = sum(1 for _ in takewhile(lambda attempt: not attempt.progressed, reversed(attempts)))
     if stalls >= limits.stalls:
         why = f"{stalls} starts in a row brought no newer checkpoint than that of step {last.saved_step}"
         return Verdict("stop", f"crash loop: {how}; {why}")
     return Verdict("again", f"{how}; no newer checkpoint, try {stalls + 1} of {limits.stalls}", exclude)
 
 
-def without_progress(attempts: list[Attempt], step: int, config: str = "") -> list[Attempt]:
+def without_progress(attempts: list[Attempt], step: int, config: str) -> list[Attempt]:
     """The latest starts in a row from `step` with this config that left no newer checkpoint, newest first.
 
     A start that finished or that a user interrupted ends the row.
