@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,8 +27,8 @@ except MiniGPTv2Error as error:
 """
 
 
-def start(rank: int, world: int, port: int, folder: Path, patience_s: float) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | {
+def environment_of(rank: int, world: int, port: int) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("SLURM")} | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
@@ -36,8 +37,13 @@ def start(rank: int, world: int, port: int, folder: Path, patience_s: float) -> 
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def start(rank: int, world: int, port: int, folder: Path, patience_s: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, str(folder), str(patience_s)]
-    return subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment_of(rank, world, port), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_ranks_that_share_a_folder_pass_and_those_that_do_not_are_named(tmp_path: Path) -> None:
@@ -52,6 +58,15 @@ def test_ranks_that_share_a_folder_pass_and_those_that_do_not_are_named(tmp_path
     assert list((tmp_path / "shared").iterdir()) == []
     assert "PROBLEM: " in printed[2] and "is it the same file system on both?" in printed[2]
     assert "2 of 3 ranks did not start within 3 s: 1, 2" in printed[4]
+
+
+def test_the_report_of_the_nodes_is_printed_as_json(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "minigptv2", "doctor", "--nodes", "--shared", str(tmp_path), "--seconds", "0.3"]
+    environment = environment_of(0, 1, free_port())
+    done = subprocess.run([*command, "--json"], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["problems"] == [] and len(report["ranks"]) == 1
 
 
 def test_different_versions_and_clocks_are_said_with_the_hosts() -> None:

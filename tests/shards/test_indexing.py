@@ -164,7 +164,11 @@ TEXT = to_json(Record((Turn("language", "hi", ("ho",)),)))
     ],
 )
 def test_every_fault_of_a_shard_is_named_and_the_rest_is_kept(
-    tmp_path: Path, members: list[tuple[str, bytes]], key: str, words: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    members: list[tuple[str, bytes]],
+    key: str,
+    words: str,
 ) -> None:
     file = write_tar(tmp_path / "x.tar", [("ok.json", GOOD), ("ok.jpg", jpeg()), *members])
     scan = scan_shard(file, ScanOptions("c", RECORDS))
@@ -174,6 +178,10 @@ def test_every_fault_of_a_shard_is_named_and_the_rest_is_kept(
     (tmp_path / "corpus").mkdir()
     shutil.move(file, tmp_path / "corpus" / "x.tar")
     assert index_corpus(tmp_path / "corpus", "c")[0] is None
+    command = ["shards", "index", str(tmp_path / "corpus"), "--workers", "0", "--skip-faults", "--json"]
+    assert cli(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["samples"] == 1 and {fault["key"] for fault in printed["faults"]} == set(named)
     manifest, faults = index_corpus(tmp_path / "corpus", "c", skip_faults=True)
     assert manifest is not None and manifest.dropped == len(faults) == len(scan.faults)
     assert CorpusReader(tmp_path / "corpus").image(0) == jpeg()
