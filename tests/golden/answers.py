@@ -107,7 +107,7 @@ def _describe_turn(turn: Any, width: int, height: int, draw: Random, draws: int 
 
 
 def _changed(answer: str, changes: Random) -> list[str]:
-    """Return an answer cut, in capitals, without a word, with moved boxes at many overlaps, and hostile ones."""
+    """Return variants of an answer: truncated, in capitals, empty, with moved boxes, and hostile ones."""
     words = answer.split(" ")
     without = words[:]
     del without[changes.randrange(len(words))]

@@ -92,7 +92,7 @@ def _scores(export: Path) -> dict[str, Any]:
 
 
 def write_fixtures() -> int:
-    """Write `tests/fixtures/v0_1` anew with the current code; returns the exit code."""
+    """Write `tests/fixtures/v0_1` again with the current code. Return the exit code."""
     os.chdir(REPOSITORY)
     shutil.rmtree(FIXTURES, ignore_errors=True)
     sizes = {"vision_encoder": VISION, "language_model": LANGUAGE}
