@@ -11,9 +11,9 @@ from minigptv2.config import MISSING, Resume, setting
 class DataConfig:
     """Where the samples of a stage come from, and how they are packed."""
 
-    recipe: str = setting(MISSING, resume=Resume.CONTENT)
+    recipe: str = setting(MISSING, resume=Resume.CONTENT, path=True)
     """Path of the recipe, a YAML in `data_recipes/` that lists the corpora and their ratios."""
-    shards: str = setting("data/shards", resume=Resume.CONTENT)
+    shards: str = setting("data/shards", resume=Resume.CONTENT, path=True)
     """Folder that holds one folder of shards per corpus, named as in the recipe."""
     max_tokens: int = setting(1024, resume=Resume.EQUAL)
     """Maximum length of an example in tokens, including image tokens. Trailing turns that exceed it are left out as a
