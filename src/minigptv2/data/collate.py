@@ -13,11 +13,8 @@ import numpy as np
 import torch
 
 from minigptv2.batch import IGNORE, Batch, MicroBatch
-from minigptv2.data.config import DataConfig
+from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
-
-SHORTEST_TEXT_TOKENS = 16
-"""Text tokens assumed for the shortest sample with an image. Shorter samples allow more images in a pack."""
 
 
 def collate(examples: list[Example], images: list[np.ndarray] | torch.Tensor, image_size: int) -> MicroBatch:
@@ -68,13 +65,13 @@ def fullest_pack(
     It holds no more tokens than `global_batch_size` samples can fill. `weighted` packs have loss weights, all 1. All
     ranks get the same pack.
     """
-    shortest = tokens_per_image + SHORTEST_TEXT_TOKENS
-    tokens = min(config.max_pack_tokens, config.max_tokens * global_batch_size)
+    shortest, longest = tokens_per_image + SHORTEST_TEXT_TOKENS, tokens_per_image + config.max_tokens
+    tokens = min(config.max_pack_tokens, longest * global_batch_size)
     count = max(1, min(tokens // shortest, global_batch_size))
     lengths = [shortest] * count
     remaining = tokens - sum(lengths)
     for number in range(count):  # with few samples, the remaining tokens make the texts longer
-        extra = min(remaining, config.max_tokens - shortest)
+        extra = min(remaining, longest - shortest)
         lengths[number] += extra
         remaining -= extra
     rng = np.random.default_rng(0)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from minigptv2.config import MISSING, Resume, setting
 
+SHORTEST_TEXT_TOKENS = 16
+"""Text tokens assumed for the shortest sample with an image. Shorter samples allow more images in a pack."""
+
 
 @dataclass
 class DataConfig:
@@ -16,11 +19,12 @@ class DataConfig:
     shards: str = setting("data/shards", resume=Resume.CONTENT)
     """Folder that holds one folder of shards per corpus, named as in the recipe."""
     max_tokens: int = setting(1024, resume=Resume.EQUAL)
-    """Maximum length of an example in tokens, including image tokens. Trailing turns that exceed it are left out as a
-    whole. An example whose first turn does not fit is dropped and reported."""
+    """Maximum number of text tokens of an example, so of all its tokens except image tokens. Longer text is cut there,
+    as in the published code, and counted in the log: a cut answer has no `</s>`. An example whose first question alone
+    is that long is dropped and reported. With image tokens an example must fit into `max_pack_tokens`."""
     max_pack_tokens: int = setting(16384, resume=Resume.FREE)
-    """Maximum number of tokens in one micro-batch of one rank. A step with more tokens uses more micro-batches. No
-    example is truncated."""
+    """Maximum number of tokens in one micro-batch of one rank. A step with more tokens uses more micro-batches.
+    Question-answer pairs that share an image are divided among several examples if they exceed it together."""
     image_cost_tokens: int = setting(87, resume=Resume.FREE)
     """Cost of encoding one image, in language-model tokens, for balancing packs: 2.25 TFLOP of EVA ViT-g at 448 px
     divided by 25.9 GFLOP per token of a frozen 7B model."""

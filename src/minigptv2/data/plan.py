@@ -279,8 +279,8 @@ def encode_sample(
     """The example of a sample in `epoch`. The wording depends only on (`seed_key`, sample, epoch).
 
     In each epoch a record of separate turns trains the next `share_images` of them, cyclically and in an order of its
-    own, so that every turn is used once before any is repeated. Raises `DataError` if the record is bad or if its
-    first turn does not fit into `encoder.max_tokens`.
+    own, so that every turn is used once before any is repeated. Raises `DataError` if the record is bad or if a
+    question alone fills `encoder.max_tokens`.
     """
     record = reader.record(sample)
     draw = Random(f"{seed_key}/{sample}/{epoch}")
@@ -291,7 +291,10 @@ def encode_sample(
     else:
         example = encoder.encode(record, draw)
     if example is None:
-        raise DataError(f"{reader.where(sample)}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
+        raise DataError(
+            f"{reader.where(sample)}: the first question alone fills max_tokens={encoder.max_tokens} text tokens, so "
+            "no answer is left"
+        )
     return example
 
 
@@ -303,15 +306,13 @@ def _turns_of_epoch(record: Record, epoch: int, count: int, seed_key: str) -> li
 
 
 def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:
-    """The turns that fit, encoded as if alone. Several turns share the image. None if no turn fits."""
+    """The turns, each encoded as if alone. Several turns share the image. None if a question alone is too long."""
     examples: list[Example] = []
     for number in turns:
         example = encoder.encode(replace(record, turns=(record.turns[number],), separate=False), draw)
         if example is None:
-            continue
-        joined = share_image([*examples, example]) if examples and example.num_images else example
-        if len(joined) <= encoder.max_tokens and (example.num_images or not examples):
-            examples.append(example)
-    if not examples:
-        return None
+            return None
+        examples.append(example)
+        if not example.num_images:  # without an image there is nothing to share
+            break
     return share_image(examples) if len(examples) > 1 else examples[0]

@@ -12,6 +12,7 @@ import torch
 
 from minigptv2.data.loader import StepBatches, input_bound
 from minigptv2.data.objective import Composition
+from minigptv2.data.plan import SampleId
 from minigptv2.engine.trainer import StepReport
 from minigptv2.model.costs import Work
 from minigptv2.tasks import TASKS
@@ -43,6 +44,8 @@ class Meter:
     supervised: int = 0
     weight: float = 0.0
     dropped: int = 0
+    truncated: list[tuple[SampleId, int]] = field(default_factory=list)
+    """The samples whose text was cut, with the number of tokens cut."""
     skipped: int = 0
     micro_batches: int = 0
     squares: float = 0.0
@@ -59,6 +62,7 @@ class Meter:
         """Add one step."""
         self.steps += 1
         self.dropped += len(batches.dropped)
+        self.truncated += batches.truncated
         for stage, value in batches.seconds.items():
             self.data_stages[stage] = self.data_stages.get(stage, 0.0) + value
         self.micro_batches += len(batches.batches)
@@ -117,6 +121,7 @@ class Meter:
             },
             "data_seconds": self.data_stages,
             "dropped": self.dropped,
+            "truncated": len(self.truncated),
             "skipped_steps": self.skipped,
             "memory_mib": memory,
         }
