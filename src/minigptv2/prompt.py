@@ -42,7 +42,8 @@ class Example:
 
     `num_turns` counts the turns with a supervised token, and `num_cut` the tokens that were cut from the end. If
     several question-answer pairs share an image (`share_image`), the first `shared` tokens are common, and `branches`
-    are the lengths of the parts of the pairs that follow.
+    are the lengths of the parts of the pairs that follow. `loss_weights` float32 [L] are the factors on the losses of
+    the supervised tokens, 0 elsewhere. None: 1 for each.
     """
 
     input_ids: np.ndarray
@@ -52,6 +53,7 @@ class Example:
     num_turns: int = 1
     shared: int = 0
     branches: tuple[int, ...] = ()
+    loss_weights: np.ndarray | None = None
     num_cut: int = 0
 
     def __len__(self) -> int:
@@ -74,8 +76,8 @@ class Example:
 def share_image(examples: list[Example]) -> Example:
     """One example from several about the same image: the tokens up to the end of the image once, then each own part.
 
-    All examples begin with the same unsupervised tokens, because the parts of a prompt are tokenized separately.
-    Raises `ValueError` if they do not.
+    All examples begin with the same unsupervised tokens, because the parts of a prompt are tokenized separately. Each
+    keeps its loss weights. Raises `ValueError` if the beginnings differ or only some examples have weights.
     """
     first = examples[0]
     shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1
@@ -84,6 +86,9 @@ def share_image(examples: list[Example]) -> Example:
             raise ValueError("examples that share an image must begin with the same prompt")
         if (example.labels[: shared + 1] != IGNORE).any():
             raise ValueError("the shared part and the token after it must not be supervised")
+
+    if len({example.loss_weights is None for example in examples}) > 1:
+        raise ValueError("either all or none of the examples that share an image must have loss weights")
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(first, name)[:shared], *(getattr(e, name)[shared:] for e in examples)])
@@ -96,6 +101,7 @@ def share_image(examples: list[Example]) -> Example:
         num_turns=sum(example.num_turns for example in examples),
         shared=shared,
         branches=tuple(len(example) - shared for example in examples),
+        loss_weights=None if first.loss_weights is None else joined("loss_weights"),
         num_cut=sum(example.num_cut for example in examples),
     )
 

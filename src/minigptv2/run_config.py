@@ -74,6 +74,10 @@ def _check_lengths(data: DataConfig, image_tokens: int) -> None:
         )
 
 
+ABSENT_MEANS = {"recipe.objective": "token"}
+"""Values of keys that checkpoints of version 0.1 do not have, which say what that version did."""
+
+
 def rule_of(key: str) -> Resume | None:
     """The resume rule of a key of the resolved config, of the recipe (`recipe.*`) or of the DeepSpeed JSON.
 
@@ -92,7 +96,7 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) ->
     """
     changes = []
     for key in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(key), current.get(key)
+        before, now = (values.get(key, ABSENT_MEANS.get(key)) for values in (saved, current))
         if before == now:
             continue
         if rule_of(key) is Resume.EQUAL:

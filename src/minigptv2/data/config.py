@@ -62,6 +62,11 @@ class CorpusShare:
     share_images: int = 1
     """Maximum number of question-answer pairs that share the tokens of one image, each with the loss it would have
     alone. Applies to records with separate turns: one sample is then an image with its next so many pairs."""
+    loss_share: float | None = None
+    """With `objective: corpus`: share of the gradient that the corpus gets in expectation, relative to the other
+    corpora. null: with `unit: batch`, its share of the batches. Other units require a number."""
+    supervised_tokens: float | None = None
+    """With `objective: corpus`: mean supervised tokens per sample. null: measured on samples of the corpus."""
 
 
 @dataclass
@@ -71,6 +76,9 @@ class Recipe:
     unit: str = setting("sample", resume=Resume.EQUAL)
     """What a ratio counts: `sample`, `token` (as the model sees them, including image tokens), or `batch` (of
     `batch_size` samples each, which are spread over the sequence and not drawn together)."""
+    objective: str = setting("token", resume=Resume.EQUAL)
+    """What has equal weight in the loss: every supervised `token`, every `sample`, or every `corpus` according to its
+    `loss_share`. `corpus` is the objective of the published code."""
     temperature: float = setting(1.0, resume=Resume.EQUAL)
     """Ratios are raised to the power 1 / temperature: 1 keeps them, and larger values make them more equal. The
     ratios in `tasks` are not changed."""

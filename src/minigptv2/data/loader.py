@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from minigptv2.batch import MicroBatch
 from minigptv2.data.collate import collate
 from minigptv2.data.config import DataConfig
+from minigptv2.data.objective import Composition
 from minigptv2.data.packing import Cost, pack_step
 from minigptv2.data.plan import DataPlan, SampleId
 from minigptv2.data.workers import WorkerPool
@@ -48,7 +49,8 @@ class StepBatches:
 class StepDataset:
     """The batches of one rank, step by step. The index is the position of a step's first sample in the plan.
 
-    `micro_batch_size` is the mean number of samples per micro-batch. Packs of long samples hold fewer.
+    `micro_batch_size` is the mean number of samples per micro-batch. Packs of long samples hold fewer. Calls
+    `plan.prepare`. The log sums of a micro-batch are the `Composition` of its loss.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StepDataset:
         rank: int,
         world_size: int,
     ) -> None:
+        plan.prepare(encoder)
         self.plan = plan
         self.encoder = encoder
         self.config = config
@@ -142,7 +145,9 @@ class StepDataset:
             examples.append(example)
             ids.append(sample)
         with watch.measure("packing"):
-            return collate(examples, images[:num_images], self.image_size), ids
+            batch = collate(examples, images[:num_images], self.image_size)
+            composition = Composition.of(examples, [sample.corpus for sample in ids], len(self.plan.names))
+            return replace(batch, log_sums=composition.as_sums()), ids
 
     def _pixels(self, sample: SampleId, watch: Stopwatch) -> Tensor:
         reader = self.plan.corpora[sample.corpus]

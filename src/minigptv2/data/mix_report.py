@@ -16,7 +16,7 @@ import numpy as np
 
 from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import Mixture
-from minigptv2.data.plan import mean_tokens
+from minigptv2.data.plan import measure_corpus
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
 from minigptv2.shards.manifest import MANIFEST_FILE
@@ -81,7 +81,7 @@ def collect_stats(
         reader = CorpusReader(folder)
         tokens = share.tokens
         if tokens is None and encoder is not None:
-            tokens = mean_tokens(reader, share, encoder, f"{seed}/{name}")
+            tokens = measure_corpus(reader, share, encoder, f"{seed}/{name}", precise=False).tokens
         known[name] = CorpusStats(len(reader), reader.manifest.images, tokens, built=True)
     return known
 

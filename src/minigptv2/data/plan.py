@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from minigptv2.config import Resume, fields_with, load_config
 from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.lengths import Lengths, measure_lengths
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
+from minigptv2.data.objective import CORPUS, TOKEN, weigh, weights_of_corpora
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder, share_image
 from minigptv2.record import Record
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below
 
-MEASURED_SAMPLES = 256
-"""Number of samples of a corpus, evenly spread, that are measured if ratios count tokens."""
+_QUIET_S = 5.0
+"""Seconds of measuring lengths after which a line says how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ class DataPlan:
 
     `corpora` are readers in the recipe's order. The constructor checks that every corpus exists and has the task that
     the recipe states. `global_batch_size` converts the steps of schedules to samples. `encoder` measures lengths if
-    ratios count tokens. Raises `ConfigError` if the recipe needs one that is not given.
+    ratios count tokens or if the objective is `corpus`, through `run_once`, which may measure on one rank for all.
+    Raises `ConfigError` if the ratios need one that is not given.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class DataPlan:
         *,
         global_batch_size: int | None = None,
         encoder: PromptEncoder | None = None,
+        run_once: Callable[[Callable[[], list[Lengths | None]]], list[Lengths | None]] = lambda measure: measure(),
     ) -> None:
         self.recipe = recipe
         self.seed = seed
@@ -79,7 +86,10 @@ class DataPlan:
         if scheduled and global_batch_size is None:
             raise ConfigError("the recipe has schedules over steps: pass global_batch_size to the plan")
         self._steps_of = global_batch_size if scheduled else None
-        self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
+        lengths: list[Lengths | None] = [None] * len(self.names)
+        if encoder is not None:
+            lengths = run_once(lambda: self._measure(encoder))
+        self._tokens = self._mean_tokens(lengths) if recipe.unit == "token" else None
         self.mixture = Mixture(
             recipe,
             [len(reader) for reader in self.corpora],
@@ -87,6 +97,10 @@ class DataPlan:
             global_batch_size=global_batch_size or 1,
         )
         self.shares = self.mixture.shares
+        self._corpus_weights: list[float] | None = None
+        self.supervised: list[float] | None = None
+        """Mean supervised tokens per sample of each corpus. None unless the objective is `corpus`, and until known."""
+        self._set_supervised(lengths)
         self._window_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_window)
         self._shard_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_shards)
 
@@ -118,9 +132,12 @@ class DataPlan:
         return Counter({name: int(n) for name, n in zip(self.names, counts, strict=True)})
 
     def encode(self, sample: SampleId, encoder: PromptEncoder) -> Example:
-        """The example. Its wording depends only on (seed, corpus, sample, epoch). Raises `DataError` if it is bad."""
+        """The example with its loss weights. Its wording depends only on (seed, corpus, sample, epoch).
+
+        Raises `DataError` if it is bad.
+        """
         name = self.names[sample.corpus]
-        return encode_sample(
+        example = encode_sample(
             self.corpora[sample.corpus],
             sample.sample,
             sample.epoch,
@@ -128,29 +145,78 @@ class DataPlan:
             share_images=self.recipe.corpora[name].share_images,
             seed_key=f"{self.seed}/{name}",
         )
+        return weigh(example, self.recipe.objective, self.corpus_weight(sample.corpus))
+
+    def corpus_weight(self, corpus: int) -> float:
+        """The loss weight of a token of a corpus with `objective: corpus`, otherwise 1."""
+        if self.recipe.objective != CORPUS:
+            return 1.0
+        if self._corpus_weights is None:
+            raise ConfigError(
+                "the objective is corpus: pass `encoder` to DataPlan or call `prepare`, to measure the supervised "
+                "tokens per sample, or set `supervised_tokens` for each corpus of the recipe"
+            )
+        return self._corpus_weights[corpus]
+
+    def prepare(self, encoder: PromptEncoder) -> None:
+        """Measure what the objective needs, unless the constructor had an encoder. Nothing to do for most recipes."""
+        if self.recipe.objective == CORPUS and self.supervised is None:
+            self._set_supervised(self._measure(encoder))
 
     def fingerprint(self) -> str:
-        """SHA-256 over seed, recipe and manifests. Equal fingerprints mean the same global sequence."""
-        recipe = asdict(self.recipe)
+        """SHA-256 over seed, recipe, manifests and measured lengths.
+
+        Equal fingerprints mean the same global sequence with the same loss weights.
+        """
         identity = {
             "seed": self.seed,
-            "recipe": {name: recipe[name] for name in fields_with(Recipe, Resume.EQUAL)},
+            "recipe": _identity_of(self.recipe),
             "manifests": [reader.manifest.fingerprint for reader in self.corpora],
             "tokens": self._tokens,
             "global_batch_size": self._steps_of,
         }
+        if self.recipe.objective == CORPUS:
+            identity["supervised"] = self.supervised
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _mean_tokens(self, encoder: PromptEncoder | None) -> list[float]:
-        return [
-            share.tokens or self._measure(name, reader, encoder)
-            for (name, share), reader in zip(self.recipe.corpora.items(), self.corpora, strict=True)
-        ]
+    def _mean_tokens(self, lengths: list[Lengths | None]) -> list[float]:
+        means = []
+        for (name, line), measured in zip(self.recipe.corpora.items(), lengths, strict=True):
+            if not line.tokens and measured is None:
+                raise ConfigError(
+                    f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them"
+                )
+            means.append(line.tokens or (measured.tokens if measured else 0.0))
+        return means
 
-    def _measure(self, name: str, reader: CorpusReader, encoder: PromptEncoder | None) -> float:
-        if encoder is None:
-            raise ConfigError(f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them")
-        return mean_tokens(reader, self.recipe.corpora[name], encoder, f"{self.seed}/{name}")
+    def _set_supervised(self, lengths: list[Lengths | None]) -> None:
+        """Set the mean supervised tokens and the loss weights of the corpora, if all of them are known."""
+        if self.recipe.objective != CORPUS:
+            return
+        lines = self.recipe.corpora.values()
+        known = [
+            line.supervised_tokens or (one.supervised if one else None)
+            for line, one in zip(lines, lengths, strict=True)
+        ]
+        supervised = [mean for mean in known if mean is not None]
+        if len(supervised) == len(known):
+            self.supervised = supervised
+            weights = weights_of_corpora(self.mixture.loss_shares, self.mixture.ratio_shares, supervised)
+            self._corpus_weights = weights.tolist()
+
+    def _measure(self, encoder: PromptEncoder) -> list[Lengths | None]:
+        """The lengths of each corpus for which the recipe leaves a required one out, None for the others."""
+        by_token, by_corpus = self.recipe.unit == "token", self.recipe.objective == CORPUS
+        measured: list[Lengths | None] = []
+        began = time.monotonic()
+        for (name, line), reader in zip(self.recipe.corpora.items(), self.corpora, strict=True):
+            needed = (by_token and not line.tokens) or (by_corpus and not line.supervised_tokens)
+            key = f"{self.seed}/{name}"
+            measured.append(measure_corpus(reader, line, encoder, key, precise=by_corpus) if needed else None)
+            if time.monotonic() - began > _QUIET_S:
+                print(f"measuring sample lengths: {len(measured)} of {len(self.names)} corpora", flush=True)
+                began = time.monotonic()
+        return measured
 
     def _sample_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
         order, ends = self._shard_order(corpus, epoch)
@@ -175,18 +241,31 @@ class DataPlan:
         return _generator(self.seed, corpus, epoch, window).permutation(samples)
 
 
-def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, seed_key: str) -> float:
-    """Mean tokens per sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
-    lengths = []
-    for sample in np.linspace(0, len(reader) - 1, min(len(reader), MEASURED_SAMPLES)).astype(int).tolist():
-        try:
-            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, seed_key=seed_key)
-        except DataError:
-            continue  # the loader drops and reports it. Here it only has no length
-        lengths.append(len(example))
-    if not lengths:
-        raise DataError(f"{reader.folder}: none of {min(len(reader), MEASURED_SAMPLES)} samples can be encoded")
-    return sum(lengths) / len(lengths)
+def _identity_of(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe determines the sequence and the weights.
+
+    Keys that version 0.1 did not have are left out where they have their defaults, so that its runs can be resumed.
+    """
+    values = asdict(recipe)
+    identity = {name: values[name] for name in fields_with(Recipe, Resume.EQUAL)}
+    if recipe.objective == TOKEN:
+        del identity["objective"]
+    for line in identity["corpora"].values():
+        for key in ("loss_share", "supervised_tokens"):
+            if line[key] is None:
+                del line[key]
+    return identity
+
+
+def measure_corpus(
+    reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, seed_key: str, *, precise: bool
+) -> Lengths:
+    """Mean lengths of the corpus's samples. Raises `DataError` if none of the measured ones can be encoded."""
+
+    def encode(sample: int) -> Example:
+        return encode_sample(reader, sample, 0, encoder, share_images=share.share_images, seed_key=seed_key)
+
+    return measure_lengths(encode, len(reader), str(reader.folder), precise=precise)
 
 
 def _generator(seed: int, *path: int) -> np.random.Generator:

@@ -21,7 +21,7 @@ def run_loop(run: Run) -> None:
     """
     trainer, log, settings = run.trainer, run.log, run.config.train
     first, last = trainer.step, settings.steps
-    meter = Meter(run.limit)
+    meter = Meter(run.limit, run.plan.names)
     movement = Movement(trainer, settings.guard.movement_steps)
     if reason := run.stop.poll_all_ranks():
         raise RequeueExit(f"stop requested ({reason}) while loading, at step {first} of {last}. Nothing to save.")
@@ -43,7 +43,7 @@ def run_loop(run: Run) -> None:
         log_due = every(step, settings.log_every) or step == last
         if log_due:
             _log_interval(run, meter, report)
-            meter = Meter(run.limit)
+            meter = Meter(run.limit, run.plan.names)
         if every(step, run.config.evaluate.every) or step == last:
             run.monitor.evaluate(step)
         reason = run.stop.poll_all_ranks()
