@@ -104,7 +104,7 @@ def test_every_key_is_treated_by_its_rule(key: str) -> None:
 def test_keys_of_another_version_are_logged_but_those_of_a_recipe_refused() -> None:
     assert check_resume(FLAT, FLAT, WHERE) == []
     assert len(check_resume(FLAT, FLAT | {"train.removed_key": 1}, WHERE)) == 1
-    with pytest.raises(CheckpointError, match="recipe.removed_key was None and is now 1"):
+    with pytest.raises(CheckpointError, match="recipe.removed_key was not set and is now 1"):
         check_resume(FLAT, FLAT | {"recipe.removed_key": 1}, WHERE)
 
 

@@ -1,9 +1,9 @@
 """Computes the data plan: one global sequence of samples and their wordings, a function of (seed, recipe, manifests).
 
-`mixture` maps a position to a corpus. This module orders the samples of each corpus by a block shuffle (shards are
-permuted per epoch, samples are shuffled inside a window of shards) and encodes a sample with its drawn wording. Any
-position is computed directly, so the state of the data is one integer. World size and workers do not appear: they only
-divide the reading.
+`mixture` maps a position to a corpus. This module orders the units of each corpus (`units`: its images or turns) by a
+block shuffle (shards are permuted per epoch, units are shuffled inside a window of shards) and encodes a sample with
+its drawn wording. Any position is computed directly, so the state of the data is one integer. World size and workers do
+not appear: they only divide the reading.
 """
 
 from __future__ import annotations
@@ -19,25 +19,33 @@ from random import Random
 import numpy as np
 
 from minigptv2.config import Resume, fields_with, load_config
-from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
+from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder, share_image
 from minigptv2.record import Record
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below
 
+SAMPLE_ORDER = 2
+"""Version of the order of samples. It is part of the fingerprint and of checkpoints, so that a run never continues with
+another order. 1: version 0.1, which sampled by image and had a last shuffle window of any size."""
 MEASURED_SAMPLES = 256
 """Number of samples of a corpus, evenly spread, that are measured if ratios count tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleId:
-    """A position's sample: corpus number in the recipe, sample number in the corpus, and epoch (0 the first time)."""
+    """A position's sample: corpus number in the recipe, sample number in the corpus, and epoch (0 the first time).
+
+    `part` is the number of the turn, or of the group of turns, if the corpus is sampled by turn. It is 0 otherwise.
+    """
 
     corpus: int
     sample: int
     epoch: int
+    part: int = 0
 
 
 def load_recipe(file: str | Path) -> Recipe:
@@ -79,10 +87,14 @@ class DataPlan:
         if scheduled and global_batch_size is None:
             raise ConfigError("the recipe has schedules over steps: pass global_batch_size to the plan")
         self._steps_of = global_batch_size if scheduled else None
+        self.units = [
+            Units(name, share, reader)
+            for (name, share), reader in zip(recipe.corpora.items(), self.corpora, strict=True)
+        ]
         self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
         self.mixture = Mixture(
             recipe,
-            [len(reader) for reader in self.corpora],
+            [len(units) for units in self.units],
             tokens=self._tokens,
             global_batch_size=global_batch_size or 1,
         )
@@ -104,13 +116,28 @@ class DataPlan:
         """The samples at positions start .. start + count - 1."""
         ids = []
         for corpus, nth in zip(*(part.tolist() for part in self.mixture.draw(start, count)), strict=True):
-            epoch, within = divmod(nth, len(self.corpora[corpus]))
-            ids.append(SampleId(corpus, self._sample_in_epoch(corpus, epoch, within), epoch))
+            units = self.units[corpus]
+            epoch, within = divmod(nth, len(units))
+            sample, part = units.locate(self._unit_in_epoch(corpus, epoch, within))
+            ids.append(SampleId(corpus, sample, epoch, part))
         return ids
 
     def name_of(self, sample: SampleId) -> str:
-        """Location and epoch of a sample, for messages: `corpus: shard / key (epoch 0)`."""
-        return f"{self.names[sample.corpus]}: {self.corpora[sample.corpus].where(sample.sample)} (epoch {sample.epoch})"
+        """Location and epoch of a sample, for messages: `corpus: shard / key (epoch 0)`, or `... key, turn 3 (...)`."""
+        units = self.units[sample.corpus]
+        kind = "turn" if units.share_images == 1 else "group"
+        part = f", {kind} {sample.part}" if units.by_turn else ""
+        where = self.corpora[sample.corpus].where(sample.sample)
+        return f"{self.names[sample.corpus]}: {where}{part} (epoch {sample.epoch})"
+
+    def record(self, sample: SampleId) -> Record:
+        """The record with the turns that the sample trains: all of it if it is sampled by image. Raises `DataError`."""
+        record = self.corpora[sample.corpus].record(sample.sample)
+        if not self.units[sample.corpus].by_turn:
+            return record
+        seed_key = f"{self.seed}/{self.names[sample.corpus]}/{sample.sample}"
+        turns = self.units[sample.corpus].turns_of(record, sample.part, sample.epoch, seed_key)
+        return record if turns is None else replace(record, turns=tuple(record.turns[turn] for turn in turns))
 
     def corpus_counts(self, start: int, count: int) -> Counter[str]:
         """Number of samples of each corpus, by name, among the `count` samples from `start` on."""
@@ -118,21 +145,23 @@ class DataPlan:
         return Counter({name: int(n) for name, n in zip(self.names, counts, strict=True)})
 
     def encode(self, sample: SampleId, encoder: PromptEncoder) -> Example:
-        """The example. Its wording depends only on (seed, corpus, sample, epoch). Raises `DataError` if it is bad."""
-        name = self.names[sample.corpus]
+        """The example. Its wording depends only on (seed, corpus, sample, part, epoch).
+
+        Raises `DataError` if it is bad.
+        """
         return encode_sample(
             self.corpora[sample.corpus],
-            sample.sample,
-            sample.epoch,
+            self.units[sample.corpus],
+            sample,
             encoder,
-            share_images=self.recipe.corpora[name].share_images,
-            seed_key=f"{self.seed}/{name}",
+            seed_key=f"{self.seed}/{self.names[sample.corpus]}",
         )
 
     def fingerprint(self) -> str:
         """SHA-256 over seed, recipe and manifests. Equal fingerprints mean the same global sequence."""
         recipe = asdict(self.recipe)
         identity = {
+            "order": SAMPLE_ORDER,
             "seed": self.seed,
             "recipe": {name: recipe[name] for name in fields_with(Recipe, Resume.EQUAL)},
             "manifests": [reader.manifest.fingerprint for reader in self.corpora],
@@ -143,49 +172,58 @@ class DataPlan:
 
     def _mean_tokens(self, encoder: PromptEncoder | None) -> list[float]:
         return [
-            share.tokens or self._measure(name, reader, encoder)
-            for (name, share), reader in zip(self.recipe.corpora.items(), self.corpora, strict=True)
+            share.tokens or self._measure(name, number, encoder)
+            for number, (name, share) in enumerate(self.recipe.corpora.items())
         ]
 
-    def _measure(self, name: str, reader: CorpusReader, encoder: PromptEncoder | None) -> float:
+    def _measure(self, name: str, corpus: int, encoder: PromptEncoder | None) -> float:
         if encoder is None:
             raise ConfigError(f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them")
-        return mean_tokens(reader, self.recipe.corpora[name], encoder, f"{self.seed}/{name}")
+        return mean_tokens(self.corpora[corpus], self.units[corpus], encoder, f"{self.seed}/{name}")
 
-    def _sample_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
-        order, ends = self._shard_order(corpus, epoch)
+    def _unit_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
+        _, ends = self._shard_order(corpus, epoch)
         window = int(np.searchsorted(ends, within, side="right"))
         start = int(ends[window - 1]) if window else 0
         return int(self._window_order(corpus, epoch, window)[within - start])
 
+    def _windows(self, corpus: int) -> np.ndarray:
+        """Where the windows begin in the order of shards, and the number of shards: int64 [windows + 1].
+
+        The windows have `shuffle_window` shards or fewer, and their sizes differ by at most one shard. A last window
+        with the remaining shards could hold a single one, whose samples would come unmixed in every epoch.
+        """
+        shards = self.units[corpus].num_shards
+        windows = -(-shards // self.recipe.shuffle_window)
+        return np.arange(windows + 1) * shards // windows
+
     def _shuffle_shards(self, corpus: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of shards in this epoch, and the cumulative sample count at the end of each window of shards."""
-        reader = self.corpora[corpus]
-        order = _generator(self.seed, corpus, epoch).permutation(len(reader.manifest.shards))
-        counts = np.diff(reader.shard_starts)[order]
-        window = self.recipe.shuffle_window
-        return order, np.cumsum(np.add.reduceat(counts, np.arange(0, len(order), window)))
+        """The order of shards in this epoch, and the cumulative unit count at the end of each window of shards."""
+        units = self.units[corpus]
+        order = _generator(self.seed, corpus, epoch).permutation(units.num_shards)
+        return order, np.cumsum(np.add.reduceat(np.diff(units.starts)[order], self._windows(corpus)[:-1]))
 
     def _shuffle_window(self, corpus: int, epoch: int, window: int) -> np.ndarray:
         order, _ = self._shard_order(corpus, epoch)
-        size = self.recipe.shuffle_window
-        starts = self.corpora[corpus].shard_starts
-        shards = order[window * size : (window + 1) * size]
-        samples = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in shards])
-        return _generator(self.seed, corpus, epoch, window).permutation(samples)
+        first, end = self._windows(corpus)[window : window + 2].tolist()
+        starts = self.units[corpus].starts
+        units = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in order[first:end]])
+        return _generator(self.seed, corpus, epoch, window).permutation(units)
 
 
-def mean_tokens(reader: CorpusReader, share: CorpusShare, encoder: PromptEncoder, seed_key: str) -> float:
+def mean_tokens(reader: CorpusReader, units: Units, encoder: PromptEncoder, seed_key: str) -> float:
     """Mean tokens per sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
     lengths = []
-    for sample in np.linspace(0, len(reader) - 1, min(len(reader), MEASURED_SAMPLES)).astype(int).tolist():
+    count = min(len(units), MEASURED_SAMPLES)
+    for unit in np.linspace(0, len(units) - 1, count).astype(int).tolist():
+        number, part = units.locate(unit)
         try:
-            example = encode_sample(reader, sample, 0, encoder, share_images=share.share_images, seed_key=seed_key)
+            example = encode_sample(reader, units, SampleId(0, number, 0, part), encoder, seed_key=seed_key)
         except DataError:
             continue  # the loader drops and reports it. Here it only has no length
         lengths.append(len(example))
     if not lengths:
-        raise DataError(f"{reader.folder}: none of {min(len(reader), MEASURED_SAMPLES)} samples can be encoded")
+        raise DataError(f"{reader.folder}: none of {count} samples can be encoded")
     return sum(lengths) / len(lengths)
 
 
@@ -195,32 +233,24 @@ def _generator(seed: int, *path: int) -> np.random.Generator:
 
 
 def encode_sample(
-    reader: CorpusReader, sample: int, epoch: int, encoder: PromptEncoder, *, share_images: int, seed_key: str
+    reader: CorpusReader, units: Units, sample: SampleId, encoder: PromptEncoder, *, seed_key: str
 ) -> Example:
-    """The example of a sample in `epoch`. The wording depends only on (`seed_key`, sample, epoch).
+    """The example of a sample. The wording depends only on (`seed_key`, sample, part, epoch), not on the corpus number.
 
-    In each epoch a record of separate turns trains the next `share_images` of them, cyclically and in an order of its
-    own, so that every turn is used once before any is repeated. Raises `DataError` if the record is bad or if its
-    first turn does not fit into `encoder.max_tokens`.
+    Raises `DataError` if the record is bad or if its first turn does not fit into `encoder.max_tokens`.
     """
-    record = reader.record(sample)
-    draw = Random(f"{seed_key}/{sample}/{epoch}")
-    if record.separate and len(record.turns) > 1:
-        example = _of_separate_turns(
-            record, _turns_of_epoch(record, epoch, share_images, f"{seed_key}/{sample}"), encoder, draw
-        )
-    else:
-        example = encoder.encode(record, draw)
+    record = reader.record(sample.sample)
+    part = f"/{sample.part}" if sample.part else ""
+    draw = Random(f"{seed_key}/{sample.sample}/{sample.epoch}{part}")
+    try:
+        turns = units.turns_of(record, sample.part, sample.epoch, f"{seed_key}/{sample.sample}")
+    except DataError as error:
+        raise DataError(f"{reader.where(sample.sample)}{error}") from error
+    example = encoder.encode(record, draw) if turns is None else _of_separate_turns(record, turns, encoder, draw)
     if example is None:
-        raise DataError(f"{reader.where(sample)}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
+        where = reader.where(sample.sample)
+        raise DataError(f"{where}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
     return example
-
-
-def _turns_of_epoch(record: Record, epoch: int, count: int, seed_key: str) -> list[int]:
-    order = list(range(len(record.turns)))
-    Random(seed_key).shuffle(order)
-    count = min(count, len(order))
-    return [order[(epoch * count + number) % len(order)] for number in range(count)]
 
 
 def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:
@@ -230,8 +260,8 @@ def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder,
         example = encoder.encode(replace(record, turns=(record.turns[number],), separate=False), draw)
         if example is None:
             continue
-        joined = share_image([*examples, example]) if examples and example.num_images else example
-        if len(joined) <= encoder.max_tokens and (example.num_images or not examples):
+        joined = share_image([*examples, example]) if examples else example
+        if len(joined) <= encoder.max_tokens:
             examples.append(example)
     if not examples:
         return None
