@@ -110,4 +110,11 @@ def test_keys_of_another_version_are_logged_but_those_of_a_recipe_refused() -> N
 
 def test_an_export_resets_the_settings_of_the_machine_and_the_plan_covers_the_recipe() -> None:
     assert fields_with(ModelConfig, Resume.MACHINE) == MACHINE
-    assert fields_with(Recipe, Resume.EQUAL) == ["unit", "temperature", "tasks", "shuffle_window", "corpora"]
+    assert fields_with(Recipe, Resume.EQUAL) == [
+        "unit",
+        "objective",
+        "temperature",
+        "tasks",
+        "shuffle_window",
+        "corpora",
+    ]

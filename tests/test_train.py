@@ -222,6 +222,16 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_truncated_samples_are_counted_and_named(config: Path) -> None:
+    folder = config.parent / "truncated"
+    output = run(config, 1, f"run_dir={folder}", "data.max_tokens=60", "train.steps=2", "train.warmup_steps=1")
+    lines = [line for line in output.splitlines() if "samples to 60 text tokens (data.max_tokens): " in line]
+    counts = [row["truncated"] for row in read_metrics(folder)]
+    assert len(lines) == 2 and all(counts)
+    for line, count in zip(lines, counts, strict=True):
+        assert f"truncated {count} samples" in line and "tokens were cut" in line and ".tar / " in line
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -231,6 +241,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
         (["data.recipe=nowhere.yaml"], 2, "data.recipe=nowhere.yaml: no such file"),
         (["train.deepspeed=nowhere.json"], 2, "train.deepspeed=nowhere.json: no such file"),
         (["data.max_tokens=3000"], 2, "the longest sample must fit a pack"),
+        (["data.max_tokens=2000"], 2, "tokens of an image make 20"),
+        (["data.max_tokens=15"], 2, "data.max_tokens=15 must be at least 16"),
         (["nonsense"], 2, "'nonsense' is not of the form key=value"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import MISSING, Loaded, Resume, load_config, resume_rule, setting
-from minigptv2.data.config import DataConfig, Recipe
+from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig, Recipe
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config, shards_parameters
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
@@ -54,16 +54,24 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
             f"model.compile_vision and model.vision_batch cannot be used with ZeRO-3 ({config.train.deepspeed}): its "
             "hooks break compiled graphs, and ranks must call the encoder equally often. Use a ZeRO-2 JSON."
         )
-    image_tokens = tokens_per_image(config.model.vision_encoder)
-    if config.data.max_tokens <= image_tokens:
-        raise ConfigError(f"data.max_tokens={config.data.max_tokens} must exceed the {image_tokens} image tokens")
-    if config.data.max_tokens > config.data.max_pack_tokens:
-        raise ConfigError(
-            f"data.max_tokens={config.data.max_tokens} must not exceed data.max_pack_tokens="
-            f"{config.data.max_pack_tokens}: the longest sample must fit a pack"
-        )
+    _check_lengths(config.data, tokens_per_image(config.model.vision_encoder))
     if not find(config.data.recipe).is_file():
         raise ConfigError(f"data.recipe={config.data.recipe}: no such file. The shipped recipes are in data_recipes/")
+
+
+def _check_lengths(data: DataConfig, image_tokens: int) -> None:
+    if data.max_tokens < SHORTEST_TEXT_TOKENS:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} must be at least {SHORTEST_TEXT_TOKENS}: it counts the text tokens "
+            "of a sample, with those of its prompt"
+        )
+    longest = data.max_tokens + image_tokens
+    if longest > data.max_pack_tokens:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} text tokens and the {image_tokens} tokens of an image make {longest}, "
+            f"more than data.max_pack_tokens={data.max_pack_tokens}: the longest sample must fit a pack. "
+            f"Set max_pack_tokens to at least {longest}, or lower max_tokens."
+        )
 
 
 def rule_of(key: str) -> Resume | None:

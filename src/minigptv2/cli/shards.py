@@ -116,7 +116,9 @@ def _add_preview(parser: Parser) -> None:
     )
     parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS", help="side of the images")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
-    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="as data.max_tokens of a run. Default: 1024"
+    )
     parser.set_defaults(run=_preview)
 
 
@@ -227,7 +229,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
     known = load_tokenizer(tokenizer) if tokenizer else CharacterTokenizer()
-    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else 1 << 20)
+    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else None)
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"

@@ -16,7 +16,7 @@ import numpy as np
 
 from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import Mixture
-from minigptv2.data.plan import mean_tokens
+from minigptv2.data.plan import measure_corpus
 from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
@@ -83,7 +83,7 @@ def collect_stats(
         units = Units(name, share, reader)
         tokens = share.tokens
         if tokens is None and encoder is not None:
-            tokens = mean_tokens(reader, units, encoder, f"{seed}/{name}")
+            tokens = measure_corpus(reader, units, encoder, f"{seed}/{name}", precise=False).tokens
         images = round(len(units) * reader.manifest.images / len(reader))
         known[name] = CorpusStats(len(units), images, tokens, built=True)
     return known

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +22,9 @@ import numpy as np
 
 from minigptv2.config import Resume, fields_with, load_config
 from minigptv2.data.config import Recipe
+from minigptv2.data.lengths import Lengths, measure_lengths
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
+from minigptv2.data.objective import CORPUS, weigh, weights_of_corpora
 from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder, share_image
@@ -31,8 +35,8 @@ from minigptv2.shards.remote import below
 SAMPLE_ORDER = 2
 """Version of the order of samples. It is part of the fingerprint and of checkpoints, so that a run never continues with
 another order. 1: version 0.1, which sampled by image and had a last shuffle window of any size."""
-MEASURED_SAMPLES = 256
-"""Number of samples of a corpus, evenly spread, that are measured if ratios count tokens."""
+_QUIET_S = 5.0
+"""Seconds of measuring lengths after which a line says how far it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class DataPlan:
 
     `corpora` are readers in the recipe's order. The constructor checks that every corpus exists and has the task that
     the recipe states. `global_batch_size` converts the steps of schedules to samples. `encoder` measures lengths if
-    ratios count tokens. Raises `ConfigError` if the recipe needs one that is not given.
+    ratios count tokens or if the objective is `corpus`, through `run_once`, which may measure on one rank for all.
+    Raises `ConfigError` if the ratios need one that is not given.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class DataPlan:
         *,
         global_batch_size: int | None = None,
         encoder: PromptEncoder | None = None,
+        run_once: Callable[[Callable[[], list[Lengths | None]]], list[Lengths | None]] = lambda measure: measure(),
     ) -> None:
         self.recipe = recipe
         self.seed = seed
@@ -91,7 +97,10 @@ class DataPlan:
             Units(name, share, reader)
             for (name, share), reader in zip(recipe.corpora.items(), self.corpora, strict=True)
         ]
-        self._tokens = self._mean_tokens(encoder) if recipe.unit == "token" else None
+        lengths: list[Lengths | None] = [None] * len(self.names)
+        if encoder is not None:
+            lengths = run_once(lambda: self._measure(encoder))
+        self._tokens = self._mean_tokens(lengths) if recipe.unit == "token" else None
         self.mixture = Mixture(
             recipe,
             [len(units) for units in self.units],
@@ -99,6 +108,10 @@ class DataPlan:
             global_batch_size=global_batch_size or 1,
         )
         self.shares = self.mixture.shares
+        self._corpus_weights: list[float] | None = None
+        self.supervised: list[float] | None = None
+        """Mean supervised tokens per sample of each corpus. None unless the objective is `corpus`, and until known."""
+        self._set_supervised(lengths)
         self._window_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_window)
         self._shard_order = lru_cache(maxsize=2 * len(self.names) + 2)(self._shuffle_shards)
 
@@ -145,20 +158,40 @@ class DataPlan:
         return Counter({name: int(n) for name, n in zip(self.names, counts, strict=True)})
 
     def encode(self, sample: SampleId, encoder: PromptEncoder) -> Example:
-        """The example. Its wording depends only on (seed, corpus, sample, part, epoch).
+        """The example with its loss weights. Its wording depends only on (seed, corpus, sample, part, epoch).
 
         Raises `DataError` if it is bad.
         """
-        return encode_sample(
+        example = encode_sample(
             self.corpora[sample.corpus],
             self.units[sample.corpus],
             sample,
             encoder,
             seed_key=f"{self.seed}/{self.names[sample.corpus]}",
         )
+        return weigh(example, self.recipe.objective, self.corpus_weight(sample.corpus))
+
+    def corpus_weight(self, corpus: int) -> float:
+        """The loss weight of a token of a corpus with `objective: corpus`, otherwise 1."""
+        if self.recipe.objective != CORPUS:
+            return 1.0
+        if self._corpus_weights is None:
+            raise ConfigError(
+                "the objective is corpus: pass `encoder` to DataPlan or call `prepare`, to measure the supervised "
+                "tokens per sample, or set `supervised_tokens` for each corpus of the recipe"
+            )
+        return self._corpus_weights[corpus]
+
+    def prepare(self, encoder: PromptEncoder) -> None:
+        """Measure what the objective needs, unless the constructor had an encoder. Nothing to do for most recipes."""
+        if self.recipe.objective == CORPUS and self.supervised is None:
+            self._set_supervised(self._measure(encoder))
 
     def fingerprint(self) -> str:
-        """SHA-256 over seed, recipe and manifests. Equal fingerprints mean the same global sequence."""
+        """SHA-256 over seed, recipe, manifests and measured lengths.
+
+        Equal fingerprints mean the same global sequence with the same loss weights.
+        """
         recipe = asdict(self.recipe)
         identity = {
             "order": SAMPLE_ORDER,
@@ -168,18 +201,48 @@ class DataPlan:
             "tokens": self._tokens,
             "global_batch_size": self._steps_of,
         }
+        if self.recipe.objective == CORPUS:
+            identity["supervised"] = self.supervised
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def _mean_tokens(self, encoder: PromptEncoder | None) -> list[float]:
-        return [
-            share.tokens or self._measure(name, number, encoder)
-            for number, (name, share) in enumerate(self.recipe.corpora.items())
-        ]
+    def _mean_tokens(self, lengths: list[Lengths | None]) -> list[float]:
+        means = []
+        for (name, line), measured in zip(self.recipe.corpora.items(), lengths, strict=True):
+            if not line.tokens and measured is None:
+                raise ConfigError(
+                    f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them"
+                )
+            means.append(line.tokens or (measured.tokens if measured else 0.0))
+        return means
 
-    def _measure(self, name: str, corpus: int, encoder: PromptEncoder | None) -> float:
-        if encoder is None:
-            raise ConfigError(f"unit is token: set `tokens` for corpus '{name}', or pass a tokenizer to measure them")
-        return mean_tokens(self.corpora[corpus], self.units[corpus], encoder, f"{self.seed}/{name}")
+    def _set_supervised(self, lengths: list[Lengths | None]) -> None:
+        """Set the mean supervised tokens and the loss weights of the corpora, if all of them are known."""
+        if self.recipe.objective != CORPUS:
+            return
+        lines = self.recipe.corpora.values()
+        known = [
+            line.supervised_tokens or (one.supervised if one else None)
+            for line, one in zip(lines, lengths, strict=True)
+        ]
+        supervised = [mean for mean in known if mean is not None]
+        if len(supervised) == len(known):
+            self.supervised = supervised
+            weights = weights_of_corpora(self.mixture.loss_shares, self.mixture.ratio_shares, supervised)
+            self._corpus_weights = weights.tolist()
+
+    def _measure(self, encoder: PromptEncoder) -> list[Lengths | None]:
+        """The lengths of each corpus for which the recipe leaves a required one out, None for the others."""
+        by_token, by_corpus = self.recipe.unit == "token", self.recipe.objective == CORPUS
+        measured: list[Lengths | None] = []
+        began = time.monotonic()
+        for (name, line), reader, units in zip(self.recipe.corpora.items(), self.corpora, self.units, strict=True):
+            needed = (by_token and not line.tokens) or (by_corpus and not line.supervised_tokens)
+            key = f"{self.seed}/{name}"
+            measured.append(measure_corpus(reader, units, encoder, key, precise=by_corpus) if needed else None)
+            if time.monotonic() - began > _QUIET_S:
+                print(f"measuring sample lengths: {len(measured)} of {len(self.names)} corpora", flush=True)
+                began = time.monotonic()
+        return measured
 
     def _unit_in_epoch(self, corpus: int, epoch: int, within: int) -> int:
         _, ends = self._shard_order(corpus, epoch)
@@ -211,20 +274,16 @@ class DataPlan:
         return _generator(self.seed, corpus, epoch, window).permutation(units)
 
 
-def mean_tokens(reader: CorpusReader, units: Units, encoder: PromptEncoder, seed_key: str) -> float:
-    """Mean tokens per sample, over MEASURED_SAMPLES of them. Raises `DataError` if none of them can be encoded."""
-    lengths = []
-    count = min(len(units), MEASURED_SAMPLES)
-    for unit in np.linspace(0, len(units) - 1, count).astype(int).tolist():
+def measure_corpus(
+    reader: CorpusReader, units: Units, encoder: PromptEncoder, seed_key: str, *, precise: bool
+) -> Lengths:
+    """Mean lengths of the corpus's samples. Raises `DataError` if none of the measured ones can be encoded."""
+
+    def encode(unit: int) -> Example:
         number, part = units.locate(unit)
-        try:
-            example = encode_sample(reader, units, SampleId(0, number, 0, part), encoder, seed_key=seed_key)
-        except DataError:
-            continue  # the loader drops and reports it. Here it only has no length
-        lengths.append(len(example))
-    if not lengths:
-        raise DataError(f"{reader.folder}: none of {count} samples can be encoded")
-    return sum(lengths) / len(lengths)
+        return encode_sample(reader, units, SampleId(0, number, 0, part), encoder, seed_key=seed_key)
+
+    return measure_lengths(encode, len(units), str(reader.folder), precise=precise)
 
 
 def _generator(seed: int, *path: int) -> np.random.Generator:
@@ -237,7 +296,7 @@ def encode_sample(
 ) -> Example:
     """The example of a sample. The wording depends only on (`seed_key`, sample, part, epoch), not on the corpus number.
 
-    Raises `DataError` if the record is bad or if its first turn does not fit into `encoder.max_tokens`.
+    Raises `DataError` if the record is bad or if a question alone fills `encoder.max_tokens`.
     """
     record = reader.record(sample.sample)
     part = f"/{sample.part}" if sample.part else ""
@@ -248,21 +307,22 @@ def encode_sample(
         raise DataError(f"{reader.where(sample.sample)}{error}") from error
     example = encoder.encode(record, draw) if turns is None else _of_separate_turns(record, turns, encoder, draw)
     if example is None:
-        where = reader.where(sample.sample)
-        raise DataError(f"{where}: the first turn alone is longer than max_tokens={encoder.max_tokens}")
+        raise DataError(
+            f"{reader.where(sample.sample)}: the first question alone fills max_tokens={encoder.max_tokens} text "
+            "tokens, so no answer is left"
+        )
     return example
 
 
 def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:
-    """The turns that fit, encoded as if alone. Several turns share the image. None if no turn fits."""
+    """The turns, each encoded as if alone. Several turns share the image, or `<s>` if there is none.
+
+    None if a question alone is too long.
+    """
     examples: list[Example] = []
     for number in turns:
         example = encoder.encode(replace(record, turns=(record.turns[number],), separate=False), draw)
         if example is None:
-            continue
-        joined = share_image([*examples, example]) if examples else example
-        if len(joined) <= encoder.max_tokens:
-            examples.append(example)
-    if not examples:
-        return None
+            return None
+        examples.append(example)
     return share_image(examples) if len(examples) > 1 else examples[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from minigptv2.cluster import distributed
+from minigptv2.data.plan import SampleId
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.trainer import StepReport
 from minigptv2.errors import RequeueExit
@@ -20,7 +22,7 @@ def run_loop(run: Run) -> None:
     """
     trainer, log, settings = run.trainer, run.log, run.config.train
     first, last = trainer.step, settings.steps
-    meter = Meter(run.limit)
+    meter = Meter(run.limit, run.plan.names)
     movement = Movement(trainer, settings.guard.movement_steps)
     if reason := run.stop.poll_all_ranks():
         raise RequeueExit(f"stop requested ({reason}) while loading, at step {first} of {last}. Nothing to save.")
@@ -42,7 +44,7 @@ def run_loop(run: Run) -> None:
         log_due = every(step, settings.log_every) or step == last
         if log_due:
             _log_interval(run, meter, report)
-            meter = Meter(run.limit)
+            meter = Meter(run.limit, run.plan.names)
         if every(step, run.config.evaluate.every) or step == last:
             run.monitor.evaluate(step)
         reason = run.stop.poll_all_ranks()
@@ -63,8 +65,21 @@ def _log_interval(run: Run, meter: Meter, report: StepReport) -> None:
     step = run.trainer.step
     text, values = meter.summary(report, run.config.train.steps - step)
     run.log.line(text)
+    if meter.truncated:
+        run.log.line(_describe_truncated(run, meter.truncated))
     mixture = {name: count / run.position for name, count in run.plan.corpus_counts(0, run.position).items()}
     run.log.metrics(step, {**values, "mixture": mixture, **run.monitor.losses(step)})
+
+
+def _describe_truncated(run: Run, truncated: list[tuple[SampleId, int]]) -> str:
+    """The log line about the samples whose text was cut: how many of each corpus, and the longest of them."""
+    counts = Counter(run.plan.names[sample.corpus] for sample, _ in truncated)
+    longest, num_cut = max(truncated, key=lambda pair: pair[1])
+    return (
+        f"truncated {len(truncated)} samples to {run.config.data.max_tokens} text tokens (data.max_tokens): "
+        + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        + f". The longest is {run.plan.name_of(longest)}, where {num_cut} tokens were cut"
+    )
 
 
 def _report_drops(run: Run, report: DropReport | None) -> None:
