@@ -25,7 +25,7 @@ OFFICIAL, MINIGPT4 = "the official layout", "MiniGPT-4's layout"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPath:
     """A path below the root that is read. `left` is a path of the other layout that exists, too, and is not read."""
 
     path: str
@@ -43,7 +43,7 @@ class Raw:
     root: Path
     corpus: str
     download: str
-    found: dict[str, Found] = field(default_factory=dict, compare=False)
+    found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
 
     def find(self, *candidates: str, minigpt4: Sequence[str] = ()) -> Path:
         """The first of the paths below the root that exists, file or folder, those of MiniGPT-4's layout last.
@@ -55,7 +55,7 @@ class Raw:
         if path is None:
             self.missing(*candidates, minigpt4=minigpt4)
         left = other if official and other and not official.startswith(f"{other}/") else ""
-        return self._note(Found(path, OFFICIAL if official else MINIGPT4, left or ""))
+        return self._note(FoundPath(path, OFFICIAL if official else MINIGPT4, left or ""))
 
     def beside(self, file: Path, *names: str) -> Path:
         """The first of the names that exists in the folder of a file that was found: in the layout of that file."""
@@ -64,7 +64,7 @@ class Raw:
         path = self._first(candidates)
         if path is None:
             self.missing(*candidates)
-        return self._note(Found(path, layout))
+        return self._note(FoundPath(path, layout))
 
     def has(self, candidate: str) -> bool:
         """Whether the path exists."""
@@ -79,7 +79,7 @@ class Raw:
         for pattern in (*patterns, *minigpt4):
             found = sorted(file for file in self.root.glob(pattern) if file.is_file())
             if found:
-                self._note(Found(pattern, OFFICIAL if pattern in patterns else MINIGPT4))
+                self._note(FoundPath(pattern, OFFICIAL if pattern in patterns else MINIGPT4))
                 return found
         self.missing(*patterns, minigpt4=minigpt4)
 
@@ -104,7 +104,7 @@ class Raw:
     def _first(self, candidates: Sequence[str]) -> str | None:
         return next(filter(self.has, candidates), None)
 
-    def _note(self, found: Found) -> Path:
+    def _note(self, found: FoundPath) -> Path:
         self.found[found.path] = found
         return self.root / found.path
 
