@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import IO, Any
 
 from PIL import Image
@@ -178,7 +179,7 @@ def _as_png(data: bytes) -> bytes:
 
 
 def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
-    for path in paths:
+    for path in chain(paths, chain.from_iterable(map(_other_spellings, paths))):
         try:
             with open(path, "rb") as stream:
                 return stream.read(count)
@@ -187,6 +188,13 @@ def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
         except (OSError, ValueError) as error:  # ValueError: the path holds a NUL or half a surrogate pair
             raise DataError("image cannot be read") from error
     raise DataError(IMAGE_MISSING)
+
+
+def _other_spellings(path: str) -> list[str]:
+    """The path with other spellings of its extension: `a.JPG` and `a.jpeg` for `a.jpg`."""
+    stem, extension = os.path.splitext(path)
+    jpeg = (".jpg", ".jpeg") if extension.lower() in (".jpg", ".jpeg") else (extension.lower(),)
+    return [stem + one for kind in jpeg for one in (kind, kind.upper()) if one != extension]
 
 
 def _read_member(member: TarMember) -> bytes:
@@ -204,13 +212,14 @@ def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | 
     regions = tuple([_fit_region(region, size, frame) for region in turn.regions])
     shape = TASKS[turn.task].shape
     tidy = str if shape.spans else clean  # spans count characters of the text, which the source has cleaned
-    answers = tuple([answer for answer in map(tidy, turn.answers) if answer and not answer.isspace()])
+    answers = tuple(map(tidy, turn.answers))
+    given = tuple([answer for answer in answers if answer and not answer.isspace()])
     question = None if turn.question is None else clean(turn.question)
-    if turn.answers and not answers or not turn.answers and not turn.regions:
+    if turn.answers and not given or not turn.answers and not turn.regions:
         raise DataError("empty answer")
     if question == "" or question is None and shape.question:
         raise DataError("empty question")
-    return Turn(turn.task, question, answers, regions, turn.choices, turn.source)
+    return Turn(turn.task, question, answers if shape.blank_answers else given, regions, turn.choices, turn.source)
 
 
 def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Region:

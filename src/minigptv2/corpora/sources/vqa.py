@@ -3,8 +3,11 @@
 Sources: Goyal et al. 2017 (visualqa.org), Marino et al. 2019 (okvqa.allenai.org), Schwenk et al. 2022, Gurari et al.
 2018. License: CC BY 4.0, A-OKVQA Apache-2.0, images under their Flickr terms. Layouts: VQA's questions and annotations,
 or the merged list (`image`, `question`, `answer`, `question_id`). Answers keep their frequency: one that nine of ten
-people gave is trained in nine of ten cases. The questions of an image are separate turns. Expected questions: 443,757 /
-214,354 (VQAv2), 9,009 / 5,046 (OK-VQA), 17,056 / 1,145 (A-OKVQA), 20,523 / 4,319 (VizWiz).
+people gave is trained in nine of ten cases. An empty answer stays in the list, so that scores count ten people, and is
+never trained. OK-VQA 1.1 has what people wrote, `raw_answer`, which is trained, and its stem, `answer`, which the
+official script compares: the stems are in `source["answers"]`, joined by `|`. A-OKVQA's `difficult_direct_answer` is
+`true` or `false` in `source`. The questions of an image are separate turns. Expected questions: 443,757 / 214,354
+(VQAv2), 9,009 / 5,046 (OK-VQA), 17,056 / 1,145 (A-OKVQA), 20,523 / 4,319 (VizWiz).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
-from minigptv2.corpora.raw import Raw, stream_json
+from minigptv2.corpora.raw import Raw, is_list, stream_json
 from minigptv2.corpora.sources.coco import GET_IMAGES, image_id_of, image_paths, require_images
 from minigptv2.record import Turn
 
@@ -35,6 +38,10 @@ class VqaQuestion:
     answer_type: str = ""
     choice: str = ""
     """The correct one of `choices`, if the file states it."""
+    stems: str = ""
+    """The answers as the official script compares them, joined by `|`, if the file has them besides the given ones."""
+    difficult: str = ""
+    """`true` if the direct answers are not scored, `false` if they are. Empty if the file does not state it."""
 
 
 def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[Draft | Rejected]:
@@ -59,7 +66,13 @@ def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[D
 
 
 def _turn(question: VqaQuestion) -> Turn:
-    facts = {"id": question.id, "answer_type": question.answer_type, "choice": question.choice}
+    facts = {
+        "id": question.id,
+        "answer_type": question.answer_type,
+        "choice": question.choice,
+        "answers": question.stems,
+        "difficult_direct_answer": question.difficult,
+    }
     source = {name: value for name, value in facts.items() if value or name == "id"}
     return Turn("vqa", question.text, question.answers, choices=question.choices, source=source)
 
@@ -75,25 +88,37 @@ def locate_coco(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | Rejected]:
-    """VQAv2 and OK-VQA. `prefix` is the prefix of the official file names (`v2_` for VQAv2)."""
+    """VQAv2 and OK-VQA. `prefix` is the prefix of the official file names (`v2_` for VQAv2).
+
+    MiniGPT-4's layout has the merged list for training. Its evaluation of OK-VQA has cleaned official files, `_clean`,
+    whose questions may be a list of their own.
+    """
     require_images(raw)
     year = f"{split}2014"
-    files = tuple(
-        f"{folder}/{prefix}{name}.json" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
+    asked, answered = (
+        f"{folder}/{prefix}{name}" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
     )
     merged = (f"{folder}/{folder}_{split}.json", f"{folder}/vqa_{split}.json")
-    found = raw.find(files[0], *merged)
-    questions = _official(found, raw.find(files[1]), year) if found.name == Path(files[0]).name else _merged(found)
-    yield from group(raw, questions, locate_coco)
+    cleaned = [f"{asked}_clean.json", *([f"{folder}/{folder}_test_split.json"] if split == "val" else [])]
+    file = raw.find(f"{asked}.json", minigpt4=(*merged, *cleaned))
+    if str(file.relative_to(raw.root)) in merged:
+        yield from group(raw, _merged(file), locate_coco)
+        return
+    annotations = raw.find(f"{answered}.json", minigpt4=(f"{answered}_clean.json",))
+    yield from group(raw, _official(file, annotations, year), locate_coco)
 
 
 def _official(questions: Path, annotations: Path, year: str) -> Iterator[VqaQuestion]:
+    """The questions of the official file, or of a list of questions, with the answers of the annotations."""
     entries = (entry for _, entry in stream_json(annotations, "annotations"))
-    answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type") or "")) for entry in entries}
-    for _, entry in stream_json(questions, "questions"):
-        given, kind = answers.pop(entry["question_id"], ((), ""))
+    answers = {
+        entry["question_id"]: (_answers(entry), _stems(entry), sys.intern(entry.get("answer_type") or ""))
+        for entry in entries
+    }
+    for _, entry in stream_json(questions, None if is_list(questions) else "questions"):
+        given, stems, kind = answers.pop(entry["question_id"], ((), "", ""))
         name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
-        yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind)
+        yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind, stems=stems)
 
 
 def _merged(file: Path) -> Iterator[VqaQuestion]:
@@ -104,7 +129,21 @@ def _merged(file: Path) -> Iterator[VqaQuestion]:
 
 
 def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
-    return shared(answer["answer"] for answer in annotation["answers"])
+    """What people wrote: `raw_answer` where the file has it (OK-VQA), else `answer`."""
+    return shared(_written(answer) for answer in annotation["answers"])
+
+
+def _written(answer: dict[str, Any]) -> str:
+    raw = answer.get("raw_answer")
+    return answer["answer"] if raw is None else raw
+
+
+def _stems(annotation: dict[str, Any]) -> str:
+    """Every `answer`, in the file's order, joined by `|`. Empty if the file has no `raw_answer` besides."""
+    entries = annotation["answers"]
+    if not any("raw_answer" in answer for answer in entries):
+        return ""
+    return "|".join(answer["answer"].replace("|", " ") for answer in entries)
 
 
 def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
@@ -124,15 +163,24 @@ def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 tuple(answers),
                 tuple(choices),
                 choice=choices[right] if isinstance(right, int) and 0 <= right < len(choices) else "",
+                difficult=_flag(entry.get("difficult_direct_answer")),
             )
 
     yield from group(raw, questions(), locate_coco)
 
 
+def _flag(value: Any) -> str:
+    """`true` or `false`, or an empty text for None. Raises `ValueError` for another value."""
+    text = "" if value is None else str(value).lower()
+    if text not in ("", "true", "false"):
+        raise ValueError(f"difficult_direct_answer must be true or false, got {value!r}")
+    return text
+
+
 def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """VizWiz-VQA: one question per image. Some are unanswerable."""
     file = raw.find(f"vizwiz/{split}.json", f"vizwiz/Annotations/{split}.json", f"vizwiz/vizwiz_{split}.json")
-    raw.find("vizwiz/images", f"vizwiz/{split}")
+    raw.find("vizwiz/images", f"vizwiz/{split}", minigpt4=("vizwiz/vizwiz_images",))
 
     def questions() -> Iterator[VqaQuestion]:
         for _, entry in stream_json(file):
@@ -141,7 +189,9 @@ def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             yield VqaQuestion(name, name, entry["question"], _answers(entry), answer_type=kind)
 
     def locate(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
-        return Path(name).stem, tuple(str(raw.root / "vizwiz" / place / name) for place in (split, "images"))
+        return Path(name).stem, tuple(
+            str(raw.root / "vizwiz" / place / name) for place in (split, "images", "vizwiz_images")
+        )
 
     yield from group(raw, questions(), locate)
 
