@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,11 +22,19 @@ _SPACE = re.compile(r"[\s,]*")
 
 @dataclass(frozen=True)
 class Raw:
-    """The folder with original files, and the download to name if one is missing."""
+    """The folder with original files, and the download to name if one is missing.
+
+    `notes` counts what a reader passes over without loss, by its description, for the report of the build.
+    """
 
     root: Path
     corpus: str
     download: str
+    notes: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Count something that is passed over. `{count}` in the description stands for the number."""
+        self.notes[what] += count
 
     def find(self, *candidates: str) -> Path:
         """The first of the paths below the root that exists, file or folder. Raises `MissingFilesError` naming all."""

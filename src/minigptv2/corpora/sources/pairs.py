@@ -20,9 +20,9 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """One draft per image with its caption. Tars are in `<corpus>/` or one folder below."""
-    for file in raw.glob(f"{raw.corpus}/*.tar", f"{raw.corpus}/*/*.tar"):
-        for entry in tars.entries(file):
+    """One draft per image with its caption. Tars are below `<corpus>/`."""
+    for file in tars.tars_of(raw, raw.corpus):
+        for entry in tars.entries(file, raw):
             if isinstance(entry, Rejected):
                 yield entry
             else:
