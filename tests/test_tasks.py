@@ -31,6 +31,12 @@ def test_a_published_task_has_at_least_eight_wordings(name: str) -> None:
     assert len(set(TASKS[name].instructions)) >= 8
 
 
+def test_the_published_caption_prompt_is_trained_and_the_first_wording_is_ours() -> None:
+    task = TASKS["caption"]
+    assert "[caption] please describe this image?" in [task.ask("", wording) for wording in task.instructions]
+    assert task.ask() == "[caption] Describe this image in one sentence."
+
+
 @pytest.mark.parametrize("name", WITH_IDENTIFIER)
 def test_the_wordings_of_a_task_have_a_place_for_its_query(name: str) -> None:
     task = TASKS[name]

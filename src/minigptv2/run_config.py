@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import MISSING, Loaded, Resume, load_config, resume_rule, setting
-from minigptv2.data.config import DataConfig, Recipe
+from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig, Recipe
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config, shards_parameters
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
@@ -54,16 +54,24 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
             f"model.compile_vision and model.vision_batch cannot be used with ZeRO-3 ({config.train.deepspeed}): its "
             "hooks break compiled graphs, and ranks must call the encoder equally often. Use a ZeRO-2 JSON."
         )
-    image_tokens = tokens_per_image(config.model.vision_encoder)
-    if config.data.max_tokens <= image_tokens:
-        raise ConfigError(f"data.max_tokens={config.data.max_tokens} must exceed the {image_tokens} image tokens")
-    if config.data.max_tokens > config.data.max_pack_tokens:
-        raise ConfigError(
-            f"data.max_tokens={config.data.max_tokens} must not exceed data.max_pack_tokens="
-            f"{config.data.max_pack_tokens}: the longest sample must fit a pack"
-        )
+    _check_lengths(config.data, tokens_per_image(config.model.vision_encoder))
     if not find(config.data.recipe).is_file():
         raise ConfigError(f"data.recipe={config.data.recipe}: no such file. The shipped recipes are in data_recipes/")
+
+
+def _check_lengths(data: DataConfig, image_tokens: int) -> None:
+    if data.max_tokens < SHORTEST_TEXT_TOKENS:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} must be at least {SHORTEST_TEXT_TOKENS}: it counts the text tokens "
+            "of a sample, with those of its prompt"
+        )
+    longest = data.max_tokens + image_tokens
+    if longest > data.max_pack_tokens:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} text tokens and the {image_tokens} tokens of an image make {longest}, "
+            f"more than data.max_pack_tokens={data.max_pack_tokens}: the longest sample must fit a pack. "
+            f"Set max_pack_tokens to at least {longest}, or lower max_tokens."
+        )
 
 
 def rule_of(key: str) -> Resume | None:
@@ -77,6 +85,21 @@ def rule_of(key: str) -> Resume | None:
     return Resume.FREE if section == "deepspeed" else resume_rule(RunConfig, key)
 
 
+def check_sample_order(saved: int, current: int, run: Path, where: Path) -> None:
+    """Raise `CheckpointError` if a version with another order of samples wrote the checkpoint `where` of `run`.
+
+    This check comes before the others: keys of the recipe that the other version did not have explain nothing.
+    """
+    if saved > current:
+        raise CheckpointError(f"cannot resume from {where}: a newer version wrote it; update minigptv2")
+    if saved < current:
+        raise CheckpointError(
+            f"cannot resume from {where}: minigptv2 0.1 wrote it, and the order of samples changed in 0.2. Finish this "
+            f"run with minigptv2 0.1, or train from its export in another run_dir (init_from={run}/export), or use "
+            "--fresh to start over."
+        )
+
+
 def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) -> list[str]:
     """Compare resolved configs by dotted key. Returns the allowed changes as lines for the log.
 
@@ -84,16 +107,21 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) ->
     """
     changes = []
     for key in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(key), current.get(key)
-        if before == now:
+        if saved.get(key) == current.get(key):
             continue
+        before, now = _shown(saved, key), _shown(current, key)
         if rule_of(key) is Resume.EQUAL:
             raise CheckpointError(
-                f"cannot resume from {where}: {key} was {before!r} and is now {now!r}. "
+                f"cannot resume from {where}: {key} was {before} and is now {now}. "
                 "Use the same value, another run_dir, or --fresh to start over."
             )
-        changes.append(f"changed on resume: {key} was {before!r}, is now {now!r}")
+        changes.append(f"changed on resume: {key} was {before}, is now {now}")
     return changes
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    """The value of a key for a message. A run that did not have the key (another corpus or version) is not `None`."""
+    return repr(values[key]) if key in values else "not set"
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:

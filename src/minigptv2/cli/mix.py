@@ -27,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to measure the samples' lengths with")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
-    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="as data.max_tokens of a run. Default: 1024"
+    )
     parser.add_argument("--output", metavar="FILE", help="also plot the mixture over time to a .png or .html file")
     add_json(parser)
     parser.set_defaults(run=_mix)

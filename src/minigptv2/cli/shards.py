@@ -58,8 +58,9 @@ def _add_build(parser: Parser) -> None:
     parser.add_old_spelling("--size", "--samples-per-shard")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="stop after N images or conversations")
     parser.add_argument("--bake", type=at_least(1), metavar="SIDE", help="store images resized to SIDE x SIDE pixels")
-    parser.add_argument(
-        "--per-question", action="store_true", help="store one sample for each question, each with its image"
+    parser.add_removed(
+        "--per-question",
+        "images are stored once, and training samples each question of one (`sample_by: turn`, the recipe default)",
     )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="tokenizer to measure lengths with. Default: count characters"
@@ -78,7 +79,9 @@ def _add_index(parser: Parser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="folder of .tar files: records, or images with json or txt captions"
     )
-    parser.add_argument("--corpus", metavar="NAME", help="name in recipes and messages. Default: the folder's name")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="name in recipes and messages. Default: the one before, or the folder's name"
+    )
     parser.add_argument("--license", default="", help="license to record in the manifest")
     parser.add_argument(
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
@@ -123,7 +126,9 @@ def _add_preview(parser: Parser) -> None:
     )
     parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS", help="side of the images")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
-    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="as data.max_tokens of a run. Default: 1024"
+    )
     parser.set_defaults(run=_preview)
 
 
@@ -218,7 +223,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            options=BuildOptions(args.limit, args.per_question, args.bake),
+            options=BuildOptions(args.limit, args.bake),
             progress=bar.update,
         )
     for line in report.lines():
@@ -234,7 +239,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
     known = load_tokenizer(tokenizer) if tokenizer else CharacterTokenizer()
-    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else 1 << 20)
+    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else None)
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
@@ -255,9 +260,10 @@ def _list(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
-    from minigptv2.shards.indexing import index_corpus
+    from minigptv2.shards.indexing import index_corpus, manifest_before
 
-    corpus = args.corpus or args.folder.resolve().name
+    built = manifest_before(args.folder)
+    corpus = args.corpus or (built.corpus if built else args.folder.resolve().name)
     notes: list[str] = []
     with _bar("indexing", "shard") as bar:
         manifest, faults = index_corpus(

@@ -204,13 +204,14 @@ def _fit(turn: Turn, size: tuple[int, int] | None, frame: tuple[float, float] | 
     regions = tuple([_fit_region(region, size, frame) for region in turn.regions])
     shape = TASKS[turn.task].shape
     tidy = str if shape.spans else clean  # spans count characters of the text, which the source has cleaned
-    answers = tuple([answer for answer in map(tidy, turn.answers) if answer and not answer.isspace()])
+    answers = tuple(map(tidy, turn.answers))
+    given = tuple([answer for answer in answers if answer and not answer.isspace()])
     question = None if turn.question is None else clean(turn.question)
-    if turn.answers and not answers or not turn.answers and not turn.regions:
+    if turn.answers and not given or not turn.answers and not turn.regions:
         raise DataError("empty answer")
     if question == "" or question is None and shape.question:
         raise DataError("empty question")
-    return Turn(turn.task, question, answers, regions, turn.choices, turn.source)
+    return Turn(turn.task, question, answers if shape.blank_answers else given, regions, turn.choices, turn.source)
 
 
 def _fit_region(region: Region, size: tuple[int, int] | None, frame: tuple[float, float] | None) -> Region:

@@ -16,7 +16,8 @@ import numpy as np
 
 from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import Mixture
-from minigptv2.data.plan import mean_tokens
+from minigptv2.data.plan import measure_corpus
+from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
 from minigptv2.shards.manifest import MANIFEST_FILE
@@ -29,8 +30,8 @@ _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """Samples and images of a corpus, from its manifest (`built`) or the table of corpora, and its mean tokens per
-    sample, measured or from the recipe. None: unknown."""
+    """Samples of a corpus (`sample_by`) and how many of them have an image, from its manifest (`built`) or the table of
+    corpora, and its mean tokens per sample, measured or from the recipe. None: unknown."""
 
     samples: int | None
     images: int | None
@@ -79,10 +80,12 @@ def collect_stats(
             known[name] = CorpusStats(expected.get(name), None, share.tokens, built=False)
             continue
         reader = CorpusReader(folder)
+        units = Units(name, share, reader)
         tokens = share.tokens
         if tokens is None and encoder is not None:
-            tokens = mean_tokens(reader, share, encoder, f"{seed}/{name}")
-        known[name] = CorpusStats(len(reader), reader.manifest.images, tokens, built=True)
+            tokens = measure_corpus(reader, units, encoder, f"{seed}/{name}", precise=False).tokens
+        images = round(len(units) * reader.manifest.images / len(reader))
+        known[name] = CorpusStats(len(units), images, tokens, built=True)
     return known
 
 

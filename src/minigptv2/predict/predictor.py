@@ -62,7 +62,7 @@ class Predictor:
         """Held while the model runs, because generating changes its mode and the random state."""
         self.tokenizer = tokenizer
         self.style = style
-        self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions)
+        self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=None)
 
     def answer(
         self,
@@ -231,7 +231,7 @@ class Predictor:
     def _example(self, case: Case) -> Example:
         turns = [RenderedTurn(task_of(question).name, question, answer) for question, answer in case.turns]
         example = self.encoder.encode_rendered(turns, num_images=len(case.images))
-        if example is None or example.num_turns < len(turns):
+        if example is None or len(example) > self.model.max_positions:
             raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} positions of the model")
         return example
 

@@ -35,6 +35,7 @@ from minigptv2.shards.manifest import (
     IndexWriter,
     Manifest,
     ShardInfo,
+    parse_manifest,
     save_manifest,
 )
 from minigptv2.shards.reader import record_of_caption
@@ -62,10 +63,14 @@ class ScanOptions:
 
 @dataclass
 class ShardScan:
-    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
+    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else.
+
+    `turn_counts` int64 [samples]: number of separate turns of each good sample.
+    """
 
     info: ShardInfo
     rows: np.ndarray
+    turn_counts: np.ndarray
     images: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     faults: list[Dropped] = field(default_factory=list)
@@ -88,8 +93,9 @@ def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> 
     scan = _Scanner(data, name, options)
     scan.run()
     info = ShardInfo(name, len(data), sha256, len(scan.rows))
-    rows = np.array(scan.rows, dtype=INDEX_DTYPE)
-    return ShardScan(info, rows, scan.images, scan.turns, scan.faults, scan.content.macos, scan.extras)
+    rows, counts = np.array(scan.rows, dtype=INDEX_DTYPE), np.array(scan.turn_counts, dtype=np.int64)
+    found = scan.content
+    return ShardScan(info, rows, counts, scan.images, scan.turns, scan.faults, found.macos, scan.extras)
 
 
 def _map(file: Path) -> memoryview:
@@ -105,6 +111,7 @@ class _Scanner:
         self.data, self.shard, self.options = data, shard, options
         self.content = read_groups(data)
         self.rows: list[tuple[int, int, int, int, int]] = []
+        self.turn_counts: list[int] = []
         self.images = 0
         self.turns: Counter[str] = Counter()
         self.faults: list[Dropped] = []
@@ -148,6 +155,7 @@ class _Scanner:
                 rest = zlib.crc32(self.data[member.offset : member.end], rest)
         text_crc = zlib.crc32(self.data[text.offset : text.end])
         self.rows.append((start // tar.BLOCK, text_block, text_blocks, text_crc, rest))
+        self.turn_counts.append(record.annotations)
         self.turns.update(record.tasks)
         self.images += image is not None
 
@@ -201,14 +209,17 @@ def index_corpus(
 
     If there are faults nothing is written and the manifest is None, unless `skip_faults` is set. Then the faulty
     samples and files are left out and listed in `dropped.jsonl`. `note` receives one line for each kind of file or
-    member that is passed over. Raises `DataError` if there is no tar or no good sample.
+    member that is passed over. What only a build knows (split, size of baked images, dropped samples, license) is kept
+    from the folder's manifest, if it has one. Raises `DataError` if there is no tar or no good sample.
     """
     found = find_tars(folder)
     files = found.tars
     faults = [Dropped(corpus, file, "", reason) for file, reason in found.unreadable.items()]
     if not files:
         raise DataError("\n".join([f"no .tar file in {folder}", *(f"  {fault}" for fault in faults)]))
-    options = ScanOptions(corpus, detect_layout(files), ignore_extra=ignore_extra)
+    built = manifest_before(folder)
+    baked_side = built.baked_side if built else None
+    options = ScanOptions(corpus, detect_layout(files), baked_side, ignore_extra=ignore_extra)
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
     macos, extras = 0, Counter[str]()
@@ -219,7 +230,7 @@ def index_corpus(
             macos, extras = macos + scan.macos, extras + scan.extras
             if len(scan.rows):
                 shards.append(scan.info)
-                index.append(scan.rows)
+                index.append(scan.rows, scan.turn_counts)
                 turns.update(scan.turns)
                 images += scan.images
             if progress is not None:
@@ -243,10 +254,20 @@ def index_corpus(
             images=images,
             turns=dict(turns),
             layout=options.layout,
-            dropped=len(faults),
-            license=license,
+            baked_side=options.baked_side,
+            dropped=len(faults) or (built.dropped if built else 0),
+            license=license or (built.license if built else ""),
+            split=built.split if built else "",
         )
     return manifest, faults
+
+
+def manifest_before(folder: Path) -> Manifest | None:
+    """The manifest of a folder that was built or indexed before. None if there is none or it cannot be read."""
+    try:
+        return parse_manifest(folder)
+    except DataError:
+        return None
 
 
 def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:

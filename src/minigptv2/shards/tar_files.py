@@ -14,6 +14,7 @@ from pathlib import Path
 from minigptv2.shards.dropped import DROPPED_FILE
 from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
 from minigptv2.shards.tar_samples import is_of_macos
+from minigptv2.shards.turn_counts import TURNS_FILE
 
 _TAR = ".tar"
 _TOOLS = {
@@ -25,7 +26,7 @@ _TOOLS = {
     "brotli -d": (".tar.br",),
     "unzip and tar": (".tar.zip",),
 }
-_OURS = (MANIFEST_FILE, TABLE_FILE, INDEX_FILE, DROPPED_FILE, "preview.html")
+_OURS = (MANIFEST_FILE, TABLE_FILE, INDEX_FILE, TURNS_FILE, DROPPED_FILE, "preview.html")
 
 
 @dataclass

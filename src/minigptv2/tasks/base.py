@@ -41,6 +41,8 @@ class TurnShape:
     """The turn has a question."""
     answers: bool = False
     """The turn has at least one answer, and no answer is empty."""
+    blank_answers: bool = False
+    """Some of the answers may be empty. They count in scores, as people's answers do, and are never trained."""
     regions: Literal["none", "one", "some"] = "none"
     """`one`: exactly one region with one box; `some`: at least one region; `none`: no region is needed."""
     spans: bool = False
@@ -58,7 +60,8 @@ class TurnShape:
             return "has an image, which this task does not take; use 'conversation' for questions about an image"
         if self.question and not (turn.question and turn.question.strip()):
             return "has no question"
-        if self.answers and not (turn.answers and all(map(str.strip, turn.answers))):
+        enough = any if self.blank_answers else all
+        if self.answers and not (turn.answers and enough(map(str.strip, turn.answers))):
             return "has an empty answer"
         if self.regions == "one" and [len(region.boxes) for region in turn.regions] != [1]:
             return "needs exactly one region with one box"

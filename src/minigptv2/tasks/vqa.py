@@ -24,15 +24,20 @@ class VqaTask(Task):
     )
     headline = "accuracy"
     max_new_tokens = 32
-    shape = TurnShape(question=True, answers=True)
+    shape = TurnShape(question=True, answers=True, blank_answers=True)
     query = "text"
     answer = "text"
 
     def render(self, turn: Turn, width: int, height: int, pick: Pick) -> RenderedTurn:
         """The question in a drawn wording, with one of the accepted answers."""
-        answer = pick(turn.answers)
+        answer = pick(_given(turn))
         return RenderedTurn(self.name, self.ask(turn.question or "", pick(self.instructions)), answer)
 
     def score(self, turn: Turn, text: str, width: int, height: int) -> dict[str, float]:
         """`accuracy`: whether the text is an accepted answer."""
-        return {"accuracy": exact_match(text, turn.answers)}
+        return {"accuracy": exact_match(text, _given(turn))}
+
+
+def _given(turn: Turn) -> list[str]:
+    """The answers that are not empty. Some of the people who were asked left theirs empty."""
+    return [answer for answer in turn.answers if answer.strip()]

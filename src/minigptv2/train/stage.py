@@ -11,6 +11,7 @@ from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests, stop_listening
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
+from minigptv2.data.objective import CORPUS, TOKEN
 from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.engine.config import resolve_deepspeed_config
 from minigptv2.errors import ConfigError
@@ -30,7 +31,7 @@ from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
 from minigptv2.train.limit import limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
-from minigptv2.train.resume import check_stage_before, find_start
+from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
 
 
@@ -60,6 +61,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
             tokenizer = tokenizer_of(config.model)
             encoder = _prompt_encoder(config, tokenizer)
+            if not fresh:
+                refuse_other_order(config)
             plan = _data_plan(config, encoder)
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
@@ -77,13 +80,14 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
                 assert isinstance(model, MiniGPTv2)
                 watch.set_phase("before the first step")
                 log.line(prove_packing(model, device))
-                rehearse(config, trainer, log, layers)
+                rehearse(config, trainer, log, layers, weighted=plan.recipe.objective != TOKEN)
                 limit = limit_report(config, deepspeed_config, device, next(model.parameters()).dtype, layers)
                 log.line(f"this machine: {limit.rates}")
                 watch.set_phase("loading the checkpoint")
                 position = restore(trainer, start, config, log)
                 run = Run(config, folder, start, encoder, plan, trainer, log, watch, stop, attempts, limit, position)
                 _log_mixture(log, "target mixture", dict(zip(plan.names, plan.shares, strict=True)))
+                _log_objective(log, plan)
                 run.monitor = _monitor(run, model)
                 run_loop(run)
                 counts = plan.corpus_counts(0, run.position)
@@ -111,6 +115,7 @@ def _data_plan(config: RunConfig, encoder: PromptEncoder) -> DataPlan:
         config.seed,
         global_batch_size=config.train.global_batch_size,
         encoder=encoder,
+        run_once=distributed.on_main,
     )
     needed = config.train.steps * config.train.global_batch_size
     if plan.length is not None and plan.length < needed:
@@ -135,3 +140,14 @@ def _monitor(run: Run, model: MiniGPTv2) -> PeriodicEvaluator:
 
 def _log_mixture(log: RunLog, title: str, shares: dict[str, float]) -> None:
     log.line(f"{title}: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()))
+
+
+def _log_objective(log: RunLog, plan: DataPlan) -> None:
+    log.line(
+        f"objective: every {plan.recipe.objective} has equal weight"
+        + (", by loss_share" if plan.recipe.objective == CORPUS else "")
+    )
+    if plan.supervised is not None:
+        _log_mixture(log, "target shares of the loss", dict(zip(plan.names, plan.mixture.loss_shares, strict=True)))
+        means = zip(plan.names, plan.supervised, strict=True)
+        log.line("supervised tokens per sample: " + ", ".join(f"{name} {mean:.1f}" for name, mean in means))

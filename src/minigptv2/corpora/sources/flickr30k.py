@@ -4,9 +4,10 @@ Source: Young et al. 2014, Plummer et al. 2015 (bryanplummer.com/Flickr30kEntiti
 (annotations), Flickr terms (images, on request). Layout: the original one, with `Sentences/<id>.txt` that contain
 `[/EN#id/type phrase]`, `Annotations/<id>.xml` with the boxes, lists of images `train.txt`, `val.txt`, `test.txt`, and
 `UNRELATED_CAPTIONS`, a list of sentences that the authors found not to describe their image. No boxes are trained with
-those. Captions are also read from Karpathy's `dataset_flickr30k.json`. All five of an image are kept, as published
-scores use them. Expected images: 29,783 / 1,000 / 1,000, or 29,000 / 1,014 / 1,000 in Karpathy's split. Boxes are
-counted in turns, for which no number was published.
+those. Every mention with a box counts, as the authors count them: a phrase of two sentences is two turns. Captions are
+also read from Karpathy's `dataset_flickr30k.json`. All five of an image are kept, as published scores use them.
+Expected images: 29,783 / 1,000 / 1,000, or 29,000 / 1,014 / 1,000 in Karpathy's split. Boxes are counted in turns, for
+which no number was published.
 """
 
 from __future__ import annotations
@@ -123,16 +124,16 @@ def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected
             yield Rejected(key, "annotations missing")
             continue
         boxes = parse_boxes(annotations / f"{key}.xml")
-        turns: dict[str, Turn] = {}
+        turns: list[Turn] = []
         for number, line in enumerate(lines, 1):
             made = write(parse_sentence(line), boxes)
             if made and (key, number) in unrelated:
                 yield Rejected(f"{key}, sentence {number}", UNRELATED, len(made))
             else:
-                turns.update((repr(turn), turn) for turn in made)
+                turns += made
         if turns:
             source = {"corpus": raw.corpus, "id": key}
-            yield Draft(key, tuple(turns.values()), (str(folder / f"{key}.jpg"),), source, separate=True)
+            yield Draft(key, tuple(turns), (str(folder / f"{key}.jpg"),), source, separate=True)
         else:
             yield Rejected(key, "no phrase with a box")
 

@@ -3,8 +3,11 @@
 Sources: Goyal et al. 2017 (visualqa.org), Marino et al. 2019 (okvqa.allenai.org), Schwenk et al. 2022, Gurari et al.
 2018. License: CC BY 4.0, A-OKVQA Apache-2.0, images under their Flickr terms. Layouts: VQA's questions and annotations,
 or the merged list (`image`, `question`, `answer`, `question_id`). Answers keep their frequency: one that nine of ten
-people gave is trained in nine of ten cases. The questions of an image are separate turns. Expected questions: 443,757 /
-214,354 (VQAv2), 9,009 / 5,046 (OK-VQA), 17,056 / 1,145 (A-OKVQA), 20,523 / 4,319 (VizWiz).
+people gave is trained in nine of ten cases. An empty answer stays in the list, so that scores count ten people, and is
+never trained. OK-VQA 1.1 has what people wrote, `raw_answer`, which is trained, and its stem, `answer`, which the
+official script compares: the stems are in `source["answers"]`, joined by `|`. A-OKVQA's `difficult_direct_answer` is
+`true` or `false` in `source`. The questions of an image are separate turns. Expected questions: 443,757 / 214,354
+(VQAv2), 9,009 / 5,046 (OK-VQA), 17,056 / 1,145 (A-OKVQA), 20,523 / 4,319 (VizWiz).
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ class VqaQuestion:
     answer_type: str = ""
     choice: str = ""
     """The correct one of `choices`, if the file states it."""
+    stems: str = ""
+    """The answers as the official script compares them, joined by `|`, if the file has them besides the given ones."""
+    difficult: str = ""
+    """`true` if the direct answers are not scored, `false` if they are. Empty if the file does not state it."""
 
 
 def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[Draft | Rejected]:
@@ -59,7 +66,13 @@ def group(raw: Raw, questions: Iterable[VqaQuestion], locate: Any) -> Iterator[D
 
 
 def _turn(question: VqaQuestion) -> Turn:
-    facts = {"id": question.id, "answer_type": question.answer_type, "choice": question.choice}
+    facts = {
+        "id": question.id,
+        "answer_type": question.answer_type,
+        "choice": question.choice,
+        "answers": question.stems,
+        "difficult_direct_answer": question.difficult,
+    }
     source = {name: value for name, value in facts.items() if value or name == "id"}
     return Turn("vqa", question.text, question.answers, choices=question.choices, source=source)
 
@@ -89,11 +102,14 @@ def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | R
 
 def _official(questions: Path, annotations: Path, year: str) -> Iterator[VqaQuestion]:
     entries = (entry for _, entry in stream_json(annotations, "annotations"))
-    answers = {entry["question_id"]: (_answers(entry), sys.intern(entry.get("answer_type") or "")) for entry in entries}
+    answers = {
+        entry["question_id"]: (_answers(entry), _stems(entry), sys.intern(entry.get("answer_type") or ""))
+        for entry in entries
+    }
     for _, entry in stream_json(questions, "questions"):
-        given, kind = answers.pop(entry["question_id"], ((), ""))
+        given, stems, kind = answers.pop(entry["question_id"], ((), "", ""))
         name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
-        yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind)
+        yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind, stems=stems)
 
 
 def _merged(file: Path) -> Iterator[VqaQuestion]:
@@ -104,7 +120,21 @@ def _merged(file: Path) -> Iterator[VqaQuestion]:
 
 
 def _answers(annotation: dict[str, Any]) -> tuple[str, ...]:
-    return shared(answer["answer"] for answer in annotation["answers"])
+    """What people wrote: `raw_answer` where the file has it (OK-VQA), else `answer`."""
+    return shared(_written(answer) for answer in annotation["answers"])
+
+
+def _written(answer: dict[str, Any]) -> str:
+    raw = answer.get("raw_answer")
+    return answer["answer"] if raw is None else raw
+
+
+def _stems(annotation: dict[str, Any]) -> str:
+    """Every `answer`, in the file's order, joined by `|`. Empty if the file has no `raw_answer` besides."""
+    entries = annotation["answers"]
+    if not any("raw_answer" in answer for answer in entries):
+        return ""
+    return "|".join(answer["answer"].replace("|", " ") for answer in entries)
 
 
 def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
@@ -124,9 +154,18 @@ def a_okvqa(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 tuple(answers),
                 tuple(choices),
                 choice=choices[right] if isinstance(right, int) and 0 <= right < len(choices) else "",
+                difficult=_flag(entry.get("difficult_direct_answer")),
             )
 
     yield from group(raw, questions(), locate_coco)
+
+
+def _flag(value: Any) -> str:
+    """`true` or `false`, or an empty text for None. Raises `ValueError` for another value."""
+    text = "" if value is None else str(value).lower()
+    if text not in ("", "true", "false"):
+        raise ValueError(f"difficult_direct_answer must be true or false, got {value!r}")
+    return text
 
 
 def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
