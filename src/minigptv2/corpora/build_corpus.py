@@ -39,6 +39,8 @@ class BuildReport:
     seconds: float
     notes: tuple[str, ...] = ()
     """What was passed over without loss, one line each."""
+    layout: tuple[str, ...] = ()
+    """Which files were read, and in which layout."""
 
     def lines(self) -> list[str]:
         """The summary, line by line."""
@@ -48,6 +50,7 @@ class BuildReport:
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
         lines = [
             f"{self.corpus.name} {self.split}: read {self.read:,} {unit}{expected}",
+            *self.layout,
             f"kept {manifest.samples:,} samples in {len(manifest.shards)} shards, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
@@ -129,8 +132,9 @@ def build(
     )
     expected = None if options.limit is not None else corpus.expected[split]
     dropped, seconds = summarize(reasons.values()), time.monotonic() - began
+    report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
     notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
-    return BuildReport(corpus, split, manifest, read, expected, dropped, seconds, notes)
+    return replace(report, notes=notes, layout=tuple(raw.describe()))
 
 
 def finished(output: Path) -> Manifest | None:

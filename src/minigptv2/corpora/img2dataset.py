@@ -48,18 +48,20 @@ class Entry:
         return caption_of(self.facts, self.text)
 
 
-def tars_of(raw: Raw, folder: str) -> list[Path]:
-    """All tars below a folder of the root, sorted, through links too.
+def tars_of(raw: Raw, folder: str, *, minigpt4: tuple[str, ...] = ()) -> list[Path]:
+    """All tars below a folder of the root (else one of MiniGPT-4's layout), sorted, through links too.
 
     Raises `MissingFilesError` if there is none, and `DataError` for a compressed tar or a link to nothing. Other files
     are named in the notes.
     """
-    found = find_tars(raw.root / folder) if raw.has(folder) else None
-    if found is not None and found.unreadable:
-        listed = "\n".join(f"  {raw.root / folder / file}: {reason}" for file, reason in found.unreadable.items())
-        raise DataError(f"{raw.corpus}: {len(found.unreadable)} files cannot be read:\n{listed}")
-    if found is None or not found.tars:
-        raw.missing(f"{folder}/*.tar", f"{folder}/*/*.tar")
+    top = raw.find(folder, minigpt4=minigpt4)
+    found = find_tars(top)
+    if found.unreadable:
+        listed = "\n".join(f"  {top / file}: {reason}" for file, reason in found.unreadable.items())
+        several = "1 file" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files"
+        raise DataError(f"{raw.corpus}: {several} cannot be read:\n{listed}")
+    if not found.tars:
+        raw.missing(f"{folder}/*.tar", f"{folder}/*/*.tar", minigpt4=[f"{other}/*.tar" for other in minigpt4])
     if found.unused:
         raw.note(found.describe_unused())
     return found.tars
