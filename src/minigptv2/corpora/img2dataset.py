@@ -15,7 +15,7 @@ from typing import Any
 from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
-from minigptv2.shards.captions import caption_of, facts_of
+from minigptv2.shards.captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar import Member
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups
@@ -46,6 +46,11 @@ class Entry:
     def caption(self) -> str:
         """The caption, empty if there is none. Raises `DataError` for one that cannot be read without loss."""
         return caption_of(self.facts, self.text)
+
+    @property
+    def has_mark(self) -> bool:
+        """Whether a caption of the json contains a byte order mark, which `caption` lacks."""
+        return any(BYTE_ORDER_MARK in str(self.facts.get(key)) for key in CAPTION_KEYS)
 
 
 def tars_of(raw: Raw, folder: str, *, minigpt4: tuple[str, ...] = ()) -> list[Path]:

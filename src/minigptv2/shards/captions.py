@@ -15,7 +15,7 @@ from minigptv2.errors import DataError
 TEXT_EXTENSIONS = ("json", "txt")
 """Of members that may hold a caption, the preferred one first."""
 CAPTION_KEYS = ("caption", "text")
-_MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 _LOST = "\ufffd"
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -73,7 +73,7 @@ def checked(text: str, what: str) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"{what} contains half of a character (a surrogate)") from error
-    return text.replace(_MARK, "")
+    return text.replace(BYTE_ORDER_MARK, "")
 
 
 def _decoded(data: bytes, encoding: str) -> str:

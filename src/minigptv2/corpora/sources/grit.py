@@ -123,7 +123,7 @@ def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterat
         except DataError as error:  # its characters cannot be counted as the boxes count them
             yield Rejected(entry.key, str(error))
             continue
-        if "\ufeff" in str(entry.facts.get("caption")):
+        if entry.has_mark:
             yield Rejected(entry.key, "its caption contains a byte order mark, after which boxes do not count")
             continue
         grounded = TASKS[task].shape.spans
