@@ -76,11 +76,12 @@ class Example:
 def share_image(examples: list[Example]) -> Example:
     """One example from several about the same image: the tokens up to the end of the image once, then each own part.
 
-    All examples begin with the same unsupervised tokens, because the parts of a prompt are tokenized separately. Each
-    keeps its loss weights. Raises `ValueError` if the beginnings differ or only some examples have weights.
+    Without an image the examples share their first token. All examples begin with the same unsupervised tokens,
+    because the parts of a prompt are tokenized separately. Each keeps its loss weights. Raises `ValueError` if the
+    beginnings differ or only some examples have weights.
     """
     first = examples[0]
-    shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1
+    shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1 if first.num_images else 1
     for example in examples:
         if not np.array_equal(example.input_ids[:shared], first.input_ids[:shared]):
             raise ValueError("examples that share an image must begin with the same prompt")

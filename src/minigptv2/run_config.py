@@ -74,10 +74,6 @@ def _check_lengths(data: DataConfig, image_tokens: int) -> None:
         )
 
 
-ABSENT_MEANS = {"recipe.objective": "token"}
-"""Values of keys that checkpoints of version 0.1 do not have, which say what that version did."""
-
-
 def rule_of(key: str) -> Resume | None:
     """The resume rule of a key of the resolved config, of the recipe (`recipe.*`) or of the DeepSpeed JSON.
 
@@ -89,6 +85,21 @@ def rule_of(key: str) -> Resume | None:
     return Resume.FREE if section == "deepspeed" else resume_rule(RunConfig, key)
 
 
+def check_sample_order(saved: int, current: int, run: Path, where: Path) -> None:
+    """Raise `CheckpointError` if a version with another order of samples wrote the checkpoint `where` of `run`.
+
+    This check comes before the others: keys of the recipe that the other version did not have explain nothing.
+    """
+    if saved > current:
+        raise CheckpointError(f"cannot resume from {where}: a newer version wrote it; update minigptv2")
+    if saved < current:
+        raise CheckpointError(
+            f"cannot resume from {where}: minigptv2 0.1 wrote it, and the order of samples changed in 0.2. Finish this "
+            f"run with minigptv2 0.1, or train from its export in another run_dir (init_from={run}/export), or use "
+            "--fresh to start over."
+        )
+
+
 def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) -> list[str]:
     """Compare resolved configs by dotted key. Returns the allowed changes as lines for the log.
 
@@ -96,16 +107,21 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) ->
     """
     changes = []
     for key in sorted(saved.keys() | current.keys()):
-        before, now = (values.get(key, ABSENT_MEANS.get(key)) for values in (saved, current))
-        if before == now:
+        if saved.get(key) == current.get(key):
             continue
+        before, now = _shown(saved, key), _shown(current, key)
         if rule_of(key) is Resume.EQUAL:
             raise CheckpointError(
-                f"cannot resume from {where}: {key} was {before!r} and is now {now!r}. "
+                f"cannot resume from {where}: {key} was {before} and is now {now}. "
                 "Use the same value, another run_dir, or --fresh to start over."
             )
-        changes.append(f"changed on resume: {key} was {before!r}, is now {now!r}")
+        changes.append(f"changed on resume: {key} was {before}, is now {now}")
     return changes
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    """The value of a key for a message. A run that did not have the key (another corpus or version) is not `None`."""
+    return repr(values[key]) if key in values else "not set"
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from minigptv2.batch import BATCH_KEYS, IGNORE
 from minigptv2.data.collate import collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
-from minigptv2.data.loader import StepDataset, iterate_steps
+from minigptv2.data.loader import StepDataset, iterate_steps, truncation_report
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder
@@ -195,3 +195,7 @@ def test_long_text_is_cut_and_counted_on_every_rank(
         steps = list(iterate_steps(loaded, position=0, num_steps=3))
         assert [pair for step in steps for pair in step.truncated] == expected
         assert not any(step.dropped for step in steps) and all(all(step.outcomes) for step in steps)
+    report = truncation_report(plan.plan, expected, 90)
+    longest = max(expected, key=lambda pair: pair[1])
+    assert f"truncated {len(expected)} samples to 90 text tokens" in report and "toy_conversation " in report
+    assert f"The longest is {plan.plan.name_of(longest[0])}, where {longest[1]} tokens were cut" in report

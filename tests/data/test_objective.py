@@ -265,35 +265,6 @@ def test_the_fingerprint_follows_objective_shares_and_means(world: World, tokeni
     assert fingerprint(recipe("corpus")) == fingerprint(recipe("corpus"))
 
 
-def test_a_recipe_without_the_new_keys_has_the_fingerprint_of_version_0_1(world: World) -> None:
-    """Runs of version 0.1 resume: `tests/golden_expected.json` holds a fingerprint that it wrote."""
-    import hashlib
-    import json
-
-    made = Recipe(shuffle_window=2, corpora={"toy_vqa": CorpusShare(ratio=1, task="vqa")})
-    plan = DataPlan(made, world.train, seed=7)
-    line = {
-        "ratio": 1,
-        "task": "vqa",
-        "shards": "",
-        "schedule": [],
-        "epochs": None,
-        "batch_size": None,
-        "tokens": None,
-        "share_images": 1,
-    }
-    known = {
-        "unit": "sample",
-        "temperature": 1.0,
-        "tasks": {},
-        "shuffle_window": 2,
-        "corpora": {"toy_vqa": line},
-    }
-    manifests = [plan.corpora[0].manifest.fingerprint]
-    identity = {"seed": 7, "recipe": known, "manifests": manifests, "tokens": None, "global_batch_size": None}
-    assert plan.fingerprint() == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
 @pytest.mark.parametrize("spread", [0.0, 0.4, 1.0, 2.5])
 def test_as_many_samples_are_measured_as_the_mean_needs(spread: float) -> None:
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Records of separate turns: each visit trains the next of them, alone or sharing the image."""
+"""Records of separate turns: a sample trains one of them alone, or several that share the image."""
 
 import io
 from collections import Counter
@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_of(shards: Path, **share: int) -> DataPlan:
+def plan_of(shards: Path, **share: int | str) -> DataPlan:
     return DataPlan(Recipe(corpora={"questions": CorpusShare(ratio=1, **share)}), shards, seed=3)
 
 
@@ -49,7 +49,7 @@ def answers(example: Example, tokenizer: Tokenizer) -> list[str]:
 
 @pytest.mark.parametrize("share_images", [1, 2, 3, 5, 8])
 def test_every_turn_is_trained_before_any_comes_twice(shards: Path, tokenizer: Tokenizer, share_images: int) -> None:
-    plan = plan_of(shards, share_images=share_images)
+    plan = plan_of(shards, share_images=share_images, sample_by="image")
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
     seen: dict[int, Counter[str]] = {number: Counter() for number in range(6)}
     for sample in plan.samples(0, 6 * TURNS):
@@ -62,8 +62,9 @@ def test_every_turn_is_trained_before_any_comes_twice(shards: Path, tokenizer: T
 
 def test_a_shared_image_is_its_pairs_with_the_common_part_once(shards: Path, tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
-    for sample in plan_of(shards).samples(0, 6):
-        tree = plan_of(shards, share_images=TURNS).encode(sample, encoder)
+    plan = plan_of(shards, share_images=TURNS)
+    for sample in plan.samples(0, 6):
+        tree = plan.encode(sample, encoder)
         assert len(tree.branches) == tree.num_turns == TURNS and tree.num_images == 1
         assert tree.shared + sum(tree.branches) == len(tree)
         ends = np.cumsum([tree.shared, *tree.branches])
@@ -84,13 +85,12 @@ def alone(example: Example) -> list[list[int]]:
 
 
 def test_the_text_of_each_pair_is_cut_as_if_alone(shards: Path, tokenizer: Tokenizer) -> None:
-    sample = plan_of(shards).samples(0, 1)[0]
-    whole = plan_of(shards, share_images=TURNS).encode(
-        sample, PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
-    )
+    plan = plan_of(shards, share_images=TURNS)
+    sample = plan.samples(0, 1)[0]
+    whole = plan.encode(sample, PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400))
     bound = len(alone(whole)[0]) // 2 - 4 - 2
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=bound)
-    cut = plan_of(shards, share_images=TURNS).encode(sample, encoder)
+    cut = plan.encode(sample, encoder)
     assert len(cut.branches) == TURNS and cut.num_cut == len(whole) - len(cut) > 0
     assert {cut.shared + length - 4 for length in cut.branches} == {bound}
     for ours, theirs in zip(alone(cut), alone(whole), strict=True):
@@ -145,7 +145,7 @@ def test_a_conversation_is_never_taken_apart(shards: Path, tokenizer: Tokenizer)
 
 
 def test_batches_hold_a_shared_image_once(shards: Path, tokenizer: Tokenizer) -> None:
-    plan = plan_of(shards, share_images=3)
+    plan = plan_of(shards, share_images=3, sample_by="image")
     config = DataConfig(recipe="", num_workers=0, max_tokens=400, max_pack_tokens=4000)
     step = StepDataset(
         plan,

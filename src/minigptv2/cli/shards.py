@@ -58,8 +58,9 @@ def _add_build(parser: Parser) -> None:
     parser.add_old_spelling("--size", "--samples-per-shard")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="stop after N images or conversations")
     parser.add_argument("--bake", type=at_least(1), metavar="SIDE", help="store images resized to SIDE x SIDE pixels")
-    parser.add_argument(
-        "--per-question", action="store_true", help="store one sample for each question, each with its image"
+    parser.add_removed(
+        "--per-question",
+        "images are stored once, and training samples each question of one (`sample_by: turn`, the recipe default)",
     )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="tokenizer to measure lengths with. Default: count characters"
@@ -73,7 +74,9 @@ def _add_index(parser: Parser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="folder of .tar files: records, or images with json or txt captions"
     )
-    parser.add_argument("--corpus", metavar="NAME", help="name in recipes and messages. Default: the folder's name")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="name in recipes and messages. Default: the one before, or the folder's name"
+    )
     parser.add_argument("--license", default="", help="license to record in the manifest")
     parser.add_argument(
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
@@ -210,7 +213,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            options=BuildOptions(args.limit, args.per_question, args.bake),
+            options=BuildOptions(args.limit, args.bake),
             progress=bar.update,
         )
     for line in report.lines():
@@ -247,9 +250,10 @@ def _list(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
-    from minigptv2.shards.indexing import index_corpus
+    from minigptv2.shards.indexing import index_corpus, manifest_before
 
-    corpus = args.corpus or args.folder.resolve().name
+    built = manifest_before(args.folder)
+    corpus = args.corpus or (built.corpus if built else args.folder.resolve().name)
     with _bar("indexing", "shard") as bar:
         manifest, faults = index_corpus(
             args.folder,

@@ -71,8 +71,6 @@ class BuildOptions:
 
     limit: int | None = None
     """Stop after so many drafts (images, conversations)."""
-    per_question: bool = False
-    """Store one sample, with its own copy of the image, for each separate question."""
     bake_side: int | None = None
     """Store images squashed to squares of this side."""
 
@@ -106,7 +104,7 @@ def build(
             read += item.annotations
             if progress is not None:
                 progress(item.annotations)
-            yield from _split(item) if options.per_question and isinstance(item, Draft) else (item,)
+            yield item
 
     reasons: dict[str, Dropped] = {}
 
@@ -188,12 +186,3 @@ def _require_texts(where: str, field: str, values: tuple[str, ...]) -> None:
     for value in values:
         if not isinstance(value, str):
             raise DataError(f"{where}: {field} must be text, got {type(value).__name__} {value!r}")
-
-
-def _split(draft: Draft) -> Iterator[Draft]:
-    """One draft for each separate turn."""
-    if not draft.separate or len(draft.turns) == 1:
-        yield draft
-        return
-    for number, turn in enumerate(draft.turns):
-        yield replace(draft, key=f"{draft.key}-{number}", turns=(turn,), separate=False)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from minigptv2.config import MISSING, Resume, setting
 
+BY_TURN, BY_IMAGE = "turn", "image"
+SAMPLE_BY = (BY_TURN, BY_IMAGE)
+"""Values of `CorpusShare.sample_by`."""
 SHORTEST_TEXT_TOKENS = 16
 """Text tokens assumed for the shortest sample with an image. Shorter samples allow more images in a pack."""
 
@@ -44,7 +47,7 @@ class CorpusShare:
 
     ratio: float | None = MISSING
     """Share of the mixture (or of its task, if the recipe has `tasks`), relative to the ratios of the other corpora, in
-    the recipe's unit. null: the number of samples of the corpus."""
+    the recipe's unit. null: the number of samples of the corpus (`sample_by`)."""
     task: str = "mixed"
     """The task of every turn of the corpus, or `mixed`. Checked against the manifest."""
     shards: str = ""
@@ -53,15 +56,21 @@ class CorpusShare:
     """Factors on the ratio at given steps, as [step, factor] pairs. Factor 0 leaves the corpus out. Shares change
     linearly between the given steps, and are constant before the first and after the last."""
     epochs: float | None = None
-    """The corpus leaves the mixture after exactly this many passes, in each of which every sample occurs once. The
-    other corpora take its share. null: no limit."""
+    """The corpus leaves the mixture after exactly this many passes, in each of which every sample (`sample_by`) occurs
+    once. The other corpora take its share. null: no limit."""
+    sample_by: str = BY_TURN
+    """What a sample is if the records hold several separate turns (objects, questions or regions of one image): `turn`,
+    so that every turn is trained once per epoch, or `image`, which trains one turn of each image per epoch. Of no
+    effect on corpora whose records hold one turn or a conversation."""
     batch_size: int | None = None
     """With `unit: batch`: number of samples in a batch of this corpus."""
     tokens: float | None = None
     """With `unit: token`: mean tokens per sample, including image tokens. null: measured on samples of the corpus."""
     share_images: int = 1
     """Maximum number of question-answer pairs that share the tokens of one image, each with the loss it would have
-    alone. Applies to records with separate turns: one sample is then an image with its next so many pairs."""
+    alone. Applies to records with separate turns. With `sample_by: turn` the turns of an image are divided in each
+    epoch into groups of at most this size, and a sample is a group. With `image` it is an image with its next so many
+    pairs."""
     loss_share: float | None = None
     """With `objective: corpus`: share of the gradient that the corpus gets in expectation, relative to the other
     corpora. null: with `unit: batch`, its share of the batches. Other units require a number."""

@@ -6,6 +6,7 @@ own packs. Damaged samples are dropped, reported and counted, and too many of th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -167,6 +168,17 @@ def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
     stages = sorted(seconds.items(), key=lambda stage: -stage[1])[:3]
     parts = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages if value >= 0.005 * total)
     return f"input-bound {100 * wait_share:.0f} %" + (f": {parts}" if total else "")
+
+
+def truncation_report(plan: DataPlan, truncated: list[tuple[SampleId, int]], max_tokens: int) -> str:
+    """How many samples of each corpus were cut at `max_tokens`, and the one that lost most, for the log."""
+    counts = Counter(plan.names[sample.corpus] for sample, _ in truncated)
+    longest, num_cut = max(truncated, key=lambda pair: pair[1])
+    return (
+        f"truncated {len(truncated)} samples to {max_tokens} text tokens (data.max_tokens): "
+        + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        + f". The longest is {plan.name_of(longest)}, where {num_cut} tokens were cut"
+    )
 
 
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:

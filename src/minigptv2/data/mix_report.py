@@ -18,6 +18,7 @@ from minigptv2.data.config import Recipe
 from minigptv2.data.mixture import Mixture
 from minigptv2.data.objective import CORPUS, SAMPLE
 from minigptv2.data.plan import measure_corpus
+from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
 from minigptv2.shards.manifest import MANIFEST_FILE
@@ -30,8 +31,9 @@ _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """Samples and images of a corpus, from its manifest (`built`) or the table of corpora, and means per sample,
-    measured or from the recipe: tokens, supervised tokens, and pairs that share an image. None: unknown."""
+    """Samples of a corpus (`sample_by`) and how many of them have an image, from its manifest (`built`) or the table of
+    corpora, and means per sample, measured or from the recipe: tokens, supervised tokens, and pairs that share an
+    image. None: unknown."""
 
     samples: int | None
     images: int | None
@@ -96,10 +98,12 @@ def collect_stats(
             known[name] = CorpusStats(expected.get(name), None, tokens, False, supervised, pairs)
             continue
         reader = CorpusReader(folder)
+        units = Units(name, share, reader)
         if encoder is not None:
-            found = measure_corpus(reader, share, encoder, f"{seed}/{name}", precise=True)
+            found = measure_corpus(reader, units, encoder, f"{seed}/{name}", precise=True)
             tokens, supervised, pairs = tokens or found.tokens, supervised or found.supervised, found.pairs
-        known[name] = CorpusStats(len(reader), reader.manifest.images, tokens, True, supervised, pairs)
+        images = round(len(units) * reader.manifest.images / len(reader))
+        known[name] = CorpusStats(len(units), images, tokens, True, supervised, pairs)
     return known
 
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.config import SAMPLE_BY, CorpusShare, Recipe
 from minigptv2.data.objective import check_objective, shares_of_loss
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.tasks import TASKS
@@ -74,6 +74,8 @@ def _check_share(recipe: Recipe, name: str, share: CorpusShare, file: str) -> No
         raise ConfigError(f"{here} has a batch_size, but the recipe's unit is {recipe.unit}, not batch")
     if share.tokens is not None and not share.tokens > 0:
         raise ConfigError(f"{here}: tokens (the mean length of a sample) must be positive, got {share.tokens}")
+    if share.sample_by not in SAMPLE_BY:
+        raise ConfigError(f"{here}: sample_by '{share.sample_by}' is not one of {', '.join(SAMPLE_BY)}")
     if share.share_images < 1:
         raise ConfigError(f"{here}: share_images must be at least 1, got {share.share_images}")
     if any(len(point) != 2 for point in share.schedule):

@@ -35,6 +35,7 @@ from minigptv2.shards.manifest import (
     IndexWriter,
     Manifest,
     ShardInfo,
+    parse_manifest,
     save_manifest,
 )
 from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
@@ -56,10 +57,14 @@ class ScanOptions:
 
 @dataclass
 class ShardScan:
-    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
+    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else.
+
+    `turn_counts` int64 [samples]: number of separate turns of each good sample.
+    """
 
     info: ShardInfo
     rows: np.ndarray
+    turn_counts: np.ndarray
     images: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     faults: list[Dropped] = field(default_factory=list)
@@ -78,7 +83,8 @@ def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> 
     scan = _Scanner(data, name, options)
     scan.run()
     info = ShardInfo(name, len(data), sha256, len(scan.rows))
-    return ShardScan(info, np.array(scan.rows, dtype=INDEX_DTYPE), scan.images, scan.turns, scan.faults)
+    rows, counts = np.array(scan.rows, dtype=INDEX_DTYPE), np.array(scan.turn_counts, dtype=np.int64)
+    return ShardScan(info, rows, counts, scan.images, scan.turns, scan.faults)
 
 
 def _map(file: Path) -> memoryview:
@@ -93,6 +99,7 @@ class _Scanner:
     def __init__(self, data: memoryview, shard: str, options: ScanOptions) -> None:
         self.data, self.shard, self.options = data, shard, options
         self.rows: list[tuple[int, int, int, int, int]] = []
+        self.turn_counts: list[int] = []
         self.images = 0
         self.turns: Counter[str] = Counter()
         self.faults: list[Dropped] = []
@@ -162,6 +169,7 @@ class _Scanner:
                 rest = zlib.crc32(self.data[member.offset : member.end], rest)
         text_crc = zlib.crc32(self.data[text.offset : text.end])
         self.rows.append((start // tar.BLOCK, text_block, text_blocks, text_crc, rest))
+        self.turn_counts.append(record.annotations)
         self.turns.update(record.tasks)
         self.images += image is not None
 
@@ -202,22 +210,26 @@ def index_corpus(
     """Write index, table and manifest for the tars under `folder`. Returns the manifest and every fault.
 
     If there are faults nothing is written and the manifest is None, unless `skip_faults` is set. Then the faulty
-    samples are left out and listed in `dropped.jsonl`. Raises `DataError` if there is no tar or no good sample.
+    samples are left out and listed in `dropped.jsonl`. What only a build knows (split, size of baked images, dropped
+    samples, license) is kept from the folder's manifest, if it has one. Raises `DataError` if there is no tar or no
+    good sample.
     """
     files = sorted(folder.rglob("*.tar"))
     if not files:
         raise DataError(f"no .tar file in {folder}")
     layout = detect_layout(files)
+    built = manifest_before(folder)
+    options = ScanOptions(corpus, layout, baked_side=built.baked_side if built else None)
     shards: list[ShardInfo] = []
     faults: list[Dropped] = []
     turns: Counter[str] = Counter()
     images = 0
     with IndexWriter(folder) as index:
-        for scan in map_in_order(partial(_scan_below, folder, ScanOptions(corpus, layout)), files, workers):
+        for scan in map_in_order(partial(_scan_below, folder, options), files, workers):
             faults += scan.faults
             if len(scan.rows):
                 shards.append(scan.info)
-                index.append(scan.rows)
+                index.append(scan.rows, scan.turn_counts)
                 turns.update(scan.turns)
                 images += scan.images
             if progress is not None:
@@ -239,10 +251,20 @@ def index_corpus(
             images=images,
             turns=dict(turns),
             layout=layout,
-            dropped=len(faults),
-            license=license,
+            baked_side=options.baked_side,
+            dropped=len(faults) or (built.dropped if built else 0),
+            license=license or (built.license if built else ""),
+            split=built.split if built else "",
         )
     return manifest, faults
+
+
+def manifest_before(folder: Path) -> Manifest | None:
+    """The manifest of a folder that was built or indexed before. None if there is none or it cannot be read."""
+    try:
+        return parse_manifest(folder)
+    except DataError:
+        return None
 
 
 def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:

@@ -21,7 +21,8 @@ from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
 from minigptv2.shards.local_files import LocalFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
-from minigptv2.shards.remote import RemoteFiles, is_remote, mirror
+from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
+from minigptv2.shards.turn_counts import TurnCounts, open_turn_counts
 from minigptv2.tasks import validate
 
 TEXT_EXTENSIONS = ("json", "txt")
@@ -44,6 +45,7 @@ class CorpusReader:
         local = mirror(str(folder)) if remote else Path(folder)
         self.manifest: Manifest = load_manifest(local, check_shards=check_shards and not remote)
         self._index = open_index(local, self.manifest)
+        self._turn_counts = self._open_turn_counts(local)
         self._files = RemoteFiles(str(folder)) if remote else LocalFiles(folder)
 
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
@@ -56,6 +58,22 @@ class CorpusReader:
     def shard_starts(self) -> np.ndarray:
         """int64 [shards + 1]: number of each shard's first sample, then the total."""
         return self.manifest.shards.starts
+
+    @property
+    def turn_counts(self) -> TurnCounts | None:
+        """The number of separate turns of each sample. None: every sample has one.
+
+        Raises `DataError` for a corpus of version 0.1 that may have several, because that version did not count them.
+        """
+        known = self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
+        if not known:
+            folder = public_url(str(self.folder))
+            local = "a local copy of it" if is_remote(self.folder) else folder
+            raise DataError(
+                f"{folder}: this corpus, built by version 0.1, does not state how many separate turns each sample has. "
+                f"Run `minigptv2 shards index` on {local}, which writes the counts and keeps the shards"
+            )
+        return self._turn_counts
 
     def key(self, sample: int) -> str:
         """The sample's key in its shard, or `#n` for the n-th sample of a shard if it cannot be read."""
@@ -123,6 +141,10 @@ class CorpusReader:
         if image is None:
             self._fail(sample, "has no image")
         self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+
+    def _open_turn_counts(self, local: Path) -> TurnCounts | None:
+        sha256, starts = self.manifest.turn_counts_sha256, self.manifest.shards.turn_starts
+        return open_turn_counts(local, sha256, self.shard_starts, starts) if sha256 and starts is not None else None
 
     def _text(self, sample: int) -> tuple[str, bytes]:
         """Name and data of the member that holds the sample's record or caption."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 
 from minigptv2.cluster import distributed
-from minigptv2.data.plan import SampleId
+from minigptv2.data.loader import truncation_report
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.trainer import StepReport
 from minigptv2.errors import RequeueExit
@@ -66,20 +65,9 @@ def _log_interval(run: Run, meter: Meter, report: StepReport) -> None:
     text, values = meter.summary(report, run.config.train.steps - step)
     run.log.line(text)
     if meter.truncated:
-        run.log.line(_describe_truncated(run, meter.truncated))
+        run.log.line(truncation_report(run.plan, meter.truncated, run.config.data.max_tokens))
     mixture = {name: count / run.position for name, count in run.plan.corpus_counts(0, run.position).items()}
     run.log.metrics(step, {**values, "mixture": mixture, **run.monitor.losses(step)})
-
-
-def _describe_truncated(run: Run, truncated: list[tuple[SampleId, int]]) -> str:
-    """The log line about the samples whose text was cut: how many of each corpus, and the longest of them."""
-    counts = Counter(run.plan.names[sample.corpus] for sample, _ in truncated)
-    longest, num_cut = max(truncated, key=lambda pair: pair[1])
-    return (
-        f"truncated {len(truncated)} samples to {run.config.data.max_tokens} text tokens (data.max_tokens): "
-        + ", ".join(f"{name} {count}" for name, count in counts.most_common())
-        + f". The longest is {run.plan.name_of(longest)}, where {num_cut} tokens were cut"
-    )
 
 
 def _report_drops(run: Run, report: DropReport | None) -> None:

@@ -31,7 +31,7 @@ from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
 from minigptv2.train.limit import limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
-from minigptv2.train.resume import check_stage_before, find_start
+from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
 
 
@@ -61,6 +61,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
             tokenizer = tokenizer_of(config.model)
             encoder = _prompt_encoder(config, tokenizer)
+            if not fresh:
+                refuse_other_order(config)
             plan = _data_plan(config, encoder)
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
