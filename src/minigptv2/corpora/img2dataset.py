@@ -1,7 +1,7 @@
 """Reads webdataset tars that img2dataset wrote: `<key>.jpg` with `<key>.json` and often `<key>.txt`.
 
 Headers and texts are read. Of an image only its offset and size are kept. Nothing is extracted or executed.
-`shards.tar_samples` and `shards.captions` are the rules, which `shards index` shares.
+`shards.tar_samples` and `shards.tar_captions` are the rules, which `shards index` shares.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
-from minigptv2.shards.captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar import Member
+from minigptv2.shards.tar_captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups
 

@@ -24,7 +24,6 @@ from minigptv2.errors import DataError
 from minigptv2.files import write_atomically
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
-from minigptv2.shards.captions import TEXT_EXTENSIONS, caption_of, facts_of
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
 from minigptv2.shards.image_files import image_size, open_image
 from minigptv2.shards.manifest import (
@@ -39,6 +38,7 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.reader import record_of_caption
+from minigptv2.shards.tar_captions import TEXT_EXTENSIONS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import IMAGE, MACOS, Group, describe_extras, read_groups
 from minigptv2.tasks import validate

@@ -16,12 +16,12 @@ import numpy as np
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
-from minigptv2.shards.captions import CAPTION_KEYS, TEXT_EXTENSIONS, caption_of, facts_of
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
 from minigptv2.shards.local_files import LocalFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
+from minigptv2.shards.tar_captions import CAPTION_KEYS, TEXT_EXTENSIONS, caption_of, facts_of
 from minigptv2.shards.tar_samples import is_of_macos, split_name
 from minigptv2.shards.turn_counts import TurnCounts, open_turn_counts
 from minigptv2.tasks import validate

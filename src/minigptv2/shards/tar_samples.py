@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from minigptv2.shards.captions import TEXT_EXTENSIONS
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
 from minigptv2.shards.tar import Member, TarError, printable, scan_members
+from minigptv2.shards.tar_captions import TEXT_EXTENSIONS
 
 IMAGE = "image"
 MACOS = "members that macOS adds (._*, __MACOSX, .DS_Store)"
