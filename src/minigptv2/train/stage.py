@@ -24,7 +24,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
-from minigptv2.run_config import RunConfig, check_places, check_run_config
+from minigptv2.run_config import RunConfig, check_places, check_run_config, doubts_about
 from minigptv2.run_folder import RunFolder
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -75,6 +75,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             with closing(RunLog(tracked, total_steps=config.train.steps, active=distributed.is_main())) as log:
                 origin = f"continues {start.parent.title}" if start.parent else "starts from the base weights"
                 log.line(f"{config.stage}: {origin}")
+                for doubt in doubts_about(config):
+                    log.line(f"warning: {doubt}")
                 watch.set_phase("loading the model")
                 layers = recomputed_layers(config, deepspeed_config, device)
                 trainer = build_trainer(
