@@ -132,6 +132,7 @@ def split_shared(example: Example, max_tokens: int) -> list[Example]:
                 input_ids=example.input_ids[rows],
                 labels=example.labels[rows],
                 task_ids=example.task_ids[rows],
+                loss_weights=None if example.loss_weights is None else example.loss_weights[rows],
                 num_turns=len(group),
                 shared=0 if alone else example.shared,
                 branches=() if alone else tuple(example.branches[branch] for branch in group),

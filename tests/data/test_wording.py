@@ -11,6 +11,7 @@ from PIL import Image
 from minigptv2.batch import IGNORE
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.loader import StepDataset
+from minigptv2.data.objective import weigh
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import Example, PromptEncoder, split_shared
@@ -120,6 +121,21 @@ def test_pairs_that_exceed_a_pack_together_are_divided(shards: Path, tokenizer: 
             assert all(part.num_images == 1 and (not part.branches or len(part.branches) > 1) for part in parts)
             assert all(len(part.position_ids) == len(part) for part in parts)
         assert len(split_shared(whole, longest)) > 1 and split_shared(whole, len(whole)) == [whole]
+
+
+@pytest.mark.parametrize("objective", ["token", "sample", "corpus"])
+def test_divided_pairs_keep_their_loss_weights(shards: Path, tokenizer: Tokenizer, objective: str) -> None:
+    plan = plan_of(shards, share_images=TURNS)
+    encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
+    whole = weigh(plan.encode(plan.samples(0, 1)[0], encoder), objective, 0.25)
+    parts = split_shared(whole, whole.shared + 2 * max(whole.branches))
+    assert len(parts) > 1
+    if objective == "token":
+        assert all(part.loss_weights is None for part in parts)
+        return
+    assert all(len(part.loss_weights) == len(part) for part in parts)
+    kept = [part.loss_weights[part.labels != IGNORE].tolist() for part in parts]
+    assert sum(kept, []) == whole.loss_weights[whole.labels != IGNORE].tolist()
 
 
 def test_a_step_with_divided_pairs_trains_the_same(shards: Path, tokenizer: Tokenizer) -> None:
