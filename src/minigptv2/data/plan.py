@@ -270,7 +270,10 @@ class DataPlan:
         order, _ = self._shard_order(corpus, epoch)
         first, end = self._windows(corpus)[window : window + 2].tolist()
         starts = self.units[corpus].starts
-        units = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in order[first:end]])
+        number = np.uint32 if starts[-1] <= np.iinfo(np.uint32).max else np.int64  # a window may have millions of turns
+        units = np.concatenate(
+            [np.arange(starts[shard], starts[shard + 1], dtype=number) for shard in order[first:end]]
+        )
         return _generator(self.seed, corpus, epoch, window).permutation(units)
 
 
