@@ -162,7 +162,7 @@ def main() -> None:
     met = all(row["real"] >= 0.995 and row["balance"] >= 0.98 and row["us/sample"] <= 50 for row in mine)
     notes = [
         f"100,000 samples of data_recipes/stage3_instruct.yaml, {PER_PACK} per micro-batch on average; lengths by task "
-        "are assumed (benchmarks/data/stage3.py)",
+        "are assumed (benchmarks/data/mixes.py)",
         "binpacking at 512 ranks was measured on two steps only, because it is slow there",
         f"goal: real >= 0.995, balance >= 0.98, <= 50 us a sample, at every world size: {'met' if met else 'MISSED'}",
     ]

@@ -76,26 +76,29 @@ def test_a_shared_image_is_its_pairs_with_the_common_part_once(shards: Path, tok
             assert tree.position_ids[start] == tree.shared
 
 
-def alone(example: Example) -> list[list[int]]:
-    """Each pair of an example as the tokens that it would have without sharing, then its labels."""
+def alone(example: Example) -> list[list[tuple[int, int, float]]]:
+    """Each pair of an example as it would be without sharing: id, label and loss weight of its tokens."""
     if not example.branches:
-        return [[*example.input_ids.tolist(), *example.labels.tolist()]]
-    ends = example.shared + np.cumsum([0, *example.branches])
-    rows = [np.r_[0 : example.shared, start:end] for start, end in zip(ends, ends[1:], strict=False)]
-    return [[*example.input_ids[row].tolist(), *example.labels[row].tolist()] for row in rows]
+        rows = [np.arange(len(example))]
+    else:
+        ends = example.shared + np.cumsum([0, *example.branches])
+        rows = [np.r_[0 : example.shared, start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    weights = np.zeros(len(example)) if example.loss_weights is None else example.loss_weights
+    tokens = list(zip(example.input_ids.tolist(), example.labels.tolist(), weights.tolist(), strict=True))
+    return [[tokens[place] for place in row] for row in rows]
 
 
 def test_the_text_of_each_pair_is_cut_as_if_alone(shards: Path, tokenizer: Tokenizer) -> None:
     plan = plan_of(shards, share_images=TURNS)
     sample = plan.samples(0, 1)[0]
     whole = plan.encode(sample, PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400))
-    bound = len(alone(whole)[0]) // 2 - 4 - 2
+    bound = len(alone(whole)[0]) - 4 - 2
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=bound)
     cut = plan.encode(sample, encoder)
     assert len(cut.branches) == TURNS and cut.num_cut == len(whole) - len(cut) > 0
     assert {cut.shared + length - 4 for length in cut.branches} == {bound}
     for ours, theirs in zip(alone(cut), alone(whole), strict=True):
-        assert ours[: bound + 4] == theirs[: bound + 4]
+        assert ours == theirs[: bound + 4]
 
 
 @pytest.mark.parametrize("share_images", [1, TURNS])
@@ -108,11 +111,12 @@ def test_a_question_that_fills_the_bound_is_dropped_by_name(
         plan.encode(plan.samples(0, 1)[0], encoder)
 
 
-def test_pairs_that_exceed_a_pack_together_are_divided(shards: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("objective", ["token", "sample", "corpus"])
+def test_pairs_that_exceed_a_pack_together_are_divided(shards: Path, tokenizer: Tokenizer, objective: str) -> None:
     plan = plan_of(shards, share_images=TURNS)
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
     for sample in plan.samples(0, 6):
-        whole = plan.encode(sample, encoder)
+        whole = weigh(plan.encode(sample, encoder), objective, 2.5)
         longest = whole.shared + max(whole.branches)
         for limit in range(longest, len(whole) + 2):
             parts = split_shared(whole, limit)

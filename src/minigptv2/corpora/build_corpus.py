@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
+from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
@@ -35,6 +36,8 @@ class BuildReport:
     expected: int | None
     dropped: dict[str, int]
     seconds: float
+    layout: tuple[str, ...] = ()
+    """Which files were read, and in which layout."""
 
     def lines(self) -> list[str]:
         """The summary, line by line."""
@@ -44,6 +47,7 @@ class BuildReport:
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
         lines = [
             f"{self.corpus.name} {self.split}: read {self.read:,} {unit}{expected}",
+            *self.layout,
             f"kept {manifest.samples:,} samples in {len(manifest.shards)} shards, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
@@ -96,11 +100,12 @@ def build(
         raise ConfigError(f"{corpus.name} has no split '{split}'. Its splits are {', '.join(corpus.expected)}")
     _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
+    raw = corpus.raw(root)
     read = 0
 
     def counted() -> Iterator[Draft | Rejected]:
         nonlocal read
-        for item in islice(_read_drafts(corpus, root, split), options.limit):
+        for item in islice(_read_drafts(corpus, raw, split), options.limit):
             read += item.annotations
             if progress is not None:
                 progress(item.annotations)
@@ -122,7 +127,16 @@ def build(
         on_dropped=count_dropped,
     )
     expected = None if options.limit is not None else corpus.expected[split]
-    return BuildReport(corpus, split, manifest, read, expected, summarize(reasons.values()), time.monotonic() - began)
+    return BuildReport(
+        corpus,
+        split,
+        manifest,
+        read,
+        expected,
+        summarize(reasons.values()),
+        time.monotonic() - began,
+        tuple(raw.describe()),
+    )
 
 
 def finished(output: Path) -> Manifest | None:
@@ -142,11 +156,11 @@ def _refuse_another_corpus(corpus: CorpusSpec, split: str, output: Path) -> None
         )
 
 
-def _read_drafts(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft | Rejected]:
+def _read_drafts(corpus: CorpusSpec, raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """The corpus's drafts. An exception in its reader means an unexpected layout, and becomes a `DataError`."""
     last = ""
     try:
-        for item in corpus.drafts(corpus.raw(root), split):
+        for item in corpus.drafts(raw, split):
             if isinstance(item, Draft):
                 _check(item, corpus)
             yield item
