@@ -127,21 +127,6 @@ def test_pairs_that_exceed_a_pack_together_are_divided(shards: Path, tokenizer: 
         assert len(split_shared(whole, longest)) > 1 and split_shared(whole, len(whole)) == [whole]
 
 
-@pytest.mark.parametrize("objective", ["token", "sample", "corpus"])
-def test_divided_pairs_keep_their_loss_weights(shards: Path, tokenizer: Tokenizer, objective: str) -> None:
-    plan = plan_of(shards, share_images=TURNS)
-    encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=400)
-    whole = weigh(plan.encode(plan.samples(0, 1)[0], encoder), objective, 0.25)
-    parts = split_shared(whole, whole.shared + 2 * max(whole.branches))
-    assert len(parts) > 1
-    if objective == "token":
-        assert all(part.loss_weights is None for part in parts)
-        return
-    assert all(len(part.loss_weights) == len(part) for part in parts)
-    kept = [part.loss_weights[part.labels != IGNORE].tolist() for part in parts]
-    assert sum(kept, []) == whole.loss_weights[whole.labels != IGNORE].tolist()
-
-
 def test_a_step_with_divided_pairs_trains_the_same(shards: Path, tokenizer: Tokenizer) -> None:
     encoder = PromptEncoder(tokenizer, tokens_per_image=4, max_tokens=60)
 

@@ -71,7 +71,8 @@ def collect_stats(
 ) -> dict[str, CorpusStats]:
     """Statistics of the recipe's corpora, by name.
 
-    `expected`: samples by corpus, for corpora without shards. Shards behind a URL must exist.
+    `expected`: samples by corpus, as the recipe samples them, for corpora without shards. Shards behind a URL must
+    exist.
     """
     known = {}
     for name, share in recipe.corpora.items():
@@ -84,6 +85,7 @@ def collect_stats(
         tokens = share.tokens
         if tokens is None and encoder is not None:
             tokens = measure_corpus(reader, units, encoder, f"{seed}/{name}", precise=False).tokens
+        # exact unless some records have images and others do not
         images = round(len(units) * reader.manifest.images / len(reader))
         known[name] = CorpusStats(len(units), images, tokens, built=True)
     return known
