@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig, Recipe
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config, shards_parameters
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
-from minigptv2.model.backbones import tokens_per_image
+from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
 from minigptv2.shipped import find
+
+FILES = ("data.recipe", "train.deepspeed")
+"""The inputs without which no config can be checked. The others may be made later."""
+_TOKENIZER = "model.tokenizer"
 
 
 @dataclass
@@ -26,7 +31,7 @@ class RunConfig:
     """Folder of the run: config, logs, checkpoints, export. The same command in a used folder resumes the run."""
     seed: int = setting(0, resume=Resume.EQUAL)
     """Seed of initial weights, data plan and dropout."""
-    init_from: str | None = setting(None, resume=Resume.CONTENT)
+    init_from: str | None = setting(None, resume=Resume.CONTENT, path=True)
     """Export of the previous stage. null: base weights, and random weights for parts without base weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
@@ -39,8 +44,27 @@ class RunConfig:
 
 
 def load_run_config(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[RunConfig]:
-    """The run config in `file` with `key=value` overrides."""
-    return load_config(RunConfig, file, overrides)
+    """The run config in `file` with `key=value` overrides. A stage that names no tokenizer takes its parent's."""
+    loaded = load_config(RunConfig, file, overrides)
+    config = loaded.value
+    if config.init_from is not None and config.model.tokenizer is None:
+        config.model.tokenizer = loaded.flat[_TOKENIZER] = config.init_from
+        loaded.origins[_TOKENIZER] = loaded.origins["init_from"]
+    return loaded
+
+
+def check_places(loaded: Loaded[RunConfig], keys: Collection[str] | None = None) -> None:
+    """Raise if an input path of a YAML file was not found, naming the places: `CheckpointError` for `init_from`, else
+    `ConfigError`. `keys` limits the check.
+    """
+    for key, places in loaded.searched.items():
+        spec = loaded.flat[key] in (*VISION_ENCODERS, *LANGUAGE_MODELS)
+        if (keys is not None and key not in keys) or spec or find(places[-1]).exists():
+            continue
+        tried = " and ".join(places)
+        stage = "" if key != "init_from" else ". Train the previous stage first, or set init_from=null"
+        error = CheckpointError if key == "init_from" else ConfigError
+        raise error(f"{loaded.origins[key]}: {key}={loaded.flat[key]} does not exist; looked for {tried}{stage}")
 
 
 def check_run_config(config: RunConfig, world_size: int) -> None:

@@ -16,7 +16,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
 from minigptv2.model.build import sizes_of
-from minigptv2.model.export import ExportInfo, check_weights_file, load_info
+from minigptv2.model.export import ExportInfo, check_weights_file, load_info, tokenizer_in
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_sample_order
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact, redact_all
@@ -51,7 +51,7 @@ def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, 
     Raises `CheckpointError` on all ranks if something is missing, damaged or incompatible.
     """
     config = loaded.value
-    parent = _load_parent(config)
+    parent = _load_parent(config, tokenizer)
     bases = open_bases(config.model)
     identity = _identity(config, tokenizer, plan, bases, parent)
     known = _resume_record(loaded, plan)
@@ -86,8 +86,8 @@ def refuse_other_order(config: RunConfig) -> None:
     distributed.on_main(read)
 
 
-def _load_parent(config: RunConfig) -> ExportInfo | None:
-    """The export that this stage starts from, after checking its checksum and sizes. None for a first stage."""
+def _load_parent(config: RunConfig, tokenizer: Tokenizer) -> ExportInfo | None:
+    """The export that this stage starts from, after checking weights, tokenizer and sizes. None for a first stage."""
     if config.init_from is None:
         return None
     folder = config.init_from
@@ -95,6 +95,11 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
     def read() -> tuple[ExportInfo, dict[str, int]]:
         info = load_info(folder)
         check_weights_file(info)
+        if difference := tokenizer.differences_from(tokenizer_in(info)):
+            raise CheckpointError(
+                f"init_from={folder} was trained with another tokenizer than {tokenizer.path}: {difference}. "
+                "Leave model.tokenizer out to use that of the export."
+            )
         return info, {file.name: file.stat().st_size for file in sorted(info.folder.iterdir()) if file.is_file()}
 
     parent, files = distributed.on_main(read)

@@ -23,7 +23,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
-from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.run_config import RunConfig, check_places, check_run_config
 from minigptv2.run_folder import RunFolder
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -42,6 +42,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     missing checkpoint an error. Raises `ConfigError`, `DataError`, `CheckpointError` or `StepError` on all ranks.
     """
     config = loaded.value
+    check_places(loaded)
     check_run_config(config, distributed.world_size_from_environment())
     check_stage_before(config)
     stop = StopRequests(config.train.time_limit_minutes)
@@ -131,7 +132,7 @@ def _monitor(run: Run, model: MiniGPTv2) -> PeriodicEvaluator:
     """Evaluation during training. Also excludes everything built so far from garbage collection."""
     config = run.config
     synced = run.trainer.zero.shards_parameters and distributed.world_size() > 1
-    predictor = Predictor(model, run.encoder.tokenizer, synced_ranks=synced)
+    predictor = Predictor(model, run.encoder.tokenizer, synced_ranks=synced, refuse_nonfinite=False)
     heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
     gc.collect()
     gc.freeze()  # these objects live to the end, and full collections visited them: 11 % of samples while generating
