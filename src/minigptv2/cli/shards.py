@@ -67,6 +67,11 @@ def _add_build(parser: Parser) -> None:
     )
     parser.add_argument("--skip-faults", action="store_true", help="leave out the faulty lines of your own data")
     parser.add_old_spelling("--skip-bad", "--skip-faults")
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="accepted as in `shards index`: a build always passes over extra members of tars, and names them",
+    )
     parser.set_defaults(run=_build)
 
 
@@ -80,6 +85,11 @@ def _add_index(parser: Parser) -> None:
     parser.add_argument("--license", default="", help="license to record in the manifest")
     parser.add_argument(
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
+    )
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="pass over members that are not an image, json or txt, and name them",
     )
     _add_workers_and_report(parser)
     add_json(parser)
@@ -254,21 +264,27 @@ def _index(args: argparse.Namespace) -> int:
 
     built = manifest_before(args.folder)
     corpus = args.corpus or (built.corpus if built else args.folder.resolve().name)
+    notes: list[str] = []
     with _bar("indexing", "shard") as bar:
         manifest, faults = index_corpus(
             args.folder,
             corpus,
             workers=args.workers,
             skip_faults=args.skip_faults,
+            ignore_extra=args.ignore_extra,
             license=args.license,
             progress=bar.update,
+            note=notes.append,
         )
+    for line in notes:
+        print(line, file=sys.stderr if args.json else None)
     _print_faults(faults, args.report)
     if manifest is None:
-        raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves out the faulty samples")
+        several = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise DataError(f"{corpus}: {several}, nothing written; --skip-faults leaves out the faulty samples")
     if args.json:
         counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
-        print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults]})
+        print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults], "notes": notes})
         return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
     print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
@@ -277,16 +293,19 @@ def _index(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
-    from minigptv2.shards.verify import verify_corpus
+    from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
     rows = []
     for folder in _corpora(args.folder):
         with _bar(folder.name, "shard") as bar:
             found = verify_corpus(folder, decode=args.decode, workers=args.workers, progress=bar.update)
+        notes = unused_files(folder)
         if not args.json:
             print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
-        rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found]})
+            for line in notes:
+                print(f"{folder}: {line}")
+        rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found], "notes": notes})
         faults += found
     _print_faults(faults, args.report)
     if args.json:
@@ -341,6 +360,7 @@ def _corpora(folders: list[Path]) -> list[Path]:
 
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
     from minigptv2.shards.dropped import summarize
+    from minigptv2.shards.tar_samples import at_least
 
     if report is not None:
         report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))
@@ -348,7 +368,7 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
         print(fault, file=sys.stderr)
     if len(faults) > 1:
         for reason, count in summarize(faults).items():
-            print(f"{count:8d}  {reason}", file=sys.stderr)
+            print(f"{at_least(reason, count):>8}  {reason}", file=sys.stderr)
 
 
 def _bar(title: str, unit: str) -> Any:

@@ -18,6 +18,7 @@ from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.tar_samples import at_least
 from minigptv2.shards.writer import CorpusOptions, Rejected, write_corpus
 from minigptv2.tasks import TASKS
 
@@ -36,6 +37,8 @@ class BuildReport:
     expected: int | None
     dropped: dict[str, int]
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What was passed over without loss, one line each."""
     layout: tuple[str, ...] = ()
     """Which files were read, and in which layout."""
 
@@ -51,7 +54,8 @@ class BuildReport:
             f"kept {manifest.samples:,} samples in {len(manifest.shards)} shards, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
-        lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"dropped {at_least(reason, count)}: {reason}" for reason, count in self.dropped.items()]
+        lines += self.notes
         return lines + [f"warning: {warning}" for warning in self.warnings()]
 
     def warnings(self) -> list[str]:
@@ -127,16 +131,10 @@ def build(
         on_dropped=count_dropped,
     )
     expected = None if options.limit is not None else corpus.expected[split]
-    return BuildReport(
-        corpus,
-        split,
-        manifest,
-        read,
-        expected,
-        summarize(reasons.values()),
-        time.monotonic() - began,
-        tuple(raw.describe()),
-    )
+    dropped, seconds = summarize(reasons.values()), time.monotonic() - began
+    report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
+    notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
+    return replace(report, notes=notes, layout=tuple(raw.describe()))
 
 
 def finished(output: Path) -> Manifest | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +38,19 @@ class FoundPath:
 class Raw:
     """The folder with original files, and the download to name if one is missing.
 
-    `found` collects what `find` and `glob` returned, for the report of the build.
+    `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
+    what a reader passes over without loss.
     """
 
     root: Path
     corpus: str
     download: str
     found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
+    notes: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def note(self, what: str, count: int = 1) -> None:
+        """Count something that is passed over. `{count}` in the description stands for the number."""
+        self.notes[what] += count
 
     def find(self, *candidates: str, minigpt4: Sequence[str] = ()) -> Path:
         """The first of the paths below the root that exists, file or folder, those of MiniGPT-4's layout last.

@@ -23,6 +23,7 @@ from minigptv2.shards.manifest import (
     parse_manifest,
 )
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.turn_counts import TURNS_FILE, TurnCounts
 
 
@@ -58,13 +59,23 @@ def verify_corpus(
     known: dict[str, Counter[str]] = {}
     for row in rows:
         known.setdefault(str(row["shard"]), Counter())[str(row["key"])] += 1
-    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode)
+    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, ignore_extra=True)
     check = partial(_shard_faults, folder, options, known)
     for found in map_in_order(check, _shards_to_check(manifest, counts), workers):
         faults += found
         if progress is not None:
             progress(1)
-    return faults + _unlisted_shards(folder, manifest)
+    return faults + _unlisted_files(folder, manifest)
+
+
+def unused_files(folder: Path) -> list[str]:
+    """One line for each kind of file in a corpus folder that is not used: other kinds, and those left out by name."""
+    found = find_tars(folder)
+    counts = Counter(str(row["shard"]) for row in read_report(folder / DROPPED_FILE))
+    left_out = [
+        f"left out when indexed: {file}: {reason}" for file, reason in found.unreadable.items() if counts[file] > 0
+    ]
+    return left_out + [line for line in (found.describe_unused(),) if line]
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,16 @@ def _shards_to_check(manifest: Manifest, counts: TurnCounts | None) -> list[_Sha
     ]
 
 
-def _unlisted_shards(folder: Path, manifest: Manifest) -> list[Dropped]:
-    known = {shard.file for shard in manifest.shards}
-    found = {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
+def _unlisted_files(folder: Path, manifest: Manifest) -> list[Dropped]:
+    """Tars that are not in the table, and files that cannot be read, unless they were left out by name."""
+    found = find_tars(folder)
+    left_out = {str(row["shard"]) for row in read_report(folder / DROPPED_FILE)}
+    known = {shard.file for shard in manifest.shards} | left_out
+    tars = {str(file.relative_to(folder)) for file in found.tars}
     reason = f"is in the corpus folder and not in {TABLE_FILE}; `minigptv2 shards index` adds it"
-    return [Dropped(manifest.corpus, file, "", reason) for file in sorted(found - known)]
+    faults = {file: reason for file in sorted(tars - known)}
+    faults |= {file: f"is not used: {why}" for file, why in found.unreadable.items() if file not in known}
+    return [Dropped(manifest.corpus, file, "", why) for file, why in faults.items()]
 
 
 def _shard_faults(

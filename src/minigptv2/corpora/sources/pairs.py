@@ -20,10 +20,10 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """One draft per image with its caption. Tars are in `<corpus>/` or one folder below."""
-    mixed = ("cc_sbu/*.tar", "cc_sbu/*/*.tar") if raw.corpus == "cc3m" else ()
-    for file in raw.glob(f"{raw.corpus}/*.tar", f"{raw.corpus}/*/*.tar", minigpt4=mixed):
-        for entry in tars.entries(file):
+    """One draft per image with its caption. Tars are below `<corpus>/`."""
+    mixed = ("cc_sbu",) if raw.corpus == "cc3m" else ()
+    for file in tars.tars_of(raw, raw.corpus, minigpt4=mixed):
+        for entry in tars.entries(file, raw):
             if isinstance(entry, Rejected):
                 yield entry
             else:
