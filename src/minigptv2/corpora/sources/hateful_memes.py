@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minigptv2.corpora.corpus import CorpusSpec
-from minigptv2.corpora.draft import Draft, Rejected, one_line
+from minigptv2.corpora.draft import Draft, Rejected, clean, one_line
 from minigptv2.corpora.raw import Raw, read_lines
 from minigptv2.record import Turn
 
@@ -19,7 +19,10 @@ QUESTION = 'The words in this picture are "{text}". Is it hateful?'
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """One draft per meme, with the answer `yes` or `no`. Its text is in the question and in `source["text"]`."""
+    """One draft per meme, with the answer `yes` or `no`.
+
+    Its text is on one line in the question, and as it is in `source["text"]`, which the published evaluation asks.
+    """
     older = ("hateful_memes/dev.jsonl",) if split == "dev_seen" else ()
     seen: set[str] = set()
     for row in read_lines(raw.find(f"hateful_memes/{split}.jsonl", *older)):
@@ -31,7 +34,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         else:
             answer = YES if int(row["label"]) else NO
             turn = Turn("vqa", QUESTION.replace("{text}", text), (answer,), choices=(YES, NO))
-            source = {"corpus": raw.corpus, "id": key, "text": text}
+            source = {"corpus": raw.corpus, "id": key, "text": clean(row["text"])}
             yield Draft(key, (turn,), (str(raw.root / "hateful_memes" / row["img"]),), source)
         seen.add(key)
 
