@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minigptv2.corpora.corpus import CorpusSpec
-from minigptv2.corpora.draft import Draft, Rejected, clean, one_line
+from minigptv2.corpora.draft import Draft, Rejected, encodable, one_line
 from minigptv2.corpora.raw import Raw, read_lines
 from minigptv2.record import Turn
 
@@ -34,7 +34,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         else:
             answer = YES if int(row["label"]) else NO
             turn = Turn("vqa", QUESTION.replace("{text}", text), (answer,), choices=(YES, NO))
-            source = {"corpus": raw.corpus, "id": key, "text": clean(row["text"])}
+            source = {"corpus": raw.corpus, "id": key, "text": encodable(row["text"])}
             yield Draft(key, (turn,), (str(raw.root / "hateful_memes" / row["img"]),), source)
         seen.add(key)
 
