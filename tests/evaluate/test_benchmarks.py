@@ -19,6 +19,7 @@ from minigptv2.evaluate.rules import RULES, Prediction
 from minigptv2.evaluate.runner import Settings, asking_of, evaluate_benchmark
 from minigptv2.evaluate.tables import summary
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.tasks import TASKS
 from tests.evaluate.corpora import Oracle, corpus_for
 
 ALL = [spec.under(name) for spec in BENCHMARKS.values() for name in spec.protocols]
@@ -98,7 +99,7 @@ def damaged(answer: str, random: Random) -> str:
 def test_a_spec_has_a_source_a_protocol_and_a_slot(spec: Benchmark) -> None:
     assert spec.chosen.rule in RULES and spec.source and spec.title
     assert spec.scoring.definition
-    assert spec.prompt is None or "{query}" in spec.prompt
+    assert ("{query}" in spec.wording) == (TASKS[spec.task].query != "none")
     assert spec.corpus in CORPORA and spec.split in CORPORA[spec.corpus].expected
     assert spec.task in CORPORA[spec.corpus].tasks
 

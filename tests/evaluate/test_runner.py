@@ -17,8 +17,8 @@ from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
 from minigptv2.evaluate.questions import Asking, Question, corpus_folder, questions_of
 from minigptv2.evaluate.rules import Prediction
-from minigptv2.evaluate.rules.answers import score_choice
-from minigptv2.evaluate.rules.boxes import score_phrases
+from minigptv2.evaluate.rules.score_answers import score_choice
+from minigptv2.evaluate.rules.score_boxes import score_phrases
 from minigptv2.evaluate.runner import Settings, _cost, divide, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
@@ -243,7 +243,7 @@ def test_tables_and_page_show_the_predictions(plain: Path) -> None:
         mean = 100 * sum(row["score"] for row in rows) / len(rows)
         assert one["value"] == pytest.approx(mean) and one["questions"] == len(rows)
         assert one["interval"][0] <= one["value"] <= one["interval"][1]
-        assert f"| {one['title']} | {one['metric']} | {one['value']:.2f} |" in markdown
+        assert f"| {one['title']} | {one['protocol']} | {one['metric']} | {one['value']:.2f} |" in markdown
         assert f"{one['title']}: {one['value']:.2f}</h2>" in page.replace("&#x27;", "'")
         for members in one["groups"].values():
             assert sum(member["questions"] for member in members.values()) == len(rows)

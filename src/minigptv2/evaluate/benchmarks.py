@@ -246,7 +246,7 @@ def chosen(names: Sequence[str], protocols: Sequence[str] = ()) -> list[Benchmar
             raise ConfigError(f"--protocol {name}={single[name]}: {name} is not one of --benchmark {','.join(wanted)}")
     found = []
     for name in wanted:
-        asked = single.get(name) or (general[0] if general else BENCHMARKS[name].protocol)
+        asked = single.get(name, general[0] if general else BENCHMARKS[name].protocol)
         found.append(BENCHMARKS[name].under(asked))
     return found
 

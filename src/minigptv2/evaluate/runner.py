@@ -6,13 +6,13 @@ its share is done. Each batch is written before the next one starts. The main ra
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import heapq
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,15 @@ def evaluate_benchmark(
         for note in notes:
             print(f"warning: {spec.name}: {note}", file=sys.stderr)
     style = spec.style(settings.style, predictor.style)
-    run = _BenchmarkRun(_in_style(predictor, style), spec, reader, settings)
+    run = _BenchmarkRun(predictor, spec, reader, settings, style)
     answered = set(distributed.on_main(lambda: sorted(_answered(output, run.digest, questions))))
     unanswered = [question for question in questions if question.id not in answered]
     mine = divide(unanswered, distributed.world_size())[distributed.rank()]
     part = output / _PART_FILE.format(rank=distributed.rank())
     failure = ""
     try:
-        run.answer(mine, part)
+        with _in_style(predictor, style):
+            run.answer(mine, part)
     except MiniGPTv2Error as error:
         failure = str(error)
     written = distributed.gather_on_main((failure, part.name, part.stat().st_size if part.is_file() else None))
@@ -136,13 +137,14 @@ def missing_facts(spec: Benchmark, questions: Sequence[Question]) -> tuple[str, 
     )
 
 
-def _in_style(predictor: Predictor, style: PromptStyle) -> Predictor:
-    """The predictor, or one of the same model that formats prompts in another style."""
-    if predictor.style == style:
-        return predictor
-    other = copy.copy(predictor)
-    other.style = style
-    return other
+@contextmanager
+def _in_style(predictor: Predictor, style: PromptStyle) -> Iterator[None]:
+    """Within the context the predictor formats prompts in this style."""
+    before, predictor.style = predictor.style, style
+    try:
+        yield
+    finally:
+        predictor.style = before
 
 
 def divide(questions: Sequence[Question], ranks: int) -> list[list[Question]]:
@@ -168,14 +170,16 @@ def _cost(question: Question) -> int:
 class _BenchmarkRun:
     """Answers questions of one benchmark. `digest` identifies what the answers depend on."""
 
-    def __init__(self, predictor: Predictor, spec: Benchmark, reader: CorpusReader, settings: Settings) -> None:
+    def __init__(
+        self, predictor: Predictor, spec: Benchmark, reader: CorpusReader, settings: Settings, style: PromptStyle
+    ) -> None:
         self._predictor = predictor
         self._spec = spec
         self._reader = reader
         self._settings = settings
         parts = (  # batch size, layout, limit and ranks do not change an answer
             predictor.identity,
-            predictor.style,
+            style,
             spec.name,
             spec.task,
             spec.max_new_tokens,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from minigptv2.evaluate.metrics.lemmas import check_lemmatizer
-from minigptv2.evaluate.rules import answers, boxes, texts
-from minigptv2.evaluate.rules.base import NO, YES, Prediction, Rule, Scored
+from minigptv2.evaluate.rules import score_answers, score_boxes, score_texts
+from minigptv2.evaluate.rules.rule import NO, YES, Prediction, Rule, Scored
 
 __all__ = ["NO", "RULES", "YES", "Prediction", "Rule", "Scored"]
 
 _CIDER = "CIDEr-D against all {}, printed times 100, with BLEU-4 and ROUGE-L"
 
-_STEMS = {answers.STEMS: "the accepted answers are compared in the place of stems, and accuracy_raw is left out"}
+_STEMS = {score_answers.STEMS: "the accepted answers are compared in the place of stems, and accuracy_raw is left out"}
 
 RULES: dict[str, Rule] = {
     rule.name: rule
@@ -20,22 +20,22 @@ RULES: dict[str, Rule] = {
             "accuracy",
             "the answer, its spaces removed, begins with a box (coordinates above 100 allowed) whose IoU with the true "
             "one, both edge pixels counted, is above 0.5",
-            boxes.score_refer_published,
+            score_boxes.score_refer_published,
         ),
         Rule(
             "refer",
             "accuracy",
             "the first box anywhere in the answer (none with a coordinate above 100) has an IoU above 0.5 with the "
             "true one, both edge pixels counted",
-            boxes.score_refer,
+            score_boxes.score_refer,
         ),
-        Rule("vqa", "accuracy", "ten people, leave one out, VQA's normalization", answers.score_vqa),
+        Rule("vqa", "accuracy", "ten people, leave one out, VQA's normalization", score_answers.score_vqa),
         Rule(
             "okvqa_stems",
             "accuracy",
             "ten people, leave one out, VQA's normalization, against the column `answer` (stems). accuracy_raw: "
             "against `raw_answer`",
-            answers.score_okvqa,
+            score_answers.score_okvqa,
             facts=_STEMS,
         ),
         Rule(
@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
             "accuracy",
             "as okvqa_stems, with each word of the prediction lemmatized by simplemma. accuracy_raw: the prediction as "
             "it is against `raw_answer`",
-            answers.score_okvqa_lemmas,
+            score_answers.score_okvqa_lemmas,
             check=check_lemmatizer,
             facts=_STEMS,
         ),
@@ -51,23 +51,23 @@ RULES: dict[str, Rule] = {
             "agreement",
             "accuracy",
             "the number of people whose answer equals the prediction, case apart, divided by 3, at most 1",
-            answers.score_vizwiz,
+            score_answers.score_vizwiz,
         ),
         Rule(
             "direct",
             "accuracy",
             "the number of people who wrote exactly the prediction, divided by 3, at most 1. Questions marked "
             "difficult_direct_answer are left out",
-            answers.score_direct,
+            score_answers.score_direct,
         ),
-        Rule("exact", "accuracy", "the normalized answer equals a normalized accepted one", answers.score_exact),
-        Rule("lower", "accuracy", "the answer in lower case equals the label as it is written", answers.score_gqa),
-        Rule("lower_both", "accuracy", "the answer and the label are equal in lower case", answers.score_vsr),
+        Rule("exact", "accuracy", "the normalized answer equals a normalized accepted one", score_answers.score_exact),
+        Rule("lower", "accuracy", "the answer in lower case is the label as it is written", score_answers.score_gqa),
+        Rule("lower_both", "accuracy", "the answer and the label are equal in lower case", score_answers.score_vsr),
         Rule(
             "choice_sum",
             "accuracy",
             "the choice with the lowest loss, summed over its tokens and the end token, is the correct one",
-            answers.score_choice,
+            score_answers.score_choice,
             choices=(),
             choice_loss="sum",
         ),
@@ -75,53 +75,56 @@ RULES: dict[str, Rule] = {
             "choice_mean",
             "accuracy",
             "the choice with the lowest loss per token, end token included, is the correct one",
-            answers.score_choice_normalized,
+            score_answers.score_choice_normalized,
             choices=(),
         ),
         Rule(
             "caption",
             "cider",
             _CIDER.format("captions of the image"),
-            texts.score_caption,
+            score_texts.score_caption,
             10.0,
-            references=texts.captions_of,
+            references=score_texts.captions_of,
         ),
         Rule(
             "identify",
             "cider",
             _CIDER.format("expressions of the object"),
-            texts.score_identify,
+            score_texts.score_identify,
             10.0,
-            references=texts.expressions_of,
+            references=score_texts.expressions_of,
         ),
         Rule(
-            "pope", "accuracy", "yes unless the first sentence has No, no or not, as POPE's script", answers.score_pope
+            "pope",
+            "accuracy",
+            "yes unless the first sentence has No, no or not, as in POPE",
+            score_answers.score_pope,
         ),
         Rule(
             "chair",
             "faithful",
             "captions without a hallucinated object, 100 - CHAIR_s, by the official list, in which `motor bike` and "
             "`cheesecake` never match",
-            texts.score_chair,
+            score_texts.score_chair,
         ),
         Rule(
             "chair_repaired",
             "faithful",
             "as chair, with `motor bike` as a motorcycle and `cheesecake` as a cake",
-            texts.score_chair_repaired,
+            score_texts.score_chair_repaired,
         ),
         Rule(
             "hateful_labels",
             "accuracy",
             "the answer is the label yes or no, case and outer space apart. auroc: from the losses of yes and no",
-            answers.score_hateful_labels,
+            score_answers.score_hateful_labels,
             scored_choices=(YES, NO),
         ),
         Rule(
             "hateful",
             "accuracy",
             "yes unless the first sentence has No, no or not. auroc: from the losses of yes and no",
-            answers.score_hateful,
+            score_answers.score_hateful,
             scored_choices=(YES, NO),
         ),
         Rule(
@@ -129,9 +132,9 @@ RULES: dict[str, Rule] = {
             "phrase_recall",
             "the first box of a mention has an IoU of at least 0.5 with one of its true boxes. Every mention with "
             "boxes counts",
-            boxes.score_phrases,
+            score_boxes.score_phrases,
         ),
-        Rule("turns", "score", "the headline metric of the task", texts.score_turns),
+        Rule("turns", "score", "the headline metric of the task", score_texts.score_turns),
     )
 }
 """Every rule by name."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from minigptv2.boxes import IOU_THRESHOLD, Box, Convention, leading_box, match_boxes, overlap, size_name
 from minigptv2.evaluate.questions import Question
-from minigptv2.evaluate.rules.base import Prediction, Scored, parsed
+from minigptv2.evaluate.rules.rule import Prediction, Scored, parsed
 from minigptv2.tasks import GroundedPhrase, mean_scores
 from minigptv2.tasks.text_match import normalize
 

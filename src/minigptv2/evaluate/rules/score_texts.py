@@ -9,7 +9,7 @@ from minigptv2.boxes import size_name
 from minigptv2.evaluate.metrics.captions import caption_scores
 from minigptv2.evaluate.metrics.hallucination import Chair, ObjectList, chair, chair_metrics
 from minigptv2.evaluate.questions import Question
-from minigptv2.evaluate.rules.base import Prediction, Scored, answer_kind
+from minigptv2.evaluate.rules.rule import Prediction, Scored, answer_kind
 from minigptv2.tasks import TASKS, mean_scores
 
 

@@ -15,7 +15,7 @@ from minigptv2.evaluate.metrics.vqa_accuracy import (
     vqa_accuracy,
 )
 from minigptv2.evaluate.questions import Question
-from minigptv2.evaluate.rules.base import NO, YES, Metrics, Prediction, Scored, answer_kind
+from minigptv2.evaluate.rules.rule import NO, YES, Metrics, Prediction, Scored, answer_kind
 from minigptv2.tasks import mean_scores
 from minigptv2.tasks.text_match import normalize
 
