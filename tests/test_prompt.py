@@ -1,6 +1,7 @@
 """The published token sequence."""
 
 import json
+import re
 from random import Random
 
 import numpy as np
@@ -28,7 +29,7 @@ class LetterTokenizer:
         return (1000, *map(ord, text))
 
 
-def encoder(max_tokens: int = 500) -> PromptEncoder:
+def encoder(max_tokens: int | None = 500) -> PromptEncoder:
     return PromptEncoder(LetterTokenizer(), tokens_per_image=3, max_tokens=max_tokens)  # type: ignore[arg-type]
 
 
@@ -76,13 +77,48 @@ def test_inference_asks_exactly_as_training_did() -> None:
     assert example is not None and (example.input_ids[: len(asked)] == asked).all()
 
 
-def test_turns_that_do_not_fit_are_left_out_whole() -> None:
-    turns = [RenderedTurn("conversation", "a?", "b"), RenderedTurn("conversation", "c?", "d" * 50)]
-    whole = encoder().encode_rendered(turns[:1], num_images=1)
-    assert whole is not None
-    cut = encoder(max_tokens=len(whole) + 20).encode_rendered(turns, num_images=1)
-    assert cut is not None and cut.input_ids.tolist() == whole.input_ids.tolist()
-    assert encoder(max_tokens=len(whole) - 1).encode_rendered(turns, num_images=1) is None
+TALK = [RenderedTurn("conversation", "a?", "bcd"), RenderedTurn("refer", "e?", "fgh"), RenderedTurn("vqa", "i?", "j")]
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+@pytest.mark.parametrize("num_turns", [1, 3])
+def test_text_is_cut_at_the_bound_and_images_do_not_count(num_images: int, num_turns: int) -> None:
+    whole = encoder(max_tokens=None).encode_rendered(TALK[:num_turns], num_images=num_images)
+    assert whole is not None and whole.num_cut == 0
+    is_text = whole.input_ids != IMAGE_PLACEHOLDER
+    num_text = int(is_text.sum())
+    first_answer = int((is_text & (np.cumsum(whole.labels != IGNORE) == 0)).sum())
+    for bound in range(1, num_text + 2):
+        cut = encoder(bound).encode_rendered(TALK[:num_turns], num_images=num_images)
+        if bound <= first_answer:
+            assert cut is None
+            continue
+        assert cut is not None and cut.num_images == num_images
+        kept = min(bound, num_text)
+        assert (cut.input_ids != IMAGE_PLACEHOLDER).sum() == kept and cut.num_cut == num_text - kept
+        assert (cut.input_ids == IMAGE_PLACEHOLDER).sum() == 3 * num_images
+        for name in ("input_ids", "labels", "task_ids"):
+            assert (getattr(cut, name) == getattr(whole, name)[: len(cut)]).all()
+        supervised_tasks = set(cut.task_ids[cut.labels != IGNORE].tolist())
+        assert cut.num_turns == len(supervised_tasks) and cut.num_supervised > 0
+
+
+@pytest.mark.parametrize("max_txt_len", range(1, 40))
+def test_the_cut_is_the_published_one_after_the_first_question(max_txt_len: int) -> None:
+    """`minigpt_base.tokenize_conversation` keeps the first `max_txt_len` tokens that follow the first question."""
+    question = encoder().encode_question("a?", num_images=1)
+    first = int((question != IMAGE_PLACEHOLDER).sum())
+    cut = encoder(first + max_txt_len).encode_rendered(TALK, num_images=1)
+    after_question = "_bcd</s><s>_[INST] e?  [/INST]_fgh</s><s>_[INST] i?  [/INST]_j</s>"
+    tokens = re.findall(r"</?s>|.", after_question)
+    assert cut is not None and text_of(cut.input_ids[len(question) :]) == "".join(tokens[:max_txt_len])
+    assert cut.num_cut == max(0, len(tokens) - max_txt_len)
+
+
+def test_a_cut_answer_has_no_end_mark() -> None:
+    whole = encoder().encode_rendered([RenderedTurn("vqa", "[vqa] what?", "red")], num_images=1)
+    cut = encoder(len(whole or ()) - 3 - 1).encode_rendered([RenderedTurn("vqa", "[vqa] what?", "red")], num_images=1)
+    assert cut is not None and text_of(cut.labels[cut.labels != IGNORE]) == "_red" and cut.num_cut == 1
 
 
 def test_of_separate_turns_each_visit_trains_one() -> None:

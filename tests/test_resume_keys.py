@@ -104,10 +104,17 @@ def test_every_key_is_treated_by_its_rule(key: str) -> None:
 def test_keys_of_another_version_are_logged_but_those_of_a_recipe_refused() -> None:
     assert check_resume(FLAT, FLAT, WHERE) == []
     assert len(check_resume(FLAT, FLAT | {"train.removed_key": 1}, WHERE)) == 1
-    with pytest.raises(CheckpointError, match="recipe.removed_key was None and is now 1"):
+    with pytest.raises(CheckpointError, match="recipe.removed_key was not set and is now 1"):
         check_resume(FLAT, FLAT | {"recipe.removed_key": 1}, WHERE)
 
 
 def test_an_export_resets_the_settings_of_the_machine_and_the_plan_covers_the_recipe() -> None:
     assert fields_with(ModelConfig, Resume.MACHINE) == MACHINE
-    assert fields_with(Recipe, Resume.EQUAL) == ["unit", "temperature", "tasks", "shuffle_window", "corpora"]
+    assert fields_with(Recipe, Resume.EQUAL) == [
+        "unit",
+        "objective",
+        "temperature",
+        "tasks",
+        "shuffle_window",
+        "corpora",
+    ]

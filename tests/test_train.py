@@ -184,9 +184,10 @@ def test_a_stage_with_lora_continues_one_without_and_resumes_elsewhere(config: P
         "model.trainable=[projector,lora]",
         "evaluate.every=0",
     ]
-    run(config, 2, *words, "train.steps=4")
+    run(config, 2, *words, "train.steps=4", "data.max_tokens=60")
     shutil.rmtree(folder / "checkpoints" / "step-00000004")
-    output = run(config, 1, *words, "train.steps=4", "--resume")
+    output = run(config, 1, *words, "train.steps=4", "data.max_tokens=60", "--resume")
+    assert "samples to 60 text tokens (data.max_tokens): " in output and read_metrics(folder)[-1]["truncated"] > 0
     assert f"continues tiny ({unbroken}/export, 6 steps" in output
     assert "resumed from" in output and "at step 2 of 4" in output
     info = load_info(folder / "export")
@@ -231,6 +232,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_older_one_used(config: Pat
         (["data.recipe=nowhere.yaml"], 2, "data.recipe=nowhere.yaml: no such file"),
         (["train.deepspeed=nowhere.json"], 2, "train.deepspeed=nowhere.json: no such file"),
         (["data.max_tokens=3000"], 2, "the longest sample must fit a pack"),
+        (["data.max_tokens=2000"], 2, "tokens of an image make 20"),
+        (["data.max_tokens=15"], 2, "data.max_tokens=15 must be at least 16"),
         (["nonsense"], 2, "'nonsense' is not of the form key=value"),
     ],
 )

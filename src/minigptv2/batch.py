@@ -12,8 +12,8 @@ IGNORE = -100
 """The label of a token that is not supervised."""
 
 
-class Batch(TypedDict):
-    """The tensors of one pack of L tokens and N images: the keyword arguments of the model's `forward`."""
+class RequiredTensors(TypedDict):
+    """The tensors that every batch has."""
 
     input_ids: Tensor
     """int64 [1, L]: packed tokens; each image is a run of placeholders."""
@@ -29,21 +29,35 @@ class Batch(TypedDict):
     """int64 [1, L]: index in the task registry, for the loss by task."""
 
 
-BATCH_KEYS = tuple(Batch.__annotations__)
-"""The keys of `Batch`, in order."""
+BATCH_KEYS = tuple(RequiredTensors.__annotations__)
+"""The keys that every `Batch` has, in order."""
+
+
+class Batch(RequiredTensors, total=False):
+    """The tensors of one pack of L tokens and N images: the keyword arguments of the model's `forward`."""
+
+    loss_weights: Tensor
+    """float32 [1, L]: the factor on the loss of each supervised token, 0 elsewhere. Absent: 1 for each."""
+
+
+OPTIONAL_BATCH_KEYS = ("loss_weights",)
+"""The keys of `Batch` that are absent where the recipe's objective is `token`."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """What one rank runs forward and backward at once.
 
-    The engine passes `inputs` to the model unread. `weight` is what the loss sum is divided by: the number of
-    supervised tokens. `counts` holds "tokens" and "images", for the log.
+    The engine passes `inputs` to the model unread. `weight` is what the loss sum is divided by: the sum of the loss
+    weights, or without them the number of supervised tokens. `counts` holds "tokens" and "images", for the log.
+    `log_sums` are more numbers for the log. The engine adds them over micro-batches and ranks, so all micro-batches of
+    a step must have equally many.
     """
 
     inputs: Batch
-    weight: int
+    weight: float
     counts: dict[str, int]
+    log_sums: tuple[float, ...] = ()
 
     def inputs_on(self, target: device) -> dict[str, Tensor]:
         """The inputs, copied to `target` where they are not there yet."""
@@ -52,13 +66,13 @@ class MicroBatch:
 
 
 class StepOutput(TypedDict):
-    """What the model returns for a batch: sums over supervised tokens, not means.
+    """What the model returns for a batch: sums over supervised tokens, not means. Only `loss_sum` is weighted.
 
     A plain dict at run time: the hooks of ZeRO-3 look into tuples, lists and dicts, not into dataclasses.
     """
 
     loss_sum: Tensor
-    """float32 []: the sum of the losses, with its gradient."""
+    """float32 []: the sum of the losses times `loss_weights`, with its gradient."""
     num_tokens: Tensor
     """int64 []: the number of supervised tokens."""
     task_loss: Tensor

@@ -8,16 +8,21 @@ config: every component defines its own dataclass, whose fields declare with `se
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigptv2.errors import ConfigError, nearest
+from minigptv2.config_values import check_finite, checked, parse_yaml
+from minigptv2.errors import ConfigError
+from minigptv2.files import disguise_of, home_expanded
 from minigptv2.secrets import looks_secret
 from minigptv2.shipped import find
 
@@ -38,6 +43,8 @@ T = TypeVar("T")
 EXTENDS = "extends"
 """The YAML key that names the file a config builds on, relative to itself."""
 _MAX_EXTENDS = 8
+_ELSEWHERE = re.compile(r"[/~]|[A-Za-z][A-Za-z0-9+.-]*://|.*\$\{")
+"""Paths that are not looked for beside a file: absolute ones, URLs, and those with an interpolation."""
 
 
 class Resume(Enum):
@@ -49,13 +56,13 @@ class Resume(Enum):
     MACHINE = "as FREE, and reset to the default when an export is loaded, possibly on another machine"
 
 
-def setting(default: Any = MISSING, *, resume: Resume) -> Any:
-    """A field of a config dataclass with its resume rule.
+def setting(default: Any = MISSING, *, resume: Resume, path: bool = False) -> Any:
+    """A field of a config dataclass with its resume rule. `path` marks the path of a file or folder that is read.
 
     `default` may be a list or a dict, which is copied for each object, or a dataclass, which is then built. A rule on a
     nested dataclass, or on a dict of them, covers all its leaves.
     """
-    metadata = {"resume": resume}
+    metadata = {"resume": resume, "path": path}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, (list, dict)):
@@ -86,30 +93,42 @@ class Loaded(Generic[T]):
     value: T
     origins: dict[str, str]
     flat: dict[str, Any]
+    searched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The places where an input path of a YAML file was looked for without success, by dotted key."""
 
 
 def load_config(schema: type[T], file: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[T]:
     """Merge `file`, the files it extends and `key=value` overrides into an object of the dataclass `schema`.
 
-    Raises `ConfigError` for a missing file, invalid YAML, an unknown key (with the nearest known key), a value of the
-    wrong type, a missing mandatory value, and an `extends:` chain that loops.
+    `~` at the beginning of a value is the home folder. A relative path of an input, set in a YAML file, is looked for
+    beside that file, then in the working folder. Raises `ConfigError` for a missing file, invalid YAML, an unknown key
+    (with the nearest known key), a value of the wrong type or shape, a number that is not finite, a missing mandatory
+    value, and an `extends:` chain that loops.
     """
     merged = OmegaConf.structured(schema)
     origins = dict.fromkeys(_flatten(merged), "default")
+    searched: dict[str, list[str]] = {}
     layers = [*(_file_layers(Path(file)) if file else []), *(_override_layer(word) for word in overrides)]
-    for origin, layer in layers:
-        _check_keys(schema, layer, origin)
-        try:
-            merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{origin}: {_first_line(error)}") from error
-        origins.update(dict.fromkeys(_flatten(layer), origin))
-    try:
-        value = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{file or 'config'}: {_first_line(error)}") from error
-    flat = _flatten(OmegaConf.create(OmegaConf.to_container(merged, resolve=True)))
-    return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat)  # type: ignore[arg-type]
+    for layer in layers:
+        values = checked(schema, layer.values, layer.origin)
+        if layer.folder is not None:
+            values = _beside(schema, values, layer.folder, searched)
+        with _as_config_error(layer.origin):
+            node = OmegaConf.create(values)
+            merged = OmegaConf.merge(merged, node)
+            changed = _flatten(node)
+        origins.update(dict.fromkeys(changed, layer.origin))
+        for key in changed if layer.folder is None else ():
+            searched.pop(key, None)
+    where = str(file or "config")
+    with _as_config_error(where):
+        values = _with_home(OmegaConf.to_container(merged, resolve=True), where)
+        final = OmegaConf.merge(OmegaConf.structured(schema), values)
+        value, flat = OmegaConf.to_object(final), _flatten(OmegaConf.create(values))
+    for key, leaf in flat.items():
+        check_finite(leaf, origins.get(key, where), key)
+    places = {key: tuple(tried) for key, tried in searched.items() if flat.get(key) == tried[-1]}
+    return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat, places)  # type: ignore[arg-type]
 
 
 def flat_values(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -132,85 +151,112 @@ def render_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _file_layers(file: Path) -> list[tuple[str, DictConfig]]:
-    layers: list[tuple[str, DictConfig]] = []
+@dataclass(frozen=True)
+class _Layer:
+    """Values of one source: a file in `folder`, or a word of the command line (None)."""
+
+    origin: str
+    values: dict[str, Any]
+    folder: Path | None = None
+
+
+def _file_layers(file: Path) -> list[_Layer]:
+    layers: list[_Layer] = []
     seen: list[Path] = []
-    current: Path | None = find(file)
+    current: Path | None = find(home_expanded(str(file)))
     while current is not None:
         if current.resolve() in seen or len(seen) >= _MAX_EXTENDS:
             raise ConfigError(f"{file}: the extends: chain loops or has more than {_MAX_EXTENDS} files, at {current}")
         seen.append(current.resolve())
-        layer = _load_yaml(current)
-        parent = layer.pop(EXTENDS, None)
-        layers.insert(0, (str(current), layer))
-        current = current.parent / parent if parent else None
+        values = _load_yaml(current)
+        parent = values.pop(EXTENDS, None)
+        layers.insert(0, _Layer(str(current), values, current.parent))
+        current = None if parent is None else _extended(parent, current)
     return layers
 
 
-def _load_yaml(file: Path) -> DictConfig:
+def _extended(parent: Any, file: Path) -> Path:
+    """The file that `extends:` of `file` names: beside it, or in the working folder."""
+    if not isinstance(parent, str) or not parent:
+        raise ConfigError(f"{file}: {EXTENDS} must be the path of a YAML file, got {parent!r}")
+    places = [file.parent / home_expanded(parent), find(home_expanded(parent))]
+    for place in places:
+        if place.is_file():
+            return place
+    tried = " and ".join(dict.fromkeys(map(str, places)))
+    raise ConfigError(f"{file}: {EXTENDS}: {parent}: config file not found; looked for {tried}")
+
+
+def _load_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"config file not found: {file}")
-    try:
-        layer = OmegaConf.load(file)
-    except Exception as error:  # YAML errors have many classes, and one message fits all of them
-        raise ConfigError(f"{file}: not valid YAML: {error}") from error
-    if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{file}: expected a mapping at the top level, got {type(layer).__name__}")
-    return layer
+    if file.stat().st_size and (disguise := disguise_of(file, binary=False)):
+        raise ConfigError(f"{file} is {disguise}; expected YAML")
+    values = parse_yaml(file.read_bytes(), str(file))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected a mapping at the top level, got {type(values).__name__}")
+    return values
 
 
-def _override_layer(word: str) -> tuple[str, DictConfig]:
-    key, equals, _ = word.partition("=")
+def _override_layer(word: str) -> _Layer:
+    key, equals, text = word.partition("=")
     if looks_secret(word):
         raise ConfigError(
             f"{key}: the value looks like a secret, and all users of this machine can see a command line. "
             f"Put it into an environment variable with a name like MY_TOKEN and write {key}='${{oc.env:MY_TOKEN}}'"
         )
-    if not equals or not key:
+    names = re.sub(r"\[([^\]]*)\]", r".\1", key).split(".")  # a[b] is another spelling of a.b
+    if not equals or not all(names):
         raise ConfigError(f"'{word}' is not of the form key=value")
+    value = parse_yaml(text, f"'{word}'")
+    for name in reversed(names):
+        value = {name: value}
+    return _Layer(f"command line ({word})", value)
+
+
+@contextmanager
+def _as_config_error(where: str) -> Iterator[None]:
+    """Raise errors of OmegaConf as `ConfigError`. Some of them are of Python's own types."""
     try:
-        return f"command line ({word})", OmegaConf.from_dotlist([word])
-    except Exception as error:  # the value is YAML
-        raise ConfigError(f"'{word}': the value is not valid YAML: {error}") from error
+        yield
+    except (OmegaConfBaseException, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from error
 
 
-def _check_keys(schema: type, layer: DictConfig, origin: str, prefix: str = "") -> None:
-    """Raise `ConfigError` if a key of `layer` is not a field of the dataclass `schema`. Nested keys are checked too."""
+def _beside(schema: type, values: dict[str, Any], folder: Path, searched: dict[str, list[str]], at: str = "") -> Any:
+    """`values` of a file in `folder`, with each relative input path that exists there replaced by its full path.
+
+    `searched` gets the places of each such path by dotted key, the value last.
+    """
+    found = dict(values)
     hints = get_type_hints(schema)
-    for key in map(str, layer):
-        if key not in hints:
-            leaves = _leaves(schema)
-            same_name = [name for name in leaves if name.split(".")[-1] == key]
-            hint = (
-                f"; did you mean '{prefix}{same_name[0]}'?"
-                if same_name
-                else nearest(f"{prefix}{key}", [f"{prefix}{name}" for name in leaves])
-            )
-            raise ConfigError(f"{origin}: unknown key '{prefix}{key}'{hint}")
-        child = layer._get_node(key)
-        if not isinstance(child, DictConfig) or child._is_none() or child._is_interpolation():
-            continue
-        nested = [part for part in (hints[key], *get_args(hints[key])) if _is_dataclass_type(part)]
-        for part in nested:
-            if get_origin(hints[key]) is not dict:
-                _check_keys(part, child, origin, f"{prefix}{key}.")
-                continue
-            for name in map(str, child):
-                if OmegaConf.is_dict(child[name]):
-                    _check_keys(part, child[name], origin, f"{prefix}{key}.{name}.")
+    paths = {one.name for one in fields(schema) if one.metadata.get("path")}
+    for name, value in values.items():
+        key = f"{at}{name}"
+        if isinstance(value, dict) and _is_dataclass_type(hints[name]):
+            found[name] = _beside(hints[name], value, folder, searched, f"{key}.")
+        elif name in paths:
+            searched.pop(key, None)
+            if isinstance(value, str) and value and not _ELSEWHERE.match(value):
+                place = folder / value
+                found[name] = str(place) if place.exists() else value
+                searched[key] = [*dict.fromkeys((str(place), value))]
+    return found
+
+
+def _with_home(value: Any, where: str) -> Any:
+    """Plain containers with `~` at the beginning of a text replaced by the home folder."""
+    if isinstance(value, dict):
+        return {key: _with_home(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_home(item, where) for item in value]
+    return home_expanded(value) if isinstance(value, str) else value
 
 
 def _is_dataclass_type(hint: Any) -> bool:
     return isinstance(hint, type) and is_dataclass(hint)
-
-
-def _leaves(schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields of a dataclass, nested fields included. Fields nearer the top come first."""
-    hints = get_type_hints(schema)
-    here = [f"{prefix}{name}" for name in hints]
-    return here + [
-        leaf for name, hint in hints.items() if _is_dataclass_type(hint) for leaf in _leaves(hint, f"{prefix}{name}.")
-    ]
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hashes, syncs and atomically writes files. Knows no file formats."""
+"""Hashes, syncs and atomically writes files, and tells what a file is that is not what its name promises."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from minigptv2.errors import ConfigError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
@@ -19,6 +21,41 @@ def sha256_of(file: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_WEB = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b"<error")
+_SHOWN = 40
+
+
+def disguise_of(file: Path, *, binary: bool) -> str | None:
+    """What a file is instead of the data that its name promises, or None if its first bytes are no sign of that.
+
+    Recognizes an empty file, a Git LFS pointer, a web page and, where `binary` data is expected, any other text, such
+    as the error message of a server. Raises `OSError` if the file cannot be read.
+    """
+    with open(file, "rb") as stream:
+        head = stream.read(512)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        return "an empty file"
+    if text.startswith((b"version https://git-lfs", b"version https://hawser")):
+        return "a Git LFS pointer, not the file itself (`git lfs pull` in its repository downloads it)"
+    if text[:16].lower().startswith(_WEB):
+        return "a web page, not the file itself (the download needed a login, or had another address)"
+    if binary and all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+        shown = head.decode("utf-8", "backslashreplace").split("\n")[0].strip()
+        return f"a text file that begins with '{shown[:_SHOWN]}'"
+    return None
+
+
+def home_expanded(path: str) -> str:
+    """`path` with `~` or `~user` at its beginning replaced by the home folder. Raises `ConfigError` without one."""
+    expanded = os.path.expanduser(path)
+    if expanded == path and path.startswith("~") and (path == "~" or "/" in path):
+        raise ConfigError(
+            f"{path}: there is no home folder for '{path.split('/')[0]}'. Write the full path, or ./{path}"
+        )
+    return expanded
 
 
 def sync_file(file: Path) -> None:

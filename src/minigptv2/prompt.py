@@ -8,7 +8,7 @@ and their `</s>` are supervised. This module is the only owner of these literals
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
@@ -40,8 +40,10 @@ class PromptStyle(StrEnum):
 class Example:
     """An encoded sample. All arrays are int64 [L]. Each image is a run of `IMAGE_PLACEHOLDER` in `input_ids`.
 
-    `num_turns` counts the turns that fit. If several question-answer pairs share an image (`share_image`), the first
-    `shared` tokens are common, and `branches` are the lengths of the parts of the pairs that follow.
+    `num_turns` counts the turns with a supervised token, and `num_cut` the tokens that were cut from the end. If
+    several question-answer pairs share an image (`share_image`), the first `shared` tokens are common, and `branches`
+    are the lengths of the parts of the pairs that follow. `loss_weights` float32 [L] are the factors on the losses of
+    the supervised tokens, 0 elsewhere. None: 1 for each.
     """
 
     input_ids: np.ndarray
@@ -51,6 +53,8 @@ class Example:
     num_turns: int = 1
     shared: int = 0
     branches: tuple[int, ...] = ()
+    loss_weights: np.ndarray | None = None
+    num_cut: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -72,16 +76,20 @@ class Example:
 def share_image(examples: list[Example]) -> Example:
     """One example from several about the same image: the tokens up to the end of the image once, then each own part.
 
-    All examples begin with the same unsupervised tokens, because the parts of a prompt are tokenized separately.
-    Raises `ValueError` if they do not.
+    Without an image the examples share their first token. All examples begin with the same unsupervised tokens,
+    because the parts of a prompt are tokenized separately. Each keeps its loss weights. Raises `ValueError` if the
+    beginnings differ or only some examples have weights.
     """
     first = examples[0]
-    shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1
+    shared = int(np.flatnonzero(first.input_ids == IMAGE_PLACEHOLDER)[-1]) + 1 if first.num_images else 1
     for example in examples:
         if not np.array_equal(example.input_ids[:shared], first.input_ids[:shared]):
             raise ValueError("examples that share an image must begin with the same prompt")
         if (example.labels[: shared + 1] != IGNORE).any():
             raise ValueError("the shared part and the token after it must not be supervised")
+
+    if len({example.loss_weights is None for example in examples}) > 1:
+        raise ValueError("either all or none of the examples that share an image must have loss weights")
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(first, name)[:shared], *(getattr(e, name)[shared:] for e in examples)])
@@ -94,7 +102,44 @@ def share_image(examples: list[Example]) -> Example:
         num_turns=sum(example.num_turns for example in examples),
         shared=shared,
         branches=tuple(len(example) - shared for example in examples),
+        loss_weights=None if first.loss_weights is None else joined("loss_weights"),
+        num_cut=sum(example.num_cut for example in examples),
     )
+
+
+def split_shared(example: Example, max_tokens: int) -> list[Example]:
+    """The pairs of a shared image as few examples of at most `max_tokens` tokens, each with the image, in order.
+
+    Every pair keeps its loss. An example without branches, or one that fits, is returned as it is. Every pair must fit
+    with the image.
+    """
+    if len(example) <= max_tokens or not example.branches:
+        return [example]
+    groups: list[list[int]] = [[]]
+    room = max_tokens - example.shared
+    for branch, length in enumerate(example.branches):
+        if groups[-1] and sum(example.branches[one] for one in groups[-1]) + length > room:
+            groups.append([])
+        groups[-1].append(branch)
+    starts = example.shared + np.cumsum((0, *example.branches))
+    parts = []
+    for number, group in enumerate(groups):
+        rows = np.r_[0 : example.shared, starts[group[0]] : starts[group[-1] + 1]]
+        alone = len(group) == 1
+        parts.append(
+            replace(
+                example,
+                input_ids=example.input_ids[rows],
+                labels=example.labels[rows],
+                task_ids=example.task_ids[rows],
+                loss_weights=None if example.loss_weights is None else example.loss_weights[rows],
+                num_turns=len(group),
+                shared=0 if alone else example.shared,
+                branches=() if alone else tuple(example.branches[branch] for branch in group),
+                num_cut=0 if number else example.num_cut,
+            )
+        )
+    return parts
 
 
 class _Writer:
@@ -110,27 +155,34 @@ class _Writer:
         self.labels.extend(ids if supervised else (IGNORE,) * len(ids))
         self.tasks.extend((task,) * len(ids))
 
-    def example(self, num_images: int, num_turns: int) -> Example:
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids, labels and task ids as int64 [L]."""
         ids, labels, tasks = (np.array(values, dtype=np.int64) for values in (self.ids, self.labels, self.tasks))
-        return Example(ids, labels, tasks, num_images, num_turns)
+        return ids, labels, tasks
 
 
 class PromptEncoder:
     """Encodes records for training and questions for inference with one tokenizer and image size.
 
-    `tokens_per_image` is the length of an image's placeholder run, `max_tokens` the length of the longest example.
+    `tokens_per_image` is the length of an image's placeholder run. `max_tokens` bounds the text of a training example,
+    which is every token except image placeholders, `<s>` and `</s>` included. The first `max_tokens` text tokens are
+    kept and the others are cut. The cut may fall anywhere, so a cut answer has no `</s>`. If it falls before the first
+    answer, there is no example. None: no bound.
+
+    The published code (`minigpt_base`, `max_txt_len: 1024`) cuts in the same way and also loses the `</s>`, but it
+    counts from the first answer on, and bounds the first question together with its image by `max_context_len: 3800`.
+    Here the first question counts as well, so `max_tokens` plus the image tokens is the length of the longest example.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, tokens_per_image: int, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, tokens_per_image: int, max_tokens: int | None) -> None:
         self.tokenizer = tokenizer
         self.tokens_per_image = tokens_per_image
         self.max_tokens = max_tokens
 
     def encode(self, record: Record, random: Random | None = None) -> Example | None:
-        """The record as a training example, or None if its first turn is longer than `max_tokens`.
+        """The record as a training example, or None if the first question alone fills `max_tokens`.
 
-        One turn of a record with separate turns is drawn from `random`, or the first one is taken without it. Trailing
-        turns that do not fit are dropped completely, so that no answer, box or image is cut.
+        One turn of a record with separate turns is drawn from `random`, or the first one is taken without it.
         """
         turns = record.turns
         if record.separate and len(turns) > 1:
@@ -149,22 +201,30 @@ class PromptEncoder:
         published = style is PromptStyle.PUBLISHED
         if published:
             writer.add([self.tokenizer.bos_id])
-        complete = kept = 0
+        answer_starts = []
         for number, turn in enumerate(turns):
             task = task_id(turn.task)
             images = num_images if number == 0 else 0
             spaced = not published and (num_images > 0 or len(turns) > 1)
             for part in self._question_parts(turn.question, images, spaced=spaced):
                 writer.add(part, task)
+            answer_starts.append(len(writer.ids))
             writer.add([*self.tokenizer.encode(turn.answer), self.tokenizer.eos_id], task, supervised=True)
-            if len(writer.ids) > self.max_tokens:
-                break
-            complete, kept = len(writer.ids), number + 1
-        if complete == 0:
+        ids, labels, tasks = writer.arrays()
+        kept = self._kept_length(ids)
+        num_turns = sum(start < kept for start in answer_starts)
+        if num_turns == 0:
             return None
-        for values in (writer.ids, writer.labels, writer.tasks):
-            del values[complete:]
-        return writer.example(num_images, kept)
+        return Example(
+            ids[:kept], labels[:kept], tasks[:kept], num_images, num_turns=num_turns, num_cut=len(ids) - kept
+        )
+
+    def _kept_length(self, ids: np.ndarray) -> int:
+        """The length of the longest prefix with at most `max_tokens` text tokens."""
+        text = np.flatnonzero(ids != IMAGE_PLACEHOLDER)
+        if self.max_tokens is None or len(text) <= self.max_tokens:
+            return len(ids)
+        return int(text[self.max_tokens])
 
     def encode_question(
         self,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minigptv2.config import MISSING, Loaded, Resume, load_config, resume_rule, setting
-from minigptv2.data.config import DataConfig, Recipe
+from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig, Recipe
 from minigptv2.engine.config import TrainConfig, check_train_config, load_deepspeed_config, shards_parameters
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
-from minigptv2.model.backbones import tokens_per_image
+from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
 from minigptv2.shipped import find
+
+FILES = ("data.recipe", "train.deepspeed")
+"""The inputs without which no config can be checked. The others may be made later."""
+_TOKENIZER = "model.tokenizer"
 
 
 @dataclass
@@ -26,7 +31,7 @@ class RunConfig:
     """Folder of the run: config, logs, checkpoints, export. The same command in a used folder resumes the run."""
     seed: int = setting(0, resume=Resume.EQUAL)
     """Seed of initial weights, data plan and dropout."""
-    init_from: str | None = setting(None, resume=Resume.CONTENT)
+    init_from: str | None = setting(None, resume=Resume.CONTENT, path=True)
     """Export of the previous stage. null: base weights, and random weights for parts without base weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
@@ -39,8 +44,27 @@ class RunConfig:
 
 
 def load_run_config(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[RunConfig]:
-    """The run config in `file` with `key=value` overrides."""
-    return load_config(RunConfig, file, overrides)
+    """The run config in `file` with `key=value` overrides. A stage that names no tokenizer takes its parent's."""
+    loaded = load_config(RunConfig, file, overrides)
+    config = loaded.value
+    if config.init_from is not None and config.model.tokenizer is None:
+        config.model.tokenizer = loaded.flat[_TOKENIZER] = config.init_from
+        loaded.origins[_TOKENIZER] = loaded.origins["init_from"]
+    return loaded
+
+
+def check_places(loaded: Loaded[RunConfig], keys: Collection[str] | None = None) -> None:
+    """Raise if an input path of a YAML file was not found, naming the places: `CheckpointError` for `init_from`, else
+    `ConfigError`. `keys` limits the check.
+    """
+    for key, places in loaded.searched.items():
+        spec = loaded.flat[key] in (*VISION_ENCODERS, *LANGUAGE_MODELS)
+        if (keys is not None and key not in keys) or spec or find(places[-1]).exists():
+            continue
+        tried = " and ".join(places)
+        stage = "" if key != "init_from" else ". Train the previous stage first, or set init_from=null"
+        error = CheckpointError if key == "init_from" else ConfigError
+        raise error(f"{loaded.origins[key]}: {key}={loaded.flat[key]} does not exist; looked for {tried}{stage}")
 
 
 def check_run_config(config: RunConfig, world_size: int) -> None:
@@ -54,16 +78,24 @@ def check_run_config(config: RunConfig, world_size: int) -> None:
             f"model.compile_vision and model.vision_batch cannot be used with ZeRO-3 ({config.train.deepspeed}): its "
             "hooks break compiled graphs, and ranks must call the encoder equally often. Use a ZeRO-2 JSON."
         )
-    image_tokens = tokens_per_image(config.model.vision_encoder)
-    if config.data.max_tokens <= image_tokens:
-        raise ConfigError(f"data.max_tokens={config.data.max_tokens} must exceed the {image_tokens} image tokens")
-    if config.data.max_tokens > config.data.max_pack_tokens:
-        raise ConfigError(
-            f"data.max_tokens={config.data.max_tokens} must not exceed data.max_pack_tokens="
-            f"{config.data.max_pack_tokens}: the longest sample must fit a pack"
-        )
+    _check_lengths(config.data, tokens_per_image(config.model.vision_encoder))
     if not find(config.data.recipe).is_file():
         raise ConfigError(f"data.recipe={config.data.recipe}: no such file. The shipped recipes are in data_recipes/")
+
+
+def _check_lengths(data: DataConfig, image_tokens: int) -> None:
+    if data.max_tokens < SHORTEST_TEXT_TOKENS:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} must be at least {SHORTEST_TEXT_TOKENS}: it counts the text tokens "
+            "of a sample, with those of its prompt"
+        )
+    longest = data.max_tokens + image_tokens
+    if longest > data.max_pack_tokens:
+        raise ConfigError(
+            f"data.max_tokens={data.max_tokens} text tokens and the {image_tokens} tokens of an image make {longest}, "
+            f"more than data.max_pack_tokens={data.max_pack_tokens}: the longest sample must fit a pack. "
+            f"Set max_pack_tokens to at least {longest}, or lower max_tokens."
+        )
 
 
 def rule_of(key: str) -> Resume | None:
@@ -77,6 +109,21 @@ def rule_of(key: str) -> Resume | None:
     return Resume.FREE if section == "deepspeed" else resume_rule(RunConfig, key)
 
 
+def check_sample_order(saved: int, current: int, run: Path, where: Path) -> None:
+    """Raise `CheckpointError` if a version with another order of samples wrote the checkpoint `where` of `run`.
+
+    This check comes before the others: keys of the recipe that the other version did not have explain nothing.
+    """
+    if saved > current:
+        raise CheckpointError(f"cannot resume from {where}: a newer version wrote it; update minigptv2")
+    if saved < current:
+        raise CheckpointError(
+            f"cannot resume from {where}: minigptv2 0.1 wrote it, and the order of samples changed in 0.2. Finish this "
+            f"run with minigptv2 0.1, or train from its export in another run_dir (init_from={run}/export), or use "
+            "--fresh to start over."
+        )
+
+
 def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) -> list[str]:
     """Compare resolved configs by dotted key. Returns the allowed changes as lines for the log.
 
@@ -84,16 +131,21 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any], where: Path) ->
     """
     changes = []
     for key in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(key), current.get(key)
-        if before == now:
+        if saved.get(key) == current.get(key):
             continue
+        before, now = _shown(saved, key), _shown(current, key)
         if rule_of(key) is Resume.EQUAL:
             raise CheckpointError(
-                f"cannot resume from {where}: {key} was {before!r} and is now {now!r}. "
+                f"cannot resume from {where}: {key} was {before} and is now {now}. "
                 "Use the same value, another run_dir, or --fresh to start over."
             )
-        changes.append(f"changed on resume: {key} was {before!r}, is now {now!r}")
+        changes.append(f"changed on resume: {key} was {before}, is now {now}")
     return changes
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    """The value of a key for a message. A run that did not have the key (another corpus or version) is not `None`."""
+    return repr(values[key]) if key in values else "not set"
 
 
 def check_identity(saved: dict[str, Any], current: dict[str, Any], where: Path) -> None:

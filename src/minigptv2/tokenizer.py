@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.files import disguise_of
 
 SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
 """Begin and end marks in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair that exists is used."""
@@ -24,6 +25,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 class _Backend(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def decode(self, ids: list[int]) -> str: ...
+    def piece(self, number: int) -> str | None: ...
 
 
 class Tokenizer:
@@ -52,6 +54,29 @@ class Tokenizer:
                 kept.append(int(token))
         return self._backend.decode(kept).strip()
 
+    def piece(self, number: int) -> str | None:
+        """The piece with an id, as the file spells it. None if there is none."""
+        return self._backend.piece(number) if 0 <= number < self.vocab_size else None
+
+    def differences_from(self, other: Tokenizer) -> str | None:
+        """How this tokenizer differs from `other`, with both hashes. None if their files have the same content."""
+        if self.sha256 == other.sha256 or _content(self.path) == _content(other.path):
+            return None
+        size = max(self.vocab_size, other.vocab_size)
+        first = next((n for n in range(size) if self.piece(n) != other.piece(n)), None)
+        hashes = f"sha256 {self.sha256[:16]} instead of {other.sha256[:16]}"
+        if first is None:
+            return f"{hashes}; the pieces are equal, but not the file's format or rules"
+        return (
+            f"{hashes}; the first id that differs is {first}: {self.piece(first)!r} instead of {other.piece(first)!r}"
+        )
+
+
+def _content(file: Path) -> Any:
+    """What a tokenizer file says: the parsed JSON, whose layout does not matter, or the bytes."""
+    data = file.read_bytes()
+    return json.loads(data) if file.suffix == ".json" else data
+
 
 class CharacterTokenizer(Tokenizer):
     """Uses each character as a token, to show prompts without a tokenizer file. Lengths are in characters."""
@@ -70,6 +95,9 @@ class _Characters:
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(token - 2) for token in ids)
 
+    def piece(self, number: int) -> str | None:
+        return chr(number - 2) if number > 1 else None
+
 
 class _SentencePiece:
     def __init__(self, processor: Any) -> None:
@@ -81,6 +109,9 @@ class _SentencePiece:
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
+    def piece(self, number: int) -> str | None:
+        return self._processor.id_to_piece(number)
+
 
 class _HuggingFace:
     def __init__(self, tokenizer: Any) -> None:
@@ -91,6 +122,9 @@ class _HuggingFace:
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def piece(self, number: int) -> str | None:
+        return self._tokenizer.id_to_token(number)
 
 
 def find_tokenizer_file(path: str | Path) -> Path:
@@ -113,6 +147,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises `CheckpointError` for a damaged file and `ConfigError` for one without known sentence marks.
     """
     file = find_tokenizer_file(path)
+    if disguise := disguise_of(file, binary=file.suffix == ".model"):
+        raise CheckpointError(f"{file} is {disguise}; expected a tokenizer")
     if file.suffix == ".model":
         from sentencepiece import SentencePieceProcessor
 
@@ -139,7 +175,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         known = " or ".join(" and ".join(pair) for pair in SENTENCE_MARKS)
         raise ConfigError(f"{file} has no known sentence marks; expected {known}")
     # Added tokens are matched in any text before tokenization, so '</s>' in a caption would become the end token.
-    document = json.loads(file.read_text())
+    document = json.loads(file.read_bytes())
     document["added_tokens"] = []
     tokenizer = HuggingFaceTokenizer.from_str(json.dumps(document))
     return Tokenizer(

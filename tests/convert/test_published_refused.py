@@ -69,7 +69,7 @@ def test_files_that_do_not_match_are_refused_and_nothing_is_written(tmp_path: Pa
         ({"checkpoint": file("more.pth", lambda s: s.update(extra=torch.zeros(1)))}, "unexpected key extra"),
         ({"checkpoint": file("half.pth", drop_module)}, "incomplete LoRA: found q_proj, missing v_proj"),
         ({"checkpoint": file("number.pth", lambda s: s.update(epoch=3))}, "'epoch' must be a tensor, got int"),
-        ({"checkpoint": empty}, "not a valid PyTorch file"),
+        ({"checkpoint": empty}, "is an empty file; expected a file of torch.save"),
         ({"checkpoint": short}, "not a valid PyTorch file"),
         ({"vision": cut}, "not a valid PyTorch file"),
         ({"checkpoint": trap}, "contains a Python object"),

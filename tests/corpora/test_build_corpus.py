@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from minigptv2.cli import main as cli
-from minigptv2.corpora.build_corpus import BuildOptions, build
+from minigptv2.corpora.build_corpus import build
 from minigptv2.corpora.sources import CORPORA, Draft, Raw, Rejected
+from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
 from minigptv2.shards.image_files import image_size
@@ -130,12 +132,22 @@ def test_a_corpus_of_mixed_tasks_may_have_any_task(tmp_path: Path) -> None:
     assert build(mixed, tmp_path, "train", tmp_path / "out").manifest.turns == {"caption": 1, "vqa": 1}
 
 
-def test_a_sample_per_question_on_demand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--per-question", "--per-question=true"])
+def test_the_removed_option_names_what_replaces_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli(["shards", "build", "vqav2", option, "--root", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2 and not (tmp_path / "out").exists()
+    assert "--per-question was removed" in (told := capsys.readouterr().err) and "sample_by: turn" in told
+
+
+def test_a_built_corpus_is_sampled_by_question(tmp_path: Path) -> None:
     vqa_official("vqav2", "v2_")(tmp_path)
-    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "out", options=BuildOptions(per_question=True))
-    reader = CorpusReader(tmp_path / "out")
-    records = [reader.record(number) for number in range(len(reader))]
-    assert [len(record.turns) for record in records] == [1, 1, 1] and not any(record.separate for record in records)
+    build(CORPORA["vqav2"], tmp_path, "train", tmp_path / "vqav2")
+    plan = DataPlan(Recipe(corpora={"vqav2": CorpusShare(ratio=1, task="vqa")}), tmp_path, seed=0)
+    questions = [plan.record(sample).turns for sample in plan.samples(0, 3)]
+    assert all(len(turns) == 1 for turns in questions) and len({turns[0].question for turns in questions}) == 3
 
 
 def test_all_builds_what_it_finds_once_and_names_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

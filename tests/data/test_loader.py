@@ -9,7 +9,7 @@ import torch
 from minigptv2.batch import BATCH_KEYS, IGNORE
 from minigptv2.data.collate import collate
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
-from minigptv2.data.loader import StepDataset, iterate_steps
+from minigptv2.data.loader import StepDataset, iterate_steps, truncation_report
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.prompt import IMAGE_PLACEHOLDER, PromptEncoder
@@ -169,7 +169,33 @@ def test_the_limits_of_the_recipe(outcomes: list[bool], words: str | None) -> No
     assert (stopped is None) if words is None else (stopped is not None and words in stopped and "c-0.tar" in stopped)
 
 
-def test_an_example_longer_than_allowed_is_dropped_by_name(world: World, tokenizer: Tokenizer) -> None:
-    config = DataConfig(recipe="", num_workers=0, max_tokens=30, max_pack_tokens=400)
+def test_a_question_that_fills_the_bound_is_dropped_by_name(world: World, tokenizer: Tokenizer) -> None:
+    config = DataConfig(recipe="", num_workers=0, max_tokens=16, max_pack_tokens=400)
     steps = list(iterate_steps(dataset(world, tokenizer, config=config), position=0, num_steps=1))
-    assert steps[0].dropped and all("longer than max_tokens=30" in one.reason for one in steps[0].dropped)
+    assert 0 < len(steps[0].dropped) == steps[0].outcomes.count(False)
+    assert all("the first question alone fills max_tokens=16" in one.reason for one in steps[0].dropped)
+
+
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (2, 1), (0, 2), (0, 4)])
+def test_long_text_is_cut_and_counted_on_every_rank(
+    world: World, tokenizer: Tokenizer, workers: int, world_size: int
+) -> None:
+    config = DataConfig(recipe="", num_workers=workers, max_tokens=90, max_pack_tokens=400)
+    whole = DataConfig(recipe="", num_workers=0, max_tokens=900, max_pack_tokens=4000)
+    plan = dataset(world, tokenizer, config=whole)
+    expected = []
+    for sample in plan.plan.samples(0, 36):
+        example = plan.plan.encode(sample, plan.encoder)
+        num_text = len(example) - 16 * example.num_images
+        if num_text > 90:
+            expected.append((sample, num_text - 90))
+    assert expected
+    for rank in range(world_size):
+        loaded = dataset(world, tokenizer, rank=rank, world_size=world_size, config=config)
+        steps = list(iterate_steps(loaded, position=0, num_steps=3))
+        assert [pair for step in steps for pair in step.truncated] == expected
+        assert not any(step.dropped for step in steps) and all(all(step.outcomes) for step in steps)
+    report = truncation_report(plan.plan, expected, 90)
+    longest = max(expected, key=lambda pair: pair[1])
+    assert f"truncated {len(expected)} samples to 90 text tokens" in report and "toy_conversation " in report
+    assert f"The longest is {plan.plan.name_of(longest[0])}, where {longest[1]} tokens were cut" in report

@@ -9,7 +9,8 @@ from PIL import Image
 
 from minigptv2.cli import main
 from minigptv2.data.config import CorpusShare, Recipe
-from minigptv2.data.mix_report import collect_stats, format_table, mix, save_chart
+from minigptv2.data.mix_report import SHARES, collect_stats, format_table, mix, save_chart, shares_by_task
+from minigptv2.data.objective import OBJECTIVES, Composition
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
@@ -70,6 +71,88 @@ def test_pictures(world: World, tmp_path: Path) -> None:
         save_chart(mixed, tmp_path / "mix.gif", "a title")
     strips = [line[-48:] for line in format_table(mixed).splitlines()[1:]]
     assert strips[0].startswith("█") and strips[0].endswith("  ") and strips[1].endswith("█")
+
+
+def with_objective(objective: str, share_images: int = 1) -> Recipe:
+    shares = {"toy_refer": 5.0, "toy_vqa": 1.0, "toy_language": 4.0}
+    lines = {
+        name: CorpusShare(ratio=1, share_images=share_images, loss_share=share if objective == "corpus" else None)
+        for name, share in shares.items()
+    }
+    return Recipe(shuffle_window=2, objective=objective, corpora=lines)
+
+
+@pytest.mark.parametrize("share_images", [1, 2])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_shares_are_those_of_the_batches(
+    world: World, tokenizer: Tokenizer, objective: str, share_images: int
+) -> None:
+    recipe = with_objective(objective, share_images)
+    encoder = PromptEncoder(tokenizer, tokens_per_image=16, max_tokens=900)
+    mixed = mix(recipe, collect_stats(recipe, world.train, {}, encoder, seed=0), steps=10, global_batch_size=60)
+    plan = DataPlan(recipe, world.train, seed=0, encoder=encoder)
+    samples = plan.samples(0, 600)
+    examples = [plan.encode(sample, encoder) for sample in samples]
+    found = Composition.of(examples, [sample.corpus for sample in samples], 3)
+    for number, row in enumerate(mixed.rows):
+        mine = [e for e, sample in zip(examples, samples, strict=True) if sample.corpus == number]
+        assert row.actual == pytest.approx(found.corpus_samples[number] / 600)
+        assert row.token_share == pytest.approx(sum(map(len, mine)) / sum(map(len, examples)), abs=0.01)
+        supervised = sum(e.num_supervised for e in mine) / sum(e.num_supervised for e in examples)
+        assert row.supervised_share == pytest.approx(supervised, abs=0.01)
+        objective_share = found.corpus_weights[number] / found.corpus_weights.sum()
+        assert row.objective_share == pytest.approx(objective_share, abs=0.01)
+        assert row.shares == (row.actual, row.token_share, row.supervised_share, row.objective_share)
+    tasks = shares_by_task(mixed)
+    assert tasks["mixed"] == pytest.approx(dict.fromkeys(SHARES, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("objective", "known"),
+    [("token", {"samples"}), ("sample", {"samples", "objective"}), ("corpus", {"samples", "objective"})],
+)
+def test_shares_that_are_unknown_say_so(
+    objective: str, known: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    lines = {
+        name: {"ratio": line.ratio, "task": name.removeprefix("toy_")}
+        | ({"loss_share": line.loss_share} if line.loss_share else {})
+        for name, line in with_objective(objective).corpora.items()
+    }
+    file.write_text(json.dumps({"objective": objective, "corpora": lines}))
+    words = ["mix", str(file), "--steps", "20", "--shards", str(tmp_path), "--output", str(tmp_path / "mix.html")]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"; objective {objective}\n" in said
+    assert f"shares of {', '.join(name for name in SHARES if name not in known)} are unknown: --tokenizer" in said
+    page = (tmp_path / "mix.html").read_text()
+    for name in SHARES:
+        assert (f">{name}: unknown<" in page) == (name not in known)
+        assert page.count(f"% of {name}</title>") == (3 if name in known else 0)
+    assert main([*words[:-2], "--json"]) == 0
+    mixed = json.loads(capsys.readouterr().out)
+    assert mixed["objective"] == objective
+    assert {name for name, share in mixed["tasks"]["vqa"].items() if share is not None} == known
+    for row in mixed["corpora"]:
+        assert (row["objective_share"] is not None) == ("objective" in known) and row["supervised_share"] is None
+    if objective == "corpus":
+        assert [row["objective_share"] for row in mixed["corpora"]] == pytest.approx([0.5, 0.1, 0.4], abs=0.01)
+
+
+def test_the_recipe_can_give_all_lengths(tmp_path: Path) -> None:
+    """Without shards: `tokens` and `supervised_tokens` of the lines are enough."""
+    lines = {
+        "toy_vqa": CorpusShare(ratio=1, loss_share=1, tokens=30, supervised_tokens=2),
+        "toy_refer": CorpusShare(ratio=3, loss_share=1, tokens=10, supervised_tokens=6),
+    }
+    recipe = Recipe(objective="corpus", corpora=lines)
+    expected = {"toy_vqa": 50, "toy_refer": 50}
+    mixed = mix(recipe, collect_stats(recipe, tmp_path, expected, None, seed=0), steps=10, global_batch_size=40)
+    assert [row.shares for row in mixed.rows] == [
+        pytest.approx((0.25, 0.5, 0.1, 0.5)),
+        pytest.approx((0.75, 0.5, 0.9, 0.5)),
+    ]
 
 
 def test_a_mixture_that_ends_before_the_run_is_refused(world: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from minigptv2.cli import main as cli
 from minigptv2.corpora.sources import CORPORA
 from minigptv2.data.config import Recipe
+from minigptv2.data.mixture import Mixture
 from minigptv2.data.plan import load_recipe
 from minigptv2.run_config import load_run_config
 from tests.conftest import REPOSITORY
@@ -43,6 +44,17 @@ SPEC_STAGE_3 = {
     "ocr_vqa": 6.74,
 }
 """Shares of samples that the published ratios per batch give, in percent of all corpora but OCR-VQA."""
+PUBLISHED_GRADIENT = {
+    "conversation": 24.7,
+    "refer": 15.8,
+    "detection": 21.9,
+    "identify": 4.1,
+    "vqa": 15.8,
+    "grounding": 11.0,
+    "caption": 5.5,
+    "language": 1.4,
+}
+"""Shares of the gradient by task, in percent, that the published code has in stage 3: the ratios of its batches."""
 
 
 def recipe(name: str) -> Recipe:
@@ -51,14 +63,14 @@ def recipe(name: str) -> Recipe:
 
 def shares(found: Recipe) -> dict[str, float]:
     """Percent of samples by corpus."""
-    ratios = {name: float(share.ratio or 0) for name, share in found.corpora.items()}
+    ratios = {name: float(share.ratio or 0) * (share.batch_size or 1) for name, share in found.corpora.items()}
     return {name: 100 * ratio / sum(ratios.values()) for name, ratio in ratios.items()}
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_has_the_corpora_of_the_papers_table_and_no_other(stage: int) -> None:
     found = recipe(STAGES[stage])
-    assert found.unit == "sample"
+    assert (found.unit, found.objective) == ("batch" if stage == 3 else "sample", "corpus")
     assert set(found.corpora) == {name for name, row in CORPORA.items() if stage in row.stages}
 
 
@@ -74,6 +86,32 @@ def test_stage_3_has_the_shares_of_the_published_code() -> None:
     assert found.keys() == SPEC_STAGE_3.keys()
     for corpus, percent in SPEC_STAGE_3.items():
         assert found[corpus] * total / 100 == pytest.approx(percent, abs=0.1)
+
+
+def test_stage_3_has_the_gradient_of_the_published_code() -> None:
+    found = recipe(STAGES[3])
+    gradient = dict(zip(found.corpora, Mixture(found, [None] * len(found.corpora)).loss_shares, strict=True))
+    assert gradient == pytest.approx({name: share.ratio / 730 for name, share in found.corpora.items() if share.ratio})
+    for task, percent in PUBLISHED_GRADIENT.items():
+        ours = sum(gradient[name] for name, share in found.corpora.items() if share.task == task)
+        assert 100 * ours == pytest.approx(percent, abs=0.06)
+
+
+@pytest.mark.parametrize("names", [STAGES, LIGHT], ids=["full", "light"])
+def test_light_stage_3_keeps_the_published_numbers_and_the_other_stages_state_their_own(names: dict[int, str]) -> None:
+    full, found = recipe(STAGES[3]), recipe(names[3])
+    for name, share in found.corpora.items():
+        assert share == full.corpora[name] and share.loss_share is None
+    for stage in (1, 2):
+        for share in recipe(names[stage]).corpora.values():
+            assert share.loss_share == share.ratio
+        header = (REPOSITORY / "data_recipes" / f"{names[stage]}.yaml").read_text().split("unit:")[0]
+        assert "`loss_share` repeats" in " ".join(header.replace("#", "").split())
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "data_recipes").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_recipe_states_its_objective(file: Path) -> None:
+    assert re.search(r"^objective: (token|sample|corpus)$", file.read_text(), flags=re.M)
 
 
 def test_stage_2_has_nothing_weakly_labelled_and_stage_1_mostly() -> None:
@@ -139,9 +177,14 @@ def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
     said = capsys.readouterr().out
     rows = {line.split()[0]: line for line in said.splitlines() if line.split()[:1]}
     total = sum(SPEC_STAGE_3.values())
-    assert f"ratios by sample, sum {total:.2f}, temperature 1\n" in said
+    assert "ratios by batch, sum 730, temperature 1; objective corpus\n" in said
+    assert "shares of tokens, supervised are unknown" in said
     for corpus, percent in SPEC_STAGE_3.items():
-        ratio, target, actual = map(float, rows[corpus].split()[2:5])
-        assert ratio == pytest.approx(percent, abs=0.1)
+        target, actual, tokens, supervised, objective = rows[corpus].split()[3:8]
+        assert (tokens, supervised) == ("-", "-")
+        target, actual, objective = map(float, (target, actual, objective))
+        assert objective == pytest.approx(100 * (recipe(STAGES[3]).corpora[corpus].ratio or 0) / 730, abs=0.05)
         assert target * total / 100 == pytest.approx(percent, abs=0.1)
         assert actual * total / 100 == pytest.approx(percent, abs=0.1)
+    for task, percent in PUBLISHED_GRADIENT.items():
+        assert float(rows[task].split()[-1]) == pytest.approx(percent, abs=0.1)

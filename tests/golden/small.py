@@ -47,7 +47,9 @@ MODEL = (
     f"{{vision_encoder: {FIXTURES}/vision, language_model: {FIXTURES}/language, tokenizer: WORLD/tokenizer, TRAINED}}"
 )
 RECIPE = Path("data_recipes/toy_stage3.yaml")
-NOT_PORTABLE = ("resumed weights", "next stage weights")
+RECIPE_0_1 = training.RECIPE.replace("task: mixed", "task: mixed, sample_by: image")
+"""The recipe of the fixtures. Version 0.1 did not count the separate turns of `toy_conversation`."""
+NOT_PORTABLE = ("next stage weights",)
 """Hashes of trained weights, which another processor may round differently."""
 
 
@@ -63,7 +65,9 @@ def small_values(work: Path) -> dict[str, Any]:
     make_world(work / "world")
     training.write_stage(work / "world")
     training.train(work / "world", work / "run", "train.learning_rate=1.0e-3", skip=training.SKIPPED_STEP)
-    old = training.read_old_files(FIXTURES, work / "old")
+    (work / "recipe.yaml").write_text(RECIPE_0_1)
+    old = {"resumed": training.refuse_old_run(FIXTURES, work / "old")}
+    old |= training.read_old_files(FIXTURES, work / "old", (f"data.recipe={work}/recipe.yaml",))
     recipe = find("load_recipe")(RECIPE)
     make_stand_ins(work / "shards", recipe)
     plan = find("DataPlan")(recipe, work / "shards", 0)

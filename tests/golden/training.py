@@ -63,6 +63,7 @@ train:
   checkpoint_every: 10
 evaluate: {shards: WORLD/val, corpora: [toy_refer], samples: 2, every: 10, max_new_tokens: 4}
 """
+RESUMED = ("train.steps=12", "train.checkpoint_every=6")
 TIMEOUT_S = 240
 
 
@@ -233,19 +234,35 @@ def write_old_files(old: Path, model: str = MODEL, **sizes: Any) -> None:
         log.unlink()
 
 
-def read_old_files(old: Path, work: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Resume from the old checkpoint, train a next stage on the old export, and read the old shards and journal."""
+def resume_old_run(old: Path, work: Path) -> dict[str, Any]:
+    """Resume from the old checkpoint, on one and on two ranks."""
     for name, mode, ranks in (("resumed", "zero3", 1), ("resumed2", "zero2", 2)):
         shutil.copytree(old / "run", work / name)
-        given = ("train.steps=12", "train.checkpoint_every=6", f"run_dir={work / name}")
-        train(old, work / name, *given, *words, "--resume", mode=mode, ranks=ranks)
-    second = ("stage=second", f"init_from={old}/export", "train.steps=6", "seed=4")
-    train(old, work / "second", *second, *words)
-    lineage = json.loads((work / "second/export/config.json").read_bytes())["lineage"]
+        train(old, work / name, *RESUMED, "--resume", mode=mode, ranks=ranks)
     return {
         "resumed": curves(work / "resumed"),
         "resumed on two ranks": curves(work / "resumed2"),
         "resumed weights": hash_tensors(work / "resumed/export/weights.safetensors"),
+    }
+
+
+def refuse_old_run(old: Path, work: Path) -> str:
+    """Try to resume from the checkpoint of a version with another order of samples. Returns the error."""
+    shutil.copytree(old / "run", work / "refused")
+    try:
+        train(old, work / "refused", *RESUMED, "--resume")
+    except RuntimeError as error:
+        line = next((line for line in str(error).splitlines() if "CheckpointError" in line), str(error))
+        return str(plain(line, work))
+    raise AssertionError(f"{old}: a run with another order of samples was resumed")
+
+
+def read_old_files(old: Path, work: Path, words: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Train a next stage on the old export, and read the old shards and journal."""
+    second = ("stage=second", f"init_from={old}/export", "train.steps=6", "seed=4")
+    train(old, work / "second", *second, *words)
+    lineage = json.loads((work / "second/export/config.json").read_bytes())["lineage"]
+    return {
         "next stage": curves(work / "second"),
         "next stage weights": hash_tensors(work / "second/export/weights.safetensors"),
         "lineage": [(entry["stage"], entry["steps"], entry["data_plan"]) for entry in lineage],
@@ -275,4 +292,4 @@ def resume_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
     shutil.copytree(old, copy)
     text = (copy / "stage.yaml").read_text().replace(str(old), str(copy))
     (copy / "stage.yaml").write_text(text)
-    return read_old_files(copy, work / "resumes")
+    return resume_old_run(copy, work / "resumes") | read_old_files(copy, work / "resumes")

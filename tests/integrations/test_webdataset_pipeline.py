@@ -83,6 +83,21 @@ def test_encoded_examples_are_those_of_training(plan: DataPlan, world: World) ->
         example = plan.encode(sample["__sample__"], encoder)
         assert np.array_equal(sample["input_ids"], example.input_ids)
         assert np.array_equal(sample["labels"], example.labels)
+        assert "loss_weights" not in sample
+
+
+@pytest.mark.parametrize("objective", ["sample", "corpus"])
+def test_encoded_examples_have_the_loss_weights_of_training(world: World, objective: str) -> None:
+    share = 1.0 if objective == "corpus" else None
+    lines = {name: CorpusShare(ratio=1, loss_share=share) for name in ("toy_vqa", "toy_conversation")}
+    recipe = Recipe(objective=objective, corpora=lines)
+    encoder = PromptEncoder(world.tokenizer(), tokens_per_image=4, max_tokens=200)
+    plan = DataPlan(recipe, world.train, seed=0)
+    stage = encode_examples(plan, encoder)
+    ready = DataPlan(recipe, world.train, seed=0, encoder=encoder)
+    for sample in webdataset.DataPipeline(PlanSource(plan, stop=20), stage):
+        expected = ready.encode(sample["__sample__"], encoder).loss_weights
+        assert np.array_equal(sample["loss_weights"], expected) and expected is not None and expected.any()
 
 
 def test_bad_samples_go_to_the_handler(plan: DataPlan, world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from minigptv2.batch import BATCH_KEYS, IGNORE, StepOutput
+from minigptv2.batch import BATCH_KEYS, IGNORE, OPTIONAL_BATCH_KEYS, Batch, StepOutput
 from minigptv2.data.collate import collate
 from minigptv2.errors import CheckpointError
 from minigptv2.model.attention import PACKED, PackLayout, choose_attention
@@ -254,7 +254,9 @@ def test_weights_are_a_function_of_seed_and_name_alone() -> None:
 def test_forward_takes_the_keys_of_a_batch_and_returns_those_of_a_step_output() -> None:
     import inspect
 
-    assert tuple(inspect.signature(MiniGPTv2.forward).parameters) == ("self", *BATCH_KEYS)
+    keys = (*BATCH_KEYS, *OPTIONAL_BATCH_KEYS)
+    assert tuple(inspect.signature(MiniGPTv2.forward).parameters) == ("self", *keys)
+    assert set(keys) == Batch.__required_keys__ | Batch.__optional_keys__ and len(keys) == len(set(keys))
     model = tiny_model(ALL_PARTS)
     assert set(model(**collate([], [], 32).inputs)) == set(StepOutput.__annotations__)
 

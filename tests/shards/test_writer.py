@@ -206,7 +206,7 @@ def test_a_full_disk_ends_a_build_without_litter(tmp_path: Path, workers: int) -
 def test_an_index_that_no_longer_fits_is_removed(tmp_path: Path) -> None:
     (tmp_path / f".{INDEX_FILE}.{os.getpid()}.tmp").symlink_to("/dev/full")
     with pytest.raises(RuntimeError, match="the build's own"), IndexWriter(tmp_path) as index:
-        index.append(np.zeros(5, dtype=INDEX_DTYPE))
+        index.append(np.zeros(5, dtype=INDEX_DTYPE), np.ones(5))
         raise RuntimeError("the build's own")
     assert list(tmp_path.iterdir()) == []
 

@@ -26,6 +26,8 @@ class Parser(argparse.ArgumentParser):
         """What `add_argument` returned, for suggestions and shell completion."""
         self.old_spellings: dict[str, str] = {}
         """Old spelling of an option to the present one. Not in the help."""
+        self.removed: dict[str, str] = {}
+        """Removed option to what replaces it. Not in the help."""
         self.commands: dict[str, Parser] = {}
         """The parsers of the commands below this one."""
         keywords.setdefault("formatter_class", partial(argparse.HelpFormatter, max_help_position=28))
@@ -52,12 +54,19 @@ class Parser(argparse.ArgumentParser):
         """Keep accepting the option `old` under its present name `new`."""
         self.old_spellings[old] = new
 
+    def add_removed(self, option: str, instead: str) -> None:
+        """Reject `option`, which earlier versions had, with the text `instead`."""
+        self.removed[option] = instead
+
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """The parsed words, options and others in any order. Exits with code 2 for an unknown option."""
         if self.commands:  # the command is missing, or an option such as --help stands before it
             return self.parse_args(words)
         end = words.index("--") if "--" in words else len(words)
         renamed = [*(self._present_spelling(word) for word in words[:end]), *words[end:]]
+        for option in (word.partition("=")[0] for word in renamed[:end]):
+            if option in self.removed:
+                self.error(f"{option} was removed: {self.removed[option]}")
         args, unknown = self.parse_known_intermixed_args(renamed)
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]

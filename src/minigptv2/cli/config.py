@@ -28,13 +28,14 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from minigptv2.run_config import check_run_config, load_run_config
+    from minigptv2.run_config import FILES, check_places, check_run_config, load_run_config
 
     loaded = load_run_config(args.file, args.overrides)
     if args.json:
         print_json({key: {"value": value, "from": loaded.origins[key]} for key, value in loaded.flat.items()})
     else:
         print(_table(loaded))
+    check_places(loaded, FILES)
     check_run_config(loaded.value, args.world_size)
     return 0
 

@@ -1,4 +1,4 @@
-"""`mix`: show the shares, epochs and images of a recipe over a run."""
+"""`mix`: show the shares of samples, tokens and objective, the epochs and the images of a recipe over a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to measure the samples' lengths with")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
-    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="as data.max_tokens of a run. Default: 1024"
+    )
     parser.add_argument("--output", metavar="FILE", help="also plot the mixture over time to a .png or .html file")
     add_json(parser)
     parser.set_defaults(run=_mix)
@@ -35,7 +37,15 @@ def add_arguments(parser: Parser) -> None:
 
 def _mix(args: argparse.Namespace) -> int:
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.data.mix_report import collect_stats, format_table, mix, save_chart
+    from minigptv2.data.mix_report import (
+        SHARES,
+        collect_stats,
+        format_table,
+        format_tasks,
+        mix,
+        save_chart,
+        shares_by_task,
+    )
     from minigptv2.data.plan import load_recipe
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import load_tokenizer
@@ -53,14 +63,18 @@ def _mix(args: argparse.Namespace) -> int:
     missing = [name for name, corpus in corpora.items() if not corpus.built]
     if args.json:
         totals = {"recipe": args.recipe, "steps": mixed.steps, "global_batch_size": mixed.global_batch_size}
+        totals |= {"objective": recipe.objective, "tasks": shares_by_task(mixed)}
         print_json({**totals, "corpora": [asdict(row) for row in mixed.rows], "without_shards": missing})
     else:
         print(_title(args, recipe))
         print(format_table(mixed))
+        print(f"\n{format_tasks(mixed)}\n")
         if missing:
             print(f"no shards in {args.shards} for {', '.join(missing)}: sizes are from `minigptv2 shards list`")
-        if encoder is None:
-            print("tokens are unknown: they need --tokenizer, and shards to measure")
+        unknown = [name for name, share in zip(SHARES, mixed.rows[0].shares, strict=True) if share is None]
+        if unknown:
+            names = ", ".join(unknown)
+            print(f"shares of {names} are unknown: --tokenizer measures them on the shards, if all corpora have some")
     if args.output:
         save_chart(mixed, Path(args.output), f"{Path(args.recipe).stem}, {args.steps:,} steps")
         if not args.json:
@@ -74,5 +88,7 @@ def _title(args: argparse.Namespace, recipe: Recipe) -> str:
     total = f", sum {sum(ratios):g}" if len(ratios) == len(recipe.corpora) else ""
     return (
         f"{args.recipe}: {args.steps:,} steps of {args.global_batch_size} samples; ratios by {recipe.unit}{total}, "
-        f"temperature {recipe.temperature:g}" + (f"; tasks: {tasks}" if tasks else "")
+        f"temperature {recipe.temperature:g}"
+        + (f"; tasks: {tasks}" if tasks else "")
+        + f"; objective {recipe.objective}"
     )

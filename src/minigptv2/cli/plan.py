@@ -35,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from minigptv2.model.backbones import tokens_per_image
     from minigptv2.planner.hardware import describe
     from minigptv2.planner.plan_table import plan_run, render_json, shipped_plans
     from minigptv2.planner.step_time import Samples
@@ -54,7 +55,7 @@ def _plan(args: argparse.Namespace) -> int:
         images=args.images,
         supervised=args.supervised,
         max_pack_tokens=config.data.max_pack_tokens,
-        max_tokens=config.data.max_tokens,
+        longest=config.data.max_tokens + tokens_per_image(config.model.vision_encoder),
     )
     report = plan_run(config, hardware, samples, shipped_plans(config, Path(args.deepspeed_configs)))
     print(render_json(report) if args.json else report["text"])

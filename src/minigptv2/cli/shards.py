@@ -58,14 +58,20 @@ def _add_build(parser: Parser) -> None:
     parser.add_old_spelling("--size", "--samples-per-shard")
     parser.add_argument("--limit", type=at_least(1), metavar="N", help="stop after N images or conversations")
     parser.add_argument("--bake", type=at_least(1), metavar="SIDE", help="store images resized to SIDE x SIDE pixels")
-    parser.add_argument(
-        "--per-question", action="store_true", help="store one sample for each question, each with its image"
+    parser.add_removed(
+        "--per-question",
+        "images are stored once, and training samples each question of one (`sample_by: turn`, the recipe default)",
     )
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="tokenizer to measure lengths with. Default: count characters"
     )
     parser.add_argument("--skip-faults", action="store_true", help="leave out the faulty lines of your own data")
     parser.add_old_spelling("--skip-bad", "--skip-faults")
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="accepted as in `shards index`: a build always passes over extra members of tars, and names them",
+    )
     parser.set_defaults(run=_build)
 
 
@@ -73,10 +79,17 @@ def _add_index(parser: Parser) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="DIR", help="folder of .tar files: records, or images with json or txt captions"
     )
-    parser.add_argument("--corpus", metavar="NAME", help="name in recipes and messages. Default: the folder's name")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="name in recipes and messages. Default: the one before, or the folder's name"
+    )
     parser.add_argument("--license", default="", help="license to record in the manifest")
     parser.add_argument(
         "--skip-faults", action="store_true", help="leave out faulty samples and list them in dropped.jsonl"
+    )
+    parser.add_argument(
+        "--ignore-extra",
+        action="store_true",
+        help="pass over members that are not an image, json or txt, and name them",
     )
     _add_workers_and_report(parser)
     add_json(parser)
@@ -113,7 +126,9 @@ def _add_preview(parser: Parser) -> None:
     )
     parser.add_argument("--image-size", type=at_least(1), default=448, metavar="PIXELS", help="side of the images")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")
-    parser.add_argument("--max-tokens", type=at_least(1), default=1024, metavar="N", help="longest sample")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), default=1024, metavar="N", help="as data.max_tokens of a run. Default: 1024"
+    )
     parser.set_defaults(run=_preview)
 
 
@@ -208,7 +223,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            options=BuildOptions(args.limit, args.per_question, args.bake),
+            options=BuildOptions(args.limit, args.bake),
             progress=bar.update,
         )
     for line in report.lines():
@@ -224,7 +239,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
     known = load_tokenizer(tokenizer) if tokenizer else CharacterTokenizer()
-    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else 1 << 20)
+    encoder = PromptEncoder(known, tokens_per_image=256, max_tokens=1024 if tokenizer else None)
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
@@ -245,24 +260,31 @@ def _list(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
-    from minigptv2.shards.indexing import index_corpus
+    from minigptv2.shards.indexing import index_corpus, manifest_before
 
-    corpus = args.corpus or args.folder.resolve().name
+    built = manifest_before(args.folder)
+    corpus = args.corpus or (built.corpus if built else args.folder.resolve().name)
+    notes: list[str] = []
     with _bar("indexing", "shard") as bar:
         manifest, faults = index_corpus(
             args.folder,
             corpus,
             workers=args.workers,
             skip_faults=args.skip_faults,
+            ignore_extra=args.ignore_extra,
             license=args.license,
             progress=bar.update,
+            note=notes.append,
         )
+    for line in notes:
+        print(line, file=sys.stderr if args.json else None)
     _print_faults(faults, args.report)
     if manifest is None:
-        raise DataError(f"{corpus}: {len(faults)} faults, nothing written; --skip-faults leaves out the faulty samples")
+        several = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise DataError(f"{corpus}: {several}, nothing written; --skip-faults leaves out the faulty samples")
     if args.json:
         counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
-        print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults]})
+        print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults], "notes": notes})
         return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
     print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
@@ -271,16 +293,19 @@ def _index(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from minigptv2.errors import DataError
-    from minigptv2.shards.verify import verify_corpus
+    from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
     rows = []
     for folder in _corpora(args.folder):
         with _bar(folder.name, "shard") as bar:
             found = verify_corpus(folder, decode=args.decode, workers=args.workers, progress=bar.update)
+        notes = unused_files(folder)
         if not args.json:
             print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
-        rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found]})
+            for line in notes:
+                print(f"{folder}: {line}")
+        rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found], "notes": notes})
         faults += found
     _print_faults(faults, args.report)
     if args.json:
@@ -335,6 +360,7 @@ def _corpora(folders: list[Path]) -> list[Path]:
 
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
     from minigptv2.shards.dropped import summarize
+    from minigptv2.shards.tar_samples import at_least
 
     if report is not None:
         report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))
@@ -342,7 +368,7 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
         print(fault, file=sys.stderr)
     if len(faults) > 1:
         for reason, count in summarize(faults).items():
-            print(f"{count:8d}  {reason}", file=sys.stderr)
+            print(f"{at_least(reason, count):>8}  {reason}", file=sys.stderr)
 
 
 def _bar(title: str, unit: str) -> Any:

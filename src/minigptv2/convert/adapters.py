@@ -28,11 +28,11 @@ from minigptv2.model.export import (
     load_info,
     new_folder,
     save_export,
+    tokenizer_in,
     with_bases,
 )
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
-from minigptv2.tokenizer import load_tokenizer
 
 PROJECTOR_FILE, ADAPTER_FILE = "projector.safetensors", "adapter_model.safetensors"
 
@@ -126,7 +126,7 @@ def merge(
     _check_all_used(info, everything, language)
     vision = {name: tensor.read() for name, tensor in everything.items() if part_of(name) == "vision_encoder"}
     projector = {name: tensor.read() for name, tensor in everything.items() if part_of(name) == "projector"}
-    tokenizer = load_tokenizer(info.folder)
+    tokenizer = tokenizer_in(info)
     model = replace(
         info.model,
         vision_encoder=_inside(info.model.vision_encoder, INSIDE[0]),
@@ -153,7 +153,10 @@ def merge(
         if not (inner / tokenizer.path.name).is_file():
             write_atomically(inner / tokenizer.path.name, tokenizer.path.read_bytes())
 
-    base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision)), "language_model": hash_tensors(merged)}
+    base_sha256 = {
+        "vision_encoder": hash_tensors(plain_tensors(vision), str(export)),
+        "language_model": hash_tensors(merged, f"{export} merged in {cast}"),
+    }
     lineage = [*info.lineage, LineageEntry("merged", 0, {"parent": info.weights_sha256})]
     content = ExportContent(projector, model, tokenizer, lineage, base_sha256, info.sizes)
     written = save_export(output, content, more=write_bases, inside=True)

@@ -10,11 +10,12 @@ from torch import Tensor
 from minigptv2.convert import names
 from minigptv2.convert.inputs import KeyReport, first_line, refuse_existing
 from minigptv2.errors import CheckpointError
+from minigptv2.files import disguise_of
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save_export, tokenizer_of
-from minigptv2.model.weights import canonical_name, check_shapes, named_canonical, plain_tensors
+from minigptv2.model.weights import canonical_name, check_finite, check_shapes, named_canonical, plain_tensors
 
 LATEST = "latest"
 ALLOWED_CLASSES = {
@@ -67,6 +68,8 @@ def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelCo
         model = build_model(config, tokenizer.vocab_size)
     wanted = {name: tuple(parameter.shape) for name, parameter in named_canonical(model).items()}
     check_shapes(plain_tensors(found), wanted, str(folder))
+    for name, value in found.items():
+        check_finite(name, value, str(folder))
     exported = names_to_export(model, config, {})
     missing = [name for name in exported if name not in found]
     if missing:
@@ -100,6 +103,8 @@ def _refuse_code(file: Path) -> None:
     """Raise `CheckpointError` if reading the pickle would call anything but `ALLOWED_CLASSES`."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
+    if disguise := disguise_of(file, binary=True):
+        raise CheckpointError(f"{file} is {disguise}; expected a file of torch.save")
     try:
         named = set(get_unsafe_globals_in_checkpoint(str(file)))
     except Exception as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minigptv2.errors import CheckpointError
-from minigptv2.files import write_atomically
+from minigptv2.files import disguise_of, write_atomically
 from minigptv2.model.backbones import Sizes
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
@@ -31,6 +31,8 @@ def read_torch(file: Path) -> Any:
     """
     if not file.is_file():
         raise CheckpointError(f"file {file} does not exist")
+    if disguise := disguise_of(file, binary=True):
+        raise CheckpointError(f"{file} is {disguise}; expected a file of torch.save")
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except UnpicklingError as error:
@@ -40,14 +42,20 @@ def read_torch(file: Path) -> Any:
                 f"{file} contains a Python object ({found[1]}) that would run code when read; only tensors and plain "
                 "values are allowed"
             ) from error
-        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
+        raise CheckpointError(f"{file}: not a valid PyTorch file, or a damaged one") from error
     except Exception as error:
         raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of the message of an error, or its type if the message is empty."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of the message of an error, or its type if the message is empty.
+
+    A message that advises to read files without protection is left out.
+    """
+    text = str(error)
+    return (
+        "of an unknown or old format" if "weights_only" in text else next(iter(text.splitlines()), type(error).__name__)
+    )
 
 
 def tensors_only(state: Any, file: Path) -> dict[str, Tensor]:

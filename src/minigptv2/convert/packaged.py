@@ -57,13 +57,13 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
     model = ModelConfig(
         vision_encoder=VISION_ROW, vision_weights=INSIDE[0], language_model=LANGUAGE_ROW, language_weights=INSIDE[1]
     )
-    base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision))}
+    base_sha256 = {"vision_encoder": hash_tensors(plain_tensors(vision), str(onnx_file))}
     output.parent.mkdir(parents=True, exist_ok=True)
     language = output.parent / f".{output.name}.language_model"
     try:
         _write_llama(gguf_file, language)
         tensors = open_llama(language)
-        base_sha256["language_model"] = hash_tensors(tensors)
+        base_sha256["language_model"] = hash_tensors(tensors, str(gguf_file))
         tokenizer = load_tokenizer(language)
         _check(model, tokenizer.vocab_size, vision, {name: tensor.shape for name, tensor in tensors.items()})
         for name in tensors:

@@ -52,10 +52,7 @@ from minigptv2.model.export import (
     load_info,
     save_export,
 )
-from minigptv2.model.weights import (
-    hash_tensors,
-    plain_tensors,
-)
+from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
 from minigptv2.tokenizer import load_tokenizer
 
 PUBLISHED_SPECS = ("eva_vit_g", ("llama2_7b", "llama2_13b"))
@@ -137,8 +134,8 @@ def from_published(
         report.write(folder)
 
     base_sha256 = {
-        "vision_encoder": hash_tensors(plain_tensors(vision_tensors)),
-        "language_model": hash_tensors(llama.tensors),
+        "vision_encoder": hash_tensors(plain_tensors(vision_tensors), str(vision)),
+        "language_model": hash_tensors(llama.tensors, str(llama.folder)),
     }
     files = [file.name for file in (vision, language_model, checkpoint) if file]
     lineage = LineageEntry("published" if checkpoint else "bases", 0, {"files": files})
@@ -231,7 +228,10 @@ def _map_vision(vit: dict[str, Tensor], spec: VisionEncoderSpec, file: Path, rep
         block = _BLOCK.match(key)
         if block and int(block[1]) >= spec.depth:
             report.drop(source, key, f"the model uses the first {spec.depth} blocks")
-        elif bias:
+            continue
+        if bias or name or key in names.FINAL_NORM:
+            check_finite(key, value, source)
+        if bias:
             joint.setdefault(bias[1], {})[bias[2]] = key
             report.take(source, key, names.qkv_bias_name(bias[1]))
         elif name:
@@ -282,6 +282,7 @@ def _map_checkpoint(
         if name in mapped:
             raise CheckpointError(f"{file}: {key} is a duplicate in another spelling")
         if name:
+            check_finite(key, value, source)
             mapped[name] = value
             report.take(source, key, name)
         elif key.endswith("rotary_emb.inv_freq"):

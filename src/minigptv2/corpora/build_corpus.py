@@ -14,9 +14,11 @@ from pathlib import Path
 
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
+from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, MissingFilesError
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.tar_samples import at_least
 from minigptv2.shards.writer import CorpusOptions, Rejected, write_corpus
 from minigptv2.tasks import TASKS
 
@@ -35,6 +37,10 @@ class BuildReport:
     expected: int | None
     dropped: dict[str, int]
     seconds: float
+    notes: tuple[str, ...] = ()
+    """What was passed over without loss, one line each."""
+    layout: tuple[str, ...] = ()
+    """Which files were read, and in which layout."""
 
     def lines(self) -> list[str]:
         """The summary, line by line."""
@@ -44,10 +50,12 @@ class BuildReport:
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
         lines = [
             f"{self.corpus.name} {self.split}: read {self.read:,} {unit}{expected}",
+            *self.layout,
             f"kept {manifest.samples:,} samples in {len(manifest.shards)} shards, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
-        lines += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"dropped {at_least(reason, count)}: {reason}" for reason, count in self.dropped.items()]
+        lines += self.notes
         return lines + [f"warning: {warning}" for warning in self.warnings()]
 
     def warnings(self) -> list[str]:
@@ -71,8 +79,6 @@ class BuildOptions:
 
     limit: int | None = None
     """Stop after so many drafts (images, conversations)."""
-    per_question: bool = False
-    """Store one sample, with its own copy of the image, for each separate question."""
     bake_side: int | None = None
     """Store images squashed to squares of this side."""
 
@@ -98,15 +104,16 @@ def build(
         raise ConfigError(f"{corpus.name} has no split '{split}'. Its splits are {', '.join(corpus.expected)}")
     _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
+    raw = corpus.raw(root)
     read = 0
 
     def counted() -> Iterator[Draft | Rejected]:
         nonlocal read
-        for item in islice(_read_drafts(corpus, root, split), options.limit):
+        for item in islice(_read_drafts(corpus, raw, split), options.limit):
             read += item.annotations
             if progress is not None:
                 progress(item.annotations)
-            yield from _split(item) if options.per_question and isinstance(item, Draft) else (item,)
+            yield item
 
     reasons: dict[str, Dropped] = {}
 
@@ -124,7 +131,10 @@ def build(
         on_dropped=count_dropped,
     )
     expected = None if options.limit is not None else corpus.expected[split]
-    return BuildReport(corpus, split, manifest, read, expected, summarize(reasons.values()), time.monotonic() - began)
+    dropped, seconds = summarize(reasons.values()), time.monotonic() - began
+    report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
+    notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
+    return replace(report, notes=notes, layout=tuple(raw.describe()))
 
 
 def finished(output: Path) -> Manifest | None:
@@ -144,11 +154,11 @@ def _refuse_another_corpus(corpus: CorpusSpec, split: str, output: Path) -> None
         )
 
 
-def _read_drafts(corpus: CorpusSpec, root: Path, split: str) -> Iterator[Draft | Rejected]:
+def _read_drafts(corpus: CorpusSpec, raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """The corpus's drafts. An exception in its reader means an unexpected layout, and becomes a `DataError`."""
     last = ""
     try:
-        for item in corpus.drafts(corpus.raw(root), split):
+        for item in corpus.drafts(raw, split):
             if isinstance(item, Draft):
                 _check(item, corpus)
             yield item
@@ -188,12 +198,3 @@ def _require_texts(where: str, field: str, values: tuple[str, ...]) -> None:
     for value in values:
         if not isinstance(value, str):
             raise DataError(f"{where}: {field} must be text, got {type(value).__name__} {value!r}")
-
-
-def _split(draft: Draft) -> Iterator[Draft]:
-    """One draft for each separate turn."""
-    if not draft.separate or len(draft.turns) == 1:
-        yield draft
-        return
-    for number, turn in enumerate(draft.turns):
-        yield replace(draft, key=f"{draft.key}-{number}", turns=(turn,), separate=False)

@@ -19,8 +19,8 @@ class CorpusSpec:
 
     `expected` is the number of annotations (questions, objects, captioned images, conversations) of a complete
     download by split, including those whose images are missing. None if no number was published, or if the images
-    are loaded from links, some of which no longer work. `stages` is empty for evaluation only. `tasks` lists the tasks
-    of all turns, or is `MIXED`. A build fails at a turn of another task.
+    are loaded from links, some of which no longer work. `stages` is empty if no stage uses it (`purpose`). `tasks`
+    lists the tasks of all turns, or is `MIXED`. A build fails at a turn of another task.
     """
 
     name: str
@@ -38,6 +38,8 @@ class CorpusSpec:
     """Unit of `expected`."""
     train_images: int | None = None
     """Images of a complete `train` split, if `expected` counts several questions about each."""
+    purpose: str = "evaluation"
+    """What it is for if no stage uses it, as the list of corpora prints it."""
     is_own: bool = False
     """Whether it is made from a file of the user."""
 

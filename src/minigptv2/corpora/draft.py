@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from typing import IO, Any
 
 from PIL import Image
@@ -183,7 +184,7 @@ def _as_png(data: bytes) -> bytes:
 
 
 def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
-    for path in paths:
+    for path in chain(paths, chain.from_iterable(map(_other_spellings, paths))):
         try:
             with open(path, "rb") as stream:
                 return stream.read(count)
@@ -192,6 +193,13 @@ def _load(paths: tuple[str, ...], count: int = -1) -> bytes:
         except (OSError, ValueError) as error:  # ValueError: the path holds a NUL or half a surrogate pair
             raise DataError("image cannot be read") from error
     raise DataError(IMAGE_MISSING)
+
+
+def _other_spellings(path: str) -> list[str]:
+    """The path with other spellings of its extension: `a.JPG` and `a.jpeg` for `a.jpg`."""
+    stem, extension = os.path.splitext(path)
+    jpeg = (".jpg", ".jpeg") if extension.lower() in (".jpg", ".jpeg") else (extension.lower(),)
+    return [stem + one for kind in jpeg for one in (kind, kind.upper()) if one != extension]
 
 
 def _read_member(member: TarMember) -> bytes:

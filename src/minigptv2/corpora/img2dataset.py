@@ -1,11 +1,11 @@
 """Reads webdataset tars that img2dataset wrote: `<key>.jpg` with `<key>.json` and often `<key>.txt`.
 
-Headers and JSON are read. Of an image only its offset and size are kept. Nothing is extracted or executed.
+Headers and texts are read. Of an image only its offset and size are kept. Nothing is extracted or executed.
+`shards.tar_samples` and `shards.tar_captions` are the rules, which `shards index` shares.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.corpora.draft import Rejected, TarMember
-from minigptv2.shards.image_files import IMAGE_EXTENSIONS
-from minigptv2.shards.reader import TEXT_EXTENSIONS, split_name
-from minigptv2.shards.tar import Member, TarError, find_members
-
-DAMAGED = "tar damaged from some byte on"
-IMAGE = "image"
+from minigptv2.corpora.raw import Raw
+from minigptv2.errors import DataError
+from minigptv2.shards.tar import Member
+from minigptv2.shards.tar_captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
+from minigptv2.shards.tar_files import find_tars
+from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups
 
 
 def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
@@ -35,20 +35,44 @@ def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, 
 
 @dataclass(slots=True)
 class Entry:
-    """One key of a tar: the content of its json, its caption (from the json, else from the txt), and its image."""
+    """One key of a tar: the content of its json, the bytes of its txt, and its image."""
 
     key: str
     facts: dict[str, Any] = field(default_factory=dict)
-    text: str = ""
+    text: bytes | None = None
     image: TarMember | bytes | None = None
 
     @property
     def caption(self) -> str:
-        """The caption, empty if there is none."""
-        return str(self.facts.get("caption") or self.text or "")
+        """The caption, empty if there is none. Raises `DataError` for one that cannot be read without loss."""
+        return caption_of(self.facts, self.text)
+
+    @property
+    def has_mark(self) -> bool:
+        """Whether a caption of the json contains a byte order mark, which `caption` lacks."""
+        return any(BYTE_ORDER_MARK in str(self.facts.get(key)) for key in CAPTION_KEYS)
 
 
-def entries(file: Path) -> Iterator[Entry | Rejected]:
+def tars_of(raw: Raw, folder: str, *, minigpt4: tuple[str, ...] = ()) -> list[Path]:
+    """All tars below a folder of the root (else one of MiniGPT-4's layout), sorted, through links too.
+
+    Raises `MissingFilesError` if there is none, and `DataError` for a compressed tar or a link to nothing. Other files
+    are named in the notes.
+    """
+    top = raw.find(folder, minigpt4=minigpt4)
+    found = find_tars(top)
+    if found.unreadable:
+        listed = "\n".join(f"  {top / file}: {reason}" for file, reason in found.unreadable.items())
+        several = "1 file" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files"
+        raise DataError(f"{raw.corpus}: {several} cannot be read:\n{listed}")
+    if not found.tars:
+        raw.missing(f"{folder}/*.tar", f"{folder}/*/*.tar", minigpt4=[f"{other}/*.tar" for other in minigpt4])
+    if found.unused:
+        raw.note(found.describe_unused())
+    return found.tars
+
+
+def entries(file: Path, raw: Raw) -> Iterator[Entry | Rejected]:
     """The keys of one tar in order of first appearance, named `<tar>-<key>`. A damaged tar is read up to the damage.
 
     Members with the same key belong together, also if they are not adjacent. Two members of one kind (image, json,
@@ -59,47 +83,34 @@ def entries(file: Path) -> Iterator[Entry | Rejected]:
         return
     with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
-        groups: dict[str, list[tuple[str, Member]]] = {}
-        damage: Rejected | None = None
         try:
-            try:
-                for member in find_members(view):
-                    name, extension = split_name(member.name)
-                    groups.setdefault(name, []).append((extension, member))
-            except TarError as error:
-                damage = Rejected(f"{file.name} ({error})", DAMAGED)
-            for name, members in groups.items():
-                yield _entry(f"{file.stem}-{name}", members, view, file)
-            if damage is not None:
-                yield damage
+            content = read_groups(view)
+            for group in content.groups:
+                if not group.is_extra:
+                    yield _entry(f"{file.stem}-{group.key}", group, view, file)
         finally:
             view.release()
+    if content.damage:
+        yield Rejected(f"{file.name} ({content.damage})", DAMAGED)
+    if content.macos:
+        raw.note(f"passed over {{count}} {MACOS}", content.macos)
+    for extension, count in content.extras().items():
+        raw.note(f"passed over {{count}} members '{extension}', which are not an image, json or txt", count)
 
 
-def _entry(key: str, members: list[tuple[str, Member]], view: memoryview, file: Path) -> Entry | Rejected:
-    kinds = [IMAGE if extension in IMAGE_EXTENSIONS else extension for extension, _ in members]
-    if any(kinds.count(kind) > 1 for kind in (IMAGE, *TEXT_EXTENSIONS)):
-        return Rejected(key, "two members of one kind")
-    if IMAGE not in kinds:
+def _entry(key: str, group: Group, view: memoryview, file: Path) -> Entry | Rejected:
+    def data(member: Member) -> bytes:
+        return bytes(view[member.data_offset : member.data_offset + member.size])
+
+    if group.problem:
+        return Rejected(key, group.problem)
+    image, facts, text = (group.members.get(kind) for kind in (IMAGE, "json", "txt"))
+    if image is None:
         return Rejected(key, "no image in the tar")
-    entry = Entry(key)
-    for kind, (_, member) in zip(kinds, members, strict=True):
-        body = bytes(view[member.data_offset : member.data_offset + member.size]) if kind in TEXT_EXTENSIONS else b""
-        if kind == IMAGE:
-            entry.image = TarMember(str(file), member.data_offset, member.size)
-        elif kind == "json":
-            facts = _facts(body)
-            if facts is None:
-                return Rejected(key, "damaged json")
-            entry.facts = facts
-        elif kind == "txt":
-            entry.text = body.decode("utf-8", "replace")
-    return entry
-
-
-def _facts(body: bytes) -> dict[str, Any] | None:
     try:
-        facts = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return facts if isinstance(facts, dict) else None
+        entry = Entry(key, {} if facts is None else facts_of(data(facts)), None if text is None else data(text))
+        entry.image = TarMember(str(file), image.data_offset, image.size)
+        _ = entry.caption
+    except DataError as error:
+        return Rejected(key, str(error))
+    return entry

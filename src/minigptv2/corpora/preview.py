@@ -91,16 +91,18 @@ def _article(reader: CorpusReader, sample: int, encoder: PromptEncoder, image_si
     record = reader.record(sample)
     example = encoder.encode(record, Random(sample))
     if example is None:
-        raise DataError(f"{reader.where(sample)}: its first turn has more than {encoder.max_tokens} tokens")
+        raise DataError(f"{reader.where(sample)}: its first question alone fills {encoder.max_tokens} text tokens")
     parts = _parts(example, encoder)
     image = _image(reader, sample, record, " ".join(text for _, text in parts), image_size)
     prompt = "".join(_as_html(kind, text) for kind, text in parts)
-    left_out = len(record.turns) - example.num_turns if not record.separate else 0
     facts = [
         f"{len(example)} tokens, {example.num_supervised} supervised",
         f"{example.num_turns} of {len(record.turns)} turns",
         f"{record.width} x {record.height} px" if record.has_image else "no image",
-        *(["turns that exceed the limit are left out"] if left_out else []),
+        *(
+            [f"{example.num_cut} tokens after the first {encoder.max_tokens} text tokens are cut"]
+            * bool(example.num_cut)
+        ),
         *(f"{key}: {value}" for key, value in record.source.items()),
     ]
     return (

@@ -1,6 +1,8 @@
 """Finds the original files of a corpus under one root, and reads large JSON in pieces, JSON lines and plain pickles.
 
-The error for a missing file names the paths that were tried and the download. Nothing that is read is executed.
+A root has the official layout, that of each corpus's own download, or MiniGPT-4's: the folders that its download
+instructions make. Both are looked for, the official one first. The error for a missing file names the paths of both
+and the download. Nothing that is read is executed.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,39 +22,102 @@ _CHUNK = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
 
 
+OFFICIAL, MINIGPT4 = "the official layout", "MiniGPT-4's layout"
+
+
+@dataclass(frozen=True)
+class FoundPath:
+    """A path below the root that is read. `left` is a path of the other layout that exists, too, and is not read."""
+
+    path: str
+    layout: str
+    left: str = ""
+
+
 @dataclass(frozen=True)
 class Raw:
-    """The folder with original files, and the download to name if one is missing."""
+    """The folder with original files, and the download to name if one is missing.
+
+    `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
+    what a reader passes over without loss.
+    """
 
     root: Path
     corpus: str
     download: str
+    found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
+    notes: Counter[str] = field(default_factory=Counter, compare=False)
 
-    def find(self, *candidates: str) -> Path:
-        """The first of the paths below the root that exists, file or folder. Raises `MissingFilesError` naming all."""
-        for candidate in candidates:
-            if (self.root / candidate).exists():
-                return self.root / candidate
-        self.missing(*candidates)
+    def note(self, what: str, count: int = 1) -> None:
+        """Count something that is passed over. `{count}` in the description stands for the number."""
+        self.notes[what] += count
+
+    def find(self, *candidates: str, minigpt4: Sequence[str] = ()) -> Path:
+        """The first of the paths below the root that exists, file or folder, those of MiniGPT-4's layout last.
+
+        Raises `MissingFilesError` naming all.
+        """
+        official, other = self._first(candidates), self._first(minigpt4)
+        path = official or other
+        if path is None:
+            self.missing(*candidates, minigpt4=minigpt4)
+        left = other if official and other and not official.startswith(f"{other}/") else ""
+        return self._note(FoundPath(path, OFFICIAL if official else MINIGPT4, left or ""))
+
+    def beside(self, file: Path, *names: str) -> Path:
+        """The first of the names that exists in the folder of a file that was found: in the layout of that file."""
+        folder, layout = file.parent.relative_to(self.root), self._layout_of(file)
+        candidates = [str(folder / name) for name in names]
+        path = self._first(candidates)
+        if path is None:
+            self.missing(*candidates)
+        return self._note(FoundPath(path, layout))
 
     def has(self, candidate: str) -> bool:
         """Whether the path exists."""
         return (self.root / candidate).exists()
 
-    def glob(self, *patterns: str) -> list[Path]:
+    def has_any(self, candidates: Sequence[str]) -> bool:
+        """Whether one of the paths exists."""
+        return any(map(self.has, candidates))
+
+    def glob(self, *patterns: str, minigpt4: Sequence[str] = ()) -> list[Path]:
         """All files of the first pattern that matches any, sorted. Raises `MissingFilesError` naming all."""
-        for pattern in patterns:
+        for pattern in (*patterns, *minigpt4):
             found = sorted(file for file in self.root.glob(pattern) if file.is_file())
             if found:
+                self._note(FoundPath(pattern, OFFICIAL if pattern in patterns else MINIGPT4))
                 return found
-        self.missing(*patterns)
+        self.missing(*patterns, minigpt4=minigpt4)
 
-    def missing(self, *candidates: str) -> NoReturn:
+    def missing(self, *candidates: str, minigpt4: Sequence[str] = ()) -> NoReturn:
         """Raise the error that names the paths that were tried and the download."""
-        paths = " or ".join(str(self.root / candidate) for candidate in candidates)
-        raise MissingFilesError(
-            f"{self.corpus}: {paths} not found. Set --root to the folder above it. Download: {self.download}"
-        )
+        paths, others = (" or ".join(str(self.root / candidate) for candidate in one) for one in (candidates, minigpt4))
+        tried = f"{paths} not found, nor in {MINIGPT4} {others}" if paths and others else f"{paths or others} not found"
+        raise MissingFilesError(f"{self.corpus}: {tried}. Set --root to the folder above it. Download: {self.download}")
+
+    def describe(self) -> list[str]:
+        """What was read in which layout, and what of the other layout was there, too. Empty if nothing was found."""
+        lines = []
+        for layout in (OFFICIAL, MINIGPT4):
+            paths = [one.path for one in self.found.values() if one.layout == layout]
+            lines += [f"read in {layout}: {', '.join(paths)}"] if paths else []
+        return lines + [
+            f"both layouts are there: {one.path} was read, {one.left} of {MINIGPT4} was not"
+            for one in self.found.values()
+            if one.left
+        ]
+
+    def _first(self, candidates: Sequence[str]) -> str | None:
+        return next(filter(self.has, candidates), None)
+
+    def _note(self, found: FoundPath) -> Path:
+        self.found[found.path] = found
+        return self.root / found.path
+
+    def _layout_of(self, file: Path) -> str:
+        known = self.found.get(str(file.relative_to(self.root)))
+        return known.layout if known else OFFICIAL
 
 
 def read_json(file: Path) -> Any:

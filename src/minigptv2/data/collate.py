@@ -13,11 +13,8 @@ import numpy as np
 import torch
 
 from minigptv2.batch import IGNORE, Batch, MicroBatch
-from minigptv2.data.config import DataConfig
+from minigptv2.data.config import SHORTEST_TEXT_TOKENS, DataConfig
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
-
-SHORTEST_TEXT_TOKENS = 16
-"""Text tokens assumed for the shortest sample with an image. Shorter samples allow more images in a pack."""
 
 
 def collate(examples: list[Example], images: list[np.ndarray] | torch.Tensor, image_size: int) -> MicroBatch:
@@ -30,6 +27,9 @@ def collate(examples: list[Example], images: list[np.ndarray] | torch.Tensor, im
     expected = sum(example.num_images for example in examples)
     if expected != len(images):
         raise ValueError(f"expected {expected} images for these examples, got {len(images)}")
+    weights = [example.loss_weights for example in examples if example.loss_weights is not None]
+    if weights and len(weights) != len(examples):
+        raise ValueError(f"{len(weights)} of {len(examples)} examples have loss weights: expected all or none")
     if not examples:
         return micro_batch_of(_padding(image_size))
     lengths = [len(example) for example in examples]
@@ -41,44 +41,52 @@ def collate(examples: list[Example], images: list[np.ndarray] | torch.Tensor, im
         pixel_values=_pixels(images, image_size),
         task_ids=_sequence(np.concatenate([example.task_ids for example in examples])),
     )
+    if weights:
+        inputs["loss_weights"] = torch.from_numpy(np.concatenate(weights).astype(np.float32, copy=False))[None]
     return micro_batch_of(inputs)
 
 
 def micro_batch_of(inputs: Batch) -> MicroBatch:
-    """Return `inputs` with their weight (supervised tokens) and their counts of tokens and images."""
+    """Return `inputs` with their weight (of all supervised tokens) and their counts of tokens and images."""
+    supervised = inputs["labels"] != IGNORE
+    weights = inputs.get("loss_weights")
     return MicroBatch(
         inputs,
-        weight=int((inputs["labels"] != IGNORE).sum()),
+        weight=float(supervised.sum() if weights is None else weights[supervised].double().sum()),
         counts={"tokens": int((inputs["segment_ids"] > 0).sum()), "images": inputs["pixel_values"].shape[0]},
     )
 
 
-def fullest_pack(config: DataConfig, *, image_size: int, tokens_per_image: int, global_batch_size: int) -> MicroBatch:
+def fullest_pack(
+    config: DataConfig, *, image_size: int, tokens_per_image: int, global_batch_size: int, weighted: bool = False
+) -> MicroBatch:
     """Return a pack of `max_pack_tokens` tokens with as many images as fit and every text token supervised.
 
-    It holds no more tokens than `global_batch_size` samples can fill. All ranks get the same pack.
+    It holds no more tokens than `global_batch_size` samples can fill. `weighted` packs have loss weights, all 1. All
+    ranks get the same pack.
     """
-    shortest = tokens_per_image + SHORTEST_TEXT_TOKENS
-    tokens = min(config.max_pack_tokens, config.max_tokens * global_batch_size)
+    shortest, longest = tokens_per_image + SHORTEST_TEXT_TOKENS, tokens_per_image + config.max_tokens
+    tokens = min(config.max_pack_tokens, longest * global_batch_size)
     count = max(1, min(tokens // shortest, global_batch_size))
     lengths = [shortest] * count
     remaining = tokens - sum(lengths)
     for number in range(count):  # with few samples, the remaining tokens make the texts longer
-        extra = min(remaining, config.max_tokens - shortest)
+        extra = min(remaining, longest - shortest)
         lengths[number] += extra
         remaining -= extra
     rng = np.random.default_rng(0)
-    examples = [_supervised_example(length, tokens_per_image) for length in lengths]
+    examples = [_supervised_example(length, tokens_per_image, weighted) for length in lengths]
     images = [rng.integers(0, 256, (3, image_size, image_size), dtype=np.uint8) for _ in lengths]
     return collate(examples, images, image_size)
 
 
-def _supervised_example(length: int, tokens_per_image: int) -> Example:
+def _supervised_example(length: int, tokens_per_image: int, weighted: bool) -> Example:
     ids = np.full(length, 1)
     ids[1 : 1 + tokens_per_image] = IMAGE_PLACEHOLDER
     labels = np.where(ids == 1, ids, IGNORE)
     labels[0] = IGNORE
-    return Example(ids, labels, np.zeros(length, dtype=np.int64), 1)
+    weights = (labels != IGNORE).astype(np.float32) if weighted else None
+    return Example(ids, labels, np.zeros(length, dtype=np.int64), 1, loss_weights=weights)
 
 
 def _padding(image_size: int) -> Batch:

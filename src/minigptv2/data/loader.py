@@ -6,8 +6,9 @@ own packs. Damaged samples are dropped, reported and counted, and too many of th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +16,12 @@ from torch import Tensor
 from minigptv2.batch import MicroBatch
 from minigptv2.data.collate import collate
 from minigptv2.data.config import DataConfig
+from minigptv2.data.objective import Composition
 from minigptv2.data.packing import Cost, pack_step
 from minigptv2.data.plan import DataPlan, SampleId
 from minigptv2.data.workers import WorkerPool
 from minigptv2.errors import DataError
-from minigptv2.prompt import Example, PromptEncoder
+from minigptv2.prompt import Example, PromptEncoder, split_shared
 from minigptv2.shards.dropped import DropLimit, Dropped
 from minigptv2.shards.fast_decode import Stopwatch, square_pixels
 
@@ -38,6 +40,8 @@ class StepBatches:
     outcomes: list[bool]
     """Whether each sample that this rank read, and has to count, was good, in the plan's order."""
     num_samples: int
+    truncated: list[tuple[SampleId, int]] = field(default_factory=list)
+    """The samples of the step, on all ranks, whose text was cut at `max_tokens`, with the number of tokens cut."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time to make the batches, by stage: records, packing, read, decode, resize."""
 
@@ -45,7 +49,8 @@ class StepBatches:
 class StepDataset:
     """The batches of one rank, step by step. The index is the position of a step's first sample in the plan.
 
-    `micro_batch_size` is the mean number of samples per micro-batch. Packs of long samples hold fewer.
+    `micro_batch_size` is the mean number of samples per micro-batch. Packs of long samples hold fewer. Calls
+    `plan.prepare`. The log sums of a micro-batch are the `Composition` of its loss.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class StepDataset:
         rank: int,
         world_size: int,
     ) -> None:
+        plan.prepare(encoder)
         self.plan = plan
         self.encoder = encoder
         self.config = config
@@ -76,17 +82,22 @@ class StepDataset:
         numbers: list[int] = []
         kept: list[SampleId] = []
         examples: list[Example] = []
+        truncated: list[tuple[SampleId, int]] = []
         with watch.measure("records"):
             for number, sample in enumerate(self.plan.samples(position, self.global_batch_size)):
                 try:
-                    examples.append(self.plan.encode(sample, self.encoder))
+                    example = self.plan.encode(sample, self.encoder)
                 except DataError as error:
                     if number % self.world_size == self.rank:  # every rank reads it, one rank counts it
                         good[number] = False
                     dropped.append(self.plan.corpora[sample.corpus].dropped(sample.sample, error))
                     continue
-                kept.append(sample)
-                numbers.append(number)
+                if example.num_cut:
+                    truncated.append((sample, example.num_cut))
+                for part in split_shared(example, self.config.max_pack_tokens):
+                    examples.append(part)
+                    kept.append(sample)
+                    numbers.append(number)
         with watch.measure("packing"):
             packs = self._pack(examples)
         if self.rank != 0:  # every rank reads a bad record, and rank 0 reports it
@@ -100,7 +111,7 @@ class StepDataset:
             good |= {numbers[i]: before == len(dropped) or kept[i] in ids for i in pack}
         outcomes = [good[number] for number in sorted(good)]
         seconds = dict(watch.seconds)
-        return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size, seconds)
+        return StepBatches(position, batches, sample_ids, dropped, outcomes, self.global_batch_size, truncated, seconds)
 
     def _pack(self, examples: list[Example]) -> list[list[int]]:
         return pack_step(
@@ -134,7 +145,9 @@ class StepDataset:
             examples.append(example)
             ids.append(sample)
         with watch.measure("packing"):
-            return collate(examples, images[:num_images], self.image_size), ids
+            batch = collate(examples, images[:num_images], self.image_size)
+            composition = Composition.of(examples, [sample.corpus for sample in ids], len(self.plan.names))
+            return replace(batch, log_sums=composition.as_sums()), ids
 
     def _pixels(self, sample: SampleId, watch: Stopwatch) -> Tensor:
         reader = self.plan.corpora[sample.corpus]
@@ -155,6 +168,17 @@ def input_bound(wait_share: float, seconds: dict[str, float]) -> str:
     stages = sorted(seconds.items(), key=lambda stage: -stage[1])[:3]
     parts = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages if value >= 0.005 * total)
     return f"input-bound {100 * wait_share:.0f} %" + (f": {parts}" if total else "")
+
+
+def truncation_report(plan: DataPlan, truncated: list[tuple[SampleId, int]], max_tokens: int) -> str:
+    """How many samples of each corpus were cut at `max_tokens`, and the one that lost most, for the log."""
+    counts = Counter(plan.names[sample.corpus] for sample, _ in truncated)
+    longest, num_cut = max(truncated, key=lambda pair: pair[1])
+    return (
+        f"truncated {len(truncated)} samples to {max_tokens} text tokens (data.max_tokens): "
+        + ", ".join(f"{name} {count}" for name, count in counts.most_common())
+        + f". The longest is {plan.name_of(longest)}, where {num_cut} tokens were cut"
+    )
 
 
 def iterate_steps(dataset: StepDataset, *, position: int, num_steps: int) -> Iterator[StepBatches]:

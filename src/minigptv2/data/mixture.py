@@ -15,7 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from minigptv2.data.config import CorpusShare, Recipe
+from minigptv2.data.config import SAMPLE_BY, CorpusShare, Recipe
+from minigptv2.data.objective import check_objective, shares_of_loss
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.tasks import TASKS
 
@@ -49,6 +50,7 @@ def check_recipe(recipe: Recipe, file: str) -> None:
             raise ConfigError(f"{file}: tasks sets a share for '{task}', but no corpus has that task")
     for name, share in recipe.corpora.items():
         _check_share(recipe, name, share, file)
+    check_objective(recipe, file)
 
 
 def _check_task(task: str, where: str) -> None:
@@ -72,6 +74,8 @@ def _check_share(recipe: Recipe, name: str, share: CorpusShare, file: str) -> No
         raise ConfigError(f"{here} has a batch_size, but the recipe's unit is {recipe.unit}, not batch")
     if share.tokens is not None and not share.tokens > 0:
         raise ConfigError(f"{here}: tokens (the mean length of a sample) must be positive, got {share.tokens}")
+    if share.sample_by not in SAMPLE_BY:
+        raise ConfigError(f"{here}: sample_by '{share.sample_by}' is not one of {', '.join(SAMPLE_BY)}")
     if share.share_images < 1:
         raise ConfigError(f"{here}: share_images must be at least 1, got {share.share_images}")
     if any(len(point) != 2 for point in share.schedule):
@@ -146,6 +150,17 @@ class Mixture:
             return np.array(segment.first) / _ONE
         way = (position - segment.start) / segment.length
         return (np.array(segment.first) * (1 - way) + np.array(segment.last) * way) / _ONE
+
+    @property
+    def ratio_shares(self) -> np.ndarray:
+        """Shares of samples that the ratios give without schedules and `epochs`, float64 [corpora]."""
+        weights = self._divide_tasks(self._ratios.copy()) * self._samples_per_unit()
+        return weights / weights.sum()
+
+    @property
+    def loss_shares(self) -> np.ndarray:
+        """Shares of the gradient with `objective: corpus`, while the corpora have the samples of `ratio_shares`."""
+        return shares_of_loss(self.recipe, self._divide_tasks(self._ratios.copy()))
 
     def expected(self, position: int) -> np.ndarray:
         """Target number of samples of each corpus among the first `position`, float64 [corpora]."""
@@ -256,16 +271,18 @@ class Mixture:
     def _weights(self, step: float, active: np.ndarray) -> np.ndarray:
         """Shares of samples at a step, summing to 1, or all zeros if no active corpus has a factor above 0."""
         factors = np.array([_factor(line.schedule, step) for line in self._lines])
-        weights = np.where(active, self._ratios * factors, 0.0)
-        if self.recipe.tasks:
-            tasks = np.array([line.task for line in self._lines])
-            for task, ratio in self.recipe.tasks.items():
-                group = tasks == task
-                total = weights[group].sum()
-                weights[group] *= ratio / total if total else 0.0
-        weights *= self._samples_per_unit()
+        weights = self._divide_tasks(np.where(active, self._ratios * factors, 0.0)) * self._samples_per_unit()
         total = weights.sum()
         return weights / total if total else weights
+
+    def _divide_tasks(self, weights: np.ndarray) -> np.ndarray:
+        """Relative shares in the recipe's unit, of which each task in `tasks` has its share."""
+        tasks = np.array([line.task for line in self._lines])
+        for task, ratio in self.recipe.tasks.items():
+            group = tasks == task
+            total = weights[group].sum()
+            weights[group] *= ratio / total if total else 0.0
+        return weights
 
     def _samples_per_unit(self) -> np.ndarray:
         if self.recipe.unit == "sample":

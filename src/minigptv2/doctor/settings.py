@@ -101,7 +101,7 @@ def check_memory(config: RunConfig, world_size: int, gpu_bytes: float | None) ->
         return []
     costs = costs_of(config)
     plan = ZeroPlan.of(config.train.deepspeed, resolve_deepspeed_config(config.train, world_size))
-    samples = Samples(max_pack_tokens=config.data.max_pack_tokens, max_tokens=config.data.max_tokens)
+    samples = Samples(max_pack_tokens=config.data.max_pack_tokens)
     pack = samples.work(config.data.max_pack_tokens / samples.tokens)
     layers = costs.language.depth if config.model.recompute_layers is None else config.model.recompute_layers
     state = sum(plan.state_bytes(costs.parts, world_size).values()) + RESERVED_GIB * 2**30

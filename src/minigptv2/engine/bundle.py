@@ -39,7 +39,7 @@ class KeptMicroBatch:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A saved step. `about` holds step, reason, seed, world_size, loss, gradient_norm and supervised."""
+    """A saved step. `about` holds step, reason, seed, world_size, loss, gradient_norm, supervised and weight."""
 
     about: dict[str, Any]
     micro_batches: list[KeptMicroBatch]
@@ -113,6 +113,7 @@ def _write(
             "gradient_norm": report.gradient_norm,
             "world_size": distributed.world_size(),
             "supervised": report.supervised,
+            "weight": report.weight,
         }
         (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
 

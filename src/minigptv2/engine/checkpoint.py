@@ -44,6 +44,8 @@ class Identity:
     """Hash of the weights of the parent export, or None."""
     base_sha256: dict[str, str]
     """Hash of the base weights by part."""
+    sample_order: int = 1
+    """Version of the order of samples (`data.plan.SAMPLE_ORDER`). Checkpoints of version 0.1 do not state it."""
 
 
 @dataclass(frozen=True)

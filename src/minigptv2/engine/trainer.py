@@ -24,10 +24,12 @@ from minigptv2.engine.zero import LOSS_SCALE, elements_held, shape_of, zero_back
 
 @dataclass(frozen=True)
 class StepReport:
-    """The result of one step, over all ranks. Losses are means per supervised token.
+    """The result of one step, over all ranks.
 
-    `skipped` is the reason why the step was skipped, or None. `suspects` are the numbers of this rank's micro-batches
-    whose own loss is not finite.
+    `loss` is the mean over supervised tokens by their loss weights, whose sum is `weight`. Without loss weights it is
+    the plain mean, as `task_loss` always is. `log_sums` are those of the micro-batches, added up. `skipped` is the
+    reason why the step was skipped, or None. `suspects` are the numbers of this rank's micro-batches whose own loss is
+    not finite.
     """
 
     step: int
@@ -39,6 +41,8 @@ class StepReport:
     tokens: int
     supervised: int
     images: int
+    weight: float = 0.0
+    log_sums: tuple[float, ...] = ()
     skipped: str | None = None
     suspects: tuple[int, ...] = ()
 
@@ -92,10 +96,10 @@ class Trainer:
         """
         self.engine.train()
         torch.manual_seed(dropout_seed(self.seed, self.step, distributed.rank()))
-        supervised = sum(batch.weight for batch in batches)
-        total = int(distributed.sum_over_ranks(torch.tensor(supervised, dtype=torch.float64, device=self.device)))
+        weight = sum(batch.weight for batch in batches)
+        total = float(distributed.sum_over_ranks(torch.tensor(weight, dtype=torch.float64, device=self.device)))
         if total == 0:
-            return self._skip(self._report(None, 0), NO_LABELS, [])
+            return self._skip(self._report(None, 0.0, 0), NO_LABELS, [])
         # DeepSpeed averages gradients over ranks; times world_size that is the sum, and the sum over `total` the mean.
         scale = distributed.world_size() / total
         sums: list[Tensor] = []
@@ -107,7 +111,7 @@ class Trainer:
         assert sums, "every rank needs at least one micro-batch"
         squared_norm = self.zero.squared_norm().to(self.device)
         measured = distributed.sum_over_ranks(torch.cat([torch.stack(sums).sum(0), squared_norm]))
-        report = self._report(measured[:-1], total)
+        report = self._report(measured[:-1], total, len(batches[0].log_sums))
         norm = math.sqrt(measured[-1]) if measured[-1] >= 0 else math.nan
         if reason := self.guard.skip_reason(report.loss, norm):
             return self._skip(replace(report, gradient_norm=norm), reason, sums)
@@ -139,21 +143,24 @@ class Trainer:
         suspects = tuple(number for number, values in enumerate(sums) if not math.isfinite(values[0]))
         return replace(report, skipped=reason, suspects=suspects)
 
-    def _report(self, sums: Tensor | None, total: int) -> StepReport:
+    def _report(self, sums: Tensor | None, total: float, num_log_sums: int) -> StepReport:
         """Return sums over all ranks, laid out as by `_sums`, as a report; None if nothing was run."""
         values = [0.0] * 3 if sums is None else sums.tolist()
-        num_tasks = (len(values) - 3) // 2
-        task_loss, task_tokens = values[3 : 3 + num_tasks], values[3 + num_tasks :]
+        tasks_end = len(values) - num_log_sums
+        num_tasks = (tasks_end - 3) // 2
+        task_loss, task_tokens = values[3 : 3 + num_tasks], values[3 + num_tasks : tasks_end]
         return StepReport(
             step=self.step,
-            loss=values[0] / max(1, total),
+            loss=values[0] / total if total else 0.0,
             task_loss=[loss / count if count else 0.0 for loss, count in zip(task_loss, task_tokens, strict=True)],
             task_tokens=task_tokens,
             learning_rate=learning_rate(self.step - self.guard.skipped, self.config),
             gradient_norm=0.0,
             tokens=int(values[1]),
-            supervised=total,
+            supervised=int(sum(task_tokens)),
             images=int(values[2]),
+            weight=total,
+            log_sums=tuple(values[tasks_end:]),
         )
 
     def checkpoint_state(self, position: int, identity: Identity, config: dict[str, Any]) -> CheckpointState:
@@ -215,9 +222,13 @@ class Trainer:
 
 
 def _sums(output: StepOutput, batch: MicroBatch) -> Tensor:
-    """Return float64 [3 + 2 tasks] of one micro-batch: loss sum, tokens, images, loss by task, tokens by task."""
+    """Return float64 [3 + 2 tasks + log sums] of one micro-batch.
+
+    They are loss sum, tokens, images, loss by task, tokens by task, and the log sums.
+    """
     tokens, images = batch.counts["tokens"], batch.counts["images"]
     head = torch.stack(
         [output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()]
     )
-    return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double()])
+    extra = torch.tensor(batch.log_sums, dtype=torch.float64, device=head.device)
+    return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double(), extra])

@@ -203,7 +203,7 @@ class _BenchmarkRun:
                     for question, prediction in zip(chosen, predictions, strict=True):
                         line: dict[str, Any] = {"id": question.id, "of": self.digest, "answer": prediction.answer}
                         line |= {"losses": prediction.losses} if prediction.losses else {}
-                        stream.write(json.dumps(line).encode() + b"\n")
+                        stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
                     stream.flush()
                     os.fsync(stream.fileno())
                     bar.update(len(chosen))

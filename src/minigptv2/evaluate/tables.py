@@ -14,6 +14,7 @@ from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interva
 from minigptv2.evaluate.rules import YES, Scored
 from minigptv2.evaluate.runner import BenchmarkResult
 from minigptv2.files import write_atomically
+from minigptv2.tracking.log import finite
 
 RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"
 _UNSCALED = ("words", "objects", "hallucinated", "phrases")  # counts, not shares
@@ -114,7 +115,8 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
 
 def write_tables(summaries: Sequence[dict[str, Any]], output: Path) -> None:
     """Write `results.json` and `results.md` into `output`."""
-    write_atomically(output / RESULTS_FILE, (json.dumps(list(summaries), indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(finite(list(summaries)), indent=1, allow_nan=False)
+    write_atomically(output / RESULTS_FILE, (text + "\n").encode())
     write_atomically(output / MARKDOWN_FILE, markdown(summaries).encode())
 
 

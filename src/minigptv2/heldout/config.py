@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from minigptv2.config import Resume, setting
+
 
 @dataclass
 class EvaluateConfig:
     """A fixed set of held-out samples, scored and drawn during training, for the log, `heldout.jsonl` and trackers."""
 
-    shards: str = ""
+    shards: str = setting("", resume=Resume.FREE, path=True)
     """Folder of held-out shards with one folder per corpus. Empty: no evaluation during training."""
     corpora: list[str] = field(default_factory=list)
     """Corpora to read from that folder."""

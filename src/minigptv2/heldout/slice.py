@@ -238,6 +238,6 @@ def expected_iou(
 def _example(predictor: Predictor, item: HeldOutQuestion) -> Example:
     turn = RenderedTurn(item.turn.task, item.question, item.answer)
     example = predictor.encoder.encode_rendered([turn], num_images=int(TASKS[item.turn.task].shape.image))
-    if example is None:
+    if example is None or len(example) > predictor.model.max_positions:
         raise ConfigError(f"evaluate.corpora: sample {item.sample} of {item.corpus} exceeds the model's context length")
     return example

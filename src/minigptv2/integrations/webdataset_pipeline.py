@@ -96,10 +96,13 @@ def encode_examples(
 ) -> Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]:
     """A stage that adds `input_ids` and `labels`, int64 [L], with the wording that the plan draws for the sample.
 
-    An image is a run of `prompt.IMAGE_PLACEHOLDER` in `input_ids`. Labels are not shifted, and `batch.IGNORE` where no
-    loss is taken. A bad sample raises `DataError`, or goes to `handler`. Put the stage after `webdataset.decode`, which
-    accepts only bytes.
+    With the objective `sample` or `corpus` it also adds `loss_weights`, float32 [L], the factors on the losses of the
+    supervised tokens: divide the sum of the weighted losses of a step by the sum of its weights. An image is a run of
+    `prompt.IMAGE_PLACEHOLDER` in `input_ids`. Labels are not shifted, and `batch.IGNORE` where no loss is taken. A bad
+    sample raises `DataError`, or goes to `handler`. Put the stage after `webdataset.decode`, which accepts only bytes.
     """
+
+    plan.prepare(encoder)
 
     def stage(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in samples:
@@ -109,6 +112,7 @@ def encode_examples(
                 if handler(error):
                     continue
                 return
-            yield {**sample, "input_ids": example.input_ids, "labels": example.labels}
+            weights = {} if example.loss_weights is None else {"loss_weights": example.loss_weights}
+            yield {**sample, "input_ids": example.input_ids, "labels": example.labels, **weights}
 
     return stage

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import CheckpointError, ConfigError, nearest
+from minigptv2.files import disguise_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -135,7 +136,7 @@ def vision_spec(name: str) -> VisionEncoderSpec:
     if not file.is_file():
         raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a minigptv2 model folder")
     try:
-        return Sizes.from_json(json.loads(file.read_bytes())["sizes"]).vision_encoder
+        return Sizes.from_json(read_folder_config(file)["sizes"]).vision_encoder
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: no vision encoder sizes: {type(error).__name__}: {error}") from error
 
@@ -148,9 +149,22 @@ def language_spec(name: str) -> LanguageModelSpec:
     if not file.is_file():
         raise _unknown("model.language_model", name, list(LANGUAGE_MODELS), "a Hugging Face folder")
     try:
-        return _llama_spec(json.loads(file.read_bytes()), file)
+        return _llama_spec(read_folder_config(file), file)
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
+
+
+def read_folder_config(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a folder's config. Raises `CheckpointError` for a Git LFS pointer or a web page."""
+    if disguise := disguise_of(file, binary=False):
+        raise CheckpointError(f"{file} is {disguise}; expected a model's config")
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(document).__name__}")
+    return document
 
 
 def tokens_per_image(vision_encoder: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.model.backbones import FOLDER_CONFIG
+from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.weights import (
     Assign,
@@ -68,13 +67,16 @@ def open_llama(folder: Path) -> Tensors:
 def untie(tensors: Tensors, folder: Path) -> Tensors:
     """Return the tensors with a copy of the embeddings as the head, if the folder's config ties the two."""
     config = folder / FOLDER_CONFIG
-    tied = config.is_file() and json.loads(config.read_bytes()).get("tie_word_embeddings")
+    tied = config.is_file() and read_folder_config(config).get("tie_word_embeddings")
     return tensors | {HEAD: tensors[EMBEDDINGS]} if tied and HEAD not in tensors and EMBEDDINGS in tensors else tensors
 
 
 def hash_bases(bases: list[Base]) -> dict[str, str]:
-    """Return the SHA-256 of the base tensors by part. It reads every byte, which takes seconds for 7B."""
-    return {base.part: hash_tensors(base.tensors) for base in bases}
+    """Return the SHA-256 of the base tensors by part. It reads every byte, which takes seconds for 7B.
+
+    Raises `CheckpointError` naming the first tensor that is not finite.
+    """
+    return {base.part: hash_tensors(base.tensors, str(base.folder)) for base in bases}
 
 
 def check_base_hashes(expected: dict[str, str], found: dict[str, str], who: str, bases: list[Base]) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import nn
 
-from minigptv2.errors import ConfigError
+from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.model.attention import choose_attention
 from minigptv2.model.backbones import Sizes, language_spec, vision_spec
 from minigptv2.model.config import LoraConfig, ModelConfig, check_parts
@@ -14,6 +14,9 @@ from minigptv2.model.kernels import choose_kernels, use_liger
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import set_trainable
 from minigptv2.tasks import TASKS
+
+MAX_PADDING = 1023
+"""Vocabularies are padded to a multiple of up to 1,024 rows."""
 
 
 def build_model(
@@ -26,16 +29,14 @@ def build_model(
     """Return the model without weights. `construction` is the context in which modules are built (`zero.Init`).
 
     `sizes` replace the specs that the config names. LoRA is added after construction, because PEFT layers built inside
-    `zero.Init` fail in the first forward pass (DeepSpeed 0.19.8). Raises `ConfigError` for a too large tokenizer.
+    `zero.Init` fail in the first forward pass (DeepSpeed 0.19.8). Raises `ConfigError` for a too large tokenizer and
+    `CheckpointError` for a much too small one.
     """
     check_parts(config)
     sizes = sizes or sizes_of(config)
     language = sizes.language_model
-    if language.vocab_size is not None and language.vocab_size < vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {vocab_size} pieces, but {config.language_model} embeds only {language.vocab_size}. "
-            "Set model.tokenizer to the tokenizer of this language model."
-        )
+    if language.vocab_size is not None:
+        _check_pieces(vocab_size, language.vocab_size, config.language_model)
     with construction or nullcontext():
         model = MiniGPTv2(
             sizes.vision_encoder,
@@ -51,6 +52,21 @@ def build_model(
         add_lora(model.language_model, config.lora)
     set_trainable(model, config.trainable)
     return model
+
+
+def _check_pieces(pieces: int, rows: int, language_model: str) -> None:
+    """Raise unless a tokenizer of so many pieces can belong to an embedding of so many rows.
+
+    Rows without a piece are padding: up to 63, up to `MAX_PADDING` if that is at most half of the pieces, and 10 %.
+    """
+    fix = "Set model.tokenizer to the tokenizer of this language model."
+    if pieces > rows:
+        raise ConfigError(f"the tokenizer has {pieces} pieces, but {language_model} embeds only {rows}. {fix}")
+    if rows - pieces > max(63, min(pieces // 2, MAX_PADDING), pieces // 10):
+        raise CheckpointError(
+            f"the tokenizer has only {pieces} pieces for the {rows} rows that {language_model} embeds, so it "
+            f"is another model's tokenizer or incomplete. {fix}"
+        )
 
 
 def sizes_of(config: ModelConfig) -> Sizes:

@@ -30,16 +30,17 @@ class LoraConfig:
 class ModelConfig:
     """The backbones, the sources of their weights, and the trained parts."""
 
-    vision_encoder: str = setting("eva_vit_g", resume=Resume.EQUAL)
+    vision_encoder: str = setting("eva_vit_g", resume=Resume.EQUAL, path=True)
     """Name in VISION_ENCODERS (`model/backbones.py`), or a minigptv2 model folder."""
-    vision_weights: str | None = setting(None, resume=Resume.CONTENT)
+    vision_weights: str | None = setting(None, resume=Resume.CONTENT, path=True)
     """minigptv2 model folder with the vision encoder's weights (`minigptv2 convert`); null: random, from the seed."""
-    language_model: str = setting("llama2_7b", resume=Resume.EQUAL)
+    language_model: str = setting("llama2_7b", resume=Resume.EQUAL, path=True)
     """Name in LANGUAGE_MODELS (`model/backbones.py`), or a Hugging Face LLaMA folder."""
-    language_weights: str | None = setting(None, resume=Resume.CONTENT)
+    language_weights: str | None = setting(None, resume=Resume.CONTENT, path=True)
     """Hugging Face folder of the language model (safetensors); null: random, from the seed."""
-    tokenizer: str | None = setting(None, resume=Resume.CONTENT)
-    """`tokenizer.model`, `tokenizer.json`, or a folder with one of them; null: that of `language_weights`."""
+    tokenizer: str | None = setting(None, resume=Resume.CONTENT, path=True)
+    """`tokenizer.model`, `tokenizer.json`, or a folder with one of them; null: that of `init_from`, else of
+    `language_weights`. A stage after the first needs the tokenizer that its parent was trained with."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Adapters on the language model."""
     trainable: list[str] = setting(["projector", "lora"], resume=Resume.EQUAL)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from minigptv2.config import Resume, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import finish_file, sha256_of, sync_folder, write_atomically
+from minigptv2.files import disguise_of, finish_file, sha256_of, sync_folder, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import Tensors, named_canonical, read_safetensors
+from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class ExportInfo:
     """The config of an export, with resolved paths. `lineage` lists the stages, oldest first.
 
     `base_sha256` holds the hash of each base part it was trained on. `weights_sha256` is None for a model folder that
-    holds base weights only, for training a first stage.
+    holds base weights only, for training a first stage. `tokenizer_sha256` is None in exports of version 0.1.
     """
 
     model: ModelConfig
@@ -68,6 +68,7 @@ class ExportInfo:
     base_sha256: dict[str, str]
     lineage: tuple[LineageEntry, ...]
     folder: Path
+    tokenizer_sha256: str | None = None
 
     @property
     def title(self) -> str:
@@ -89,6 +90,8 @@ def load_info(folder: str | Path) -> ExportInfo:
         raise CheckpointError(
             f"no export in {folder}: {FOLDER_CONFIG} is missing. A finished stage writes <run_dir>/export."
         )
+    if disguise := disguise_of(file, binary=False):
+        raise CheckpointError(f"{file} is {disguise}; expected the config of an export")
     try:
         document = json.loads(file.read_bytes())
         if "format" not in document or "lineage" not in document:
@@ -108,6 +111,7 @@ def load_info(folder: str | Path) -> ExportInfo:
             document["base_sha256"],
             tuple(LineageEntry.from_json(entry) for entry in document["lineage"]),
             folder,
+            document.get("tokenizer_sha256"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
@@ -176,6 +180,7 @@ def save_export(
             "sizes": (content.sizes or sizes_of(content.config)).as_json(),
             "weights_sha256": sha256,
             "base_sha256": content.base_sha256,
+            "tokenizer_sha256": content.tokenizer.sha256,
             "lineage": [entry.as_json() for entry in content.lineage],
         }
         write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
@@ -231,7 +236,7 @@ def load_export(
     check_weights_file(info)
     bases = open_bases(info.model)
     check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
-    tokenizer = load_tokenizer(info.folder)
+    tokenizer = tokenizer_in(info)
     with _dtype(dtype):
         model = build_model(info.model, tokenizer.vocab_size, _empty(device), sizes=info.sizes)
     fill_weights(model, bases, (str(info.folder), info.tensors), assign_plain, seed=None)
@@ -250,15 +255,30 @@ def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: s
 
 
 def check_weights_file(info: ExportInfo) -> None:
-    """Raise `CheckpointError` unless the weights are present and match the hash in the config."""
+    """Raise `CheckpointError` unless the weights are present, match the hash in the config and are finite."""
     if info.weights_sha256 is None:
         raise CheckpointError(
             f"{info.folder} holds base weights only, without projector and LoRA. Train a stage on it, or convert with "
             "--checkpoint."
         )
     file = info.folder / WEIGHTS_FILE
+    if file.is_file() and (disguise := disguise_of(file, binary=True)):
+        raise CheckpointError(f"{file} is {disguise}; expected the weights that its {FOLDER_CONFIG} describes")
     if not file.is_file() or sha256_of(file) != info.weights_sha256:
         raise CheckpointError(f"{file}: missing, or not the file that its {FOLDER_CONFIG} describes")
+    for name, tensor in info.tensors.items():
+        check_finite(name, tensor.read(), str(file))
+
+
+def tokenizer_in(info: ExportInfo) -> Tokenizer:
+    """Return the tokenizer of an export. Raises `CheckpointError` if it is not the one of the export's config."""
+    tokenizer = load_tokenizer(info.folder)
+    if info.tokenizer_sha256 not in (None, tokenizer.sha256):
+        raise CheckpointError(
+            f"{tokenizer.path}: the export was made with another tokenizer, whose sha256 is "
+            f"{str(info.tokenizer_sha256)[:16]} instead of {tokenizer.sha256[:16]}"
+        )
+    return tokenizer
 
 
 @contextmanager

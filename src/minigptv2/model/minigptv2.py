@@ -79,17 +79,21 @@ class MiniGPTv2(nn.Module):
         segment_ids: Tensor,
         pixel_values: Tensor,
         task_ids: Tensor,
+        loss_weights: Tensor | None = None,
     ) -> StepOutput:
         """A `Batch` -> sums over the supervised tokens of the pack, in float32.
 
-        `loss_sum` [] carries the gradient; `num_tokens` [] counts; `task_loss` and `task_tokens` [num_tasks] are the
-        same by task, without gradient. Raises `ValueError` if placeholders and image tokens do not match.
+        `loss_sum` [] carries the gradient, and each token counts with its weight. `num_tokens` [] counts tokens.
+        `task_loss` and `task_tokens` [num_tasks] are sums by task, without weights and gradient. Raises `ValueError` if
+        placeholders and image tokens do not match.
         """
         losses, supervised = self.token_losses(self.embed(input_ids, pixel_values), labels, position_ids)
+        # The weight of a token is at its label, and the token before it has the loss.
+        weighted = losses if loss_weights is None else losses * torch.roll(loss_weights[0], -1)[supervised]
         tasks = torch.roll(task_ids[0], -1)[supervised]
         by_task = torch.zeros(self.num_tasks, device=losses.device)
         return StepOutput(
-            loss_sum=losses.sum(),
+            loss_sum=weighted.sum(),
             num_tokens=torch.tensor(len(losses), device=losses.device),
             task_loss=by_task.index_add(0, tasks, losses.detach()),
             task_tokens=by_task.index_add(0, tasks, torch.ones_like(losses)),

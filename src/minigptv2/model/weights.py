@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minigptv2.errors import CheckpointError
+from minigptv2.files import disguise_of
 from minigptv2.model.config import PARTS
 
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
@@ -137,6 +138,21 @@ def check_shapes(tensors: Tensors, wanted: dict[str, tuple[int, ...]], source: s
             raise CheckpointError(f"{source}: {name}: expected shape {wanted[name]}, got {tensor.shape}")
 
 
+def check_finite(name: str, tensor: Tensor, source: str) -> None:
+    """Raise `CheckpointError` naming `source`, the tensor and a count if some of its numbers are NaN or infinite.
+
+    One pass without a copy: a sum of finite numbers is finite, unless it overflows, which the second pass resolves.
+    """
+    if not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float32).isfinite()):
+        return
+    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if bad:
+        raise CheckpointError(
+            f"{source}: {bad} of the {tensor.numel()} numbers of {name} are not finite (NaN or infinite). The file is "
+            "damaged, or the training that wrote it diverged. Use another copy or an earlier checkpoint."
+        )
+
+
 def read_safetensors(files: Iterable[Path]) -> Tensors:
     """Return all tensors in `files` by name, unread. Raises `CheckpointError` for a damaged or missing file."""
     from safetensors import SafetensorError, safe_open
@@ -144,6 +160,8 @@ def read_safetensors(files: Iterable[Path]) -> Tensors:
     tensors: Tensors = {}
     for file in files:
         try:
+            if disguise := disguise_of(file, binary=True):
+                raise CheckpointError(f"{file} is {disguise}; expected a safetensors file")
             handle = safe_open(str(file), framework="pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a valid safetensors file: {error}") from error
@@ -177,11 +195,15 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def hash_tensors(tensors: Tensors) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names, independent of the files."""
+def hash_tensors(tensors: Tensors, source: str) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names, independent of the files.
+
+    Raises `CheckpointError` naming `source` and the first tensor that is not finite: every number is read here anyway.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].read().detach().contiguous()
+        check_finite(name, value, source)
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

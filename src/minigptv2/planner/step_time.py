@@ -23,7 +23,8 @@ class Samples:
     images: float = 1.0
     supervised: float = 30.0
     max_pack_tokens: int = 16384
-    max_tokens: int = 1024
+    longest: int = 1280
+    """Tokens of the longest sample: `data.max_tokens` text tokens and an image."""
 
     def work(self, count: float) -> Work:
         """The work of `count` mean samples."""
@@ -33,9 +34,9 @@ class Samples:
     def fullest_pack(self, micro_batch: int) -> Work:
         """The largest pack of a micro-batch of this many mean samples: 15 % above the mean, at most `max_pack_tokens`.
 
-        The packs of a step are balanced, so they differ by less. A single sample may have `max_tokens`.
+        The packs of a step are balanced, so they differ by less. A single sample may be as long as `longest`.
         """
-        tokens = min(float(self.max_pack_tokens), max(float(self.max_tokens), 1.15 * micro_batch * self.tokens))
+        tokens = min(float(self.max_pack_tokens), max(float(self.longest), 1.15 * micro_batch * self.tokens))
         return self.work(tokens / self.tokens)
 
 

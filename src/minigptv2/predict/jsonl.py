@@ -208,7 +208,7 @@ class _Run:
                         continue
                     kept = {key: value for key, value in result.items() if key not in ("line", "of")}
                     written = {"line": line.number, "of": line.digest, **kept}
-                    stream.write(json.dumps(written, ensure_ascii=False).encode() + b"\n")
+                    stream.write(json.dumps(written, ensure_ascii=False, allow_nan=False).encode() + b"\n")
                     self._outcome.done += 1
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -264,7 +264,8 @@ class _Run:
             if "answer" in turn and not isinstance(turn["answer"], str):
                 raise DataError(f"an answer must be text, got {turn['answer']!r}")
             turn |= {key: turn[key].strip() for key in ("question", "answer") if key in turn}
-        json.dumps(fields, ensure_ascii=False).encode()  # ValueError: an unpaired surrogate cannot be written
+        # ValueError: an unpaired surrogate, NaN and Infinity cannot be written.
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
         named = fields.get("image")
         names = [] if named is None else [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -20,7 +20,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from minigptv2.batch import IGNORE
-from minigptv2.errors import ConfigError, DataError
+from minigptv2.errors import CheckpointError, ConfigError, DataError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.predict.requests import Case, Decoding, ImageRef, ImageTokens, Reply, Request, Score
@@ -34,6 +34,10 @@ IMAGES_AT_ONCE = 32
 REPLACEMENT_CHARACTER = "\ufffd"
 """What the tokenizer decodes invalid UTF-8 to, for example the first bytes of a character whose rest is not generated
 yet."""
+NOT_FINITE = (
+    "the model's outputs are not finite (NaN or infinite): its weights are damaged, or its numbers overflow in this "
+    "dtype (bfloat16 and float32 have a larger range than float16)"
+)
 LAYOUTS = ("packed", "padded")
 """Layouts of a batch of scored examples: one packed sequence, or one row per example, padded on the right."""
 
@@ -43,7 +47,8 @@ class Predictor:
 
     `style` is the prompt template. `identity` distinguishes the outputs of this model from those of another. Set
     `synced_ranks` for a model sharded by ZeRO-3 on several ranks: a rank whose answers are complete then continues
-    until the answers of all ranks are.
+    until the answers of all ranks are. Every method that runs the model raises `CheckpointError` for logits that are
+    not finite, except with `refuse_nonfinite=False`, during training, which has its own guard.
     """
 
     def __init__(
@@ -54,15 +59,17 @@ class Predictor:
         style: PromptStyle = PromptStyle.TRAINED,
         identity: str = "",
         synced_ranks: bool = False,
+        refuse_nonfinite: bool = True,
     ) -> None:
         self.model = model
         self.synced_ranks = synced_ranks
+        self._refuse_nonfinite = refuse_nonfinite
         self.identity = identity
         self.lock = RLock()
         """Held while the model runs, because generating changes its mode and the random state."""
         self.tokenizer = tokenizer
         self.style = style
-        self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=model.max_positions)
+        self.encoder = PromptEncoder(tokenizer, tokens_per_image=model.tokens_per_image, max_tokens=None)
 
     def answer(
         self,
@@ -179,6 +186,8 @@ class Predictor:
                     [examples[i] for i in chosen], tokens
                 )
                 for i, nll in zip(chosen, losses, strict=True):
+                    if self._refuse_nonfinite and not nll.isfinite().all():
+                        raise CheckpointError(NOT_FINITE)
                     targets = examples[i].labels[examples[i].labels != IGNORE]
                     scores[i] = Score(len(examples[i]), tuple(targets.tolist()), tuple(nll.tolist()))
         return [scores[i] for i in range(len(cases))]
@@ -231,7 +240,7 @@ class Predictor:
     def _example(self, case: Case) -> Example:
         turns = [RenderedTurn(task_of(question).name, question, answer) for question, answer in case.turns]
         example = self.encoder.encode_rendered(turns, num_images=len(case.images), style=self.style)
-        if example is None or example.num_turns < len(turns):
+        if example is None or len(example) > self.model.max_positions:
             raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} positions of the model")
         return example
 
@@ -251,6 +260,8 @@ class Predictor:
         return self.model.place(input_ids.to(self._device), image_tokens)
 
     def _generate(self, embeddings: Tensor, mask: Tensor, decoding: Decoding, **more: Any) -> Tensor:
+        if self._refuse_nonfinite:
+            more["logits_processor"] = [_RefuseNonfinite(), *more.get("logits_processor", ())]
         return self.model.language_model.generate(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -288,6 +299,15 @@ class Predictor:
         logits = self.model.language_model.lm_head(hidden[:, :-1][supervised]).float()
         losses = cross_entropy(logits, targets[supervised], reduction="none")
         return list(losses.cpu().split([e.num_supervised for e in examples]))
+
+
+class _RefuseNonfinite(LogitsProcessor):
+    """Raises `CheckpointError` for logits that are not finite and leaves the others unchanged."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.isfinite().all():
+            raise CheckpointError(NOT_FINITE)
+        return scores
 
 
 class _FirstStep(LogitsProcessor):

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from minigptv2.errors import ConfigError, MiniGPTv2Error
-from minigptv2.predict.predictor import REPLACEMENT_CHARACTER, Predictor
+from minigptv2.errors import CheckpointError, ConfigError, MiniGPTv2Error
+from minigptv2.predict.predictor import NOT_FINITE, REPLACEMENT_CHARACTER, Predictor
 from minigptv2.predict.requests import Decoding, ImageTokens, Request
 
 log = logging.getLogger(__name__)
@@ -273,11 +273,15 @@ class Batcher:
 
     def _choose(self, rows: list[_Row], logits: Tensor) -> None:
         """Choose the next token of each of `rows` from `logits` [R, V], send it, and drop the rows that ended."""
-        greedy = logits.argmax(-1).tolist()
+        greedy, finite = logits.argmax(-1).tolist(), logits.isfinite().all(-1).tolist()
         ended: dict[str, list[_Row]] = {"stop": [], "length": []}
-        failed: list[tuple[_Row, RuntimeError]] = []
+        failed: list[tuple[_Row, Exception]] = []
         places = {id(row): place for place, row in enumerate(self._rows)}
         for number, row in enumerate(rows):
+            if not finite[number]:
+                log.error("failed to choose a token: %s", NOT_FINITE)
+                failed.append((row, CheckpointError(NOT_FINITE)))
+                continue
             try:
                 token = _sample(logits[number], row) if row.ticket.decoding.temperature else greedy[number]
             except RuntimeError as error:  # invalid probabilities of this row; the others continue

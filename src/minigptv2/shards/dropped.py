@@ -44,7 +44,7 @@ def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
 
     counts: Counter[str] = Counter()
     for one in dropped:
-        counts[re.sub(r"'[^']*'|\d+(\.\d+)?", "…", one.reason)] += one.count
+        counts[re.sub(r"(UTF-\d+)|'[^']*'|\d+(\.\d+)?", lambda found: found[1] or "…", one.reason)] += one.count
     return dict(counts.most_common())
 
 

@@ -1,17 +1,16 @@
 """Indexes existing tars as a corpus: finds their samples, lists every fault, writes index, table and manifest.
 
 Supports tars of records (ours, or made by any webdataset tool) and of captioned images (an image and a json or txt, as
-img2dataset writes them). The tars are read once and never changed.
+img2dataset writes them). The tars are read once and never changed. Files and members that are not used are named.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,7 @@ from minigptv2.files import write_atomically
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
-from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size, open_image
+from minigptv2.shards.image_files import image_size, open_image
 from minigptv2.shards.manifest import (
     CAPTIONS,
     INDEX_DTYPE,
@@ -35,9 +34,13 @@ from minigptv2.shards.manifest import (
     IndexWriter,
     Manifest,
     ShardInfo,
+    parse_manifest,
     save_manifest,
 )
-from minigptv2.shards.reader import TEXT_EXTENSIONS, record_of_caption, split_name
+from minigptv2.shards.reader import record_of_caption
+from minigptv2.shards.tar_captions import TEXT_EXTENSIONS, caption_of, facts_of
+from minigptv2.shards.tar_files import find_tars
+from minigptv2.shards.tar_samples import IMAGE, MACOS, Group, describe_extras, read_groups
 from minigptv2.tasks import validate
 
 Item = TypeVar("Item")
@@ -46,31 +49,43 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class ScanOptions:
-    """What the samples of a tar have to be. `decode` decodes every image completely."""
+    """What the samples of a tar have to be. `decode` decodes every image completely.
+
+    `ignore_extra` passes over members that are neither an image nor a text. They are faults otherwise.
+    """
 
     corpus: str
     layout: str
     baked_side: int | None = None
     decode: bool = False
+    ignore_extra: bool = False
 
 
 @dataclass
 class ShardScan:
-    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else."""
+    """The content of one tar: index rows (`INDEX_DTYPE`) of the good samples, and a fault for everything else.
+
+    `turn_counts` int64 [samples]: number of separate turns of each good sample.
+    """
 
     info: ShardInfo
     rows: np.ndarray
+    turn_counts: np.ndarray
     images: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     faults: list[Dropped] = field(default_factory=list)
+    macos: int = 0
+    """Members that macOS added, which are passed over."""
+    extras: Counter[str] = field(default_factory=Counter)
+    """Extra members by extension that `ignore_extra` passes over."""
 
 
 def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> ShardScan:
     """The samples and faults of one tar. `name` is the shard's name in the table, by default the file's name.
 
-    A sample consists of adjacent members with one key: one json or txt and at most one image. Faults are missing,
-    duplicate or non-adjacent members, members of another kind (never opened), invalid records and images, sizes that
-    disagree, and a damaged or truncated archive, which is read up to the damage.
+    A sample consists of adjacent members with one key: at most one image, json and txt. Faults are missing, duplicate
+    or non-adjacent members, members of another kind (never opened), links and unusable names, invalid records and
+    images, sizes that disagree, and a damaged or truncated archive, which is read up to the damage.
     """
     name = name or file.name
     data = _map(file)
@@ -78,7 +93,9 @@ def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> 
     scan = _Scanner(data, name, options)
     scan.run()
     info = ShardInfo(name, len(data), sha256, len(scan.rows))
-    return ShardScan(info, np.array(scan.rows, dtype=INDEX_DTYPE), scan.images, scan.turns, scan.faults)
+    rows, counts = np.array(scan.rows, dtype=INDEX_DTYPE), np.array(scan.turn_counts, dtype=np.int64)
+    found = scan.content
+    return ShardScan(info, rows, counts, scan.images, scan.turns, scan.faults, found.macos, scan.extras)
 
 
 def _map(file: Path) -> memoryview:
@@ -92,65 +109,41 @@ class _Scanner:
 
     def __init__(self, data: memoryview, shard: str, options: ScanOptions) -> None:
         self.data, self.shard, self.options = data, shard, options
+        self.content = read_groups(data)
         self.rows: list[tuple[int, int, int, int, int]] = []
+        self.turn_counts: list[int] = []
         self.images = 0
         self.turns: Counter[str] = Counter()
         self.faults: list[Dropped] = []
-        self._seen: set[str] = set()
+        self.extras = self.content.extras() if options.ignore_extra else Counter[str]()
 
     def run(self) -> None:
-        group: list[tuple[str, tar.Member]] = []
-        key = None
-        try:
-            for member in tar.find_members(self.data):
-                member_key, extension = split_name(member.name)
-                if member_key != key:
-                    self._close(key, group)
-                    key, group = member_key, []
-                group.append((extension, member))
-        except tar.TarError as error:
-            self._close(key, group)
-            self._fault("", f"damaged archive: {error}; the rest is not read")
-            return
-        self._close(key, group)
+        for group in self.content.groups:
+            if group.is_extra and self.options.ignore_extra:
+                continue
+            try:
+                self._add(group)
+            except DataError as error:
+                self._fault(group.key, str(error).removeprefix(": "))
+        if self.content.damage:
+            self._fault("", self.content.damage)
 
     def _fault(self, key: str, reason: str) -> None:
         self.faults.append(Dropped(self.options.corpus, self.shard, key, reason))
 
-    def _close(self, key: str | None, group: list[tuple[str, tar.Member]]) -> None:
-        if key is None:
-            return
-        problem = self._problem(key, group)
-        if problem:
-            self._fault(key, problem)
-        self._seen.add(key)
-
-    def _problem(self, key: str, group: list[tuple[str, tar.Member]]) -> str | None:
-        """Add the group as a sample, or return why it is not one."""
-        if key in self._seen:
-            return "duplicate key in this shard: its members are repeated or not adjacent"
-        extensions = [extension for extension, _ in group]
-        for extension, member in group:
-            if extension not in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS):
-                return f"member '{member.name}' is not an image, json or txt and was not opened"
-            if extensions.count(extension) > 1:
-                return f"duplicate member '{member.name}'"
-        members = dict(group)
-        image = [member for extension, member in group if extension in IMAGE_EXTENSIONS]
-        text_kinds = TEXT_EXTENSIONS if self.options.layout == CAPTIONS else TEXT_EXTENSIONS[:1]
-        kind = next((extension for extension in text_kinds if extension in members), None)
-        if kind is None:
-            return f"no {' or '.join(text_kinds)} for the image"
-        if len(image) > 1:
-            return "two images with one key"
-        text = members[kind]
-        try:
-            self._add_row(kind, text, image[0] if image else None, [member for _, member in group])
-        except DataError as error:
-            return str(error).removeprefix(": ")
-        return None
-
-    def _add_row(self, kind: str, text: tar.Member, image: tar.Member | None, members: list[tar.Member]) -> None:
+    def _add(self, group: Group) -> None:
+        """Add the group as a sample. Raises `DataError` saying why it is not one."""
+        if group.problem:
+            raise DataError(group.problem)
+        if group.extras and not self.options.ignore_extra:
+            raise DataError(group.extra_problem)
+        if not group.is_adjacent:
+            raise DataError(
+                "its members are not adjacent, as reading in place requires; `minigptv2 shards build` copies"
+            )
+        image, kind = group.members.get(IMAGE), self._text_kind(group)
+        text = group.members[kind]
+        members = sorted(group.members.values(), key=lambda member: member.offset)
         start = members[0].offset
         text_block, text_blocks = (text.offset - start) // tar.BLOCK, (text.end - text.offset) // tar.BLOCK
         if members[-1].end - start > MAX_MEMBER_BYTES:
@@ -162,8 +155,19 @@ class _Scanner:
                 rest = zlib.crc32(self.data[member.offset : member.end], rest)
         text_crc = zlib.crc32(self.data[text.offset : text.end])
         self.rows.append((start // tar.BLOCK, text_block, text_blocks, text_crc, rest))
+        self.turn_counts.append(record.annotations)
         self.turns.update(record.tasks)
         self.images += image is not None
+
+    def _text_kind(self, group: Group) -> str:
+        """The extension of the member that holds the record or the caption."""
+        kinds = TEXT_EXTENSIONS if self.options.layout == CAPTIONS else TEXT_EXTENSIONS[:1]
+        found = [kind for kind in kinds if kind in group.members]
+        if not found:
+            raise DataError(f"no {' or '.join(kinds)} for the image")
+        if len(found) > 1 and not caption_of(facts_of(bytes(self._bytes(group.members[found[0]])))).strip():
+            return found[1]
+        return found[0]
 
     def _record(self, kind: str, text: tar.Member, image: tar.Member | None) -> Record:
         pixels = bytes(self._bytes(image)) if image is not None else b""
@@ -196,32 +200,43 @@ def index_corpus(
     *,
     workers: int = 0,
     skip_faults: bool = False,
+    ignore_extra: bool = False,
     license: str = "",
     progress: Callable[[int], object] | None = None,
+    note: Callable[[str], object] = str,
 ) -> tuple[Manifest | None, list[Dropped]]:
     """Write index, table and manifest for the tars under `folder`. Returns the manifest and every fault.
 
     If there are faults nothing is written and the manifest is None, unless `skip_faults` is set. Then the faulty
-    samples are left out and listed in `dropped.jsonl`. Raises `DataError` if there is no tar or no good sample.
+    samples and files are left out and listed in `dropped.jsonl`. `note` receives one line for each kind of file or
+    member that is passed over. What only a build knows (split, size of baked images, dropped samples, license) is kept
+    from the folder's manifest, if it has one. Raises `DataError` if there is no tar or no good sample.
     """
-    files = sorted(folder.rglob("*.tar"))
+    found = find_tars(folder)
+    files = found.tars
+    faults = [Dropped(corpus, file, "", reason) for file, reason in found.unreadable.items()]
     if not files:
-        raise DataError(f"no .tar file in {folder}")
-    layout = detect_layout(files)
+        raise DataError("\n".join([f"no .tar file in {folder}", *(f"  {fault}" for fault in faults)]))
+    built = manifest_before(folder)
+    baked_side = built.baked_side if built else None
+    options = ScanOptions(corpus, detect_layout(files), baked_side, ignore_extra=ignore_extra)
     shards: list[ShardInfo] = []
-    faults: list[Dropped] = []
     turns: Counter[str] = Counter()
+    macos, extras = 0, Counter[str]()
     images = 0
     with IndexWriter(folder) as index:
-        for scan in map_in_order(partial(_scan_below, folder, ScanOptions(corpus, layout)), files, workers):
+        for scan in map_in_order(partial(_scan_below, folder, options), files, workers):
             faults += scan.faults
+            macos, extras = macos + scan.macos, extras + scan.extras
             if len(scan.rows):
                 shards.append(scan.info)
-                index.append(scan.rows)
+                index.append(scan.rows, scan.turn_counts)
                 turns.update(scan.turns)
                 images += scan.images
             if progress is not None:
                 progress(1)
+        for line in _notes(macos, extras, found.describe_unused()):
+            note(line)
         if faults and not skip_faults:
             return None, faults
         if not shards:
@@ -238,28 +253,50 @@ def index_corpus(
             corpus=corpus,
             images=images,
             turns=dict(turns),
-            layout=layout,
-            dropped=len(faults),
-            license=license,
+            layout=options.layout,
+            baked_side=options.baked_side,
+            dropped=len(faults) or (built.dropped if built else 0),
+            license=license or (built.license if built else ""),
+            split=built.split if built else "",
         )
     return manifest, faults
+
+
+def manifest_before(folder: Path) -> Manifest | None:
+    """The manifest of a folder that was built or indexed before. None if there is none or it cannot be read."""
+    try:
+        return parse_manifest(folder)
+    except DataError:
+        return None
 
 
 def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:
     return scan_shard(file, options, name=str(file.relative_to(folder)))
 
 
+def _notes(macos: int, extras: Counter[str], unused: str) -> Iterator[str]:
+    """What was passed over, one line for each kind."""
+    if macos:
+        yield f"passed over {macos:,} {MACOS}"
+    if extras:
+        yield describe_extras(extras)
+    if unused:
+        yield unused
+
+
 def detect_layout(files: Iterable[Path]) -> str:
     """`records` if the first json has turns, else `captions`."""
     for file in files:
         data = _map(file)
-        try:
-            for member in tar.find_members(data):
-                if split_name(member.name)[1] == "json":
-                    document = json.loads(bytes(data[member.data_offset : member.data_offset + member.size]))
-                    return RECORDS if isinstance(document, dict) and "turns" in document else CAPTIONS
-        except (ValueError, RecursionError):  # a damaged tar or json: try the next one
-            continue
+        for group in read_groups(data).groups:
+            member = group.members.get("json")
+            if member is None or group.problem:
+                continue
+            try:
+                facts = facts_of(bytes(data[member.data_offset : member.data_offset + member.size]))
+            except DataError:  # a damaged json: try the next one
+                continue
+            return RECORDS if "turns" in facts else CAPTIONS
     return CAPTIONS
 
 

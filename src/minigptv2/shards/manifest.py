@@ -1,9 +1,9 @@
 """Reads and writes the files beside a corpus's tars: a small manifest, a shard table and an index of samples.
 
-`manifest.json` describes the corpus and holds the hashes of the other two. `shards.npy` holds file name, bytes, samples
-and SHA-256 of every shard, and `index.npy` 16 bytes per sample. Both are memory-mapped, so opening a corpus reads
-little, however large it is. Content is checked where it is used (each sample has checksums) and by
-`minigptv2 shards verify`.
+`manifest.json` describes the corpus and holds the hashes of the others. `shards.npy` holds file name, bytes, samples
+and SHA-256 of every shard, and `index.npy` 16 bytes per sample. A corpus of separate turns also has `turns.npy`
+(`turn_counts`). All are memory-mapped, so opening a corpus reads little, however large it is. Content is checked where
+it is used (each sample has checksums) and by `minigptv2 shards verify`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Self
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import close_and_remove, sha256_of, sync_file, sync_folder, write_atomically
+from minigptv2.files import sync_folder, write_atomically
+from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
+from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
 
 MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.npy"
 FORMAT = 2
@@ -41,14 +43,14 @@ INDEX_DTYPE = np.dtype(
 its text (record or caption) with header. Then the CRC-32 of the text, and of the sample's other members (0: none)."""
 MAX_MEMBER_BYTES = 65535 * 512
 """32 MiB: the largest image or record that an index entry can describe."""
-_MAX_HASHED_BYTES = 1 << 20
-"""Index and table are hashed when a corpus is opened if they are at most this large (a few milliseconds)."""
 _SHARDS_CHECKED = 64
 """Number of shards, evenly spread, that are checked for existence when a corpus is opened."""
 _NOT_WRITTEN = ("shards", "fingerprint")
 _ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
 
 TABLE_FIELDS = ("bytes", "samples", "sha256", "file")
+TURNS_FIELD = "turns"
+"""Column of the table with the number of separate turns of each shard, if some record has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +67,19 @@ class ShardTable(Sequence[ShardInfo]):
     """The shards of a corpus in order, read from a memory-mapped table on access."""
 
     def __init__(self, rows: np.ndarray) -> None:
-        if rows.dtype.names != TABLE_FIELDS:
-            raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS}")
+        if rows.dtype.names not in (TABLE_FIELDS, (*TABLE_FIELDS, TURNS_FIELD)):
+            raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS} or + {TURNS_FIELD}")
         self._rows = rows
-        starts = np.zeros(len(rows) + 1, dtype=np.int64)
-        starts[1:] = rows["samples"]  # copied from the mapped rows once, then summed in place
-        self.starts: np.ndarray = np.cumsum(starts, out=starts)
+        self.starts: np.ndarray = self._starts("samples")
         """int64 [shards + 1]: number of each shard's first sample, then the total."""
+        self.turn_starts: np.ndarray | None = self._starts(TURNS_FIELD) if TURNS_FIELD in rows.dtype.names else None
+        """int64 [shards + 1]: number of each shard's first separate turn, then the total. None: not in the table."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, shard: int) -> ShardInfo:  # type: ignore[override]  # slices are not supported
-        size, samples, sha256, name = self._rows[shard].item()
+        size, samples, sha256, name, *_ = self._rows[shard].item()
         file = name.decode()
         if file.startswith("/") or ".." in file.split("/") or ":" in file:
             raise DataError(f"{TABLE_FILE}: shard '{file}' is not a path below the corpus folder")
@@ -90,6 +92,11 @@ class ShardTable(Sequence[ShardInfo]):
     def bytes(self) -> int:
         """Total size of all shards."""
         return int(self._rows["bytes"].sum())
+
+    def _starts(self, field: str) -> np.ndarray:
+        starts = np.zeros(len(self._rows) + 1, dtype=np.int64)
+        starts[1:] = self._rows[field]  # copied from the mapped rows once, then summed in place
+        return np.cumsum(starts, out=starts)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,9 @@ class Manifest:
     license: str = ""
     split: str = ""
     """Split of the original corpus. Empty if it has none, if tars were indexed, or in corpora of old versions."""
+    turn_counts_sha256: str | None = None
+    """SHA-256 of `turns.npy`. Empty: no record has several separate turns. None: not known, because version 0.1 did not
+    count them."""
     format: int = FORMAT
     fingerprint: str = field(default="", compare=False)
     """SHA-256 of the manifest file. Through the hashes of table and shards it covers every byte of the corpus."""
@@ -122,40 +132,58 @@ class Manifest:
 
 
 class IndexWriter:
-    """Writes the index of a corpus to disk as its shards are finished, so that no row stays in memory.
+    """Writes the index and the turn counts of a corpus to disk as its shards are finished.
 
-    A context manager: removes the file if it was not finished.
+    A context manager: removes files that were not finished.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.samples = 0
-        self._file = folder / INDEX_FILE
-        self.temporary = folder / f".{INDEX_FILE}.{os.getpid()}.tmp"
-        self._stream = open(self.temporary, "wb")  # noqa: SIM115  # closed by `finish` or when the context ends
-        self._write_header()
+        self.turn_totals: list[int] = []
+        """Number of separate turns of each shard."""
+        self._index = ArrayWriter(folder / INDEX_FILE, INDEX_DTYPE)
+        self._turns = ArrayWriter(folder / TURNS_FILE, TURNS_DTYPE)
+        self._folder = folder
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        close_and_remove(self._stream, self.temporary)
+        self._index.abandon()
+        self._turns.abandon()
 
-    def append(self, rows: np.ndarray) -> None:
-        """Append the rows (`INDEX_DTYPE`) of the next shard."""
-        self._stream.write(rows.tobytes())
-        self.samples += len(rows)
+    @property
+    def samples(self) -> int:
+        """Number of samples so far."""
+        return self._index.rows
 
-    def finish(self) -> str:
-        """Give the file its final name. Returns its SHA-256."""
-        self._stream.seek(0)
-        self._write_header()
-        self._stream.close()
-        return _publish(self.temporary, self._file)
+    @property
+    def has_turns(self) -> bool:
+        """Whether some record so far has several separate turns."""
+        return sum(self.turn_totals) != self.samples
 
-    def _write_header(self) -> None:
-        """Write the header of `numpy.save`, which has the same size for any number of rows."""
-        described = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False}
-        np.lib.format.write_array_header_1_0(self._stream, {**described, "shape": (self.samples,)})
+    @property
+    def temporaries(self) -> set[Path]:
+        """The files that are being written."""
+        return {self._index.temporary, self._turns.temporary}
+
+    def append(self, rows: np.ndarray, turn_counts: np.ndarray) -> None:
+        """Append the rows (`INDEX_DTYPE`) of the next shard, and the number of turns of each of its samples."""
+        if len(rows) != len(turn_counts):
+            raise ValueError(f"{len(rows)} rows and {len(turn_counts)} turn counts")
+        self._index.append(rows)
+        self._turns.append(np.cumsum(turn_counts, dtype=TURNS_DTYPE))
+        self.turn_totals.append(int(np.sum(turn_counts, dtype=np.int64)))
+
+    def finish(self) -> tuple[str, str]:
+        """Give the files their final names. Returns the SHA-256 of the index, and of the turn counts or an empty text.
+
+        The turn counts are not kept if every sample has one turn.
+        """
+        if self.has_turns:
+            return self._index.finish(), self._turns.finish()
+        self._turns.abandon()
+        (self._folder / TURNS_FILE).unlink(missing_ok=True)
+        return self._index.finish(), ""
 
 
 def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter, **facts: object) -> Manifest:
@@ -164,15 +192,13 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
     Returns the manifest, loaded again from the disk.
     """
     shards = list(shards)
-    width = max((len(shard.file.encode()) for shard in shards), default=1)
-    table = np.array(
-        [(shard.bytes, shard.samples, bytes.fromhex(shard.sha256), shard.file.encode()) for shard in shards],
-        dtype=[("bytes", "<u8"), ("samples", "<u4"), ("sha256", "V32"), ("file", f"S{width}")],
-    )
+    table = _table_of(shards, index.turn_totals if index.has_turns else None)
+    index_sha256, turn_counts_sha256 = index.finish()
     manifest = Manifest(
         shards=ShardTable(table),
-        index_sha256=index.finish(),
-        shards_sha256=_save_array(folder / TABLE_FILE, table),
+        index_sha256=index_sha256,
+        turn_counts_sha256=turn_counts_sha256,
+        shards_sha256=save_array(folder / TABLE_FILE, table),
         samples=index.samples,
         **facts,  # type: ignore[arg-type]
     )
@@ -184,24 +210,23 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
     return load_manifest(folder)
 
 
+def _table_of(shards: list[ShardInfo], turn_totals: list[int] | None) -> np.ndarray:
+    """The shard table, with a column of turns if their number is given."""
+    width = max((len(shard.file.encode()) for shard in shards), default=1)
+    fields = [("bytes", "<u8"), ("samples", "<u4"), ("sha256", "V32"), ("file", f"S{width}")]
+    table = np.zeros(len(shards), dtype=fields if turn_totals is None else [*fields, (TURNS_FIELD, "<u4")])
+    table["bytes"] = [shard.bytes for shard in shards]
+    table["samples"] = [shard.samples for shard in shards]
+    table["sha256"] = np.frombuffer(b"".join(bytes.fromhex(shard.sha256) for shard in shards), dtype="V32")
+    table["file"] = [shard.file.encode() for shard in shards]
+    if turn_totals is not None:
+        table[TURNS_FIELD] = turn_totals
+    return table
+
+
 def _own_hash(document: dict[str, object]) -> str:
     """Hash of everything in the manifest except this hash, so that any change is detected."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _save_array(file: Path, array: np.ndarray) -> str:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as stream:
-        np.save(stream, array)
-    return _publish(temporary, file)
-
-
-def _publish(temporary: Path, file: Path) -> str:
-    """Sync the file and give it its final name. Returns its SHA-256."""
-    sync_file(temporary)
-    digest = sha256_of(temporary)
-    os.replace(temporary, file)
-    return digest
 
 
 def load_manifest(folder: Path, *, check_shards: bool = True) -> Manifest:
@@ -241,12 +266,14 @@ def parse_manifest(folder: Path) -> Manifest:
         if document.pop("sha256") != _own_hash(document):
             raise ValueError("its content was changed after it was written; `minigptv2 shards index` writes it again")
         num_shards, _ = (document.pop(key) for key in _ONLY_FOR_READERS_OF_JSON)
-        rows = _map(folder / TABLE_FILE, document["shards_sha256"], num_shards)
+        rows = map_array(folder / TABLE_FILE, document["shards_sha256"], num_shards)
         manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: not a valid manifest: {type(error).__name__}: {error}") from error
     if manifest.layout not in LAYOUTS:
         raise DataError(f"{file}: layout '{manifest.layout}' is not one of {', '.join(LAYOUTS)}")
+    if bool(manifest.turn_counts_sha256) != (manifest.shards.turn_starts is not None):
+        raise DataError(f"{folder / TABLE_FILE}: column '{TURNS_FIELD}' and turn_counts_sha256 of {file.name} disagree")
     if manifest.shards.starts[-1] != manifest.samples:
         found = manifest.shards.starts[-1]
         raise DataError(f"{folder / TABLE_FILE}: {found} samples, {file.name} says {manifest.samples}")
@@ -255,19 +282,7 @@ def parse_manifest(folder: Path) -> Manifest:
 
 def open_index(folder: Path, manifest: Manifest) -> np.ndarray:
     """The memory-mapped index, `INDEX_DTYPE` [samples]. Raises `DataError` if it does not match the manifest."""
-    index = _map(folder / INDEX_FILE, manifest.index_sha256, manifest.samples)
+    index = map_array(folder / INDEX_FILE, manifest.index_sha256, manifest.samples)
     if index.dtype != INDEX_DTYPE:
         raise DataError(f"{folder / INDEX_FILE}: entries are {index.dtype}, expected {INDEX_DTYPE}")
     return index
-
-
-def _map(file: Path, sha256: str, rows: int) -> np.ndarray:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; `minigptv2 shards index` writes it again") from error
-    if array.shape != (rows,):
-        raise DataError(f"{file}: {array.shape} entries, {MANIFEST_FILE} says {rows}")
-    if file.stat().st_size <= _MAX_HASHED_BYTES and sha256_of(file) != sha256:
-        raise DataError(f"{file}: does not match the hash in its manifest")
-    return array

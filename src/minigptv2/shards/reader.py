@@ -6,7 +6,6 @@ unpickled, executed or extracted. The result is what was written, or a `DataErro
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,12 @@ from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
 from minigptv2.shards.local_files import LocalFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
-from minigptv2.shards.remote import RemoteFiles, is_remote, mirror
+from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
+from minigptv2.shards.tar_captions import CAPTION_KEYS, TEXT_EXTENSIONS, caption_of, facts_of
+from minigptv2.shards.tar_samples import is_of_macos, split_name
+from minigptv2.shards.turn_counts import TurnCounts, open_turn_counts
 from minigptv2.tasks import validate
 
-TEXT_EXTENSIONS = ("json", "txt")
-"""Of members that may hold a caption, the preferred one first."""
-_CAPTION_KEYS = ("caption", "text")
 _KEPT_KEYS = ("url", "key", "sha256")
 """Keys of img2dataset's json that are kept as provenance."""
 
@@ -44,6 +43,7 @@ class CorpusReader:
         local = mirror(str(folder)) if remote else Path(folder)
         self.manifest: Manifest = load_manifest(local, check_shards=check_shards and not remote)
         self._index = open_index(local, self.manifest)
+        self._turn_counts = self._open_turn_counts(local)
         self._files = RemoteFiles(str(folder)) if remote else LocalFiles(folder)
 
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
@@ -56,6 +56,22 @@ class CorpusReader:
     def shard_starts(self) -> np.ndarray:
         """int64 [shards + 1]: number of each shard's first sample, then the total."""
         return self.manifest.shards.starts
+
+    @property
+    def turn_counts(self) -> TurnCounts | None:
+        """The number of separate turns of each sample. None: every sample has one.
+
+        Raises `DataError` for a corpus of version 0.1 that may have several, because that version did not count them.
+        """
+        known = self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
+        if not known:
+            folder = public_url(str(self.folder))
+            local = "a local copy of it" if is_remote(self.folder) else folder
+            raise DataError(
+                f"{folder}: this corpus, built by version 0.1, does not state how many separate turns each sample has. "
+                f"Run `minigptv2 shards index` on {local}, which writes the counts and keeps the shards"
+            )
+        return self._turn_counts
 
     def key(self, sample: int) -> str:
         """The sample's key in its shard, or `#n` for the n-th sample of a shard if it cannot be read."""
@@ -106,12 +122,14 @@ class CorpusReader:
         if zlib.crc32(memoryview(span)[text_at : text_at + text_bytes]) != text_crc:
             self._fail(sample, "the record's checksum is wrong: its bytes changed since they were indexed", named=False)
         try:
-            for member in tar.find_members(span, whole=False):
+            for member in tar.scan_members(span, whole=False):
+                if is_of_macos(member.name):
+                    continue
                 member_key, extension = split_name(member.name)
                 if key not in (None, member_key):
                     break
                 key = member_key
-                if member.offset == text_at:
+                if member.offset == text_at or extension not in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS):
                     continue
                 checksum = zlib.crc32(memoryview(span)[member.offset : member.end], checksum)
                 if extension in IMAGE_EXTENSIONS:
@@ -123,6 +141,10 @@ class CorpusReader:
         if image is None:
             self._fail(sample, "has no image")
         self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+
+    def _open_turn_counts(self, local: Path) -> TurnCounts | None:
+        sha256, starts = self.manifest.turn_counts_sha256, self.manifest.shards.turn_starts
+        return open_turn_counts(local, sha256, self.shard_starts, starts) if sha256 and starts is not None else None
 
     def _text(self, sample: int) -> tuple[str, bytes]:
         """Name and data of the member that holds the sample's record or caption."""
@@ -154,32 +176,23 @@ class CorpusReader:
         raise DataError(f"{self.where(sample) if named else place}: {reason}")
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member's name, split as webdataset does: at the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
-
-
 def record_of_caption(extension: str, data: bytes, size: Callable[[], tuple[str, int, int]], where: str) -> Record:
-    """The caption record of one sample.
+    """The caption record of one sample, from its json or its txt.
 
     `size` returns format, width and height of the image. It is only called if the text does not contain the size.
     Raises `DataError`, prefixed by `where`, for a sample without a caption.
     """
     try:
-        document = {"caption": data.decode()} if extension == "txt" else json.loads(data)
-        caption = next((document[key] for key in _CAPTION_KEYS if document.get(key)), None)
-        width, height = document.get("width"), document.get("height")
-        if isinstance(caption, str):
-            caption.encode()  # JSON can contain half a surrogate pair: raise ValueError here, not in the tokenizer
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where}: not a valid caption {extension}: {error}") from error
-    if not isinstance(caption, str) or not caption.strip():
-        raise DataError(f"{where}: no caption ({' or '.join(_CAPTION_KEYS)}) in its {extension}")
+        facts = {} if extension == "txt" else facts_of(data)
+        caption = caption_of(facts, data if extension == "txt" else None).strip()
+        if not caption:
+            raise DataError(f"no caption ({' or '.join(CAPTION_KEYS)}) in its {extension}")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+    width, height = facts.get("width"), facts.get("height")
     if not (isinstance(width, int) and isinstance(height, int)):
         _, width, height = size()
-    source = {key: str(document[key]) for key in _KEPT_KEYS if document.get(key)}
-    record = Record((Turn("caption", answers=(caption.strip(),)),), width, height, source)
+    source = {key: str(facts[key]) for key in _KEPT_KEYS if facts.get(key)}
+    record = Record((Turn("caption", answers=(caption,)),), width, height, source)
     validate(record, where)
     return record

@@ -1,8 +1,9 @@
 """Reads shards behind `http(s)://` and `s3://` in byte ranges, through `fsspec` (`pip install 'minigptv2[remote]'`).
 
 The length of every read is checked, and failed reads are repeated with growing pauses. The reader checks samples
-against the index. This module checks table and index against the manifest. An unreachable store raises `StorageError`,
-which stops a run instead of dropping its samples. Other schemes are refused: fsspec supports some that run programs.
+against the index. This module checks the arrays beside the tars against the manifest. An unreachable store raises
+`StorageError`, which stops a run instead of dropping its samples. Other schemes are refused: fsspec supports some that
+run programs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.files import write_atomically
 from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
+from minigptv2.shards.turn_counts import TURNS_FILE
 
 Result = TypeVar("Result")
 
@@ -117,7 +119,7 @@ class RemoteFiles:
 
 
 def mirror(folder: str) -> Path:
-    """A local folder with the corpus's manifest, and with its table and index, checked against the manifest's hashes.
+    """A local folder with the corpus's manifest, and with the arrays that it lists, checked against its hashes.
 
     Raises `DataError` if they are not what the manifest lists, and `StorageError` if the store is unreachable.
     """
@@ -135,13 +137,15 @@ def mirror(folder: str) -> Path:
 
 
 def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str]]:
-    """The manifest's bytes, and the hashes of table and index that it lists. Read again if it is not valid JSON."""
+    """The manifest's bytes, and the hashes of the arrays that it lists. Read again if it is not valid JSON."""
     problem = ""
     for _ in range(_MAX_READS):
         data = files.read_all(MANIFEST_FILE)
         try:
             document = json.loads(data)
-            return data, {TABLE_FILE: document["shards_sha256"], INDEX_FILE: document["index_sha256"]}
+            hashes = {TABLE_FILE: document["shards_sha256"], INDEX_FILE: document["index_sha256"]}
+            turn_counts = document.get("turn_counts_sha256")
+            return data, {**hashes, **({TURNS_FILE: turn_counts} if turn_counts else {})}
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a valid manifest: {problem}")

@@ -36,7 +36,8 @@ BUILD_FOLDER = ".building"
 """Beside the shards during a build: one small file per finished shard, from which an interrupted build resumes."""
 BAKED_QUALITY = 95
 IMAGE_MISSING = "image file missing"
-_FORMAT_OF_BUILD = 2
+_FORMAT_OF_BUILD = 3
+"""Part of the digest of a shard: entries of another version are written again. 3 added `turn_counts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,8 @@ class FinishedShard:
     dropped: list[dict[str, Any]] = field(default_factory=list)
     looked_for: list[str] = field(default_factory=list)
     index: str = ""
+    turn_counts: list[int] = field(default_factory=list)
+    """Number of separate turns of each sample."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -145,6 +148,7 @@ class _ShardBuilder:
         self.looked_for: list[str] = []
         self.keys: set[str] = set()
         self.images = 0
+        self.turn_counts: list[int] = []
 
     def add(self, item: Any) -> None:
         sample, rejected = self.job.finish(item)
@@ -164,6 +168,7 @@ class _ShardBuilder:
             return
         self.keys.add(sample.key)
         self.turns.update(sample.record.tasks)
+        self.turn_counts.append(sample.record.annotations)
         self.images += image is not None
 
     def finish(self, digest: str, num_items: int) -> FinishedShard:
@@ -177,6 +182,7 @@ class _ShardBuilder:
         finished.file, finished.bytes = self.job.file.name, int(written["bytes"])
         finished.sha256 = str(written["sha256"])
         finished.images, finished.turns = self.images, dict(self.turns)
+        finished.turn_counts = self.turn_counts
         return finished
 
     def _drop(self, key: str, reason: str, count: int) -> None:

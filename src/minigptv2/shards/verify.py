@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
@@ -17,10 +20,11 @@ from minigptv2.shards.manifest import (
     TABLE_FILE,
     Manifest,
     ShardInfo,
-    open_index,
     parse_manifest,
 )
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.tar_files import find_tars
+from minigptv2.shards.turn_counts import TURNS_FILE, TurnCounts
 
 
 def verify_corpus(
@@ -28,51 +32,92 @@ def verify_corpus(
 ) -> list[Dropped]:
     """Every fault of a corpus folder. An empty list means that every sample is, byte for byte, what was written.
 
-    Compares manifest, table and index with each other, checks presence, size and SHA-256 of every shard, and in a
-    changed shard the checksums of every sample. `decode` also parses every record and decodes every image. `progress`
-    receives 1 for each shard.
+    Compares manifest, table, index and turn counts with each other, checks presence, size and SHA-256 of every shard,
+    and in a changed shard the checksums of every sample. `decode` also parses every record, compares its number of
+    turns with the turn counts, and decodes every image. `progress` receives 1 for each shard.
     """
     corpus = folder.name
     try:
         manifest = parse_manifest(folder)
         corpus = manifest.corpus
-        open_index(folder, manifest)
+        reader = CorpusReader(folder, check_shards=False)
     except DataError as error:
         return [Dropped(corpus, "", "", str(error))]
     faults = [
         Dropped(corpus, file, "", f"does not match the hash in {MANIFEST_FILE}")
-        for file, sha256 in ((TABLE_FILE, manifest.shards_sha256), (INDEX_FILE, manifest.index_sha256))
-        if sha256_of(folder / file) != sha256
+        for file, sha256 in (
+            (TABLE_FILE, manifest.shards_sha256),
+            (INDEX_FILE, manifest.index_sha256),
+            (TURNS_FILE, manifest.turn_counts_sha256),
+        )
+        if sha256 and sha256_of(folder / file) != sha256
     ]
+    counts = reader.turn_counts if manifest.turn_counts_sha256 is not None else None
+    if counts is not None:
+        faults += [Dropped(corpus, manifest.shards[shard].file, "", reason) for shard, reason in counts.faults()]
     rows = read_report(folder / DROPPED_FILE) if decode else []
     known: dict[str, Counter[str]] = {}
     for row in rows:
         known.setdefault(str(row["shard"]), Counter())[str(row["key"])] += 1
-    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode)
+    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, ignore_extra=True)
     check = partial(_shard_faults, folder, options, known)
-    for found in map_in_order(check, list(enumerate(manifest.shards)), workers):
+    for found in map_in_order(check, _shards_to_check(manifest, counts), workers):
         faults += found
         if progress is not None:
             progress(1)
-    return faults + _unlisted_shards(folder, manifest)
+    return faults + _unlisted_files(folder, manifest)
 
 
-def _unlisted_shards(folder: Path, manifest: Manifest) -> list[Dropped]:
-    known = {shard.file for shard in manifest.shards}
-    found = {str(file.relative_to(folder)) for file in folder.rglob("*.tar")}
+def unused_files(folder: Path) -> list[str]:
+    """One line for each kind of file in a corpus folder that is not used: other kinds, and those left out by name."""
+    found = find_tars(folder)
+    counts = Counter(str(row["shard"]) for row in read_report(folder / DROPPED_FILE))
+    left_out = [
+        f"left out when indexed: {file}: {reason}" for file, reason in found.unreadable.items() if counts[file] > 0
+    ]
+    return left_out + [line for line in (found.describe_unused(),) if line]
+
+
+@dataclass(frozen=True)
+class _ShardToCheck:
+    """A shard, its number, and the number of turns of each of its samples, None if version 0.1 did not count them."""
+
+    number: int
+    info: ShardInfo
+    turn_counts: np.ndarray | None
+
+
+def _shards_to_check(manifest: Manifest, counts: TurnCounts | None) -> list[_ShardToCheck]:
+    known = manifest.turn_counts_sha256 is not None
+    return [
+        _ShardToCheck(number, info, counts.of_shard(number) if counts else np.arange(1, info.samples + 1))
+        if known
+        else _ShardToCheck(number, info, None)
+        for number, info in enumerate(manifest.shards)
+    ]
+
+
+def _unlisted_files(folder: Path, manifest: Manifest) -> list[Dropped]:
+    """Tars that are not in the table, and files that cannot be read, unless they were left out by name."""
+    found = find_tars(folder)
+    left_out = {str(row["shard"]) for row in read_report(folder / DROPPED_FILE)}
+    known = {shard.file for shard in manifest.shards} | left_out
+    tars = {str(file.relative_to(folder)) for file in found.tars}
     reason = f"is in the corpus folder and not in {TABLE_FILE}; `minigptv2 shards index` adds it"
-    return [Dropped(manifest.corpus, file, "", reason) for file in sorted(found - known)]
+    faults = {file: reason for file in sorted(tars - known)}
+    faults |= {file: f"is not used: {why}" for file, why in found.unreadable.items() if file not in known}
+    return [Dropped(manifest.corpus, file, "", why) for file, why in faults.items()]
 
 
 def _shard_faults(
-    folder: Path, options: ScanOptions, known: dict[str, Counter[str]], numbered: tuple[int, ShardInfo]
+    folder: Path, options: ScanOptions, known: dict[str, Counter[str]], checked: _ShardToCheck
 ) -> list[Dropped]:
     """Faults of one shard. Without `options.decode` only hashes are compared.
 
     `known`: number of samples, by shard and by key, that were left out when the corpus was indexed. As many faults of
     that shard and key are not reported again. Reasons are not compared, because their wording differs by version.
     """
-    number, shard = numbered
+    shard = checked.info
     file = folder / shard.file
     if not file.is_file():
         return [Dropped(options.corpus, shard.file, "", "missing", shard.samples)]
@@ -81,7 +126,7 @@ def _shard_faults(
         reason = f"{size} bytes, the manifest says {shard.bytes}"
         return [Dropped(options.corpus, shard.file, "", reason, shard.samples)]
     if sha256_of(file) != shard.sha256:
-        return _changed_samples(folder, number, shard)
+        return _changed_samples(folder, checked.number, shard)
     if not options.decode:
         return []
     scan = scan_shard(file, options, name=shard.file)
@@ -91,7 +136,24 @@ def _shard_faults(
             left_out[fault.key] -= 1
         else:
             faults.append(fault)
-    return faults
+    return faults + _wrong_counts(options.corpus, checked, scan.turn_counts)
+
+
+def _wrong_counts(corpus: str, checked: _ShardToCheck, found: np.ndarray) -> list[Dropped]:
+    """Samples whose record has another number of turns than the turn counts state."""
+    if checked.turn_counts is None or len(checked.turn_counts) != len(found):  # the missing samples are faults already
+        return []
+    stated = np.diff(checked.turn_counts.astype(np.int64), prepend=0)
+    return [
+        Dropped(
+            corpus,
+            checked.info.file,
+            f"#{sample}",
+            f"the record has {found[sample]} separate turns, the turn counts state {stated[sample]}; "
+            "`minigptv2 shards index` writes them again",
+        )
+        for sample in np.flatnonzero(stated != found).tolist()
+    ]
 
 
 def _changed_samples(folder: Path, number: int, shard: ShardInfo) -> list[Dropped]:

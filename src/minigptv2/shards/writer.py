@@ -22,6 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, Self
 
+import numpy as np
+
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.files import close_and_remove, sync_file
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped, summarize
@@ -35,6 +37,7 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.shard_file import BUILD_FOLDER, Finish, FinishedShard, Rejected, Sample, ShardJob, write_or_reuse
+from minigptv2.shards.turn_counts import TURNS_FILE
 
 __all__ = ["CorpusOptions", "Rejected", "Sample", "write_corpus"]
 
@@ -105,7 +108,7 @@ def write_corpus(
             early.clear()
             if shard.file:
                 shards.append(ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)))
-                index.append(shard.rows)
+                index.append(shard.rows, np.array(shard.turn_counts))
                 turns.update(shard.turns)
                 images += shard.images
             elif not shards:
@@ -116,7 +119,7 @@ def write_corpus(
         num_dropped = report.finish()
         if not shards:
             raise DataError(_explain_empty(corpus, known))
-        _remove_other_builds(output, corpus, {output / shard.file for shard in shards} | {index.temporary})
+        _remove_other_builds(output, corpus, {output / shard.file for shard in shards} | index.temporaries)
         return save_manifest(
             output,
             shards,
@@ -132,7 +135,7 @@ def write_corpus(
 
 
 def _remove_other_builds(output: Path, corpus: str, kept: set[Path]) -> None:
-    for pattern in (f"{corpus}-*.tar", f".{corpus}-*.tar.*.tmp", f".{INDEX_FILE}.*.tmp"):
+    for pattern in (f"{corpus}-*.tar", f".{corpus}-*.tar.*.tmp", f".{INDEX_FILE}.*.tmp", f".{TURNS_FILE}.*.tmp"):
         for file in set(output.glob(pattern)) - kept:
             file.unlink()
 
@@ -212,7 +215,7 @@ def _locked_build(output: Path, corpus: str, split: str) -> Iterator[None]:
             )
         for entry in journal.glob("*.json") if finished else ():  # a finished corpus is written from the start
             entry.unlink()
-        for stale in (MANIFEST_FILE, INDEX_FILE, TABLE_FILE, DROPPED_FILE):
+        for stale in (MANIFEST_FILE, INDEX_FILE, TURNS_FILE, TABLE_FILE, DROPPED_FILE):
             (output / stale).unlink(missing_ok=True)
         lock.seek(0)
         lock.truncate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -86,7 +87,7 @@ class RunLog:
 
     def _write(self, file: Path, step: int, values: Mapping[str, Any]) -> None:
         with open(file, "a") as stream:
-            stream.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+            stream.write(_as_line({"step": step, "time": time.time(), **values}))
         scalars = _flatten(values)
         for tracker in self._trackers:
             tracker.scalars(step, scalars)
@@ -113,7 +114,21 @@ def _remove_after(file: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = [line for line in _read_lines(file) if line["step"] <= step]
-    write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    write_atomically(file, "".join(_as_line(line) for line in kept).encode())
+
+
+def _as_line(values: Mapping[str, Any]) -> str:
+    """The values as a line of JSON. A number that is not finite, such as a skipped step's loss, becomes null."""
+    return json.dumps(finite(values), allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None for each number that is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -77,10 +77,10 @@ def restore(trainer: Trainer, start: Start, config: RunConfig, log: RunLog) -> i
     return state.position
 
 
-def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> None:
+def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int, *, weighted: bool) -> None:
     """Process the largest pack once, so that a GPU with too little memory is detected before the first step.
 
-    Raises `ConfigError` if the pack does not fit.
+    `weighted`: the recipe's objective gives tokens weights. Raises `ConfigError` if the pack does not fit.
     """
     enabled = trainer.device.type == "cuda" if config.train.rehearse is None else config.train.rehearse
     if not enabled:
@@ -91,6 +91,7 @@ def rehearse(config: RunConfig, trainer: Trainer, log: RunLog, layers: int) -> N
         image_size=spec.image_size,
         tokens_per_image=spec.tokens_per_image,
         global_batch_size=config.train.global_batch_size,
+        weighted=weighted,
     )
     tokens, images = pack.counts["tokens"], pack.counts["images"]
     what = f"the largest pack, {tokens} tokens and {images} images, {layers} layer(s) recomputed"

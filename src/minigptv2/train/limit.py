@@ -189,7 +189,7 @@ def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], devic
     if device.type != "cuda":
         return 0
     memory = torch.cuda.get_device_properties(device).total_memory
-    samples = Samples(max_pack_tokens=config.data.max_pack_tokens, max_tokens=config.data.max_tokens)
+    samples = Samples(max_pack_tokens=config.data.max_pack_tokens)
     pack = samples.work(config.data.max_pack_tokens / samples.tokens)
     plan = ZeroPlan.of(config.train.deepspeed, deepspeed_config)
     mine = layers_to_recompute(costs, plan, ranks=distributed.world_size(), memory=memory, pack=pack)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from minigptv2.cluster import distributed
+from minigptv2.data.loader import truncation_report
 from minigptv2.engine.movement import Movement
 from minigptv2.engine.trainer import StepReport
 from minigptv2.errors import RequeueExit
@@ -20,7 +21,7 @@ def run_loop(run: Run) -> None:
     """
     trainer, log, settings = run.trainer, run.log, run.config.train
     first, last = trainer.step, settings.steps
-    meter = Meter(run.limit)
+    meter = Meter(run.limit, run.plan.names)
     movement = Movement(trainer, settings.guard.movement_steps)
     if reason := run.stop.poll_all_ranks():
         raise RequeueExit(f"stop requested ({reason}) while loading, at step {first} of {last}. Nothing to save.")
@@ -42,7 +43,7 @@ def run_loop(run: Run) -> None:
         log_due = every(step, settings.log_every) or step == last
         if log_due:
             _log_interval(run, meter, report)
-            meter = Meter(run.limit)
+            meter = Meter(run.limit, run.plan.names)
         if every(step, run.config.evaluate.every) or step == last:
             run.monitor.evaluate(step)
         reason = run.stop.poll_all_ranks()
@@ -63,6 +64,8 @@ def _log_interval(run: Run, meter: Meter, report: StepReport) -> None:
     step = run.trainer.step
     text, values = meter.summary(report, run.config.train.steps - step)
     run.log.line(text)
+    if meter.truncated:
+        run.log.line(truncation_report(run.plan, meter.truncated, run.config.data.max_tokens))
     mixture = {name: count / run.position for name, count in run.plan.corpus_counts(0, run.position).items()}
     run.log.metrics(step, {**values, "mixture": mixture, **run.monitor.losses(step)})
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from minigptv2.data.loader import StepBatches, input_bound
+from minigptv2.data.objective import Composition
+from minigptv2.data.plan import SampleId
 from minigptv2.engine.trainer import StepReport
 from minigptv2.model.costs import Work
 from minigptv2.tasks import TASKS
@@ -26,9 +28,13 @@ def peak_memory_mib() -> float:
 
 @dataclass
 class Meter:
-    """Sums over the steps since the last log line, which are compared with `limit`."""
+    """Sums over the steps since the last log line, which are compared with `limit`.
+
+    `corpora` names the corpora whose shares the log sums of the steps hold (`data.objective`).
+    """
 
     limit: LimitReport | None = None
+    corpora: Sequence[str] = ()
     began: float = 0.0
     steps: int = 0
     loss: float = 0.0
@@ -36,7 +42,10 @@ class Meter:
     tokens: int = 0
     images: int = 0
     supervised: int = 0
+    weight: float = 0.0
     dropped: int = 0
+    truncated: list[tuple[SampleId, int]] = field(default_factory=list)
+    """The samples whose text was cut, with the number of tokens cut."""
     skipped: int = 0
     micro_batches: int = 0
     squares: float = 0.0
@@ -44,6 +53,7 @@ class Meter:
     data_stages: dict[str, float] = field(default_factory=dict)
     task_loss: tuple[float, ...] = field(default_factory=lambda: (0.0,) * len(TASKS))
     task_tokens: tuple[float, ...] = field(default_factory=lambda: (0.0,) * len(TASKS))
+    log_sums: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -52,6 +62,7 @@ class Meter:
         """Add one step."""
         self.steps += 1
         self.dropped += len(batches.dropped)
+        self.truncated += batches.truncated
         for stage, value in batches.seconds.items():
             self.data_stages[stage] = self.data_stages.get(stage, 0.0) + value
         self.micro_batches += len(batches.batches)
@@ -63,7 +74,11 @@ class Meter:
         self.images += report.images
         self.supervised += report.supervised
         self.squares += sum_of_squares(batch.inputs["segment_ids"] for batch in batches.batches)
-        self.loss += report.loss * report.supervised
+        self.weight += report.weight
+        self.loss += report.loss * report.weight
+        self.log_sums = tuple(
+            map(sum, zip(self.log_sums or (0.0,) * len(report.log_sums), report.log_sums, strict=True))
+        )
         pairs = zip(self.task_loss, report.task_loss, report.task_tokens, strict=True)
         self.task_loss = tuple(total + mean * count for total, mean, count in pairs)
         self.task_tokens = tuple(a + b for a, b in zip(self.task_tokens, report.task_tokens, strict=True))
@@ -76,7 +91,8 @@ class Meter:
             for name, loss, count in zip(TASKS, self.task_loss, self.task_tokens, strict=True)
             if count
         }
-        loss = self.loss / max(1, self.supervised)
+        loss = self.loss / self.weight if self.weight else 0.0
+        composition = Composition.from_sums(self.log_sums, len(self.corpora)) if self.log_sums else None
         minutes_left = steps_left * seconds / self.steps / 60
         memory = peak_memory_mib()
         share = self._share(seconds)
@@ -86,6 +102,9 @@ class Meter:
             f"{input_bound(self.data_wait_s / seconds, self.data_stages)}  {memory / 1024:.1f} GiB  "
             f"{minutes_left:.1f} min left  | " + "  ".join(f"{name} {value:.3f}" for name, value in tasks.items())
         )
+        if composition is not None:
+            shares = composition.shares_of_tasks().items()
+            text += "  | objective " + "  ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
         if share is not None:
             text += f"  | {share}"
         values = {
@@ -102,9 +121,13 @@ class Meter:
             },
             "data_seconds": self.data_stages,
             "dropped": self.dropped,
+            "truncated": len(self.truncated),
             "skipped_steps": self.skipped,
             "memory_mib": memory,
         }
+        if composition is not None:
+            values["objective_share"] = composition.shares_of_loss(self.corpora)
+            values["sample_share"] = composition.shares_of_samples(self.corpora)
         return text, values | ({"limit": share.values()} if share is not None else {})
 
     def _share(self, seconds: float) -> Any:

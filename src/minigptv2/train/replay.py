@@ -10,12 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from minigptv2.batch import IGNORE
+from minigptv2.batch import IGNORE, Batch
+from minigptv2.data.collate import micro_batch_of
 from minigptv2.engine.bundle import CONFIG_FILE, Bundle, KeptMicroBatch, load_bundle
 from minigptv2.engine.optimizer import dropout_seed
 from minigptv2.errors import ExitCode
@@ -29,7 +30,7 @@ from minigptv2.run_config import load_run_config
 
 @dataclass(frozen=True)
 class Replayed:
-    """The result of one micro-batch: loss per supervised token, gradient norm, first module with NaN or inf."""
+    """The result of one micro-batch: mean loss by its loss weights, gradient norm, first module with NaN or inf."""
 
     micro_batch: KeptMicroBatch
     loss: float
@@ -59,9 +60,15 @@ def replay(folder: Path, *, device: str = "cpu") -> int:
         print(f"rank {micro.rank} micro-batch {micro.number}: {values}{where}")
         for name in micro.samples if one.bad else ():
             print(f"    {name}")
-    supervised = sum(_supervised(one.micro_batch.inputs) for one in found)
-    total = sum(one.loss * _supervised(one.micro_batch.inputs) for one in found) / max(1, supervised)
-    print(f"step total: loss {total:.6g} over {supervised} supervised tokens. Loss during the run: {about['loss']:.6g}")
+    packs = [micro_batch_of(cast(Batch, one.micro_batch.inputs)) for one in found]
+    weight = sum(pack.weight for pack in packs)
+    total = sum(one.loss * pack.weight for one, pack in zip(found, packs, strict=True)) / weight if weight else 0.0
+    supervised = sum(int((pack.inputs["labels"] != IGNORE).sum()) for pack in packs)
+    weighted = f" of weight {weight:.6g}" if any("loss_weights" in pack.inputs for pack in packs) else ""
+    print(
+        f"step total: loss {total:.6g} over {supervised} supervised tokens{weighted}. "
+        f"Loss during the run: {about['loss']:.6g}"
+    )
     return int(ExitCode.STEP) if any(one.bad for one in found) else 0
 
 
@@ -93,7 +100,7 @@ def _run(model: nn.Module, micro: KeptMicroBatch, about: dict[str, Any], device:
         hook.remove()
     output["loss_sum"].backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    scale = max(1, _supervised(micro.inputs))
+    scale = micro_batch_of(cast(Batch, micro.inputs)).weight or 1.0
     norm = float(torch.nn.utils.get_total_norm(gradients)) / scale if gradients else 0.0
     return Replayed(
         micro, float(output["loss_sum"].detach()) / scale, norm, nonfinite_modules[0] if nonfinite_modules else None
@@ -106,7 +113,3 @@ def _watcher(name: str, nonfinite_modules: list[str]) -> Callable[[nn.Module, ob
             nonfinite_modules.append(name)
 
     return check
-
-
-def _supervised(batch: dict[str, Tensor]) -> int:
-    return int((batch["labels"] != IGNORE).sum())

@@ -8,16 +8,16 @@ from typing import Any, cast
 
 from minigptv2.cluster import distributed
 from minigptv2.config import Loaded, flat_values, render_yaml
-from minigptv2.data.plan import DataPlan
-from minigptv2.engine.checkpoint import CheckpointState, Identity
+from minigptv2.data.plan import SAMPLE_ORDER, DataPlan
+from minigptv2.engine.checkpoint import CheckpointState, Identity, load_state
 from minigptv2.engine.config import load_deepspeed_config
 from minigptv2.engine.saver import choose_checkpoint
 from minigptv2.errors import CheckpointError
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
 from minigptv2.model.build import sizes_of
-from minigptv2.model.export import ExportInfo, check_weights_file, load_info
-from minigptv2.run_config import RunConfig, check_identity, check_resume
+from minigptv2.model.export import ExportInfo, check_weights_file, load_info, tokenizer_in
+from minigptv2.run_config import RunConfig, check_identity, check_resume, check_sample_order
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact, redact_all
 from minigptv2.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, 
     Raises `CheckpointError` on all ranks if something is missing, damaged or incompatible.
     """
     config = loaded.value
-    parent = _load_parent(config)
+    parent = _load_parent(config, tokenizer)
     bases = open_bases(config.model)
     identity = _identity(config, tokenizer, plan, bases, parent)
     known = _resume_record(loaded, plan)
@@ -68,8 +68,26 @@ def check_stage_before(config: RunConfig) -> None:
         )
 
 
-def _load_parent(config: RunConfig) -> ExportInfo | None:
-    """The export that this stage starts from, after checking its checksum and sizes. None for a first stage."""
+def refuse_other_order(config: RunConfig) -> None:
+    """Raise `CheckpointError` on all ranks if the run's newest checkpoint was written with another order of samples.
+
+    Called before the data plan is built: it may fail on a corpus of an old version, which would hide this reason.
+    """
+    run = Path(config.run_dir)
+
+    def read() -> None:
+        for folder in RunFolder(run).checkpoint_folders():
+            try:
+                state = load_state(folder)
+            except CheckpointError:  # `find_start` reports damaged checkpoints and takes the one before
+                continue
+            return check_sample_order(state.identity.sample_order, SAMPLE_ORDER, run, folder)
+
+    distributed.on_main(read)
+
+
+def _load_parent(config: RunConfig, tokenizer: Tokenizer) -> ExportInfo | None:
+    """The export that this stage starts from, after checking weights, tokenizer and sizes. None for a first stage."""
     if config.init_from is None:
         return None
     folder = config.init_from
@@ -77,6 +95,11 @@ def _load_parent(config: RunConfig) -> ExportInfo | None:
     def read() -> tuple[ExportInfo, dict[str, int]]:
         info = load_info(folder)
         check_weights_file(info)
+        if difference := tokenizer.differences_from(tokenizer_in(info)):
+            raise CheckpointError(
+                f"init_from={folder} was trained with another tokenizer than {tokenizer.path}: {difference}. "
+                "Leave model.tokenizer out to use that of the export."
+            )
         return info, {file.name: file.stat().st_size for file in sorted(info.folder.iterdir()) if file.is_file()}
 
     parent, files = distributed.on_main(read)
@@ -109,6 +132,7 @@ def _identity(
         seed=config.seed,
         init_from=parent.weights_sha256 if parent else None,
         base_sha256=hashes,
+        sample_order=SAMPLE_ORDER,
     )
 
 
@@ -147,6 +171,7 @@ def _prepare_run_folder(
             raise CheckpointError(f"--resume: there is no checkpoint in {run} to resume from")
     else:
         folder, state = checkpoint
+        check_sample_order(state.identity.sample_order, identity.sample_order, run, folder)
         changes = check_resume(state.config, known, folder)
         check_identity(asdict(state.identity), asdict(identity), folder)
     if distributed.is_main():

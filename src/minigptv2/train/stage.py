@@ -11,6 +11,7 @@ from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests, stop_listening
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
+from minigptv2.data.objective import CORPUS, TOKEN
 from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.engine.config import resolve_deepspeed_config
 from minigptv2.errors import ConfigError
@@ -22,7 +23,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
-from minigptv2.run_config import RunConfig, check_run_config
+from minigptv2.run_config import RunConfig, check_places, check_run_config
 from minigptv2.run_folder import RunFolder
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -30,7 +31,7 @@ from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
 from minigptv2.train.limit import limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
-from minigptv2.train.resume import check_stage_before, find_start
+from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
 
 
@@ -41,6 +42,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     missing checkpoint an error. Raises `ConfigError`, `DataError`, `CheckpointError` or `StepError` on all ranks.
     """
     config = loaded.value
+    check_places(loaded)
     check_run_config(config, distributed.world_size_from_environment())
     check_stage_before(config)
     stop = StopRequests(config.train.time_limit_minutes)
@@ -60,6 +62,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
             tokenizer = tokenizer_of(config.model)
             encoder = _prompt_encoder(config, tokenizer)
+            if not fresh:
+                refuse_other_order(config)
             plan = _data_plan(config, encoder)
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
@@ -77,13 +81,14 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
                 assert isinstance(model, MiniGPTv2)
                 watch.set_phase("before the first step")
                 log.line(prove_packing(model, device))
-                rehearse(config, trainer, log, layers)
+                rehearse(config, trainer, log, layers, weighted=plan.recipe.objective != TOKEN)
                 limit = limit_report(config, deepspeed_config, device, next(model.parameters()).dtype, layers)
                 log.line(f"this machine: {limit.rates}")
                 watch.set_phase("loading the checkpoint")
                 position = restore(trainer, start, config, log)
                 run = Run(config, folder, start, encoder, plan, trainer, log, watch, stop, attempts, limit, position)
                 _log_mixture(log, "target mixture", dict(zip(plan.names, plan.shares, strict=True)))
+                _log_objective(log, plan)
                 run.monitor = _monitor(run, model)
                 run_loop(run)
                 counts = plan.corpus_counts(0, run.position)
@@ -111,6 +116,7 @@ def _data_plan(config: RunConfig, encoder: PromptEncoder) -> DataPlan:
         config.seed,
         global_batch_size=config.train.global_batch_size,
         encoder=encoder,
+        run_once=distributed.on_main,
     )
     needed = config.train.steps * config.train.global_batch_size
     if plan.length is not None and plan.length < needed:
@@ -126,7 +132,7 @@ def _monitor(run: Run, model: MiniGPTv2) -> PeriodicEvaluator:
     """Evaluation during training. Also excludes everything built so far from garbage collection."""
     config = run.config
     synced = run.trainer.zero.shards_parameters and distributed.world_size() > 1
-    predictor = Predictor(model, run.encoder.tokenizer, synced_ranks=synced)
+    predictor = Predictor(model, run.encoder.tokenizer, synced_ranks=synced, refuse_nonfinite=False)
     heldout = HeldOutSlice(config.evaluate, predictor, max_pack_tokens=config.data.max_pack_tokens)
     gc.collect()
     gc.freeze()  # these objects live to the end, and full collections visited them: 11 % of samples while generating
@@ -135,3 +141,14 @@ def _monitor(run: Run, model: MiniGPTv2) -> PeriodicEvaluator:
 
 def _log_mixture(log: RunLog, title: str, shares: dict[str, float]) -> None:
     log.line(f"{title}: " + ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()))
+
+
+def _log_objective(log: RunLog, plan: DataPlan) -> None:
+    log.line(
+        f"objective: every {plan.recipe.objective} has equal weight"
+        + (", by loss_share" if plan.recipe.objective == CORPUS else "")
+    )
+    if plan.supervised is not None:
+        _log_mixture(log, "target shares of the loss", dict(zip(plan.names, plan.mixture.loss_shares, strict=True)))
+        means = zip(plan.names, plan.supervised, strict=True)
+        log.line("supervised tokens per sample: " + ", ".join(f"{name} {mean:.1f}" for name, mean in means))

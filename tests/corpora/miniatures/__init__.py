@@ -18,6 +18,7 @@ from tests.corpora.miniatures.captions import (
 )
 from tests.corpora.miniatures.conversations import TALK_DROPPED, llava, multitask, unnatural
 from tests.corpora.miniatures.files import MISSING, Miniature
+from tests.corpora.miniatures.minigpt4 import MINIGPT4
 from tests.corpora.miniatures.questions import (
     QUESTIONS_DROPPED,
     aokvqa,
@@ -43,8 +44,10 @@ from tests.corpora.miniatures.regions import (
 from tests.corpora.miniatures.web_pairs import GRIT_DROPPED, PAIRS_DROPPED, grit_parquet, grit_tars, pairs
 
 MINIATURES = [
-    Miniature("coco_caption", "train", "list", coco_karpathy_list, 2, 2, MISSING),
-    Miniature("coco_caption", "train", "karpathy", coco_karpathy_own, 2, 2, MISSING),
+    Miniature("coco_caption", "train", "list", coco_karpathy_list, 1, 1, MISSING),
+    Miniature("coco_caption", "train", "karpathy", coco_karpathy_own, 1, 1, MISSING),
+    Miniature("coco_caption", "train+restval", "list", coco_karpathy_list, 2, 2, MISSING),
+    Miniature("coco_caption", "train+restval", "karpathy", coco_karpathy_own, 2, 2, MISSING),
     Miniature("coco_chair", "test", "list", coco_chair, 2, 2),
     *(
         Miniature(f"{corpus}{task}", split, f"refer-{by}", refer(folder, by, name), 2, 3, OBJECTS_DROPPED)
@@ -161,4 +164,5 @@ MINIATURES = [
         for corpus, turns in (("grit_caption", 2), ("grit_refer", 4), ("grit_identify", 4))
         for layout, make in (("tars", grit_tars), ("parquet", grit_parquet))
     ),
+    *MINIGPT4,
 ]

@@ -10,7 +10,7 @@ from tests.corpora.miniatures.regions import flickr
 
 
 def coco_karpathy_list(root: Path) -> None:
-    """The list that MiniGPT-4's `coco_caption.py` reads."""
+    """The list that MiniGPT-4's `caption_datasets.py` reads, of which it keeps images with `train` in their name."""
     coco(root, "train2014/9", "val2014/25")
     rows = [
         {"image": coco_name(9), "caption": "A dog  runs.", "image_id": "coco_9"},
@@ -35,7 +35,7 @@ def coco_karpathy_own(root: Path) -> None:
         entry(9, "train2014", "train", "A dog runs.", "Ein Hund läuft 🐕."),
         entry(25, "val2014", "restval", "Two giraffes."),
         entry(42, "val2014", "val", "Not of this split."),
-        entry(77, "val2014", "train", "Nobody has it."),
+        entry(77, "train2014", "train", "Nobody has it."),
     ]
     put(root / "coco/annotations/dataset_coco.json", {"dataset": "coco", "images": images})
 

@@ -42,7 +42,7 @@ PAIRS_DROPPED = {
     "empty answer": 2,
     "no image in the tar": 2,
     "image cannot be read": 2,
-    "tar damaged from some byte on": 1,
+    "damaged archive": 1,
 }
 
 GRIT_ROWS = [

@@ -8,6 +8,7 @@ from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.corpora.sources import (
+    cc_sbu_align,
     coco,
     flickr30k,
     gqa,
@@ -64,6 +65,7 @@ _ROWS = (
     *hateful_memes.CORPORA,
     *pope.CORPORA,
     *nocaps.CORPORA,
+    *cc_sbu_align.CORPORA,
     _toy("weak", 8000, "caption"),
     _toy("caption", 16000),
     _toy("grounding", 12000),

@@ -2,8 +2,10 @@
 
 Source: Lin et al. 2014, Chen et al. 2015 (cocodataset.org). Split: Karpathy and Fei-Fei 2015. License: annotations CC
 BY 4.0, images under their Flickr terms. Layouts: the list `coco_karpathy_train.json` (`image`, `caption`, `image_id`)
-and Karpathy's own `dataset_coco.json`. A sample is an image with all its captions, one of which is drawn per epoch.
-Expected: 113,287 / 5,000 / 5,000 images (566,747 / 25,010 / 25,010 captions).
+and Karpathy's own `dataset_coco.json`, with images in `train2014/` and so on, or all in MiniGPT-4's `coco/images/`. A
+sample is an image with all its captions, one of which is drawn per epoch. `train` has the images of train2014 only, as
+published: Karpathy's `restval`, 30,504 images of val2014, has images of POPE, OK-VQA and VQAv2 validation. The split
+`train+restval` adds it. Expected: 82,783 / 113,287 (with restval) / 5,000 / 5,000 images.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, read_json, stream_json
+from minigptv2.errors import DataError
 from minigptv2.record import Turn
 
 LICENSE = "CC BY 4.0 (annotations), Flickr terms (pictures)"
@@ -26,35 +29,40 @@ DOWNLOAD = (
     "deepimagesent/caption_datasets.zip, in coco/annotations/"
 )
 FOLDERS = ("train2014", "val2014", "train2017", "val2017")
-_NAMED = re.compile(r"(?:COCO_(?P<folder>train2014|val2014|test2014|test2015)_)?(?P<id>\d{1,12})(?:\.jpe?g)?$")
+FLAT = "coco/images"
+"""The folder of MiniGPT-4's layout that holds all images of COCO."""
+WITH_RESTVAL = "train+restval"
+_NAMED = re.compile(
+    r"(?:COCO_(?P<folder>train2014|val2014|test2014|test2015)_)?(?P<id>\d{1,12})(?:\.jpe?g)?$", re.IGNORECASE
+)
 
 
 def image_paths(raw: Raw, name: str | int) -> tuple[str, ...]:
     """Paths where an image of COCO may be, most likely first. `name`: its id, or a name as used in annotations.
 
     A name that contains a folder (`COCO_train2014_...`) is searched there first. The same image has another name in the
-    2017 folders, and a bare id may be in any folder.
+    2017 folders, and a bare id may be in any folder. `coco/images` may also hold all images.
     """
     match = _NAMED.match(PurePosixPath(str(name)).name)
     if match is None:
-        return (str(raw.root / "coco" / str(name)),)
+        return tuple(str(raw.root / place / str(name)) for place in ("coco", FLAT))
     number = int(match["id"])
-    first = match["folder"] or PurePosixPath(str(name)).parent.name
+    first = (match["folder"] or "").lower() or PurePosixPath(str(name)).parent.name
     order = sorted({*FOLDERS, first} - {""}, key=lambda folder: (folder != first, not folder.endswith("2017"), folder))
     found = []
     for folder in order:
         file = f"{number:012d}.jpg" if folder.endswith("2017") else f"COCO_{folder}_{number:012d}.jpg"
-        found += [str(raw.root / place / folder / file) for place in ("coco", "coco/images")]
-    return tuple(found)
+        found += [str(raw.root / place / file) for place in (f"coco/{folder}", f"{FLAT}/{folder}", FLAT)]
+    return tuple(dict.fromkeys(found))
 
 
 def require_images(raw: Raw) -> None:
     """Raise `DataError` if none of COCO's image folders is below the root."""
-    raw.find(*(f"{place}/{folder}" for place in ("coco", "coco/images") for folder in FOLDERS))
+    raw.find(*(f"{place}/{folder}" for place in ("coco", FLAT) for folder in FOLDERS), minigpt4=(FLAT,))
 
 
 def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """An image with all its captions, of `train` (with Karpathy's `restval`), `val` or `test`."""
+    """An image with all its captions, of `train`, `train+restval`, `val` or `test`."""
     require_images(raw)
     for name, texts in captions_of_split(raw, split).items():
         number = str(image_id_of(name))
@@ -67,25 +75,44 @@ def captions_of_split(raw: Raw, split: str) -> dict[str, tuple[str, ...]]:
     """Captions by the name of their image (`val2014/COCO_val2014_...jpg`), in the file's order.
 
     A caption that two people wrote is kept twice, since it is two references in the official scores. All captions of a
-    split are held in memory, since they are not sorted by image: about 210 bytes each, 0.1 GiB for train.
+    split are held in memory, since they are not sorted by image: about 210 bytes each, 0.1 GiB for train. Raises
+    `DataError` if the names of the images do not tell which of them are of train2014.
     """
+    name = f"coco_karpathy_{split.removesuffix('+restval')}.json"
     file = raw.find(
-        *(f"{place}/coco_karpathy_{split}.json" for place in ("coco/annotations", "coco")),
+        *(f"{place}/{name}" for place in ("coco/annotations", "coco")),
         *(f"{place}/dataset_coco.json" for place in ("coco/annotations", "coco")),
+        minigpt4=tuple(
+            f"{place}/{name}"
+            for place in ("coco_captions/annotations", "coco_captions", "coco_caption/annotations", "coco_caption")
+        ),
     )
     found: dict[str, list[str]] = defaultdict(list)
+    any_read = False
+    for image, texts in _captions_in(file, split):
+        any_read = True
+        if split != "train" or "train" in image:
+            found[image] += map(one_line, texts)
+    if any_read and not found:
+        raise DataError(
+            f"{file}: no image's name contains 'train', so those of train2014 cannot be told from restval. "
+            f"Build all with --split {WITH_RESTVAL}"
+        )
+    return {image: tuple(texts) for image, texts in found.items()}
+
+
+def _captions_in(file: Path, split: str) -> Iterator[tuple[str, list[str]]]:
+    """The name of each image of a split, and some or all of its captions, from Karpathy's own file or from the list."""
     if file.name == "dataset_coco.json":
-        wanted = ("train", "restval") if split == "train" else (split,)
+        wanted = ("train", "restval") if split == WITH_RESTVAL else (split,)
         for _, entry in stream_json(file, "images"):
             if entry["split"] in wanted:
                 texts = [sentence["raw"] for sentence in entry["sentences"]]
-                found[f"{entry['filepath']}/{entry['filename']}"] += map(one_line, texts)
-    else:
-        for _, entry in stream_json(file):
-            texts = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
-            name = "/".join(PurePosixPath(entry["image"]).parts[-2:])
-            found[name] += map(one_line, texts)
-    return {name: tuple(texts) for name, texts in found.items()}
+                yield f"{entry['filepath']}/{entry['filename']}", texts
+        return
+    for _, entry in stream_json(file):
+        texts = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
+        yield "/".join(PurePosixPath(entry["image"]).parts[-2:]), texts
 
 
 def image_id_of(name: str | int) -> int:
@@ -116,7 +143,7 @@ CORPORA = (
         title="COCO Captions",
         drafts=captions,
         tasks=("caption",),
-        expected={"train": 113_287, "val": 5_000, "test": 5_000},
+        expected={"train": 82_783, "val": 5_000, "test": 5_000, WITH_RESTVAL: 113_287},
         counted="images",
         license=LICENSE,
         stages=(1, 2, 3),

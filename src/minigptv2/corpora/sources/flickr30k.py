@@ -6,8 +6,8 @@ Source: Young et al. 2014, Plummer et al. 2015 (bryanplummer.com/Flickr30kEntiti
 `UNRELATED_CAPTIONS`, a list of sentences that the authors found not to describe their image. No boxes are trained with
 those. Every mention with a box counts, as the authors count them: a phrase of two sentences is two turns. Captions are
 also read from Karpathy's `dataset_flickr30k.json`. All five of an image are kept, as published scores use them.
-Expected images: 29,783 / 1,000 / 1,000, or 29,000 / 1,014 / 1,000 in Karpathy's split. Boxes are counted in turns, for
-which no number was published.
+MiniGPT-4's own lists are read by `filtered_flickr`. Expected images: 29,783 / 1,000 / 1,000, or 29,000 / 1,014 / 1,000
+in Karpathy's split. Boxes are counted in turns, for which no number was published.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from minigptv2.boxes import Box
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, one_line
 from minigptv2.corpora.raw import Raw, stream_json
+from minigptv2.corpora.sources import filtered_flickr
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
@@ -109,10 +110,13 @@ def _regions(sentence: Sentence, boxes: dict[str, tuple[Box, ...]], *, spans: bo
 
 
 def entities(raw: Raw, split: str, *, write: Write) -> Iterator[Draft | Rejected]:
-    """One draft per image, with the turns that `write` makes of its sentences."""
-    listed = raw.find(f"flickr30k/{split}.txt", f"flickr30k/Flickr30kEntities/{split}.txt")
-    below = listed.parent.relative_to(raw.root)
-    sentences, annotations = raw.find(f"{below}/Sentences"), raw.find(f"{below}/Annotations")
+    """One draft per image, with the turns that `write` makes of its sentences, or MiniGPT-4's list for training."""
+    filtered = (f"{filtered_flickr.FOLDER}/{filtered_flickr.LISTS[raw.corpus][0]}",) if split == "train" else ()
+    listed = raw.find(*_lists(split), minigpt4=filtered)
+    if listed.suffix == ".json":
+        yield from filtered_flickr.drafts(raw, listed, _pictures(raw))
+        return
+    sentences, annotations = raw.beside(listed, "Sentences"), raw.beside(listed, "Annotations")
     folder = _pictures(raw)
     unrelated = _unrelated(listed.parent / "UNRELATED_CAPTIONS")
     for key in dict.fromkeys(listed.read_text().split()):
@@ -147,15 +151,18 @@ def captions(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
                 texts = [one_line(sentence["raw"]) for sentence in entry["sentences"]]
                 yield _captioned(raw, Path(entry["filename"]).stem, texts, folder)
         return
-    lists = (f"flickr30k/{split}.txt", f"flickr30k/Flickr30kEntities/{split}.txt")
-    listed = raw.find(*lists, "flickr30k/dataset_flickr30k.json")
-    sentences = raw.find(f"{listed.parent.relative_to(raw.root)}/Sentences")
+    listed = raw.find(*_lists(split), "flickr30k/dataset_flickr30k.json")
+    sentences = raw.beside(listed, "Sentences")
     for key in dict.fromkeys(listed.read_text().split()):
         lines = _lines(sentences, key)
         if isinstance(lines, Rejected):
             yield lines
         else:
             yield _captioned(raw, key, [parse_sentence(line).text for line in lines], folder)
+
+
+def _lists(split: str) -> tuple[str, ...]:
+    return f"flickr30k/{split}.txt", f"flickr30k/Flickr30kEntities/{split}.txt"
 
 
 def _lines(sentences: Path, key: str) -> list[str] | Rejected:
@@ -184,7 +191,8 @@ def _captioned(raw: Raw, key: str, texts: list[str], folder: Path) -> Draft:
 
 
 def _pictures(raw: Raw) -> Path:
-    return raw.find("flickr30k/flickr30k-images", "flickr30k/flickr30k_images", "flickr30k/images")
+    places = ("flickr30k-images", "flickr30k_images", "images")
+    return raw.find(*(f"flickr30k/{place}" for place in places), minigpt4=(f"{filtered_flickr.FOLDER}/images",))
 
 
 _DOWNLOAD = (

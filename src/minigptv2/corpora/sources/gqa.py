@@ -1,8 +1,9 @@
 """Reads the balanced sets of GQA: compositional questions about images of Visual Genome.
 
 Source: Hudson and Manning 2019 (cs.stanford.edu/people/dorarad/gqa). License: CC BY 4.0. Layouts: the official object
-of questions (`imageId`, `question`, `answer`), and the list (`image`, `question`, `answer`). The questions of an image
-are separate turns, grouped in memory (`vqa.group`). Expected questions: 943,000 / 132,062 / 12,578 (testdev).
+of questions (`imageId`, `question`, `answer`), and the list (`image`, `question`, `answer`), with images in `images/`
+or in MiniGPT-4's `gqa_images/`. The questions of an image are separate turns, grouped in memory (`vqa.group`). Expected
+questions: 943,000 / 132,062 / 12,578 (testdev).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """One draft per image with its questions."""
     name = f"{_FILES[split]}_questions.json"
     file = raw.find(f"gqa/{name}", f"gqa/questions/{name}", f"gqa/questions1.2/{name}")
-    raw.find("gqa/images")
+    raw.find("gqa/images", minigpt4=("gqa/gqa_images",))
 
     def questions() -> Iterator[VqaQuestion]:
         for key, entry in stream_json(file):
@@ -33,7 +34,10 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             picture, answer, kind = shared((str(picture), entry["answer"], kind))
             yield VqaQuestion(identity, picture, entry["question"], (answer,), answer_type=kind)
 
-    yield from group(raw, questions(), lambda raw, name: (name, (str(raw.root / "gqa/images" / f"{name}.jpg"),)))
+    def locate(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
+        return name, tuple(str(raw.root / "gqa" / place / f"{name}.jpg") for place in ("images", "gqa_images"))
+
+    yield from group(raw, questions(), locate)
 
 
 CORPORA = (

@@ -25,6 +25,7 @@ from minigptv2.corpora.draft import Draft, Rejected
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
+from minigptv2.shards.tar_files import find_tars
 from minigptv2.tasks import TASKS
 
 DOWNLOAD = tars.img2dataset(
@@ -117,11 +118,13 @@ def drafts(raw: Raw, split: str, *, task: str, thresholds: Thresholds) -> Iterat
         if _reshaped(entry.facts):
             yield Rejected(entry.key, "picture was padded or cropped: boxes no longer fit")
             continue
-        caption = entry.caption
         try:
-            caption.encode()
-        except UnicodeEncodeError:  # its characters cannot be counted as the boxes count them
-            yield Rejected(entry.key, "caption is not UTF-8")
+            caption = entry.caption
+        except DataError as error:  # its characters cannot be counted as the boxes count them
+            yield Rejected(entry.key, str(error))
+            continue
+        if entry.has_mark:
+            yield Rejected(entry.key, "its caption contains a byte order mark, after which boxes do not count")
             continue
         grounded = TASKS[task].shape.spans
         write = grounded_turns if grounded else partial(expression_turns, task=task)
@@ -146,8 +149,9 @@ def _reshaped(facts: dict[str, Any]) -> bool:
 
 
 def _entries(raw: Raw) -> Iterator[tars.Entry | Rejected]:
-    for file in raw.glob("grit/*.tar", "grit/*/*.tar", "grit/*.parquet", "grit/*/*.parquet"):
-        yield from tars.entries(file) if file.suffix == ".tar" else _rows(file)
+    has_tars = raw.has("grit") and find_tars(raw.root / "grit").tars
+    for file in tars.tars_of(raw, "grit") if has_tars else raw.glob("grit/*.parquet", "grit/*/*.parquet"):
+        yield from _rows(file) if file.suffix == ".parquet" else tars.entries(file, raw)
 
 
 def _rows(file: Path) -> Iterator[tars.Entry | Rejected]:

@@ -1,13 +1,15 @@
 """Reads Hateful Memes: whether an image with its text is hateful. For evaluation only.
 
 Source: Kiela et al. 2020 (hatefulmemeschallenge.com). License: the challenge's own, for research. Layout: JSON lines
-(`id`, `img`, `label`, `text`) and `img/`. Expected memes: train 8,500, dev_seen 500, dev_unseen 540, test_seen 1,000,
-test_unseen 2,000. `dev.jsonl` of the first phase is `dev_seen`.
+(`id`, `img`, `label`, `text`) and `img/`, in `hateful_memes/`, or with `hm_images/` in MiniGPT-4's `hateful_meme/`.
+Expected memes: train 8,500, dev_seen 500, dev_unseen 540, test_seen 1,000, test_unseen 2,000. `dev.jsonl` of the first
+phase is `dev_seen`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, encodable, one_line
@@ -23,9 +25,11 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
 
     Its text is on one line in the question, and as it is in `source["text"]`, which the published evaluation asks.
     """
-    older = ("hateful_memes/dev.jsonl",) if split == "dev_seen" else ()
+    names = [f"{split}.jsonl", *(["dev.jsonl"] if split == "dev_seen" else [])]
+    official, minigpt4 = (tuple(f"{place}/{name}" for name in names) for place in ("hateful_memes", "hateful_meme"))
+    file = raw.find(*official, minigpt4=minigpt4)
     seen: set[str] = set()
-    for row in read_lines(raw.find(f"hateful_memes/{split}.jsonl", *older)):
+    for row in read_lines(file):
         key, text = str(row["id"]), one_line(row["text"])
         if key in seen:
             yield Rejected(key, "duplicate id")
@@ -35,7 +39,8 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             answer = YES if int(row["label"]) else NO
             turn = Turn("vqa", QUESTION.replace("{text}", text), (answer,), choices=(YES, NO))
             source = {"corpus": raw.corpus, "id": key, "text": encodable(row["text"])}
-            yield Draft(key, (turn,), (str(raw.root / "hateful_memes" / row["img"]),), source)
+            places = (row["img"], f"hm_images/{row['img']}", f"hm_images/{PurePosixPath(row['img']).name}")
+            yield Draft(key, (turn,), tuple(str(file.parent / place) for place in places), source)
         seen.add(key)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.sources import CORPORA
 
-DEMO, EVALUATION = "demo", "evaluation"
+DEMO = "demo"
 
 
 def stages_of(corpus: CorpusSpec) -> str:
     """`1, 2, 3`, or the purpose of a corpus that no stage uses."""
-    return ", ".join(map(str, corpus.stages)) or (EVALUATION if corpus.has_files else DEMO)
+    return ", ".join(map(str, corpus.stages)) or (corpus.purpose if corpus.has_files else DEMO)
 
 
 def counts_of(corpus: CorpusSpec) -> str:

@@ -4,8 +4,8 @@ Sources: Schuhmann et al. 2021 (laion.ai), Sharma et al. 2018 (ai.google.com/res
 al. 2011. Licenses: lists CC BY 4.0 (LAION), free use (CC3M), like the images (SBU). Images have their own licenses.
 Layout: the tars that img2dataset writes, with the caption as `json` or as `txt`. Links stop working over time, so the
 count of a download is not checked. The lists have 407 million, 3,318,333 and 1,000,000 rows (SBU's as one json about
-860,000). The sets that MiniGPT-4 prepares have BLIP's captions. Its `laion/laion_dataset/` is read in place, and its
-`cc_sbu/`, a mix of CC3M, CC12M and SBU, as a linked `cc3m/` (docs/corpora.md).
+860,000). The sets that MiniGPT-4 prepares have BLIP's captions. Its `laion/laion_dataset/` is read as `laion`, and its
+`cc_sbu/cc_sbu_dataset/`, a mix of CC3M, CC12M and SBU, as `cc3m` if there is no `cc3m/` (docs/corpora.md).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from minigptv2.record import Turn
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """One draft per image with its caption. Tars are in `<corpus>/` or one folder below."""
-    for file in raw.glob(f"{raw.corpus}/*.tar", f"{raw.corpus}/*/*.tar"):
-        for entry in tars.entries(file):
+    """One draft per image with its caption. Tars are below `<corpus>/`."""
+    mixed = ("cc_sbu",) if raw.corpus == "cc3m" else ()
+    for file in tars.tars_of(raw, raw.corpus, minigpt4=mixed):
+        for entry in tars.entries(file, raw):
             if isinstance(entry, Rejected):
                 yield entry
             else:

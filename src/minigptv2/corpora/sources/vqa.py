@@ -21,7 +21,7 @@ from typing import Any
 
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected
-from minigptv2.corpora.raw import Raw, stream_json
+from minigptv2.corpora.raw import Raw, is_list, stream_json
 from minigptv2.corpora.sources.coco import GET_IMAGES, image_id_of, image_paths, require_images
 from minigptv2.record import Turn
 
@@ -88,25 +88,34 @@ def locate_coco(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def vqa(raw: Raw, split: str, *, folder: str, prefix: str) -> Iterator[Draft | Rejected]:
-    """VQAv2 and OK-VQA. `prefix` is the prefix of the official file names (`v2_` for VQAv2)."""
+    """VQAv2 and OK-VQA. `prefix` is the prefix of the official file names (`v2_` for VQAv2).
+
+    MiniGPT-4's layout has the merged list for training. Its evaluation of OK-VQA has cleaned official files, `_clean`,
+    whose questions may be a list of their own.
+    """
     require_images(raw)
     year = f"{split}2014"
-    files = tuple(
-        f"{folder}/{prefix}{name}.json" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
+    asked, answered = (
+        f"{folder}/{prefix}{name}" for name in (f"OpenEnded_mscoco_{year}_questions", f"mscoco_{year}_annotations")
     )
     merged = (f"{folder}/{folder}_{split}.json", f"{folder}/vqa_{split}.json")
-    found = raw.find(files[0], *merged)
-    questions = _official(found, raw.find(files[1]), year) if found.name == Path(files[0]).name else _merged(found)
-    yield from group(raw, questions, locate_coco)
+    cleaned = [f"{asked}_clean.json", *([f"{folder}/{folder}_test_split.json"] if split == "val" else [])]
+    file = raw.find(f"{asked}.json", minigpt4=(*merged, *cleaned))
+    if str(file.relative_to(raw.root)) in merged:
+        yield from group(raw, _merged(file), locate_coco)
+        return
+    annotations = raw.find(f"{answered}.json", minigpt4=(f"{answered}_clean.json",))
+    yield from group(raw, _official(file, annotations, year), locate_coco)
 
 
 def _official(questions: Path, annotations: Path, year: str) -> Iterator[VqaQuestion]:
+    """The questions of the official file, or of a list of questions, with the answers of the annotations."""
     entries = (entry for _, entry in stream_json(annotations, "annotations"))
     answers = {
         entry["question_id"]: (_answers(entry), _stems(entry), sys.intern(entry.get("answer_type") or ""))
         for entry in entries
     }
-    for _, entry in stream_json(questions, "questions"):
+    for _, entry in stream_json(questions, None if is_list(questions) else "questions"):
         given, stems, kind = answers.pop(entry["question_id"], ((), "", ""))
         name = sys.intern(f"COCO_{year}_{entry['image_id']:012d}.jpg")
         yield VqaQuestion(str(entry["question_id"]), name, entry["question"], given, answer_type=kind, stems=stems)
@@ -171,7 +180,7 @@ def _flag(value: Any) -> str:
 def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
     """VizWiz-VQA: one question per image. Some are unanswerable."""
     file = raw.find(f"vizwiz/{split}.json", f"vizwiz/Annotations/{split}.json", f"vizwiz/vizwiz_{split}.json")
-    raw.find("vizwiz/images", f"vizwiz/{split}")
+    raw.find("vizwiz/images", f"vizwiz/{split}", minigpt4=("vizwiz/vizwiz_images",))
 
     def questions() -> Iterator[VqaQuestion]:
         for _, entry in stream_json(file):
@@ -180,7 +189,9 @@ def vizwiz(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
             yield VqaQuestion(name, name, entry["question"], _answers(entry), answer_type=kind)
 
     def locate(raw: Raw, name: str) -> tuple[str, tuple[str, ...]]:
-        return Path(name).stem, tuple(str(raw.root / "vizwiz" / place / name) for place in (split, "images"))
+        return Path(name).stem, tuple(
+            str(raw.root / "vizwiz" / place / name) for place in (split, "images", "vizwiz_images")
+        )
 
     yield from group(raw, questions(), locate)
 

@@ -2,7 +2,8 @@
 
 Source: Liu et al. 2023 (github.com/cambridgeltl/visual-spatial-reasoning). License: Apache-2.0. Layout: JSON lines
 (`image`, `caption`, `label` 0 or 1, `relation`), zero-shot or random split, or the same rows as a list. Images are from
-COCO. Expected statements: zero-shot 3,489 / 340 / 1,222, random 7,680 / 1,097 / 2,195.
+COCO, or in `vsr/images` or MiniGPT-4's `vsr/vsr_images`. Expected statements: zero-shot 3,489 / 340 / 1,222, random
+7,680 / 1,097 / 2,195.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         turn = Turn("vqa", row["caption"], (answer,), choices=(TRUE, FALSE), source=source)
         pictures.setdefault(row["image"], []).append(turn)
     for image, turns in pictures.items():
-        paths = (str(raw.root / "vsr/images" / image), *image_paths(raw, image))
+        own = (str(raw.root / "vsr" / place / image) for place in ("images", "vsr_images"))
+        paths = (*own, *image_paths(raw, image))
         key = image.rsplit(".", 1)[0]
         yield Draft(key, tuple(turns), paths, {"corpus": raw.corpus, "id": key}, separate=True)
 

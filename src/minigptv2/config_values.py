@@ -1,0 +1,182 @@
+"""Parses the YAML of configs and `key=value` words, and checks the parsed values against the types of dataclass fields.
+
+Every scalar is read as it is written: YAML 1.1 would read `1:30:00` as 5400, `010` as 8, `on` as true and `2017-01-01`
+as a date. The type of its field then decides what a text means. Keys are always text, so a corpus may be named `2017`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from minigptv2.errors import ConfigError, nearest
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
+_SPECIAL = re.compile(r"[+-]?\.(inf|nan)", re.I)
+_SCALARS = ("bool", "int", "float", "timestamp", "binary")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list: "a list [a, b]"}
+_MISSING = "???"
+"""What stands for a mandatory value that another layer sets."""
+_MAPPING = "a mapping (name: value)"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads every scalar but null as text, and refuses duplicate keys."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """The mapping with the text of each key, and no key twice."""
+        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        self.flatten_mapping(node)
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
+            if written.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key.value}'", key.start_mark)
+            found[key.value] = self.construct_object(value, deep=True)
+        return found
+
+
+for _name in _SCALARS:
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", yaml.SafeLoader.construct_scalar)
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """The value of a YAML text: mappings, lists, texts and None. Raises `ConfigError` naming `where` and the line."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{where}: not valid YAML: {line}{error.problem or error.context}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def checked(hint: Any, value: Any, where: str, key: str = "") -> Any:
+    """`value` with each text converted to the type of its field in the type `hint`.
+
+    Raises `ConfigError` naming `where`, the key and what was expected for an unknown key, another shape (a list for a
+    mapping), a text that is not of the field's type, and a number that is not finite.
+    """
+    options = [part for part in get_args(hint) if part is not NoneType] if _is_union(hint) else [hint]
+    kind = options[0]
+    if value is None:
+        if _is_union(hint) and NoneType in get_args(hint):
+            return None
+        raise ConfigError(f"{where}: {_name_of(key)} must be {_expected(kind)}, got null")
+    if isinstance(value, str) and ("${" in value or value == _MISSING):
+        return value  # resolved when all layers are merged
+    if isinstance(kind, type) and is_dataclass(kind):
+        named = _fields(kind, value, where, key)
+        return {name: checked(hint, value[name], where, _join(key, name)) for name, hint in named}
+    if get_origin(kind) is dict:
+        named = _require(value, Mapping, kind, where, key)
+        return {name: checked(get_args(kind)[1], item, where, _join(key, name)) for name, item in named.items()}
+    if get_origin(kind) is list:
+        items = _require(value, list, kind, where, key)
+        return [checked(get_args(kind)[0], item, where, f"{key}[{number}]") for number, item in enumerate(items)]
+    return _scalar(kind, value, where, key)
+
+
+def _fields(kind: type, value: Any, where: str, key: str) -> Iterator[tuple[str, Any]]:
+    """Each key of a mapping for the dataclass `kind` with the type of its field. Raises for an unknown key."""
+    hints = get_type_hints(kind)
+    for name in _require(value, Mapping, kind, where, key):
+        if name not in hints:
+            raise ConfigError(f"{where}: unknown key '{_join(key, name)}'{_suggestion(kind, key, name)}")
+        yield name, hints[name]
+
+
+def _suggestion(kind: type, key: str, name: str) -> str:
+    leaves = _leaves(kind)
+    same_name = [leaf for leaf in leaves if leaf.split(".")[-1] == name]
+    if same_name:
+        return f"; did you mean '{_join(key, same_name[0])}'?"
+    return nearest(_join(key, name), [_join(key, leaf) for leaf in leaves])
+
+
+def _leaves(schema: type, prefix: str = "") -> list[str]:
+    """Dotted names of all fields of a dataclass, nested fields included. Fields nearer the top come first."""
+    hints = get_type_hints(schema)
+    below = [leaf for name, hint in hints.items() if is_dataclass(hint) for leaf in _leaves(hint, f"{prefix}{name}.")]  # type: ignore[arg-type]
+    return [f"{prefix}{name}" for name in hints] + below
+
+
+def _require(value: Any, shape: type, kind: Any, where: str, key: str) -> Any:
+    """`value` if it has the shape. Raises `ConfigError` for another one."""
+    if isinstance(value, shape):
+        return value
+    if shape is list and isinstance(value, Mapping) and all(name.isdigit() for name in value):
+        raise ConfigError(f"{where}: {key} is a list, whose items cannot be set one by one: write {key}=[a, b]")
+    raise ConfigError(f"{where}: {_name_of(key)} must be {_expected(kind)}, got {_shown(value)}")
+
+
+def _scalar(kind: Any, value: Any, where: str, key: str) -> Any:
+    wrong = ConfigError(f"{where}: {_name_of(key)} must be {_expected(kind)}, got {_shown(value)}")
+    if not isinstance(value, str):
+        raise wrong
+    text = value.strip()
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise wrong
+        return _BOOLEANS[text.lower()]
+    if kind is int:
+        if not _WHOLE.fullmatch(text):
+            raise wrong
+        return int(text)
+    if kind is float:
+        try:
+            number = float(text.replace(".", "", 1) if _SPECIAL.fullmatch(text) else text)
+        except ValueError:
+            raise wrong from None
+        check_finite(number, where, key)
+        return number
+    return value
+
+
+def check_finite(value: Any, where: str, key: str) -> None:
+    """Raise `ConfigError` if a number, or one in a list or mapping, is not finite."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, where, _join(key, name))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            check_finite(item, where, f"{key}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {key} must be a finite number, got {value}")
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _name_of(key: str) -> str:
+    return key or "the file"
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is dict or is_dataclass(kind):
+        return _MAPPING
+    return _KINDS.get(get_origin(kind) or kind, str(kind))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"'{value}'"

@@ -1,0 +1,58 @@
+"""Measures the mean lengths of a corpus's samples on evenly spread ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from minigptv2.errors import DataError
+from minigptv2.prompt import Example
+
+MEASURED_SAMPLES = 256
+"""Number of samples that are always measured, or all if there are fewer."""
+MAX_MEASURED_SAMPLES = 16384
+"""Maximum number of samples that are measured, for a corpus whose answers differ most in length."""
+PRECISION = 0.01
+"""Standard error of the mean of supervised tokens, relative to the mean, that is measured for. A larger one would move
+the corpus's share of the gradient as much."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Means per sample: `tokens` with image tokens, `supervised` tokens, and `pairs` (1 unless an image is shared)."""
+
+    tokens: float
+    supervised: float
+    pairs: float
+
+
+def measure_lengths(encode: Callable[[int], Example], size: int, corpus: str, *, precise: bool) -> Lengths:
+    """The mean lengths of a corpus of `size` samples, which `encode` encodes by number.
+
+    `precise` measures as many samples as `supervised` needs for a standard error of `PRECISION`. The result depends
+    only on the arguments. Raises `DataError` if no sample can be encoded.
+    """
+    first = _measure(encode, size, MEASURED_SAMPLES)
+    if not len(first):
+        raise DataError(f"{corpus}: none of {min(size, MEASURED_SAMPLES)} samples can be encoded")
+    supervised = first[:, 1]
+    if precise and size > MEASURED_SAMPLES:
+        needed = math.ceil((supervised.std(ddof=1) / supervised.mean() / PRECISION) ** 2) if len(first) > 1 else 0
+        if needed > MEASURED_SAMPLES:
+            supervised = _measure(encode, size, min(needed, MAX_MEASURED_SAMPLES))[:, 1]
+    return Lengths(float(first[:, 0].sum() / len(first)), float(supervised.mean()), float(first[:, 2].mean()))
+
+
+def _measure(encode: Callable[[int], Example], size: int, count: int) -> np.ndarray:
+    """int64 [samples, 3]: tokens, supervised tokens and pairs of `count` evenly spread samples that can be encoded."""
+    rows = []
+    for sample in np.linspace(0, size - 1, min(size, count)).astype(int).tolist():
+        try:
+            example = encode(sample)
+        except DataError:
+            continue  # the loader drops and reports it. Here it only has no length
+        rows.append((len(example), example.num_supervised, max(1, len(example.branches))))
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
