@@ -61,7 +61,7 @@ class Record:
     """The content of a sample: image size in pixels (None for text only), turns, and provenance.
 
     `separate`: the turns are independent questions about one image, which is stored once, and not one conversation.
-    Each time the sample is read, one of them is drawn and trained.
+    They are trained one by one, or several that share the image.
     """
 
     turns: tuple[Turn, ...]
