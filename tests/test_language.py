@@ -37,7 +37,7 @@ BANNED = (
 BANNED_PATTERN = re.compile(
     rf"(?<![\w-])({'|'.join(re.escape(word) for word in BANNED)})(?![\w-])|: want ", re.IGNORECASE
 )
-TRAINED_TEXT = ("tasks/", "corpora/sources/toy.py", "corpora/sources/photographs.py", "evaluate/protocols.py")
+TRAINED_TEXT = ("tasks/", "corpora/sources/toy.py", "corpora/sources/photographs.py", "evaluate/prompts.py")
 """Files whose string literals are text that a model is trained on or asked. Their docstrings are checked."""
 MAX_SEMICOLONS_PER_1000_WORDS = 5.0
 MAX_SHARE_OF_LONG_SENTENCES = 0.05

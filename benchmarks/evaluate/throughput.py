@@ -17,8 +17,9 @@ import torch
 from benchmarks.results import report, spread
 from minigptv2.corpora.sources import toy
 from minigptv2.corpora.token_texts import rendered_texts
-from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
-from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.benchmarks import heldout_spec
+from minigptv2.evaluate.protocols import Benchmark
+from minigptv2.evaluate.questions import Asking, questions_of
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
@@ -65,7 +66,7 @@ def batched(predictor: Predictor, row: Benchmark, corpus: Path, output: Path) ->
     began = time.perf_counter()
     outcome = evaluate_benchmark(predictor, row, corpus, output, Settings(batch_size=64))
     assert outcome is not None
-    return time.perf_counter() - began, [reply.answer for reply in outcome.replies]
+    return time.perf_counter() - began, [prediction.answer for prediction in outcome.predictions]
 
 
 def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[float, list[str]]:
@@ -74,7 +75,7 @@ def one_by_one(predictor: Predictor, row: Benchmark, corpus: Path) -> tuple[floa
     reader = CorpusReader(corpus)
     model, tokenizer, answers = predictor.model, predictor.tokenizer, []
     with model.generating(), torch.no_grad():
-        for question in questions_of(reader, task=row.task):
+        for question in questions_of(reader, Asking(row.task)):
             image = predictor.prepare(open_image(reader.image(question.sample), reader.where(question.sample)))
             prompt = predictor.prompt_ids(Request(question.asked, (image,)), Decoding(row.max_new_tokens))
             embeddings, mask = predictor.padded([prompt], predictor.image_tokens([image]))

@@ -98,6 +98,18 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
     return boxes
 
 
+def leading_box(text: str, width: int, height: int) -> Box | None:
+    """The box at the beginning of `text` in pixels, as the published evaluation reads it, or None.
+
+    All spaces are removed first, inside the box too. Text after the box is ignored. Coordinates above GRID are allowed.
+    """
+    match = _BOX_TEXT.match(text.replace("<unk>", "").replace(" ", "").strip())
+    if match is None:
+        return None
+    x1, y1, x2, y2 = (int(c) for c in match.groups())
+    return Box(x1 / GRID * width, y1 / GRID * height, x2 / GRID * width, y2 / GRID * height)
+
+
 def is_box_text(text: str) -> bool:
     """Whether `text` is exactly one well-formed box: correct syntax, on the grid, neither empty nor inverted."""
     match = _BOX_TEXT.fullmatch(text.strip())
@@ -124,15 +136,24 @@ SMALL, LARGE = 32.0**2, 96.0**2
 
 
 class Convention(StrEnum):
-    """How the extent of a box is counted. `inclusive`: both edge pixels belong to it, as in the published script."""
+    """How the extent of a box is counted.
+
+    `inclusive`: both edge pixels belong to it. `published`: the same without a check of the order of the edges, as in
+    the published script, so an empty box is one pixel wide. `exact`: by area.
+    """
 
     INCLUSIVE = "inclusive"
+    PUBLISHED = "published"
     EXACT = "exact"
 
 
 def overlap(a: Box, b: Box, convention: Convention = Convention.INCLUSIVE) -> float:
-    """Intersection over union, 0..1, of two boxes in pixels. An inverted or empty box overlaps nothing."""
-    if a.x2 <= a.x1 or a.y2 <= a.y1 or b.x2 <= b.x1 or b.y2 <= b.y1:
+    """Intersection over union, 0..1, of two boxes in pixels. An inverted or empty box overlaps nothing.
+
+    By the published convention, an inverted or empty box can overlap a tiny one.
+    """
+    upright = a.is_upright and b.is_upright
+    if not upright and convention is not Convention.PUBLISHED:
         return 0.0
     if convention is Convention.EXACT:
         return iou(a, b)

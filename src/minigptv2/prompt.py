@@ -24,6 +24,8 @@ IMAGE_PLACEHOLDER = -1
 
 _OPEN, _CLOSE = "[INST] ", " [/INST]"
 _IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "
+PROMPT_PARTS = tuple(part.strip() for part in (_OPEN, _CLOSE, _IMAGE_OPEN, _IMAGE_CLOSE))
+"""What a prompt adds to a question. A text that contains one of them would be encoded with it twice."""
 
 
 class PromptStyle(StrEnum):
@@ -190,14 +192,23 @@ class PromptEncoder:
         rendered = [render_turn(turn, record.width or 0, record.height or 0, random) for turn in turns]
         return self.encode_rendered(rendered, num_images=int(record.has_image))
 
-    def encode_rendered(self, turns: list[RenderedTurn], *, num_images: int) -> Example | None:
-        """As `encode`, for rendered turns. Images, if any, belong to the first turn."""
+    def encode_rendered(
+        self, turns: list[RenderedTurn], *, num_images: int, style: PromptStyle = PromptStyle.TRAINED
+    ) -> Example | None:
+        """As `encode`, for rendered turns. Images, if any, belong to the first turn.
+
+        `style` is the form of the prompts, for scoring answers. Training has only the trained one.
+        """
         writer = _Writer()
+        published = style is PromptStyle.PUBLISHED
+        if published:
+            writer.add([self.tokenizer.bos_id])
         answer_starts = []
         for number, turn in enumerate(turns):
             task = task_id(turn.task)
             images = num_images if number == 0 else 0
-            for part in self._question_parts(turn.question, images, spaced=num_images > 0 or len(turns) > 1):
+            spaced = not published and (num_images > 0 or len(turns) > 1)
+            for part in self._question_parts(turn.question, images, spaced=spaced):
                 writer.add(part, task)
             answer_starts.append(len(writer.ids))
             writer.add([*self.tokenizer.encode(turn.answer), self.tokenizer.eos_id], task, supervised=True)

@@ -1,5 +1,6 @@
 """`minigptv2 mix`: the figures are those of the plan that trains, and the pictures exist."""
 
+import io
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from minigptv2.data.objective import OBJECTIVES, Composition
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
+from minigptv2.record import Record, Turn
+from minigptv2.shards.writer import Sample, write_corpus
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import REPOSITORY, World
 
@@ -57,6 +60,45 @@ def test_every_recipe_can_be_looked_at_before_its_shards_exist(
     mixed = json.loads(capsys.readouterr().out)
     assert sum(row["samples"] for row in mixed["corpora"]) == 20 * 96
     assert mixed["without_shards"] == [row["name"] for row in mixed["corpora"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "samples"),
+    [
+        ("refcoco: {ratio: 1, task: refer}", 42_404),
+        ("refcoco: {ratio: 1, task: refer, sample_by: image}", 16_994),
+        ("refcoco: {ratio: 1, task: refer, sample_by: image, share_images: 4}", 16_994),
+        ("refcoco: {ratio: 1, task: refer, share_images: 4}", None),
+        ("vqav2: {ratio: 1, task: vqa}", 443_757),
+        ("ocr_vqa: {ratio: 1, task: vqa}", 801_550),
+        ("visual_genome_refer: {ratio: 1, task: refer}", 5_408_689),
+        ("text_caps: {ratio: 1, task: caption}", 21_953),
+        ("text_caps: {ratio: 1, task: caption, sample_by: image}", 21_953),
+        ("cc3m: {ratio: 1, task: caption}", None),
+    ],
+)
+def test_sizes_without_shards_count_what_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, samples: int | None
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(f"corpora: {{{line}}}")
+    assert main(["mix", str(tmp_path / "recipe.yaml"), "--steps", "10", "--shards", str(tmp_path), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["corpora"][0]
+    assert row["epochs"] == (pytest.approx(960 / samples) if samples else None)
+
+
+def test_built_corpora_count_turns_and_the_images_they_need(tmp_path: Path) -> None:
+    """Three images with 1, 2 and 5 turns, and one text with 2: a turn has an image as often as a record has one."""
+    samples = []
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    for number, size in enumerate((1, 2, 5)):
+        turns = tuple(Turn("vqa", f"what {n}", ("x",)) for n in range(size))
+        samples.append(Sample(f"{number}", Record(turns, 8, 8, separate=True), buffer.getvalue()))
+    samples.append(Sample("3", Record((Turn("language", "a", ("b",)), Turn("language", "c", ("d",))), separate=True)))
+    write_corpus(samples, tmp_path / "asked", "asked")
+    for line, size in ((CorpusShare(ratio=1), 10), (CorpusShare(ratio=1, sample_by="image"), 4)):
+        stats = collect_stats(Recipe(corpora={"asked": line}), tmp_path, {}, None, seed=0)
+        assert stats["asked"].samples == size and stats["asked"].images == round(0.75 * size)
 
 
 def test_pictures(world: World, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -188,3 +189,17 @@ def test_mix_prints_the_shares_of_stage_3_before_anything_is_downloaded(
         assert actual * total / 100 == pytest.approx(percent, abs=0.1)
     for task, percent in PUBLISHED_GRADIENT.items():
         assert float(rows[task].split()[-1]) == pytest.approx(percent, abs=0.1)
+
+
+@pytest.mark.parametrize("stage", STAGES.values())
+def test_the_epochs_in_the_comments_are_those_of_the_stage(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Epochs count samples: turns of corpora with several per image. Corpora of links have no known size."""
+    file = REPOSITORY / "data_recipes" / f"{stage}.yaml"
+    train = load_run_config(REPOSITORY / "launch" / "configs" / f"{stage}.yaml").value.train
+    size = ["--steps", str(train.steps), "--global-batch-size", str(train.global_batch_size)]
+    assert cli(["mix", str(file), *size, "--shards", "nowhere", "--json"]) == 0
+    epochs = {row["name"]: row["epochs"] for row in json.loads(capsys.readouterr().out)["corpora"]}
+    stated = re.findall(r"^  (\w+): .*#.* (\d+) epochs", file.read_text(), re.M)
+    assert stage != STAGES[1] or len(stated) >= 3
+    for name, number in stated:
+        assert epochs[name] == pytest.approx(int(number), abs=0.51), name

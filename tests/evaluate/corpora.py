@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 
 from minigptv2.boxes import Box
-from minigptv2.evaluate.benchmarks import Benchmark
+from minigptv2.evaluate.protocols import Benchmark
 from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.runner import asking_of
 from minigptv2.predict.requests import Case, Decoding, Reply, Request, Score
 from minigptv2.prompt import PromptStyle
 from minigptv2.record import Record, Region, Turn
@@ -50,20 +51,26 @@ def _turn(spec: Benchmark, number: int, place: int) -> Turn:
         phrase = f"dog number {number} left of the {('red', 'blue')[place]} person here"
         return Turn("identify", regions=(Region((box,), (phrase,)),), source=source)
     if spec.task == "caption":  # one caption, so that repeating it gives the best score
-        answers = ("a dog and a person",) if spec.protocol == "chair" else (caption,)
+        answers = ("a dog and a person",) if spec.name == "chair" else (caption,)
         return Turn("caption", answers=answers)
     if spec.task == "grounding":
         return Turn("grounding", answers=(caption,), regions=(Region((box,), ("a dog",), (0, 5)),), source=source)
     if spec.task == "detection":
         return Turn("detection", regions=(Region((box, Box(1, 1, 20, 20)), (f"dogs {place}",)),), source=source)
     answer, choices = _answer(spec, number + place)
-    people = 10 if spec.protocol in ("vqa", "direct") else 1
+    people = 10 if spec.name in ("okvqa", "vqav2", "vizwiz", "aokvqa") else 1
+    if spec.name == "okvqa":
+        source["answers"] = "|".join([answer] * people)  # the lemmas of these answers are the answers
+    if spec.corpus == "hateful_memes":
+        source["text"] = f"words {number}, {place}"
+    if spec.corpus == "aok_vqa":
+        source["difficult_direct_answer"] = "false"
     question = f"what of picture {number}, question {place}?"
     return Turn("vqa", question, (answer,) * people, choices=choices, source=source)
 
 
 def _answer(spec: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
-    if spec.protocol in ("pope", "hateful"):
+    if spec.corpus in ("pope", "hateful_memes"):
         return ("yes", "no")[number % 2], ("yes", "no")
     if spec.corpus == "vsr":
         return ("true", "false")[number % 2], ("true", "false")
@@ -71,10 +78,10 @@ def _answer(spec: Benchmark, number: int) -> tuple[str, tuple[str, ...]]:
         "red dog",
         "2",
         "on left",
-        "skiing",
+        "ski",
         "shirt",
     )  # unanimous answers are not normalized
-    return words[number % 5], words if spec.protocol == "choice" else ()
+    return words[number % 5], words if spec.scoring.choices is not None else ()
 
 
 class Oracle:
@@ -84,7 +91,7 @@ class Oracle:
     style = PromptStyle.TRAINED
 
     def __init__(self, spec: Benchmark, corpus: Path, say: Callable[[str], str] = str) -> None:
-        questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
+        questions = questions_of(CorpusReader(corpus), asking_of(spec))
         self.truth = {(question.asked, question.sample): question.answer for question in questions}
         self.say = say
         self.asked = 0

@@ -12,20 +12,24 @@ import pytest
 from minigptv2.cli import main as cli
 from minigptv2.corpora.sources import CORPORA, toy
 from minigptv2.errors import ConfigError, DataError
-from minigptv2.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
-from minigptv2.evaluate.protocols import PROTOCOLS, Prediction
+from minigptv2.evaluate.benchmarks import BENCHMARKS, chosen
+from minigptv2.evaluate.protocols import Benchmark
 from minigptv2.evaluate.questions import questions_of
-from minigptv2.evaluate.runner import Settings, evaluate_benchmark
+from minigptv2.evaluate.rules import RULES, Prediction
+from minigptv2.evaluate.runner import Settings, asking_of, evaluate_benchmark
 from minigptv2.evaluate.tables import summary
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.tasks import TASKS
 from tests.evaluate.corpora import Oracle, corpus_for
 
-SPECS = pytest.mark.parametrize("spec", BENCHMARKS.values(), ids=lambda spec: spec.name)
+ALL = [spec.under(name) for spec in BENCHMARKS.values() for name in spec.protocols]
+SPECS = pytest.mark.parametrize("spec", ALL, ids=lambda spec: f"{spec.name}-{spec.protocol}")
 NUM_DAMAGED = 10_000
 
 
 @SPECS
 def test_perfect_answers_reach_the_best_score(spec: Benchmark, tmp_path: Path) -> None:
+    needs_lemmas(spec)
     corpus = corpus_for(spec, tmp_path / "corpus")
     result = evaluate_benchmark(Oracle(spec, corpus), spec, corpus, tmp_path / "out", Settings(batch_size=3))  # type: ignore[arg-type]
     assert result is not None
@@ -40,21 +44,27 @@ def test_perfect_answers_reach_the_best_score(spec: Benchmark, tmp_path: Path) -
 
 @SPECS
 def test_empty_answers_reach_the_worst_score(spec: Benchmark, tmp_path: Path) -> None:
+    needs_lemmas(spec)
     corpus = corpus_for(spec, tmp_path / "corpus")
-    questions = questions_of(CorpusReader(corpus), task=spec.task, prompt=spec.prompt)
+    questions = questions_of(CorpusReader(corpus), asking_of(spec))
     scored = spec.scoring.score(questions, [Prediction("", {"yes": 0.5, "no": 0.5}) for _ in questions])
-    worst = {"chair": 1.0, "pope": 0.5, "hateful": 0.5}.get(spec.protocol, 0.0)  # POPE reads "" as yes
-    assert scored.overall[spec.scoring.headline] == pytest.approx(worst)
-    assert scored.overall["well_formed"] == (1.0 if spec.protocol == "choice" else 0.0)
+    worst = {"chair": 1.0, "chair_repaired": 1.0, "pope": 0.5, "hateful": 0.5}  # POPE reads "" as yes
+    assert scored.overall[spec.scoring.headline] == pytest.approx(worst.get(spec.scoring.name, 0.0))
+    assert scored.overall["well_formed"] == (1.0 if spec.scoring.choices is not None else 0.0)
+
+
+def needs_lemmas(spec: Benchmark) -> None:
+    if spec.scoring.check is not None:
+        pytest.importorskip("simplemma", reason="pip install 'minigptv2[metrics]'")
 
 
 def test_ten_thousand_damaged_answers_never_raise(tmp_path: Path) -> None:
     random, num_scored = Random(0), 0
-    one_of_each = list({spec.protocol + spec.task: spec for spec in BENCHMARKS.values()}.values())
+    with_packages = [spec for spec in ALL if spec.scoring.check is None]
+    one_of_each = list({spec.scoring.name + spec.task: spec for spec in with_packages}.values())
     for spec in one_of_each:
-        questions = questions_of(
-            CorpusReader(corpus_for(spec, tmp_path / spec.name)), task=spec.task, prompt=spec.prompt
-        )
+        folder = tmp_path / spec.name / spec.protocol
+        questions = questions_of(CorpusReader(corpus_for(spec, folder)), asking_of(spec))
         for _ in range(-(-NUM_DAMAGED // len(one_of_each) // len(questions))):
             predictions = [
                 Prediction(damaged(q.answer, random), {"yes": random.random(), "no": 1.0}) for q in questions
@@ -87,8 +97,9 @@ def damaged(answer: str, random: Random) -> str:
 
 @SPECS
 def test_a_spec_has_a_source_a_protocol_and_a_slot(spec: Benchmark) -> None:
-    assert spec.protocol in PROTOCOLS and spec.source and spec.title
-    assert spec.prompt is None or "{query}" in spec.prompt
+    assert spec.chosen.rule in RULES and spec.source and spec.title
+    assert spec.scoring.definition
+    assert ("{query}" in spec.wording) == (TASKS[spec.task].query != "none")
     assert spec.corpus in CORPORA and spec.split in CORPORA[spec.corpus].expected
     assert spec.task in CORPORA[spec.corpus].tasks
 
@@ -98,12 +109,14 @@ def test_the_list_prints_every_spec_with_its_published_results(capsys: pytest.Ca
     printed = capsys.readouterr().out
     for spec in BENCHMARKS.values():
         assert spec.name in printed and spec.source in printed
-        assert all(f"{one.value:g}" in printed for one in spec.published)
+        assert all(f"{one.value:g}" in printed for one in spec.results)
+        assert all(f"{name}{'*' * (name == spec.protocol)}" in printed for name in spec.protocols)
+        assert all(spec.under(name).wording in printed for name in spec.protocols)
     assert "is this statement true or false? {query}" in printed
     assert cli(["evaluate", "--list", "--json"]) == 0
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {name: len(row["published"]) for name, row in listed.items()} == {
-        name: len(row.published) for name, row in BENCHMARKS.items()
+        name: len(row.results) for name, row in BENCHMARKS.items()
     }
     assert all(row["prompt"] for row in listed.values())
 

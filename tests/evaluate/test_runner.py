@@ -15,8 +15,10 @@ from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.errors import DataError
 from minigptv2.evaluate.benchmarks import BENCHMARKS
-from minigptv2.evaluate.protocols import Prediction, score_choice, score_phrases
-from minigptv2.evaluate.questions import Question, corpus_folder, questions_of
+from minigptv2.evaluate.questions import Asking, Question, corpus_folder, questions_of
+from minigptv2.evaluate.rules import Prediction
+from minigptv2.evaluate.rules.score_answers import score_choice
+from minigptv2.evaluate.rules.score_boxes import score_phrases
 from minigptv2.evaluate.runner import Settings, _cost, divide, evaluate_benchmark
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import save_untrained
@@ -203,7 +205,7 @@ def test_the_correct_choice_is_the_one_of_the_corpus() -> None:
 
 
 def test_the_questions_of_an_image_stay_together_and_shares_have_similar_costs(world: World) -> None:
-    questions = questions_of(CorpusReader(world.train / "photographs"))
+    questions = questions_of(CorpusReader(world.train / "photographs"), Asking())
     for ranks in (1, 2, 3, 7):
         shares = divide(questions, ranks)
         assert sorted(q.id for share in shares for q in share) == sorted(q.id for q in questions)
@@ -215,7 +217,7 @@ def test_the_questions_of_an_image_stay_together_and_shares_have_similar_costs(w
 
 def test_each_expression_of_an_object_is_a_question_with_its_own_id(tmp_path: Path) -> None:
     spec = BENCHMARKS["refcoco_val"]
-    questions = questions_of(CorpusReader(corpus_for(spec, tmp_path / "corpus")), task="refer")
+    questions = questions_of(CorpusReader(corpus_for(spec, tmp_path / "corpus")), Asking("refer"))
     assert len(questions) == 5 * 2 * 2 and len({question.id for question in questions}) == 20
     assert questions[0].asked == "[refer] give me the location of the dog 00"
 
@@ -228,7 +230,7 @@ def test_an_image_is_encoded_once_for_all_its_questions(export: str, data: Path,
         lambda module, args, kwargs, output: encoded.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
     )
     spec = BENCHMARKS["iconqa"]
-    evaluate_benchmark(predictor, spec, data / "iconqa/test", tmp_path / "out", Settings(batch_size=2))
+    evaluate_benchmark(predictor, spec, data / "iconqa/val", tmp_path / "out", Settings(batch_size=2))
     assert sum(encoded) == 5  # images, with 10 questions of 5 choices each
 
 
@@ -241,7 +243,7 @@ def test_tables_and_page_show_the_predictions(plain: Path) -> None:
         mean = 100 * sum(row["score"] for row in rows) / len(rows)
         assert one["value"] == pytest.approx(mean) and one["questions"] == len(rows)
         assert one["interval"][0] <= one["value"] <= one["interval"][1]
-        assert f"| {one['title']} | {one['metric']} | {one['value']:.2f} |" in markdown
+        assert f"| {one['title']} | {one['protocol']} | {one['metric']} | {one['value']:.2f} |" in markdown
         assert f"{one['title']}: {one['value']:.2f}</h2>" in page.replace("&#x27;", "'")
         for members in one["groups"].values():
             assert sum(member["questions"] for member in members.values()) == len(rows)
@@ -270,7 +272,7 @@ def test_compare_finds_changed_answers_and_their_significance(
 ) -> None:
     spec = BENCHMARKS["gqa"]
     corpus = corpus_for(spec, tmp_path / "corpus")
-    for name, wrong in (("a", ("2", "skiing")), ("b", ("shirt",))):
+    for name, wrong in (("a", ("2", "ski")), ("b", ("shirt",))):
         oracle = Oracle(spec, corpus, say=lambda truth, wrong=wrong: "wrong" if truth in wrong else truth)  # type: ignore[misc]
         evaluate_benchmark(oracle, spec, corpus, tmp_path / name / "gqa", Settings())  # type: ignore[arg-type]
     assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(tmp_path / "c.json")]) == 0
@@ -278,7 +280,7 @@ def test_compare_finds_changed_answers_and_their_significance(
     (found,) = json.loads((tmp_path / "c.json").read_text())
     assert (len(found["gained"]), len(found["lost"]), found["questions"]) == (4, 2, 10)
     assert found["difference"]["mean"] == pytest.approx(0.2)
-    assert {row["truth"] for row in found["gained"]} == {"2", "skiing"}
+    assert {row["truth"] for row in found["gained"]} == {"2", "ski"}
     assert all(row["a"] == "wrong" and row["b"] == row["truth"] for row in found["gained"])
     assert "gqa" in printed and "+20.00" in printed and "not significant" in printed
     assert cli(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0

@@ -17,7 +17,8 @@ from minigptv2.data.plan import DataPlan
 from minigptv2.errors import DataError
 from minigptv2.integrations.webdataset_pipeline import PlanSource, encode_examples
 from minigptv2.prompt import PromptEncoder
-from minigptv2.record import from_json
+from minigptv2.record import Record, Turn, from_json
+from minigptv2.shards.writer import Sample, write_corpus
 from tests.conftest import World
 
 RECIPE = Recipe(
@@ -50,6 +51,21 @@ def test_samples_are_those_of_the_plan_in_order(plan: DataPlan) -> None:
         assert record == reader.record(number) and sample["__key__"] == reader.key(number)
         assert sample.get("jpg") == (reader.image(number) if record.has_image else None)
         assert Path(sample["__url__"]).is_file()
+
+
+@pytest.mark.parametrize(("line", "most"), [({}, 1), ({"share_images": 2}, 2), ({"sample_by": "image"}, 4)])
+def test_a_sample_of_a_corpus_by_turn_holds_its_turns(tmp_path: Path, line: dict[str, Any], most: int) -> None:
+    sizes = (1, 4, 2)
+    samples = [
+        Sample(f"{n}", Record(tuple(Turn("language", f"{n} {m}", ("x",)) for m in range(size)), separate=True))
+        for n, size in enumerate(sizes)
+    ]
+    write_corpus(samples, tmp_path / "asked", "asked")
+    plan = DataPlan(Recipe(corpora={"asked": CorpusShare(ratio=1, epochs=1, **line)}), tmp_path, seed=0)
+    records = [from_json(sample["json"], "") for sample in PlanSource(plan, rank=0, world_size=1).run()]
+    assert max(len(record.turns) for record in records) == most
+    asked = [turn.question for record in records for turn in record.turns]
+    assert sorted(asked) == sorted(turn.question for sample in samples for turn in sample.record.turns)
 
 
 @pytest.mark.parametrize("start", [0, 23])

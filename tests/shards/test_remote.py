@@ -1,5 +1,6 @@
 """Shards behind a URL: byte ranges, retries, lengths and hashes, against a server on this machine that misbehaves."""
 
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,10 +12,12 @@ from minigptv2.corpora.sources import toy
 from minigptv2.data.config import CorpusShare, DataConfig, Recipe
 from minigptv2.data.plan import DataPlan
 from minigptv2.errors import ConfigError, DataError, StorageError
+from minigptv2.record import Record, Turn
 from minigptv2.shards import remote
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote, public_url
-from minigptv2.shards.writer import write_corpus
+from minigptv2.shards.writer import Sample, write_corpus
+from tests.conftest import REPOSITORY
 
 SAMPLES = list(toy.samples("refer", 12, Path(), "val"))
 
@@ -174,3 +177,35 @@ def test_names_below_a_place() -> None:
 
 def test_secrets_of_a_url_are_not_shown() -> None:
     assert public_url("https://me:secret@host:81/a/b?token=secret") == "https://host:81/a/b"
+
+
+def test_a_remote_corpus_is_sampled_by_turn(server: Server) -> None:
+    """Its turn counts are copied with its index, once, and checked against the manifest."""
+    turns = [tuple(Turn("language", f"ask {n}", ("yes",)) for n in range(1 + size)) for size in (3, 0, 1, 4)]
+    asked = [Sample(f"{n}", Record(one, separate=True)) for n, one in enumerate(turns)]
+    write_corpus(asked, server.root / "asked", "asked", samples_per_shard=2)
+    recipe = Recipe(corpora={"asked": CorpusShare(ratio=1)})
+    near, far = DataPlan(recipe, server.root, seed=1), DataPlan(recipe, url(server), seed=1)
+    assert far.samples(0, 24) == near.samples(0, 24) and len(far.units[0]) == 12
+    DataPlan(recipe, url(server), seed=1)
+    assert sum("GET /asked/turns.npy" in line for line in server.log) == 1
+
+
+def test_turn_counts_that_are_not_the_manifests_are_refused(server: Server) -> None:
+    turns = (Turn("language", "a", ("b",)), Turn("language", "c", ("d",)))
+    write_corpus([Sample("0", Record(turns, separate=True))], server.root / "asked", "asked")
+    file = server.root / "asked" / "turns.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(DataError, match="asked/turns.npy: does not match the hash in its manifest"):
+        CorpusReader(f"{url(server)}/asked")
+
+
+def test_an_old_remote_corpus_is_refused_by_turn_without_its_password(server: Server) -> None:
+    place = f"http://user:secret@127.0.0.1:{server.server_address[1]}"
+    old = REPOSITORY / "tests" / "fixtures" / "v0_1" / "train" / "toy_conversation"
+    shutil.copytree(old, server.root / "old")
+    with pytest.raises(DataError, match="Run `minigptv2 shards index` on a local copy of it") as caught:
+        DataPlan(Recipe(corpora={"old": CorpusShare(ratio=1)}), place, seed=1)
+    assert "secret" not in str(caught.value)
+    by_image = Recipe(corpora={"old": CorpusShare(ratio=1, sample_by="image")})
+    assert DataPlan(by_image, place, seed=1).length is None

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from minigptv2.cli import main as cli
 from minigptv2.evaluate.questions import questions_of
+from minigptv2.evaluate.runner import asking_of
 from minigptv2.evaluate.suite import heldout_jobs
 from minigptv2.model.export import load_info
 from minigptv2.shards.reader import CorpusReader
@@ -154,7 +155,7 @@ def test_evaluation_on_two_nodes_answers_every_question_once(stage: Stage, unbro
     asked = {
         (job.spec.name, question.id)
         for job in heldout_jobs(world.val, ["toy_refer", "toy_vqa"])
-        for question in questions_of(CorpusReader(job.corpus), task=job.spec.task, prompt=job.spec.prompt, limit=6)
+        for question in questions_of(CorpusReader(job.corpus), asking_of(job.spec), limit=6)
     }
     assert len(rows) == len(asked) > 12
     assert {(row["benchmark"], row["id"]) for row in rows} == asked

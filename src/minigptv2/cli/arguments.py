@@ -177,7 +177,8 @@ def add_model(parser: Parser, *, style: bool = True, required: bool = True) -> N
             "--prompt-style",
             default="trained",
             choices=("trained", "published"),
-            help="published: format prompts as the published inference code does (two <s>, one space)",
+            help="published: format prompts as the published inference code does (two <s>, one space). Default: "
+            "trained, and in `evaluate` that of the protocol",
         )
     else:
         parser.set_defaults(prompt_style="trained")
@@ -191,7 +192,7 @@ def load_model(args: argparse.Namespace) -> Predictor:
 
     return load_predictor(
         args.model,
-        style=args.prompt_style,
+        style=args.prompt_style or "trained",
         device=args.device,
         dtype=args.dtype,
         vision_weights=args.vision_weights,

@@ -25,7 +25,15 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="print every benchmark, its prompt and published results")
     add_model(parser, required=False)
+    parser.set_defaults(prompt_style=None)
     add_names(parser, "--benchmark", metavar="NAME", help="benchmark, or all")
+    add_names(
+        parser,
+        "--protocol",
+        metavar="[BENCHMARK=]NAME",
+        help="published or official, for all benchmarks or one. Default: published where a published result is shown "
+        "beside the value, else official. --list prints what they are",
+    )
     parser.add_argument("--data", metavar="DIR", help="corpora of the benchmarks: shards, or original files")
     parser.add_argument("--shards", metavar="DIR", help="folder of held-out corpora, one folder of shards each")
     parser.add_argument(
@@ -51,13 +59,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     from minigptv2.evaluate.benchmarks import BENCHMARKS, chosen, listing
 
     if args.list and args.json:
-        print_json([{**asdict(one), "prompt": one.wording} for one in BENCHMARKS.values()])
+        print_json([_listed(one) for one in BENCHMARKS.values()])
         return 0
     if args.list:
         print(listing())
         return 0
     _check(args)
-    specs = chosen(args.benchmark) if args.benchmark else []
+    specs = chosen(args.benchmark, args.protocol) if args.benchmark else []
 
     from minigptv2.cluster import distributed
 
@@ -72,12 +80,38 @@ def _evaluate(args: argparse.Namespace) -> int:
         distributed.stop_process_group()
 
 
+def _listed(spec: Any) -> dict[str, Any]:
+    """A benchmark with all its protocols, as `--list --json` prints it."""
+    protocols = {}
+    for name in spec.protocols:
+        one = spec.under(name)
+        protocols[name] = {
+            "split": one.split,
+            "prompt": one.wording,
+            "prompt_style": str(one.style(None)),
+            "rule": one.scoring.name,
+            "metric": one.scoring.headline,
+            "scoring": one.scoring.definition,
+        }
+    kept = ("name", "corpus", "task", "source", "max_new_tokens")
+    return {
+        **{key: getattr(spec, key) for key in kept},
+        "title": spec.title,
+        "prompt": spec.wording,
+        "default": spec.protocol,
+        "protocols": protocols,
+        "published": [asdict(one) for one in spec.results],
+    }
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raise `ConfigError` for options that are missing or do not go together."""
     from minigptv2.errors import ConfigError
 
     if not args.model:
         raise ConfigError("evaluate: --model is missing; give a model folder or an export")
+    if args.protocol and not args.benchmark:
+        raise ConfigError("evaluate: --protocol needs --benchmark; held-out shards have one protocol")
     if args.benchmark and not args.data:
         raise ConfigError("evaluate: --benchmark needs --data, the folder of the corpora")
     if bool(args.shards) != bool(args.corpus) or not args.benchmark and not args.shards:
@@ -96,11 +130,13 @@ def _evaluate_here(args: argparse.Namespace, specs: list[Any]) -> int:
     from minigptv2.evaluate.runner import Settings
     from minigptv2.evaluate.suite import benchmark_jobs, evaluate_all, heldout_jobs
     from minigptv2.evaluate.tables import MARKDOWN_FILE, RESULTS_FILE
+    from minigptv2.prompt import PromptStyle
 
     output = Path(args.output)
     jobs = benchmark_jobs(specs, Path(args.data), output / "shards") if specs else []
     jobs += heldout_jobs(Path(args.shards), args.corpus) if args.shards else []
-    settings = Settings(args.batch_size, args.layout, args.limit)
+    style = None if args.prompt_style is None else PromptStyle(args.prompt_style)
+    settings = Settings(args.batch_size, args.layout, args.limit, style)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         results = evaluate_all(load_model(args), jobs, output, settings, with_meteor=args.meteor, samples=args.samples)
     if distributed.is_main() and args.json:

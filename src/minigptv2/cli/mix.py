@@ -41,6 +41,7 @@ def add_arguments(parser: Parser) -> None:
 
 def _mix(args: argparse.Namespace) -> int:
     from minigptv2.corpora.sources import CORPORA
+    from minigptv2.data.config import BY_TURN
     from minigptv2.data.mix_report import (
         SHARES,
         collect_stats,
@@ -60,7 +61,11 @@ def _mix(args: argparse.Namespace) -> int:
         encoder = PromptEncoder(
             load_tokenizer(args.tokenizer), tokens_per_image=args.tokens_per_image, max_tokens=args.max_tokens
         )
-    sizes = {name: corpus.train_samples for name, corpus in CORPORA.items()}
+    sizes = {
+        name: CORPORA[name].train_samples(by_turn=share.sample_by == BY_TURN, share_images=share.share_images)
+        for name, share in recipe.corpora.items()
+        if name in CORPORA
+    }
     expected = {name: size for name, size in sizes.items() if size}
     corpora = collect_stats(recipe, args.shards, expected, encoder, seed=0)
     mixed = mix(recipe, corpora, steps=args.steps, global_batch_size=args.global_batch_size)

@@ -38,6 +38,8 @@ class CorpusSpec:
     """Unit of `expected`."""
     train_images: int | None = None
     """Images of a complete `train` split, if `expected` counts several questions about each."""
+    train_turns: int | None = None
+    """Approximate number of questions of a `train` split, if `expected` does not state it."""
     purpose: str = "evaluation"
     """What it is for if no stage uses it, as the list of corpora prints it."""
     is_own: bool = False
@@ -48,11 +50,17 @@ class CorpusSpec:
         """Whether it is read from files that have to be downloaded, not drawn or installed by pip."""
         return bool(self.size)
 
-    @property
-    def train_samples(self) -> int | None:
-        """Approximate number of samples of a complete `train` split. None if unknown."""
-        several = self.counted in ("questions", "objects", "regions", "turns", "statements", "instances")
-        return self.train_images if several else self.expected.get("train")
+    def train_samples(self, *, by_turn: bool, share_images: int = 1) -> int | None:
+        """Approximate number of samples of a complete `train` split. None if unknown.
+
+        `by_turn` and `share_images` are those of a recipe. The number of groups of turns of one image is not known.
+        """
+        turns = self.expected.get("train") or self.train_turns
+        if self.counted not in ("questions", "objects", "regions", "turns", "statements", "instances"):
+            return turns
+        if not by_turn:
+            return self.train_images
+        return turns if share_images == 1 else None
 
     def raw(self, root: Path) -> Raw:
         """Access to the original files under `root`."""

@@ -125,11 +125,16 @@ def safe_key(key: str) -> str:
     return _NO_KEY.sub("_", key) or "_"
 
 
-def clean(text: str) -> str:
-    """The text without surrounding space, NULs and halves of surrogate pairs, which UTF-8 cannot encode."""
+def encodable(text: str) -> str:
+    """The text without NULs and halves of surrogate pairs, which UTF-8 cannot encode."""
     if not text.isascii():
         text = text.encode("utf-8", "ignore").decode()
-    return text.replace("\x00", "").strip()
+    return text.replace("\x00", "")
+
+
+def clean(text: str) -> str:
+    """`encodable`, without surrounding space."""
+    return encodable(text).strip()
 
 
 def one_line(text: str) -> str:

@@ -88,7 +88,8 @@ def collect_stats(
 ) -> dict[str, CorpusStats]:
     """Statistics of the recipe's corpora, by name.
 
-    `expected`: samples by corpus, for corpora without shards. Shards behind a URL must exist.
+    `expected`: samples by corpus, as the recipe samples them, for corpora without shards. Shards behind a URL must
+    exist.
     """
     known = {}
     for name, share in recipe.corpora.items():
@@ -102,6 +103,7 @@ def collect_stats(
         if encoder is not None:
             found = measure_corpus(reader, units, encoder, f"{seed}/{name}", precise=True)
             tokens, supervised, pairs = tokens or found.tokens, supervised or found.supervised, found.pairs
+        # exact unless some records have images and others do not
         images = round(len(units) * reader.manifest.images / len(reader))
         known[name] = CorpusStats(len(units), images, tokens, True, supervised, pairs)
     return known

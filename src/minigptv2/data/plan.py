@@ -145,11 +145,11 @@ class DataPlan:
 
     def record(self, sample: SampleId) -> Record:
         """The record with the turns that the sample trains: all of it if it is sampled by image. Raises `DataError`."""
-        record = self.corpora[sample.corpus].record(sample.sample)
-        if not self.units[sample.corpus].by_turn:
+        reader, units = self.corpora[sample.corpus], self.units[sample.corpus]
+        record = reader.record(sample.sample)
+        if not units.by_turn:
             return record
-        seed_key = f"{self.seed}/{self.names[sample.corpus]}/{sample.sample}"
-        turns = self.units[sample.corpus].turns_of(record, sample.part, sample.epoch, seed_key)
+        turns = _trained_turns(reader, units, sample, record, f"{self.seed}/{self.names[sample.corpus]}")
         return record if turns is None else replace(record, turns=tuple(record.turns[turn] for turn in turns))
 
     def corpus_counts(self, start: int, count: int) -> Counter[str]:
@@ -270,7 +270,10 @@ class DataPlan:
         order, _ = self._shard_order(corpus, epoch)
         first, end = self._windows(corpus)[window : window + 2].tolist()
         starts = self.units[corpus].starts
-        units = np.concatenate([np.arange(starts[shard], starts[shard + 1]) for shard in order[first:end]])
+        number = np.uint32 if starts[-1] <= np.iinfo(np.uint32).max else np.int64  # a window may have millions of turns
+        units = np.concatenate(
+            [np.arange(starts[shard], starts[shard + 1], dtype=number) for shard in order[first:end]]
+        )
         return _generator(self.seed, corpus, epoch, window).permutation(units)
 
 
@@ -279,9 +282,9 @@ def measure_corpus(
 ) -> Lengths:
     """Mean lengths of the corpus's samples. Raises `DataError` if none of the measured ones can be encoded."""
 
-    def encode(unit: int) -> Example:
+    def encode(unit: int, epoch: int) -> Example:
         number, part = units.locate(unit)
-        return encode_sample(reader, units, SampleId(0, number, 0, part), encoder, seed_key=seed_key)
+        return encode_sample(reader, units, SampleId(0, number, epoch, part), encoder, seed_key=seed_key)
 
     return measure_lengths(encode, len(units), str(reader.folder), precise=precise)
 
@@ -301,10 +304,7 @@ def encode_sample(
     record = reader.record(sample.sample)
     part = f"/{sample.part}" if sample.part else ""
     draw = Random(f"{seed_key}/{sample.sample}/{sample.epoch}{part}")
-    try:
-        turns = units.turns_of(record, sample.part, sample.epoch, f"{seed_key}/{sample.sample}")
-    except DataError as error:
-        raise DataError(f"{reader.where(sample.sample)}{error}") from error
+    turns = _trained_turns(reader, units, sample, record, seed_key)
     example = encoder.encode(record, draw) if turns is None else _of_separate_turns(record, turns, encoder, draw)
     if example is None:
         raise DataError(
@@ -312,6 +312,15 @@ def encode_sample(
             "tokens, so no answer is left"
         )
     return example
+
+
+def _trained_turns(
+    reader: CorpusReader, units: Units, sample: SampleId, record: Record, seed_key: str
+) -> list[int] | None:
+    try:
+        return units.turns_of(record, sample.part, sample.epoch, f"{seed_key}/{sample.sample}")
+    except DataError as error:  # the location costs reads, so it is only computed on errors
+        raise DataError(f"{reader.where(sample.sample)}{error}") from error
 
 
 def _of_separate_turns(record: Record, turns: list[int], encoder: PromptEncoder, draw: Random) -> Example | None:

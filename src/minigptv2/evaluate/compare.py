@@ -87,6 +87,12 @@ def _compare(name: str, file_a: Path, file_b: Path) -> Comparison:
     ids = [one for one in rows_a if one in rows_b]
     if not ids:
         raise DataError(f"{file_a} and {file_b} have no question in common")
+    protocols = [rows[ids[0]].get("protocol") for rows in (rows_a, rows_b)]
+    if protocols[0] != protocols[1] and None not in protocols:
+        raise DataError(
+            f"{file_a} was measured under the protocol {protocols[0]} and {file_b} under {protocols[1]}. Evaluate both "
+            "with the same --protocol."
+        )
     for one in ids:
         if rows_a[one]["truth"] != rows_b[one]["truth"]:
             raise DataError(f"{file_a} and {file_b}: question {one} has different true answers")

@@ -39,6 +39,7 @@ def write_page(
         worst, random = pick(result, samples, seed)
         parts += [
             f"<h2 id='{html.escape(result.spec.name)}'>{html.escape(result.spec.title)}: {one['value']:.2f}</h2>",
+            _measured(one),
             f"<h3>Worst {len(worst)}</h3>",
             *(_card(result, i) for i in worst),
             f"<h3>Random {len(random)}</h3>",
@@ -58,15 +59,27 @@ def pick(result: BenchmarkResult, samples: int, seed: int) -> tuple[list[int], l
 
 
 def _table(summaries: Sequence[dict[str, Any]]) -> str:
-    rows = ["<tr><th>benchmark<th>metric<th>value<th>95 % interval<th>questions<th>published</tr>"]
+    rows = ["<tr><th>benchmark<th>protocol<th>metric<th>value<th>95 % interval<th>questions<th>published</tr>"]
     for one in summaries:
-        published = " / ".join(f"{p['value']:g}" for p in one["published"]) or "none"
+        published = " / ".join(f"{p['value']:g}" for p in one["published"])
+        published = published or (one["published_not_shown"] and "not shown") or "none"
         low, high = one["interval"]
         rows.append(
-            f"<tr><td><a href='#{html.escape(one['benchmark'])}'>{html.escape(one['title'])}</a><td>{one['metric']}"
+            f"<tr><td><a href='#{html.escape(one['benchmark'])}'>{html.escape(one['title'])}</a><td>{one['protocol']}"
+            f"<td>{one['metric']}"
             f"<td>{one['value']:.2f}<td>{low:.2f} .. {high:.2f}<td>{one['questions']}<td>{published}</tr>"
         )
     return f"<table>{''.join(rows)}</table>"
+
+
+def _measured(one: dict[str, Any]) -> str:
+    """How the benchmark was measured: protocol, prompt and rule."""
+    notes = "".join(f"<br>{html.escape(note)}" for note in one["notes"])
+    return (
+        f"<p>Protocol {html.escape(one['protocol'])}, {html.escape(one['split']) or 'own'} split, "
+        f"{one['prompt_style']} prompt style.<br>Asked: <code>{html.escape(one['prompt'])}</code><br>"
+        f"Right: {html.escape(one['scoring'])}{notes}</p>"
+    )
 
 
 def _card(result: BenchmarkResult, place: int) -> str:

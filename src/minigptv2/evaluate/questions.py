@@ -21,6 +21,9 @@ from minigptv2.shards.reader import CorpusReader
 from minigptv2.tasks import TASKS, render_turn
 from minigptv2.tasks.base import QUERY_SLOT
 
+TRUE = "true"
+"""The value of a fact that marks a question."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -50,29 +53,59 @@ class Question:
         )
 
 
-def questions_of(
-    reader: CorpusReader, *, task: str | None = None, prompt: str | None = None, limit: int | None = None
-) -> list[Question]:
-    """The questions of the first `limit` samples of a corpus folder, in its order: of `task`, or of every task.
+@dataclass(frozen=True)
+class Asking:
+    """Which turns are asked, and how.
 
-    `prompt` replaces the task's first instruction, and its slot `{query}` takes the question. Turns of a conversation
-    after the first have the true turns before them as history. Raises `DataError` if there is no question.
+    `task`: None asks the turns of every task. `prompt` replaces the task's first wording, and its slot `{query}` takes
+    the fact `query` of the question, or the question or phrase of the turn if `query` is empty. Questions whose fact
+    `leave_out` is `true` are left out.
+    """
+
+    task: str | None = None
+    prompt: str | None = None
+    query: str = ""
+    leave_out: str = ""
+
+    def text(self, turn: Turn, rendered: str, facts: dict[str, str]) -> str:
+        """The text of the question. Raises `DataError` if the fact for its slot is missing."""
+        if self.prompt is None:
+            return rendered
+        if self.query and self.query not in facts:
+            raise DataError(
+                f"the question needs '{self.query}', which its source does not state. Build the corpus again"
+            )
+        return self.prompt.replace(QUERY_SLOT, facts[self.query] if self.query else _query(turn))
+
+
+def questions_of(reader: CorpusReader, asking: Asking, *, limit: int | None = None) -> list[Question]:
+    """The questions of the first `limit` samples of a corpus folder, in its order.
+
+    Turns of a conversation after the first have the true turns before them as history. Raises `DataError` if there is
+    no question.
     """
     found: list[Question] = []
     for sample in range(min(len(reader), limit if limit is not None else len(reader))):
-        found += _of_record(reader.record(sample), reader.manifest.corpus, sample, task, prompt)
+        try:
+            found += _of_record(reader.record(sample), reader.manifest.corpus, sample, asking)
+        except DataError as error:
+            raise DataError(f"{reader.where(sample)}: {error}") from error
     if not found:
-        raise DataError(f"{reader.folder} contains no question{f' of task {task}' if task else ''}")
+        left_out = f" that is not marked {asking.leave_out}" if asking.leave_out else ""
+        raise DataError(
+            f"{reader.folder} contains no question{f' of task {asking.task}' if asking.task else ''}{left_out}"
+        )
     return found
 
 
-def _of_record(record: Record, corpus: str, sample: int, task: str | None, prompt: str | None) -> Iterator[Question]:
+def _of_record(record: Record, corpus: str, sample: int, asking: Asking) -> Iterator[Question]:
     width, height = record.width or 0, record.height or 0
     key = record.source.get("id", str(sample))
     history: list[tuple[str, str]] = []
     for number, turn in enumerate(record.turns):
         facts = {**record.source, **turn.source}
-        if task in (None, turn.task):
+        left_out = asking.leave_out and facts.get(asking.leave_out) == TRUE
+        if asking.task in (None, turn.task) and not left_out:
             for place, one in enumerate(_one_phrase_each(turn)):
                 rendered = render_turn(one, width, height)
                 yield Question(
@@ -80,7 +113,7 @@ def _of_record(record: Record, corpus: str, sample: int, task: str | None, promp
                     turn=one,
                     width=width,
                     height=height,
-                    asked=rendered.question if prompt is None else prompt.replace(QUERY_SLOT, _query(one)),
+                    asked=asking.text(one, rendered.question, facts),
                     answer=rendered.answer,
                     corpus=corpus,
                     sample=sample,

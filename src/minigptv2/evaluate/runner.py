@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from tqdm import tqdm
 
 from minigptv2.cluster import distributed
 from minigptv2.errors import DataError, MiniGPTv2Error
-from minigptv2.evaluate.benchmarks import Benchmark
-from minigptv2.evaluate.protocols import Prediction, Scored
-from minigptv2.evaluate.questions import Question, questions_of
+from minigptv2.evaluate.protocols import Benchmark
+from minigptv2.evaluate.questions import Asking, Question, questions_of
+from minigptv2.evaluate.rules import Prediction, Scored
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
+from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 
@@ -39,22 +41,31 @@ _IMAGE_COST = 500
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is run. `batch_size` and `layout` change only the speed. `limit` is a number of samples."""
+    """How a benchmark is run. `batch_size` and `layout` change only the speed. `limit` is a number of samples.
+
+    `style` is the prompt style. None: that of the benchmark's protocol.
+    """
 
     batch_size: int = 32
     layout: str = "packed"
     limit: int | None = None
+    style: PromptStyle | None = None
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """An evaluated benchmark: its questions in order, the predictions and the metrics."""
+    """An evaluated benchmark: its questions in order, the predictions and the metrics.
+
+    `style` is the prompt style of the questions. `notes` say what the corpus lacks that the protocol uses.
+    """
 
     spec: Benchmark
     questions: list[Question]
     predictions: list[Prediction]
     scored: Scored
     reader: CorpusReader
+    style: PromptStyle = PromptStyle.TRAINED
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_benchmark(
@@ -71,15 +82,21 @@ def evaluate_benchmark(
             f"warning: {spec.name}: {reader.manifest.dropped:,} annotations were dropped when {corpus} was built",
             file=sys.stderr,
         )
-    questions = questions_of(reader, task=spec.task, prompt=spec.prompt, limit=settings.limit)
-    run = _BenchmarkRun(predictor, spec, reader, settings)
+    questions = questions_of(reader, asking_of(spec), limit=settings.limit)
+    notes = missing_facts(spec, questions)
+    if distributed.is_main():
+        for note in notes:
+            print(f"warning: {spec.name}: {note}", file=sys.stderr)
+    style = spec.style(settings.style, predictor.style)
+    run = _BenchmarkRun(predictor, spec, reader, settings, style)
     answered = set(distributed.on_main(lambda: sorted(_answered(output, run.digest, questions))))
     unanswered = [question for question in questions if question.id not in answered]
     mine = divide(unanswered, distributed.world_size())[distributed.rank()]
     part = output / _PART_FILE.format(rank=distributed.rank())
     failure = ""
     try:
-        run.answer(mine, part)
+        with _in_style(predictor, style):
+            run.answer(mine, part)
     except MiniGPTv2Error as error:
         failure = str(error)
     written = distributed.gather_on_main((failure, part.name, part.stat().st_size if part.is_file() else None))
@@ -93,12 +110,41 @@ def evaluate_benchmark(
                 wait_until_seen(output / name, num_bytes)
         answers = _answers(output, run.digest)
         predictions = [answers[question.id] for question in questions]
-        result = BenchmarkResult(spec, questions, predictions, spec.scoring.score(questions, predictions), reader)
+        scored = spec.scoring.score(questions, predictions)
+        result = BenchmarkResult(spec, questions, predictions, scored, reader, style, notes)
         write_predictions(result, output / PREDICTIONS_FILE, run.digest)
         for file in _part_files(output):
             file.unlink()
     distributed.barrier()
     return result
+
+
+def asking_of(spec: Benchmark) -> Asking:
+    """Which questions a benchmark asks under its protocol, and how."""
+    return Asking(spec.task, spec.prompt, spec.chosen.query, spec.chosen.leave_out)
+
+
+def missing_facts(spec: Benchmark, questions: Sequence[Question]) -> tuple[str, ...]:
+    """A note for each fact that the protocol uses and no question states, which is so for shards of older versions."""
+    used = dict(spec.scoring.facts)
+    if spec.chosen.leave_out:
+        used[spec.chosen.leave_out] = "every question is scored"
+    return tuple(
+        f"no question states '{fact}', so {consequence}. If the original file has it, build the corpus again: "
+        f"minigptv2 shards build {spec.corpus} --split {spec.split}"
+        for fact, consequence in used.items()
+        if not any(fact in question.facts for question in questions)
+    )
+
+
+@contextmanager
+def _in_style(predictor: Predictor, style: PromptStyle) -> Iterator[None]:
+    """Within the context the predictor formats prompts in this style."""
+    before, predictor.style = predictor.style, style
+    try:
+        yield
+    finally:
+        predictor.style = before
 
 
 def divide(questions: Sequence[Question], ranks: int) -> list[list[Question]]:
@@ -124,19 +170,21 @@ def _cost(question: Question) -> int:
 class _BenchmarkRun:
     """Answers questions of one benchmark. `digest` identifies what the answers depend on."""
 
-    def __init__(self, predictor: Predictor, spec: Benchmark, reader: CorpusReader, settings: Settings) -> None:
+    def __init__(
+        self, predictor: Predictor, spec: Benchmark, reader: CorpusReader, settings: Settings, style: PromptStyle
+    ) -> None:
         self._predictor = predictor
         self._spec = spec
         self._reader = reader
         self._settings = settings
         parts = (  # batch size, layout, limit and ranks do not change an answer
             predictor.identity,
-            predictor.style,
+            style,
             spec.name,
-            spec.prompt,
             spec.task,
             spec.max_new_tokens,
             spec.protocol,
+            spec.chosen,
             reader.manifest.fingerprint,
         )
         self.digest = hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
@@ -163,6 +211,7 @@ class _BenchmarkRun:
     def _batches(self, window: list[Question]) -> Iterator[tuple[list[Question], list[Prediction]]]:
         """The batches of a window with their predictions, longest prompts first. Each image is encoded once."""
         predictor, size = self._predictor, self._settings.batch_size
+        total = self._spec.scoring.choice_loss == "sum"
         image_tokens: ImageTokens = {}
         images = {sample: self._images(question) for sample, question in {q.sample: q for q in window}.items()}
         requests = {q.id: Request(q.asked, images[q.sample], q.history) for q in window}
@@ -172,12 +221,12 @@ class _BenchmarkRun:
             chosen = order[start : start + size]
             batch = [requests[question.id] for question in chosen]
             choices = [self._choices(question) for question in chosen]
-            losses = score_choices(predictor, batch, choices, self._settings, image_tokens)
+            losses = score_choices(predictor, batch, choices, self._settings, image_tokens, total=total)
             if self._spec.scoring.choices is None:
                 replies = predictor.reply(batch, decoding, batch_size=len(batch), seen=image_tokens)
                 texts = [reply.text.strip() for reply in replies]
             else:
-                texts = [min(one, key=lambda choice: (one[choice], choice)) for one in losses]
+                texts = [min(one, key=lambda choice: one[choice]) for one in losses]  # the first one of equal losses
             yield chosen, [Prediction(text, loss) for text, loss in zip(texts, losses, strict=True)]
 
     def _images(self, question: Question) -> tuple[Any, ...]:
@@ -194,7 +243,7 @@ class _BenchmarkRun:
         choices = scoring.choices or question.turn.choices
         if not choices:
             raise DataError(
-                f"{question.corpus} {question.id}: the question has no choices, which the protocol {scoring.name} needs"
+                f"{question.corpus} {question.id}: the question has no choices, which the rule {scoring.name} needs"
             )
         return choices
 
@@ -217,8 +266,13 @@ def score_choices(
     choices: Sequence[Sequence[str]],
     settings: Settings,
     image_tokens: ImageTokens,
+    *,
+    total: bool = False,
 ) -> list[dict[str, float]]:
-    """For each request, the mean loss per token, end token included, of each choice as its answer, rounded to 1e-4."""
+    """For each request, the loss of each choice as its answer, end token included, rounded to 1e-4.
+
+    `total`: the sum over the tokens, else the mean.
+    """
     cases, owners = [], []
     for number, (request, options) in enumerate(zip(requests, choices, strict=True)):
         for option in dict.fromkeys(options):
@@ -229,7 +283,7 @@ def score_choices(
         return losses
     scores = predictor.score(cases, batch_size=settings.batch_size, layout=settings.layout, seen=image_tokens)
     for (number, option), score in zip(owners, scores, strict=True):
-        losses[number][option] = round(score.loss, 4)
+        losses[number][option] = round(score.total if total else score.loss, 4)
     return losses
 
 
@@ -288,6 +342,7 @@ def write_predictions(result: BenchmarkResult, file: Path, digest: str) -> None:
             "id": question.id,
             "of": digest,
             "benchmark": result.spec.name,
+            "protocol": result.spec.protocol,
             "task": question.turn.task,
             "picture": f"{question.corpus}/{question.sample}",
             "question": question.asked,

@@ -9,9 +9,10 @@ from typing import Any
 
 from minigptv2.cluster import distributed
 from minigptv2.errors import ConfigError
-from minigptv2.evaluate.benchmarks import Benchmark, heldout_spec
+from minigptv2.evaluate.benchmarks import heldout_spec
 from minigptv2.evaluate.html import PAGE_FILE, write_page
 from minigptv2.evaluate.metrics.meteor import meteor, meteor_command
+from minigptv2.evaluate.protocols import Benchmark
 from minigptv2.evaluate.questions import corpus_folder
 from minigptv2.evaluate.runner import BenchmarkResult, Settings, evaluate_benchmark
 from minigptv2.evaluate.tables import summary, table, write_tables
@@ -74,6 +75,9 @@ def evaluate_all(
         raise ConfigError(f"batch_size must be at least 1, got {settings.batch_size}")
     if with_meteor:
         meteor_command()  # fail now if Java or the program is missing, not after hours of generation
+    for job in jobs:
+        if job.spec.scoring.check is not None:
+            job.spec.scoring.check()
     results = []
     for job in jobs:
         result = evaluate_benchmark(predictor, job.spec, job.corpus, output / job.spec.name, settings)

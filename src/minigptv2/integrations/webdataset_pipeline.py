@@ -32,8 +32,9 @@ class PlanSource(PipelineStage):
     positions of their rank further. To resume, pass the number of samples that all ranks have used together as `start`.
     The number of ranks may change.
 
-    A sample holds bytes: `json` (the record) and, if it has an image, `jpg`, `png` or `webp`. `__key__` and `__url__`
-    are its key and its shard. `__position__` is its position in the plan, `__sample__` its `SampleId`.
+    A sample holds bytes: `json` (the record) and, if it has an image, `jpg`, `png` or `webp`. If the corpus is sampled
+    by turn, the record has only the turns of the sample. `__key__` and `__url__` are its key and its shard.
+    `__position__` is its position in the plan, `__sample__` its `SampleId`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class PlanSource(PipelineStage):
 
     def _read(self, position: int, sample: SampleId) -> dict[str, Any]:
         reader = self.plan.corpora[sample.corpus]
-        record = reader.record(sample.sample)
+        record = self.plan.record(sample)
         found: dict[str, Any] = {
             "__key__": reader.key(sample.sample),
             "__url__": f"{reader.folder}/{reader.shard_file(sample.sample)}",

@@ -166,7 +166,7 @@ class Predictor:
         self, cases: list[Case], *, batch_size: int = 16, layout: str = "packed", seen: ImageTokens | None = None
     ) -> list[Score]:
         """The likelihoods of given answers, one score per case, in order. As in training, the supervised tokens are
-        those of every answer and its `</s>`.
+        those of every answer and its `</s>`. Questions are formatted in the style of the predictor.
 
         `layout` is one of `LAYOUTS`; both give the same result up to rounding. Raises `DataError` for a case that is
         too long for the model.
@@ -239,7 +239,7 @@ class Predictor:
 
     def _example(self, case: Case) -> Example:
         turns = [RenderedTurn(task_of(question).name, question, answer) for question, answer in case.turns]
-        example = self.encoder.encode_rendered(turns, num_images=len(case.images))
+        example = self.encoder.encode_rendered(turns, num_images=len(case.images), style=self.style)
         if example is None or len(example) > self.model.max_positions:
             raise DataError(f"{case.turns[0][0]!r}: longer than the {self.model.max_positions} positions of the model")
         return example

@@ -91,7 +91,12 @@ class Score:
     @property
     def loss(self) -> float:
         """The mean over the supervised tokens, in nats."""
-        return sum(self.nll) / len(self.nll)
+        return self.total / len(self.nll)
+
+    @property
+    def total(self) -> float:
+        """The sum over the supervised tokens, in nats."""
+        return sum(self.nll)
 
 
 class ImageRef:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from minigptv2.corpora.corpus import CorpusSpec
-from minigptv2.corpora.draft import Draft, Rejected, one_line
+from minigptv2.corpora.draft import Draft, Rejected, encodable, one_line
 from minigptv2.corpora.raw import Raw, read_lines
 from minigptv2.record import Turn
 
@@ -21,7 +21,10 @@ QUESTION = 'The words in this picture are "{text}". Is it hateful?'
 
 
 def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
-    """One draft per meme, with the answer `yes` or `no`. Its text is in the question and in `source["text"]`."""
+    """One draft per meme, with the answer `yes` or `no`.
+
+    Its text is on one line in the question, and as it is in `source["text"]`, which the published evaluation asks.
+    """
     names = [f"{split}.jsonl", *(["dev.jsonl"] if split == "dev_seen" else [])]
     official, minigpt4 = (tuple(f"{place}/{name}" for name in names) for place in ("hateful_memes", "hateful_meme"))
     file = raw.find(*official, minigpt4=minigpt4)
@@ -35,7 +38,7 @@ def drafts(raw: Raw, split: str) -> Iterator[Draft | Rejected]:
         else:
             answer = YES if int(row["label"]) else NO
             turn = Turn("vqa", QUESTION.replace("{text}", text), (answer,), choices=(YES, NO))
-            source = {"corpus": raw.corpus, "id": key, "text": text}
+            source = {"corpus": raw.corpus, "id": key, "text": encodable(row["text"])}
             places = (row["img"], f"hm_images/{row['img']}", f"hm_images/{PurePosixPath(row['img']).name}")
             yield Draft(key, (turn,), tuple(str(file.parent / place) for place in places), source)
         seen.add(key)

@@ -51,6 +51,7 @@ CORPORA = (
         expected={"train": None, "val": None, "test": None},
         counted="questions",
         train_images=166_022,
+        train_turns=801_550,  # 1,002,146 questions of 207,572 covers
         license="none stated",
         stages=(1, 2, 3),
         download="dataset.json and the script that loads the covers from https://ocr-vqa.github.io in ocrvqa/",

@@ -38,7 +38,7 @@ def bootstrap(
     """Percentile interval of `statistic` over resampled indices of `size` samples.
 
     With `groups` (one label per sample), whole groups are drawn, because questions about one image are not
-    independent.
+    independent. Draws for which the statistic is NaN, such as an AUROC without a positive, are left out.
     """
     generator = np.random.default_rng(seed)
     if groups is None:
@@ -51,7 +51,9 @@ def bootstrap(
             np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
             for _ in range(resamples)
         )
-    values = [statistic(draw) for draw in draws]
+    values = [value for draw in draws if not math.isnan(value := statistic(draw))]
+    if not values:
+        raise ValueError("the statistic is not defined for any draw")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

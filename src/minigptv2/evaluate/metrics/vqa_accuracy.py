@@ -68,12 +68,27 @@ def direct_answer_accuracy(answer: str, people: Sequence[str]) -> float:
     return min(1.0, sum(one == answer for one in people) / AGREEING)
 
 
+def agreement(answer: str, people: Sequence[str]) -> float:
+    """VizWiz's accuracy in the published evaluation: the number of people who wrote `answer`, divided by 3, at most 1.
+
+    Only case is ignored. The script joins the people's answers with `_` and divides the result at each `_`, so an
+    answer that contains one counts as several.
+    """
+    written = "_".join(people).split("_")
+    return min(1.0, sum(one.lower() == answer.lower() for one in written) / AGREEING)
+
+
+def equals_lowered(answer: str, label: str) -> float:
+    """1 if `answer` in lower case is the label as it is written, else 0."""
+    return float(answer.lower() == label)
+
+
 def _spaced(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def exact_match(answer: str, accepted: Sequence[str]) -> float:
-    """1 if the normalized answer is one of the normalized accepted ones, else 0 (GQA, VSR)."""
+    """1 if the normalized answer is one of the normalized accepted ones, else 0."""
     prediction = normalize_vqa(answer)
     return float(any(prediction == normalize_vqa(one) for one in accepted))
 
