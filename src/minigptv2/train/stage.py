@@ -11,7 +11,7 @@ from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests, stop_listening
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
-from minigptv2.data.objective import CORPUS, TOKEN
+from minigptv2.data.objective import MEANINGS, TOKEN
 from minigptv2.data.plan import DataPlan, load_recipe
 from minigptv2.engine.config import resolve_deepspeed_config
 from minigptv2.errors import ConfigError
@@ -144,10 +144,7 @@ def _log_mixture(log: RunLog, title: str, shares: dict[str, float]) -> None:
 
 
 def _log_objective(log: RunLog, plan: DataPlan) -> None:
-    log.line(
-        f"objective: every {plan.recipe.objective} has equal weight"
-        + (", by loss_share" if plan.recipe.objective == CORPUS else "")
-    )
+    log.line(f"objective {plan.recipe.objective}: {MEANINGS[plan.recipe.objective]}")
     if plan.supervised is not None:
         _log_mixture(log, "target shares of the loss", dict(zip(plan.names, plan.mixture.loss_shares, strict=True)))
         means = zip(plan.names, plan.supervised, strict=True)
