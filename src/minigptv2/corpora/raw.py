@@ -39,7 +39,7 @@ class Raw:
     """The folder with original files, and the download to name if one is missing.
 
     `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
-    what a reader passes over without loss.
+    what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations.
     """
 
     root: Path
@@ -47,6 +47,7 @@ class Raw:
     download: str
     found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
     notes: Counter[str] = field(default_factory=Counter, compare=False)
+    ignore_extra: bool = False
 
     def note(self, what: str, count: int = 1) -> None:
         """Count something that is passed over. `{count}` in the description stands for the number."""
