@@ -284,9 +284,11 @@ def measure_corpus(
 ) -> Lengths:
     """Mean lengths of the corpus's samples. Raises `DataError` if none of the measured ones can be encoded."""
 
+    scattered = reader.scattered()
+
     def encode(unit: int, epoch: int) -> Example:
         number, part = units.locate(unit)
-        return encode_sample(reader, units, SampleId(0, number, epoch, part), encoder, seed_key=seed_key)
+        return encode_sample(scattered, units, SampleId(0, number, epoch, part), encoder, seed_key=seed_key)
 
     return measure_lengths(encode, len(units), str(reader.folder), precise=precise)
 

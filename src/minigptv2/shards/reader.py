@@ -18,7 +18,7 @@ from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
-from minigptv2.shards.local_files import LocalFiles
+from minigptv2.shards.local_files import LocalFiles, ScatteredFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
 from minigptv2.shards.tar_captions import CAPTION_KEYS, TEXT_EXTENSIONS, caption_of, facts_of
@@ -48,6 +48,14 @@ class CorpusReader:
 
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
         return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors are not pickled
+
+    def scattered(self) -> CorpusReader:
+        """The same corpus, for a few reads from many shards by several threads. See `ScatteredFiles`."""
+        other = CorpusReader.__new__(CorpusReader)  # shares the manifest and the index, which are only read
+        vars(other).update(vars(self))
+        if isinstance(self._files, LocalFiles):
+            other._files = ScatteredFiles(self._files.folder)
+        return other
 
     def __len__(self) -> int:
         return self.manifest.samples
