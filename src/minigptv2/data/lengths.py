@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,9 @@ class Lengths:
 
 
 Encode = Callable[[int, int], Example]
-"""Encodes the sample of a number in an epoch."""
+"""Encodes the sample of a number in an epoch. Called from several threads."""
+_THREADS = 16
+"""Samples that are read at once: each read waits for the disk or the network, and they are far apart."""
 
 
 def measure_lengths(encode: Encode, size: int, corpus: str, *, precise: bool) -> Lengths:
@@ -59,11 +62,15 @@ def _supervised(encode: Encode, size: int, first: np.ndarray) -> np.ndarray:
 
 def _measure(encode: Encode, size: int, count: int, *, epoch: int) -> np.ndarray:
     """int64 [samples, 3]: tokens, supervised tokens and pairs of `count` evenly spread samples that can be encoded."""
-    rows = []
-    for sample in np.linspace(0, size - 1, min(size, count)).astype(int).tolist():
+
+    def measure(sample: int) -> tuple[int, int, int] | None:
         try:
             example = encode(sample, epoch)
         except DataError:
-            continue  # the loader drops and reports it. Here it only has no length
-        rows.append((len(example), example.num_supervised, max(1, len(example.branches))))
+            return None  # the loader drops and reports it. Here it only has no length
+        return len(example), example.num_supervised, max(1, len(example.branches))
+
+    samples = np.linspace(0, size - 1, min(size, count)).astype(int).tolist()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = [row for row in pool.map(measure, samples) if row is not None]
     return np.array(rows, dtype=np.int64).reshape(-1, 3)
