@@ -51,6 +51,7 @@ NOT_HERE = (
         "continues `make demo`, and QUICK=1 trains less",
     ),
     ("from-packages|demo-pretrained", "has its own target, and needs packages of hundreds of megabytes"),
+    ("evaluate .*(refcocog_test|hateful_memes)", "needs the corpora of all benchmarks"),
     ("from-deepspeed", "needs a folder that DeepSpeed wrote: tests/convert/test_deepspeed.py"),
     ("sbatch|srun|make slurm-stages(?!.*DRY_RUN)|test-slurm", "needs Slurm: make test-slurm"),
     ("^make (test|check|install|clean|lint|soak|bench|fuzz)", "has its own target, which takes minutes to hours"),

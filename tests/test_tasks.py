@@ -163,6 +163,7 @@ def test_a_grounded_caption_reads_as_plain_text() -> None:
     parsed = TASKS["grounding"].parse(text, 100, 100)
     assert parsed.text == "a dog and a cat"
     assert [item.phrase for item in parsed.grounded] == ["a dog", "a cat"]
+    assert TASKS["grounding"].parse("<p>a dog</p> and a cat", 100, 100).text == "a dog and a cat"
 
 
 def region(*boxes: Box, phrase: str = "a dog", span: tuple[int, int] | None = None) -> Region:

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.results import report, spread
 from minigptv2.corpora.sources import toy
-from minigptv2.shards.manifest import INDEX_DTYPE, ShardInfo, open_index, parse_manifest, save_manifest
+from minigptv2.shards.manifest import INDEX_DTYPE, IndexWriter, ShardInfo, open_index, parse_manifest, save_manifest
 from minigptv2.shards.writer import write_corpus
 
 SIZES = (10, 1_000, 100_000)
@@ -91,7 +91,10 @@ def build(folder: Path, shards: int) -> None:
     names = [f"c-{number:06d}.tar" for number in range(shards)]
     link(folder / names[0], [folder / name for name in names])
     infos = [ShardInfo(name, one.bytes, one.sha256, one.samples) for name in names]
-    save_manifest(folder, infos, np.tile(rows, shards), corpus="c", images=4 * shards, turns={"refer": 4 * shards})
+    with IndexWriter(folder) as index:
+        for _ in names:
+            index.append(rows, np.ones(len(rows)))
+        save_manifest(folder, infos, index, corpus="c", images=4 * shards, turns={"refer": 4 * shards})
 
 
 def build_litdata(folder: Path, shards: int) -> None:

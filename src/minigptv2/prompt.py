@@ -24,6 +24,8 @@ IMAGE_PLACEHOLDER = -1
 
 _OPEN, _CLOSE = "[INST] ", " [/INST]"
 _IMAGE_OPEN, _IMAGE_CLOSE = "<Img>", "</Img> "
+PROMPT_PARTS = tuple(part.strip() for part in (_OPEN, _CLOSE, _IMAGE_OPEN, _IMAGE_CLOSE))
+"""What a prompt adds to a question. A text that contains one of them would be encoded with it twice."""
 
 
 class PromptStyle(StrEnum):

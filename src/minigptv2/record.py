@@ -37,10 +37,11 @@ class Region:
 class Turn:
     """One question and its answer, as facts. Each task's `TurnShape` lists the fields that it needs.
 
-    `answers` repeats an accepted answer as often as it was given. `question` of a turn whose query is a list of phrases
-    is a text to parse, or None if the regions' phrases are the query. `choices` are the options of a multiple-choice
+    `answers` repeats an accepted answer as often as it was given. For a task with `blank_answers`, some may be empty:
+    people left them empty, and they count in scores only. `question` of a turn whose query is a list of phrases is a
+    text to parse, or None if the regions' phrases are the query. `choices` are the options of a multiple-choice
     question. `source` is the turn's own provenance in a record that joins several: its `id` in the corpus, the kind of
-    answer.
+    answer, and what its official scorer needs besides (`sources.vqa`).
     """
 
     task: str

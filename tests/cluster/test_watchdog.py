@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -128,6 +129,29 @@ def test_the_report_about_a_lost_rank_0_uses_its_last_heartbeat(
     other._heard[0] = ("", 0.0, first._heartbeat())
     lost = other._lost_store("gone")
     assert (lost.host, lost.phase, lost.pid) == ("node1", "step 12", os.getpid())
+
+
+class SlowStore:
+    """A store whose calls return only after a while, as under load. Holds one heartbeat and no failure."""
+
+    def __init__(self, called: threading.Event) -> None:
+        self._called = called
+
+    def set(self, key: str, value: str) -> None:
+        self._called.set()
+        time.sleep(1.5)
+
+    def check(self, keys: list[str]) -> bool:
+        return False
+
+
+def test_no_thread_is_inside_the_store_when_the_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the interpreter aborts: `terminate called without an active exception`."""
+    called = threading.Event()
+    with Watchdog(tmp_path, hang_s=60, slow_s=60, silence_s=60) as watch:
+        monkeypatch.setattr(watch, "_store", SlowStore(called))
+        assert called.wait(10)
+    assert [thread.name for thread in threading.enumerate() if "watchdog" in thread.name] == []
 
 
 def test_ctrl_c_is_recorded_as_interrupted_and_writes_no_failure(tmp_path: Path) -> None:

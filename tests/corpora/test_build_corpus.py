@@ -53,7 +53,7 @@ def test_the_command_says_what_was_kept_and_lost(tmp_path: Path, capsys: pytest.
     assert cli(words) == 0
     told = capsys.readouterr().out
     assert "ok_vqa train: read 7 questions of 9,009 expected" in told
-    assert "kept 2 samples in 1 shards" in told and "turns: 3 vqa" in told
+    assert "kept 2 samples in 1 shard," in told and "turns: 3 vqa" in told
     for reason in ("duplicate id", "image file missing", "empty answer", "empty question"):
         assert f"dropped 1: {reason}" in told
     assert "warning: a complete download has 9,009 questions, this one has 7" in told

@@ -150,8 +150,8 @@ def test_if_both_layouts_are_there_the_official_one_is_read_and_this_is_said(tmp
     both = [line for line in lines if line.startswith("both layouts are there")]
     question = "vqav2/v2_OpenEnded_mscoco_train2014_questions.json"
     assert both == [
-        "both layouts are there: coco/train2014 was read, coco/images of MiniGPT-4's layout was not",
-        f"both layouts are there: {question} was read, vqav2/vqa_train.json of MiniGPT-4's layout was not",
+        f"both layouts are there: {path} of the official layout comes before {other} of MiniGPT-4's layout"
+        for path, other in (("coco/train2014", "coco/images"), (question, "vqav2/vqa_train.json"))
     ]
 
 
@@ -190,7 +190,7 @@ def test_the_error_for_missing_files_names_both_layouts(tmp_path: Path) -> None:
         "vqav2": ("vqav2/v2_OpenEnded_mscoco_train2014_questions.json", "vqav2/vqa_train.json"),
         "ok_vqa": ("okvqa/OpenEnded_mscoco_train2014_questions.json", "okvqa/okvqa_train.json"),
         "flickr_grounded_caption": ("flickr30k/train.txt", "filtered_flickr/groundedcaption.json"),
-        "cc3m": ("cc3m/*.tar", "cc_sbu/*/*.tar"),
+        "cc3m": ("/cc3m", "/cc_sbu"),
     }
     for corpus, (official, minigpt4) in expected.items():
         with pytest.raises(MissingFilesError) as error:
@@ -288,3 +288,36 @@ def test_an_existing_folder_of_minigpt4_builds_by_one_command(
     assert "failed" not in told
     manifest = json.loads((tmp_path / "out/flickr_phrase_to_box/manifest.json").read_text())
     assert manifest["turns"] == {"detection": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "caption", "phrases"),
+    [
+        ("  <p>A man</p>{<1><2><30><40>}  runs .\n", "A man runs .", ["A man"]),
+        ("<p>A\tman</p> {<1><2><30><40>},<p>a dog</p> {<1><2><30><40>}", "A man,a dog", ["A man", "a dog"]),
+        ("A \ud83d man\0 and <p>a  \udc15dog</p> {<1><2><30><40>}", "A man and a dog", ["a dog"]),
+        ("<p>A man</p> and <p>a dog</p> {<1><2><30><40>}", "A man and a dog", ["a dog"]),
+        ("<p>A man</p> {<1><2><30><140>} and <p>a dog</p> {<1><2><30><40>}", "A man and a dog", ["a dog"]),
+    ],
+)
+def test_a_grounded_caption_of_the_list_is_clean_and_its_spans_fit(text: str, caption: str, phrases: list[str]) -> None:
+    turn = fitted(grounded_caption({"grounded_caption": text}), 64, 48)
+    assert turn.answers == (caption,)
+    assert [caption[slice(*region.span)] for region in turn.regions if region.span] == phrases
+    assert [region.phrases[0] for region in turn.regions] == phrases
+
+
+@pytest.mark.parametrize(
+    ("write", "entry", "reason"),
+    [
+        (grounded_caption, {"grounded_caption": "Nothing."}, "no phrase with a box"),
+        (grounded_caption, {"grounded_caption": "<p> </p> {<1><2><3><4>}"}, "boxes without a phrase"),
+        (caption_to_phrases, {"caption": "A dog.", "output": "{<1><2><3><4>}"}, "no phrase with a box"),
+        (phrase_to_boxes, {"phrase": "a dog", "bbox": "<1><2><3><4>"}, "no phrase with a box"),
+    ],
+)
+def test_a_row_of_the_lists_without_boxes_says_why(
+    write: Callable[[dict[str, str]], Turn], entry: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(DataError, match=reason):
+        write(entry)

@@ -54,7 +54,7 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
     assert "  annotation 2 (image 9): its image_id is not listed" in told and "annotation 3 (image 8): " in told
     assert cli([*words, "--skip-faults"]) == 0
     told = capsys.readouterr().out
-    assert "read 5 entries" in told and "kept 1 samples" in told
+    assert "read 5 entries" in told and "kept 1 sample in 1 shard" in told
     assert "dropped 2: its image_id is not listed" in told and "dropped 2: image without boxes" in told
     lost = [json.loads(line) for line in (tmp_path / "out/dropped.jsonl").read_text().splitlines()]
     assert {one["key"] for one in lost if "boxes" in one["reason"]} == {"image 1 (b.jpg)", "image 2 (c.jpg)"}

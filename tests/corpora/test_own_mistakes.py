@@ -48,7 +48,12 @@ from tests.corpora.own_data import GOOD, HERE, REFER
         ({**REFER, "boxes": [300, 30, 400, 40]}, "box outside the image: (300"),
         ({"image": "a.jpg", "task": "detection", "objects": "dog"}, 'expected "objects": [{"phrase"'),
         (
-            {**REFER, "task": "grounding", "answer": "cat", "objects": [{"phrase": "dog", "boxes": [1, 2, 3, 4]}]},
+            {
+                "image": "a.jpg",
+                "task": "grounding",
+                "answer": "cat",
+                "objects": [{"phrase": "dog", "boxes": [1, 2, 3, 4]}],
+            },
             "phrase 'dog' does not occur in the caption",
         ),
         ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, "without an answer"),
@@ -56,7 +61,7 @@ from tests.corpora.own_data import GOOD, HERE, REFER
         ({"image": "a.jpg", "task": ["vqa"]}, "task '['vqa']'; did you mean 'vqa'?"),
         ({"image": "a.jpg", "task": "x" * 9000}, f"task '{'x' * 60}...' The tasks are"),
         ({"image": "a.jpg", "x" * 9000: 1}, f"unknown key '{'x' * 60}...' The keys are"),
-        ({"image": ["a.jpg"], "task": "caption", "answer": "x"}, 'image is ["a.jpg"]; expected the path'),
+        ({"image": [["a.jpg", 3]], "task": "caption", "answer": "x"}, "image is 3; expected the path"),
         ({"image": "a\ud83d.jpg", "task": "caption", "answer": "x"}, 'contains "\\ud83d", half of a character'),
         ({**GOOD[0], "\ud83d": 1}, 'contains "\\ud83d", half of a character'),
         ({**GOOD[7], "id": "\udc00"}, 'contains "\\udc00", half of a character'),

@@ -271,7 +271,7 @@ def test_as_many_samples_are_measured_as_the_mean_needs(spread: float) -> None:
     lengths = np.clip(rng.lognormal(3, max(spread, 1e-9), 40_000), 1, 900).astype(int)
     seen: set[int] = set()
 
-    def encode(sample: int) -> Example:
+    def encode(sample: int, epoch: int) -> Example:
         seen.add(sample)
         if sample % 100 == 7:
             raise DataError("bad")
@@ -287,8 +287,20 @@ def test_as_many_samples_are_measured_as_the_mean_needs(spread: float) -> None:
     assert len(seen) == MEASURED_SAMPLES
 
 
+@pytest.mark.parametrize("size", [1, 3, 40, 255])
+def test_a_small_corpus_is_measured_over_several_epochs(size: int) -> None:
+    """Each epoch may draw another answer of a sample, and the first is not the mean."""
+
+    def encode(sample: int, epoch: int) -> Example:
+        return example_of([30 if (sample + epoch) % 5 == 0 else 5])
+
+    found = measure_lengths(encode, size, "corpus", precise=True)
+    assert found.supervised == pytest.approx(10, rel=0.03)
+    assert found.tokens == np.mean([len(encode(sample, 0)) for sample in range(size)])
+
+
 def test_a_corpus_without_a_readable_sample_is_refused() -> None:
-    def encode(sample: int) -> Example:
+    def encode(sample: int, epoch: int) -> Example:
         raise DataError("bad")
 
     with pytest.raises(DataError, match="corpus: none of 5 samples can be encoded"):
@@ -312,7 +324,7 @@ def test_a_corpus_without_a_readable_sample_is_refused() -> None:
         *(
             (
                 f"{{objective: corpus, corpora: {{a: {{ratio: 1, loss_share: {value}}}}}}}",
-                "corpus 'a': loss_share must be positive and finite",
+                "loss_share must be (positive and|a) finite",
             )
             for value in ("0", "-2", ".inf", ".nan")
         ),

@@ -24,18 +24,40 @@ ZERO = {
     2: {"stage": 2, "use_multi_rank_bucket_allreduce": False},  # as zero2.json
     3: {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False},
 }
+CORPUS_WEIGHTS = (0.05, 1.0, 7.5)
+"""Loss weights of a token of three corpora, to which examples belong in turn, with the objective `corpus`."""
 PRECISION = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True}}}
 
 
-def packs_of_step(step: int) -> list[MicroBatch]:
+def packs_of_step(step: int, objective: str = "token") -> list[MicroBatch]:
     """Return the four packs of a step. One has no image, so on two ranks one rank has none in its first micro-batch."""
     from minigptv2.data.collate import collate
 
     made = []
     for pack in range(PACKS):
         examples, images = random_examples(2 + pack % 2, seed=10 * (step % 2) + pack, with_images=pack != 1)
-        made.append(collate(examples, images, 32))
+        for number, example in enumerate(examples):
+            example.labels[: len(example) - 5 + 2 * number] = IGNORE  # 5, 3 and 1 supervised tokens
+        made.append(collate(weighed(examples, objective), images, 32))
     return made
+
+
+def weighed(examples: list[Example], objective: str) -> list[Example]:
+    """Return the examples with the loss weights of the objective, as the data plan gives them."""
+    from minigptv2.data.objective import weigh
+
+    return [weigh(example, objective, CORPUS_WEIGHTS[number % 3]) for number, example in enumerate(examples)]
+
+
+def weights_of(pack: MicroBatch, objective: str) -> torch.Tensor:
+    """Return the loss weight of each supervised token of a pack, float64, by the definition of the objective."""
+    supervised = pack.inputs["labels"][0] != IGNORE
+    segments = pack.inputs["segment_ids"][0][supervised]
+    if objective == "token":
+        return torch.ones(len(segments), dtype=torch.float64)
+    if objective == "sample":
+        return 1 / torch.bincount(segments)[segments].double()
+    return torch.tensor(CORPUS_WEIGHTS, dtype=torch.float64)[(segments - 1) % 3]
 
 
 def make_trainer(
@@ -103,7 +125,7 @@ def gradients_at_steps(trainer: Any) -> list[dict[str, list[float]]]:
     return seen
 
 
-def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
+def run_steps(trainer: Any, steps: int, objective: str = "token") -> dict[str, Any]:
     """Train `steps` steps. Returns losses, norms, held elements, sums of weights and module calls of this rank."""
     from minigptv2.cluster import distributed
 
@@ -114,12 +136,14 @@ def run_steps(trainer: Any, steps: int) -> dict[str, Any]:
     )
     reports = []
     for step in range(steps):
-        mine = packs_of_step(step)[distributed.rank() :: distributed.world_size()]
+        mine = packs_of_step(step, objective)[distributed.rank() :: distributed.world_size()]
         reports.append(trainer.train_step(mine))
     weights = trainer.trained_weights()
     return {
         "losses": [report.loss for report in reports],
         "norms": [report.gradient_norm for report in reports],
+        "weights": [report.weight for report in reports],
+        "supervised": [report.supervised for report in reports],
         "held": trainer.held_by_part(),
         "calls": calls,
         "sums": {name: float(value.double().sum()) for name, value in weights.items()},
@@ -134,7 +158,7 @@ def train_many(cases: list[dict[str, Any]], folder: str, steps: int) -> list[dic
     for case in cases:
         trainer = make_trainer(case["mode"], ZERO[case["zero"]], folder, steps=steps, **case.get("more", {}))
         gradients = gradients_at_steps(trainer) if case.get("gradients", True) else []
-        result = run_steps(trainer, steps)
+        result = run_steps(trainer, steps, case.get("objective", "token"))
         results.append(result | {"gradients": gradients[:2]})
     return results
 
@@ -190,8 +214,13 @@ def load_from_files(file: str, folder: str) -> dict[str, Any]:
     return {**sharded, "equal": equal, "total": total, "lines": lines}
 
 
-def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool = False) -> dict[str, Any]:
-    """Train the reference without DeepSpeed and `minigptv2.engine`. `backwards` sums the packs in reverse order."""
+def plain_pytorch(
+    mode: str, steps: int, peak: float = RATE, *, backwards: bool = False, objective: str = "token"
+) -> dict[str, Any]:
+    """Train the reference without DeepSpeed and `minigptv2.engine`. `backwards` sums the packs in reverse order.
+
+    The losses of tokens are weighted here, by the definition of the objective.
+    """
     from minigptv2.model.weights import canonical_name
 
     parts, r = MODES[mode]
@@ -204,14 +233,19 @@ def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool 
         ],
         betas=(0.9, 0.999),
     )
-    losses, norms, gradients = [], [], []
+    losses, norms, gradients, weights, supervised = [], [], [], [], []
     for step in range(steps):
         if step < WARMUP:
             rate = 1e-6 + step / WARMUP * (peak - 1e-6)
         else:
             rate = peak / 10 + 0.9 * peak * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
-        outputs = [model(**pack.inputs) for pack in packs_of_step(step)[:: -1 if backwards else 1]]
-        loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
+        packs = packs_of_step(step)[:: -1 if backwards else 1]
+        factors = [weights_of(pack, objective) for pack in packs]
+        weight = float(sum(values.sum() for values in factors))
+        sums = [(token_losses(model, p) * f.float()).sum() for p, f in zip(packs, factors, strict=True)]
+        loss = torch.stack(sums).sum() / weight
+        weights.append(weight)
+        supervised.append(sum(len(values) for values in factors))
         optimizer.zero_grad()
         loss.backward()
         gradients.append({name: p.grad.double().flatten().tolist() for name, p in trained.items()})
@@ -223,9 +257,19 @@ def plain_pytorch(mode: str, steps: int, peak: float = RATE, *, backwards: bool 
     return {
         "losses": losses,
         "norms": norms,
+        "weights": weights,
+        "supervised": supervised,
         "gradients": gradients[:2],
         "sums": {name: float(p.detach().double().sum()) for name, p in trained.items()},
     }
+
+
+def token_losses(model: Any, pack: MicroBatch) -> torch.Tensor:
+    """Return the loss of each supervised token of a pack, in order."""
+    inputs = pack.inputs
+    embedded = model.embed(inputs["input_ids"], inputs["pixel_values"])
+    losses, _ = model.token_losses(embedded, inputs["labels"], inputs["position_ids"])
+    return losses
 
 
 def largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
@@ -236,8 +280,16 @@ def largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[floa
     return float(max(differences)) / scale
 
 
+def objective_of_split(split: int) -> str:
+    """Return the objective of a split. Each third split has another."""
+    return ("token", "sample", "corpus")[split % 3]
+
+
 def examples_of_split(split: int, count: int = 12) -> list[tuple[Example, list[np.ndarray]]]:
-    """Return examples of different lengths and label counts, each with or without an image, drawn with seed `split`."""
+    """Return examples of different lengths and label counts, each with or without an image, drawn with seed `split`.
+
+    They have the loss weights of the split's objective.
+    """
     rng = np.random.default_rng([7, split])
     made = []
     for _ in range(count):
@@ -250,7 +302,8 @@ def examples_of_split(split: int, count: int = 12) -> list[tuple[Example, list[n
         labels[-supervised:] = ids[-supervised:]
         images = [rng.integers(0, 256, (3, 32, 32), dtype=np.uint8)] if with_image else []
         made.append((Example(ids, labels, np.zeros(length, dtype=np.int64), len(images)), images))
-    return made
+    examples = weighed([example for example, _ in made], objective_of_split(split))
+    return [(example, images) for example, (_, images) in zip(examples, made, strict=True)]
 
 
 def random_packs(split: int, world_size: int) -> list[list[list[int]]]:
@@ -300,14 +353,18 @@ def gradients_of_splits(splits: list[int], folder: str, zero: int = 3) -> dict[s
 
 
 def reference_of_split(split: int) -> dict[str, list[float]]:
-    """Return the gradient of a split's mean loss: each example alone, in one process, without DeepSpeed."""
+    """Return the gradient of a split's mean loss by its definition: each example alone, without DeepSpeed."""
     from minigptv2.data.collate import collate
     from minigptv2.model.weights import canonical_name
 
     parts, r = MODES["lora"]
     model = tiny_model(parts, r)
     trained = {canonical_name(name): p for name, p in model.named_parameters() if p.requires_grad}
-    outputs = [model(**collate([example], images, 32).inputs) for example, images in examples_of_split(split)]
-    loss = sum(o["loss_sum"] for o in outputs) / sum(int(o["num_tokens"]) for o in outputs)
-    loss.backward()
+    sums, weight, objective = [], 0.0, objective_of_split(split)
+    for number, (example, images) in enumerate(examples_of_split(split)):
+        losses = token_losses(model, collate([example], images, 32))
+        factor = {"token": 1.0, "sample": 1 / len(losses), "corpus": CORPUS_WEIGHTS[number % 3]}[objective]
+        sums.append(factor * losses.sum())
+        weight += factor * len(losses)
+    (torch.stack(sums).sum() / weight).backward()
     return {name: p.grad.double().flatten().tolist() for name, p in trained.items()}

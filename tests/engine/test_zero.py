@@ -24,6 +24,10 @@ TWO_RANKS = [
     {"mode": "lora", "zero": 2},
     {"mode": "lora", "zero": 1},
     {"mode": "lora", "zero": 3, "more": {"recompute": 1}},
+    {"mode": "lora", "zero": 3, "objective": "corpus"},
+    {"mode": "lora", "zero": 3, "objective": "sample"},
+    {"mode": "lora", "zero": 0, "objective": "corpus"},
+    {"mode": "lora", "zero": 0, "objective": "sample"},
 ]
 ONE_RANK = [
     {"mode": "lora", "zero": 0},
@@ -52,7 +56,9 @@ def run_cases(cases: list[dict[str, Any]], ranks: int, folder: Path, steps: int 
 
 @pytest.fixture(scope="module")
 def references() -> dict[str, dict[str, Any]]:
-    return {mode: plain_pytorch(mode, STEPS) for mode in MODES}
+    """The reference of each mode, and of each other objective with LoRA, by its name."""
+    weighted = {objective: plain_pytorch("lora", STEPS, objective=objective) for objective in ("corpus", "sample")}
+    return {mode: plain_pytorch(mode, STEPS) for mode in MODES} | weighted
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,8 @@ def check_equal(results: list[dict[str, Any]], reference: dict[str, Any]) -> Non
     for result in results:
         assert result["losses"] == pytest.approx(losses, abs=1e-5)
         assert result["norms"] == pytest.approx(reference["norms"], rel=1e-4, abs=1e-6)
+        assert result["weights"] == pytest.approx(reference["weights"], rel=1e-6)
+        assert result["supervised"] == reference["supervised"]
         if result is results[0]:  # only the main rank keeps the gathered tensors
             assert result["calls"] == results[0]["calls"]
         for ours, theirs in zip(result["gradients"], reference["gradients"], strict=True):
@@ -82,7 +90,12 @@ def check_equal(results: list[dict[str, Any]], reference: dict[str, Any]) -> Non
 def test_two_ranks_equal_plain_pytorch(
     on_two_ranks: list[list[dict[str, Any]]], references: dict[str, dict[str, Any]], case: int
 ) -> None:
-    check_equal(on_two_ranks[case], references[TWO_RANKS[case]["mode"]])
+    check_equal(on_two_ranks[case], references[TWO_RANKS[case].get("objective", TWO_RANKS[case]["mode"])])
+
+
+def test_the_objectives_differ(references: dict[str, dict[str, Any]]) -> None:
+    losses = [references[name]["losses"][0] for name in ("lora", "corpus", "sample")]
+    assert min(abs(a - b) for a, b in ((losses[0], losses[1]), (losses[0], losses[2]), (losses[1], losses[2]))) > 1e-3
 
 
 @pytest.mark.parametrize("case", range(3), ids=lambda n: "-".join(map(str, ONE_RANK[n].values())))
@@ -148,7 +161,8 @@ def reference_images(split: int, pack: list[int]) -> bool:
 
 
 def test_any_split_into_ranks_accumulation_and_packs_gives_the_same_gradient(tmp_path: Path) -> None:
-    check_splits(2, list(range(5)), tmp_path)
+    """Each objective has two of the splits."""
+    check_splits(2, list(range(6)), tmp_path)
 
 
 @pytest.mark.soak

@@ -24,9 +24,9 @@ def tiny_config(trainable: list[str], lora_r: int = 0) -> ModelConfig:
     )
 
 
-def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0) -> MiniGPTv2:
+def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0, *, vocabulary: int = VOCABULARY) -> MiniGPTv2:
     config = tiny_config(trainable, lora_r)
-    model = build_model(config, VOCABULARY)
+    model = build_model(config, vocabulary)
 
     def assign(parameter, value):  # type: ignore[no-untyped-def]
         with torch.no_grad():

@@ -124,7 +124,7 @@ def test_invalid_decoding_options_are_refused(predictor: Predictor) -> None:
 
 def test_a_stream_is_the_answer_in_pieces(predictor: Predictor) -> None:
     compared = 0
-    for seed in range(24):
+    for seed in range(48):
         decoding, request = Decoding(6, temperature=1.0, seed=seed), REQUESTS[seed % len(REQUESTS)]
         answer = predictor.answer([request], decoding)[0]
         pieces = list(predictor.stream(request, decoding))

@@ -2,13 +2,14 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from minigptv2.errors import DataError, StorageError
 from minigptv2.shards import local_files
-from minigptv2.shards.local_files import LocalFiles
+from minigptv2.shards.local_files import LocalFiles, ScatteredFiles
 
 
 def shards(folder: Path, count: int) -> list[str]:
@@ -60,3 +61,22 @@ def test_a_store_that_is_away_is_no_bad_sample(
     else:
         with pytest.raises(error, match=r"c-0\.tar"):
             files.read(name, len(name), 0, 3)
+
+
+def test_scattered_reads_keep_no_file_open_and_leave_the_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads share the object. A node's cache would copy each shard of which one sample is measured."""
+    monkeypatch.setenv("MINIGPTV2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINIGPTV2_CACHE_GIB", "1")
+    names = shards(tmp_path / "c", 40)
+    files = ScatteredFiles(tmp_path / "c")
+    before = set(os.listdir("/proc/self/fd"))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda name: files.read(name, len(name), 0, len(name)), names * 5))
+    assert found == [name.encode() for name in names * 5]
+    assert len(os.listdir("/proc/self/fd")) <= len(before) and not (tmp_path / "cache").exists()
+    with pytest.raises(DataError, match="7 bytes, the manifest says 99"):
+        files.read(names[0], 99, 0, 3)
+    with pytest.raises(DataError, match="cannot be read"):
+        files.read("missing.tar", 9, 0, 3)

@@ -70,7 +70,8 @@ def _add_build(parser: Parser) -> None:
     parser.add_argument(
         "--ignore-extra",
         action="store_true",
-        help="accepted as in `shards index`: a build always passes over extra members of tars, and names them",
+        help="pass over unknown keys of your conversations that hold no image, and name them. Extra members of tars "
+        "are always passed over and named",
     )
     parser.set_defaults(run=_build)
 
@@ -156,7 +157,10 @@ def _build(args: argparse.Namespace) -> int:
         return _build_all(args)
     file = Path(args.corpus)
     if file.suffix.lower() in FORMATS or "/" in args.corpus:
-        corpus, root = own_corpus(file, skip_faults=args.skip_faults), Path(args.root or file.parent)
+        corpus, root = (
+            own_corpus(file, skip_faults=args.skip_faults, ignore_extra=args.ignore_extra),
+            Path(args.root or file.parent),
+        )
     elif args.corpus in CORPORA:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
     else:

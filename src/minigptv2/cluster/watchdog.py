@@ -38,6 +38,8 @@ BEAT_S = 1.0
 """Seconds between heartbeats."""
 _SLOW = 6
 """Factor on `silence_s` while loading, saving and evaluating, where single calls may keep a process busy."""
+_STORE_TIMEOUT_S = 10
+"""Time limit of each call of the store."""
 _MAX_DELAY_S = 2.0
 """Longest wait of a rank that lets lower ranks write the report first."""
 _LOST = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Gloo", "gloo", "Socket Timeout")
@@ -93,6 +95,10 @@ class Watchdog:
         self._heard: dict[int, tuple[str, float, _Heartbeat]] = {}
         self._last_round = time.monotonic()
         self._store: dist.Store | None = None
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("watchdog", self._watch), ("store watchdog", self._watch_store))
+        ]
 
     def set_phase(self, phase: str, *, steady: bool = False) -> None:
         """Mark that the training thread enters a phase. A `steady` one is an ordinary step, bounded by `hang_s`."""
@@ -105,8 +111,8 @@ class Watchdog:
             self._round()  # the first heartbeat
             distributed.barrier()
             self._round()  # now every rank has been heard of
-        for name, work in (("watchdog", self._watch), ("store watchdog", self._watch_store)):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -119,6 +125,9 @@ class Watchdog:
         else:
             self._write(self._failure_of(error))
         self._done.set()
+        # A thread that returns from the store while the interpreter ends would abort the process (pytorch issue 38228).
+        for thread in self._threads:
+            thread.join(2 * _STORE_TIMEOUT_S)
         faulthandler.cancel_dump_traceback_later()
 
     def _failed(self, error: BaseException) -> None:
@@ -332,7 +341,9 @@ class Watchdog:
 def _connect() -> dist.Store:
     """A separate connection to the process group's store, with time-outs of seconds."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
+    store = dist.TCPStore(
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S)
+    )
     return dist.PrefixStore(f"minigptv2/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 

@@ -48,10 +48,11 @@ class BuildReport:
         turns = ", ".join(f"{count:,} {task}" for task, count in manifest.turns.items())
         rate = manifest.samples / max(1e-9, self.seconds)
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
+        samples, shards = _counted(manifest.samples, "samples"), _counted(len(manifest.shards), "shards")
         lines = [
-            f"{self.corpus.name} {self.split}: read {self.read:,} {unit}{expected}",
+            f"{self.corpus.name} {self.split}: read {_counted(self.read, unit)}{expected}",
             *self.layout,
-            f"kept {manifest.samples:,} samples in {len(manifest.shards)} shards, "
+            f"kept {samples} in {shards}, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
         lines += [f"dropped {at_least(reason, count)}: {reason}" for reason, count in self.dropped.items()]
@@ -71,6 +72,12 @@ class BuildReport:
             reason = next(iter(self.dropped))
             found.append(f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
         return found
+
+
+def _counted(number: int, unit: str) -> str:
+    """The number with its unit, which is in the plural, or in the singular for one."""
+    singular = f"{unit[:-3]}y" if unit.endswith("ies") else unit.removesuffix("s")
+    return f"{number:,} {singular if number == 1 else unit}"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import os
 import re
 import sys
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -37,14 +38,15 @@ FORMATS = {
     ".jsonl": "JSON lines",
     ".csv": "a CSV of image and caption",
     ".tsv": "a CSV with tabs",
-    ".json": "a COCO detection file or LLaVA's list of conversations",
+    ".json": "a COCO detection file or a list of conversations",
 }
 
 
-def own_corpus(file: Path, *, skip_faults: bool = False) -> CorpusSpec:
+def own_corpus(file: Path, *, skip_faults: bool = False, ignore_extra: bool = False) -> CorpusSpec:
     """The corpus of a user's file, named after the file. Raises `DataError` for an unknown format.
 
     Reading its drafts raises `DataError` with every mistake. With `skip_faults` faulty lines are left out and counted.
+    `ignore_extra` passes over unknown keys of conversations that hold no image, and counts them.
     """
     if file.suffix.lower() not in FORMATS:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
@@ -54,7 +56,7 @@ def own_corpus(file: Path, *, skip_faults: bool = False) -> CorpusSpec:
     return CorpusSpec(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
-        drafts=partial(_drafts, file=file, skip_faults=skip_faults),
+        drafts=partial(_drafts, file=file, skip_faults=skip_faults, ignore_extra=ignore_extra),
         tasks=MIXED,
         expected={"train": None},
         counted="entries",
@@ -64,9 +66,12 @@ def own_corpus(file: Path, *, skip_faults: bool = False) -> CorpusSpec:
     )
 
 
-def _drafts(raw: Raw, split: str, *, file: Path, skip_faults: bool) -> Iterator[Draft | Rejected]:
+def _drafts(
+    raw: Raw, split: str, *, file: Path, skip_faults: bool, ignore_extra: bool = False
+) -> Iterator[Draft | Rejected]:
+    raw = replace(raw, ignore_extra=ignore_extra)
     if not skip_faults:
-        check(file, raw)
+        check(file, replace(raw, notes=Counter()))  # the notes of the build count each entry once
     for line in read(file, raw):
         if line.draft is not None:
             yield line.draft

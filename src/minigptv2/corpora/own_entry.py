@@ -10,14 +10,34 @@ from typing import Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, clean
+from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
+from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.sources.llava import turns_of
+from minigptv2.corpora.typed_marks import answer_text, query_text, without_image_marks
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
 
-KEYS = ("image", "task", "question", "answer", "phrase", "boxes", "objects", "boxes_in", "conversations", "id")
+_TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
+KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, *CONVERSATION_KEYS, "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
+_DESCRIPTIONS = (
+    *("model", "source", "data_source", "dataset", "dataset_name", "split", "subset", "category", "type", "topic"),
+    *("language", "lang", "license", "version", "score", "uid", "idx", "index", "question_id", "qid", "task"),
+    *("conversation_id", "question_type", "meta", "metadata", "created_at", "tags"),
+)
+"""Keys with which known tools describe a conversation. They are passed over, and counted in the report of the build."""
+_DESCRIPTIONS_OF_IMAGES = (
+    *("image_id", "img_id", "width", "height", "image_width", "image_height", "image_size", "width_list"),
+    *("height_list", "url", "coco_url", "flickr_url", "file_name", "filename", "sha256", "md5"),
+)
+"""The same, of its image: only beside an image, since they may mean that there should be one."""
+_IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|jfif)\b|^data:image", re.IGNORECASE)
+_IMAGE_KEY = re.compile(
+    "im(age|g)|pic|photo|visual|media|frame|figure|screenshot|scan|thumb|attach|asset|src|video|audio|file|path",
+    re.IGNORECASE,
+)
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _ENCODER = json.JSONEncoder(ensure_ascii=False)
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which JSON can contain and UTF-8 cannot encode."""
@@ -29,32 +49,58 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         raise DataError(f'expected an object: {{"image": "a.jpg", "task": "caption", ...}}, got {as_json(entry)}')
     if half := _HALF.search(_ENCODER.encode(entry)):
         raise DataError(f"contains {as_json(half[0])}, half of a character: a text was truncated within a character")
+    conversations = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
+    if len(conversations) > 1:
+        raise DataError("conversations and messages are both given: remove one of them")
+    images = image_of(entry)
+    has_image = bool(images) or bool(conversations) and holds_image(entry[conversations[0]])
     for key in entry:
-        if key not in KEYS and "conversations" not in entry:
-            raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
-    image = entry.get("image")
-    if image is not None and not is_text(image):
-        raise DataError(f"image is {as_json(image)}; expected the path of an image")
+        _check_key(key, entry, conversations, has_image, raw)
+    if conversations:
+        read = read_conversation(entry, conversations[0], images)
+        turns, image = read.turns, read.image
+    else:
+        image = images[0] if images else None
+        turns = (_turn(entry, image is not None),)
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
-    conversation = entry.get("conversations")
-    turns = (_turn(entry, image),) if conversation is None else _conversation(conversation, image is not None)
     source = {"corpus": raw.corpus, "id": str(entry.get("id", number))}
-    return Draft(f"{number:08d}", turns, None if image is None else paths_of(image, file, raw), source, frame=frame)
+    return Draft(f"{number:08d}", turns, None if image is None else located(image, file, raw), source, frame=frame)
 
 
-def _conversation(conversation: Any, has_image: bool) -> tuple[Turn, ...]:
-    valid = isinstance(conversation, list) and all(
-        isinstance(message, dict) and isinstance(message.get("from"), str) and isinstance(message.get("value"), str)
-        for message in conversation
+def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_image: bool, raw: Raw) -> None:
+    """Raise `DataError` for a key whose value would be lost. Keys that only describe an entry are counted."""
+    value = entry[key]
+    if not conversations:
+        if key not in KEYS:
+            raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
+        return
+    if key in (*IMAGE_KEYS, *CONVERSATION_KEYS, "system", "id") or value in _EMPTY:
+        return
+    is_image = _names_image(value)
+    if key in _TASK_KEYS or key == "task" and isinstance(value, str) and value in TASKS and TASKS[value].identifier:
+        raise DataError(f"{key} is given beside {conversations[0]}: an entry is one or the other; remove one of them")
+    described = key in _DESCRIPTIONS or has_image and key in _DESCRIPTIONS_OF_IMAGES
+    passed = raw.ignore_extra and not _IMAGE_KEY.search(key)
+    if (described or passed) and (has_image or not is_image):
+        raw.note(f"passed over key '{cut(key)}' of {{count}} entries")
+        return
+    if is_image or _IMAGE_KEY.search(key):
+        raise DataError(f"unknown key '{cut(key)}', {as_json(value)}: an image is given as image or images")
+    raise DataError(
+        f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} Remove it, or pass over such keys with --ignore-extra"
     )
-    if not valid:
-        raise DataError(
-            'conversations must be a list of {"from": "human", "value": ...}, {"from": "gpt", "value": ...}'
-        )
-    return turns_of(conversation, has_image=has_image)
 
 
-def _turn(entry: dict[str, Any], image: str | None) -> Turn:
+def _names_image(value: Any) -> bool:
+    """Whether a value, or one inside it, looks like the path, the URL or the bytes of an image."""
+    if isinstance(value, dict):
+        return any(map(_names_image, value.values()))
+    if isinstance(value, list):
+        return any(map(_names_image, value))
+    return isinstance(value, str) and bool(_IMAGE_NAME.search(value))
+
+
+def _turn(entry: dict[str, Any], has_image: bool) -> Turn:
     task = entry.get("task")
     if not isinstance(task, str) or task not in TASKS:
         known = ", ".join(TASKS)
@@ -63,19 +109,20 @@ def _turn(entry: dict[str, Any], image: str | None) -> Turn:
         given = cut(str(task))
         raise DataError(f"unknown task '{given}'{nearest(given, tuple(TASKS))} The tasks are {known}")
     shape = TASKS[task].shape
-    if shape.image and image is None:
+    if shape.image and not has_image:
         raise DataError(f"task '{task}' needs an image: add image, or set task to 'language'")
-    if image is not None and not shape.image:
+    if has_image and not shape.image:
         raise DataError(f"task '{task}' has an image: set task to 'conversation', or remove image")
-    answers = _texts(entry, "answer")
+    _refuse_unused(entry, task)
+    answers = tuple(answer_text(text, "answer") for text in _texts(entry, "answer"))
     if shape.spans:
         return _grounding(task, entry, answers or _missing(task, "answer"))
     if shape.regions == "some":
         return Turn(task, regions=tuple(_objects(entry)))
     if shape.regions == "none":
-        question = _need(entry, "question") if shape.question else None
+        question = _query(_need(entry, "question"), task, "question", has_image) if shape.question else None
         return Turn(task, question, answers or _missing(task, "answer"))
-    phrases = _texts(entry, "question" if TASKS[task].query == "phrase" else "answer") or _texts(entry, "phrase")
+    phrases = _phrases(entry, task)
     boxes = _boxes(entry)
     if len(boxes) != 1:
         raise DataError(f"task '{task}' requires one box, got {len(boxes)}")
@@ -83,6 +130,44 @@ def _turn(entry: dict[str, Any], image: str | None) -> Turn:
         _missing(task, "answer")
     regions = (Region(boxes, phrases or _missing(task, "phrase")),)
     return Turn(task, answers=answers if shape.answers else (), regions=regions)
+
+
+def _refuse_unused(entry: dict[str, Any], task: str) -> None:
+    """Raise `DataError` for a key that the task does not use, or that another key stands for."""
+    shape, is_phrase = TASKS[task].shape, TASKS[task].query == "phrase"
+    used = {"question"} if shape.question or is_phrase else set[str]()
+    used |= {"answer"} if shape.answers or shape.regions != "some" and not is_phrase else set()
+    used |= {"phrase", "boxes", "boxes_in"} if shape.regions != "none" else set()
+    used |= {"objects"} if shape.regions == "some" else set()
+    given = [key for key in _TASK_KEYS if entry.get(key) not in _EMPTY]
+    for key in given:
+        if key not in used:
+            raise DataError(f"task '{task}' does not use \"{key}\": remove it, or change the task")
+    for one, other in (("question", "phrase"), ("answer", "phrase"), ("objects", "phrase"), ("objects", "boxes")):
+        if one in given and other in given and not (one == "answer" and shape.spans):
+            raise DataError(f'"{one}" and "{other}" are both given; task \'{task}\' uses one of them: remove the other')
+
+
+def _phrases(entry: dict[str, Any], task: str) -> tuple[str, ...]:
+    """The phrases of the only region: the query of the task, or the answer to it."""
+    is_query = TASKS[task].query == "phrase"
+    key = "question" if is_query else "answer"
+    key = key if _texts(entry, key) else "phrase"
+    texts = _texts(entry, key)
+    return tuple(_query(text, task, key, True) if is_query else answer_text(text, key) for text in texts)
+
+
+def _query(text: str, task: str, what: str, has_image: bool) -> str:
+    """A query without image marks and without the task's identifier. Raises `DataError` for what is left of them."""
+    typed = without_image_marks(text, what)
+    if len(typed.marks) > int(has_image) or typed.paths:
+        several = f"the image mark '{typed.marks[0]}'" if len(typed.marks) == 1 else f"{len(typed.marks)} image marks"
+        there = "1 image: name it under image" if has_image else "no image: add image, or remove the mark"
+        raise DataError(f"{what} has {several}, and there is {there}")
+    found = query_text(typed.text, task, what, has_image=has_image)
+    if not found.strip():
+        raise DataError(f"{what} has no text beside marks: an empty question")
+    return found
 
 
 def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
@@ -106,7 +191,10 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
     return [
-        Region(_boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (_need(one, "phrase"),)) for one in listed
+        Region(
+            _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (answer_text(_need(one, "phrase"), "phrase"),)
+        )
+        for one in listed
     ]
 
 
@@ -164,23 +252,3 @@ def _need(entry: dict[str, Any], key: str) -> str:
 
 def _missing(task: str, key: str) -> Any:
     raise DataError(f"task '{task}' needs \"{key}\"")
-
-
-def is_text(value: Any) -> bool:
-    """Whether it is a text that may be a name or a path: not blank, without NUL, and valid in UTF-8."""
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value and not _HALF.search(value)
-
-
-def as_json(value: Any) -> str:
-    """The beginning of a value as JSON, in ASCII, so that it can be printed to any stream."""
-    return cut(json.dumps(value))
-
-
-def cut(text: str) -> str:
-    """The text, shortened to 60 characters."""
-    return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-def paths_of(image: str, file: Path, raw: Raw) -> tuple[str, ...]:
-    """Where an image may be: below the root, or in the folder of the file."""
-    return tuple(dict.fromkeys((str(raw.root / image), str(file.parent / image))))

@@ -15,8 +15,10 @@ from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft
-from minigptv2.corpora.own_entry import as_json, cut, draft_of, is_box, is_id, is_text, paths_of
+from minigptv2.corpora.own_entry import draft_of, is_box, is_id
+from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
 from minigptv2.corpora.raw import Raw
+from minigptv2.corpora.typed_marks import answer_text
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
@@ -77,7 +79,9 @@ def _from_jsonl(file: Path, raw: Raw) -> Iterator[OwnEntry]:
                 yield OwnEntry(name, None, problem)
             elif text.strip():
                 try:
-                    entry = json.loads(text)
+                    entry = json.loads(text, object_pairs_hook=_unique)
+                except DataError as error:
+                    yield OwnEntry(name, None, str(error))
                 except ValueError as error:
                     yield OwnEntry(name, None, f"not JSON: {error}. Each line must be one object in braces")
                 except RecursionError:
@@ -143,14 +147,27 @@ def _from_json(file: Path, raw: Raw) -> Iterator[OwnEntry]:
 def _document(file: Path) -> Any:
     data = file.read_bytes()
     try:
-        return json.loads(data.decode(json.detect_encoding(data)))  # may be UTF-16
+        return json.loads(data.decode(json.detect_encoding(data)), object_pairs_hook=_unique)  # may be UTF-16
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(f"{file}, line {line} is not UTF-8: {SAVE_AS_UTF8}") from error
     except RecursionError as error:
         raise DataError(f"{file}: {TOO_DEEP}") from error
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
     except ValueError as error:
-        raise DataError(f"{file}: {f'not JSON: {error}' if data.strip() else 'is empty'}") from error
+        lines = ". If each line is an object, name the file .jsonl" if str(error).startswith("Extra data") else ""
+        raise DataError(f"{file}: {f'not JSON: {error}{lines}' if data.strip() else 'is empty'}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises `DataError` for a repeated key, of which one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise DataError(f"the key '{cut(repeated)}' occurs twice in one object: {as_json(found)}")
+    return found
 
 
 def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEntry]:
@@ -211,7 +228,7 @@ def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
         raise DataError("duplicate id; ids must be unique")
     if not is_text(entry.get(text)):
         raise DataError(f"{text} is {as_json(entry.get(text))}; expected a text")
-    known[entry["id"]] = entry[text]
+    known[entry["id"]] = answer_text(entry[text], text) if text == "name" else entry[text]
 
 
 def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box | None:
@@ -236,6 +253,8 @@ def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box 
 
 
 def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> OwnEntry:
+    if isinstance(entry, dict) and is_id(entry.get("id")):
+        name = f"{name} (id {as_json(entry['id'])})"
     try:
         return OwnEntry(name, draft_of(number, entry, file, raw))
     except DataError as error:

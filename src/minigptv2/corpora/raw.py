@@ -27,7 +27,7 @@ OFFICIAL, MINIGPT4 = "the official layout", "MiniGPT-4's layout"
 
 @dataclass(frozen=True)
 class FoundPath:
-    """A path below the root that is read. `left` is a path of the other layout that exists, too, and is not read."""
+    """A path below the root that is read. `left` is a path of the other layout that exists, too, and comes second."""
 
     path: str
     layout: str
@@ -39,7 +39,7 @@ class Raw:
     """The folder with original files, and the download to name if one is missing.
 
     `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
-    what a reader passes over without loss.
+    what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations.
     """
 
     root: Path
@@ -47,6 +47,7 @@ class Raw:
     download: str
     found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
     notes: Counter[str] = field(default_factory=Counter, compare=False)
+    ignore_extra: bool = False
 
     def note(self, what: str, count: int = 1) -> None:
         """Count something that is passed over. `{count}` in the description stands for the number."""
@@ -62,7 +63,7 @@ class Raw:
         if path is None:
             self.missing(*candidates, minigpt4=minigpt4)
         left = other if official and other and not official.startswith(f"{other}/") else ""
-        return self._note(FoundPath(path, OFFICIAL if official else MINIGPT4, left or ""))
+        return self._remember(FoundPath(path, OFFICIAL if official else MINIGPT4, left or ""))
 
     def beside(self, file: Path, *names: str) -> Path:
         """The first of the names that exists in the folder of a file that was found: in the layout of that file."""
@@ -71,7 +72,7 @@ class Raw:
         path = self._first(candidates)
         if path is None:
             self.missing(*candidates)
-        return self._note(FoundPath(path, layout))
+        return self._remember(FoundPath(path, layout))
 
     def has(self, candidate: str) -> bool:
         """Whether the path exists."""
@@ -86,7 +87,7 @@ class Raw:
         for pattern in (*patterns, *minigpt4):
             found = sorted(file for file in self.root.glob(pattern) if file.is_file())
             if found:
-                self._note(FoundPath(pattern, OFFICIAL if pattern in patterns else MINIGPT4))
+                self._remember(FoundPath(pattern, OFFICIAL if pattern in patterns else MINIGPT4))
                 return found
         self.missing(*patterns, minigpt4=minigpt4)
 
@@ -103,7 +104,7 @@ class Raw:
             paths = [one.path for one in self.found.values() if one.layout == layout]
             lines += [f"read in {layout}: {', '.join(paths)}"] if paths else []
         return lines + [
-            f"both layouts are there: {one.path} was read, {one.left} of {MINIGPT4} was not"
+            f"both layouts are there: {one.path} of {OFFICIAL} comes before {one.left} of {MINIGPT4}"
             for one in self.found.values()
             if one.left
         ]
@@ -111,7 +112,7 @@ class Raw:
     def _first(self, candidates: Sequence[str]) -> str | None:
         return next(filter(self.has, candidates), None)
 
-    def _note(self, found: FoundPath) -> Path:
+    def _remember(self, found: FoundPath) -> Path:
         self.found[found.path] = found
         return self.root / found.path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,30 +30,47 @@ class Lengths:
     pairs: float
 
 
-def measure_lengths(encode: Callable[[int], Example], size: int, corpus: str, *, precise: bool) -> Lengths:
-    """The mean lengths of a corpus of `size` samples, which `encode` encodes by number.
+Encode = Callable[[int, int], Example]
+"""Encodes the sample of a number in an epoch. Called from several threads."""
+_THREADS = 16
+"""Samples that are read at once: each read waits for the disk or the network, and they are far apart."""
 
-    `precise` measures as many samples as `supervised` needs for a standard error of `PRECISION`. The result depends
-    only on the arguments. Raises `DataError` if no sample can be encoded.
+
+def measure_lengths(encode: Encode, size: int, corpus: str, *, precise: bool) -> Lengths:
+    """The mean lengths of a corpus of `size` samples, which `encode` encodes.
+
+    `precise` measures as many samples as `supervised` needs for a standard error of `PRECISION`. If the corpus is
+    smaller, it measures several epochs, which may draw other answers. The result depends only on the arguments. Raises
+    `DataError` if no sample can be encoded.
     """
-    first = _measure(encode, size, MEASURED_SAMPLES)
+    first = _measure(encode, size, MEASURED_SAMPLES, epoch=0)
     if not len(first):
         raise DataError(f"{corpus}: none of {min(size, MEASURED_SAMPLES)} samples can be encoded")
-    supervised = first[:, 1]
-    if precise and size > MEASURED_SAMPLES:
-        needed = math.ceil((supervised.std(ddof=1) / supervised.mean() / PRECISION) ** 2) if len(first) > 1 else 0
-        if needed > MEASURED_SAMPLES:
-            supervised = _measure(encode, size, min(needed, MAX_MEASURED_SAMPLES))[:, 1]
+    supervised = _supervised(encode, size, first[:, 1]) if precise else first[:, 1]
     return Lengths(float(first[:, 0].sum() / len(first)), float(supervised.mean()), float(first[:, 2].mean()))
 
 
-def _measure(encode: Callable[[int], Example], size: int, count: int) -> np.ndarray:
+def _supervised(encode: Encode, size: int, first: np.ndarray) -> np.ndarray:
+    """Supervised tokens of as many samples as a precise mean needs, of which `first` are measured."""
+    spread = first.std(ddof=1) / first.mean() if len(first) > 1 else 0.0
+    needed = min(max(math.ceil((spread / PRECISION) ** 2), MEASURED_SAMPLES), MAX_MEASURED_SAMPLES)
+    if needed <= min(size, MEASURED_SAMPLES):
+        return first
+    epochs = -(-needed // size)
+    return np.concatenate([_measure(encode, size, needed, epoch=epoch)[:, 1] for epoch in range(epochs)])
+
+
+def _measure(encode: Encode, size: int, count: int, *, epoch: int) -> np.ndarray:
     """int64 [samples, 3]: tokens, supervised tokens and pairs of `count` evenly spread samples that can be encoded."""
-    rows = []
-    for sample in np.linspace(0, size - 1, min(size, count)).astype(int).tolist():
+
+    def measure(sample: int) -> tuple[int, int, int] | None:
         try:
-            example = encode(sample)
+            example = encode(sample, epoch)
         except DataError:
-            continue  # the loader drops and reports it. Here it only has no length
-        rows.append((len(example), example.num_supervised, max(1, len(example.branches))))
+            return None  # the loader drops and reports it. Here it only has no length
+        return len(example), example.num_supervised, max(1, len(example.branches))
+
+    samples = np.linspace(0, size - 1, min(size, count)).astype(int).tolist()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        rows = [row for row in pool.map(measure, samples) if row is not None]
     return np.array(rows, dtype=np.int64).reshape(-1, 3)

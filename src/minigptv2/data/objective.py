@@ -20,6 +20,11 @@ from minigptv2.prompt import Example
 from minigptv2.tasks import TASKS
 
 TOKEN, SAMPLE, CORPUS = OBJECTIVES = ("token", "sample", "corpus")
+MEANINGS = {
+    TOKEN: "every supervised token has equal weight",
+    SAMPLE: "every sample has equal weight",
+    CORPUS: "every corpus has its loss_share of the gradient",
+}
 
 
 def check_objective(recipe: Recipe, file: str) -> None:

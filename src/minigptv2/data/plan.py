@@ -25,7 +25,7 @@ from minigptv2.data.config import Recipe
 from minigptv2.data.lengths import Lengths, measure_lengths
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
 from minigptv2.data.objective import CORPUS, weigh, weights_of_corpora
-from minigptv2.data.units import Units
+from minigptv2.data.units import Units, check_turn_counts
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder, share_image
 from minigptv2.record import Record
@@ -93,6 +93,8 @@ class DataPlan:
         if scheduled and global_batch_size is None:
             raise ConfigError("the recipe has schedules over steps: pass global_batch_size to the plan")
         self._steps_of = global_batch_size if scheduled else None
+        lines = zip(recipe.corpora.items(), self.corpora, strict=True)
+        check_turn_counts({name: (share, reader) for (name, share), reader in lines})
         self.units = [
             Units(name, share, reader)
             for (name, share), reader in zip(recipe.corpora.items(), self.corpora, strict=True)
@@ -282,9 +284,11 @@ def measure_corpus(
 ) -> Lengths:
     """Mean lengths of the corpus's samples. Raises `DataError` if none of the measured ones can be encoded."""
 
-    def encode(unit: int) -> Example:
+    scattered = reader.scattered()
+
+    def encode(unit: int, epoch: int) -> Example:
         number, part = units.locate(unit)
-        return encode_sample(reader, units, SampleId(0, number, 0, part), encoder, seed_key=seed_key)
+        return encode_sample(scattered, units, SampleId(0, number, epoch, part), encoder, seed_key=seed_key)
 
     return measure_lengths(encode, len(units), str(reader.folder), precise=precise)
 

@@ -53,7 +53,7 @@ class LocalFiles:
         """
         for pause in (*_PAUSES_S, None):
             try:
-                data = os.pread(self._descriptor(file, size), length, offset)
+                data = self._pread(file, size, length, offset)
                 break
             except OSError as error:
                 if error.errno not in _STORAGE_ERRORS:
@@ -67,6 +67,9 @@ class LocalFiles:
             raise DataError(f"{self.folder / file}: ends {length - len(data)} bytes early")
         return data
 
+    def _pread(self, file: str, size: int, length: int, offset: int) -> bytes:
+        return os.pread(self._descriptor(file, size), length, offset)
+
     def _descriptor(self, file: str, size: int) -> int:
         known = self._number, file
         if known in _open_files:
@@ -74,19 +77,40 @@ class LocalFiles:
             return _open_files[known]
         source = self.folder / file
         descriptor = os.open(source, os.O_RDONLY) if self._cache is None else self._cache.open(source, size)
-        found = os.fstat(descriptor).st_size
-        if found != size:
+        try:
+            self._check_size(file, descriptor, size)
+        except DataError:
             os.close(descriptor)
-            raise DataError(f"{self.folder / file}: {found} bytes, the manifest says {size}; copy or build it again")
+            raise
         _open_files[known] = descriptor
         while len(_open_files) > _MAX_OPEN_SHARDS:
             os.close(_open_files.popitem(last=False)[1])
         return descriptor
 
+    def _check_size(self, file: str, descriptor: int, size: int) -> None:
+        found = os.fstat(descriptor).st_size
+        if found != size:
+            raise DataError(f"{self.folder / file}: {found} bytes, the manifest says {size}; copy or build it again")
+
     def _close(self, file: str) -> None:
         """Close the file, so that the next read opens it again: a stale handle stays stale."""
         descriptor = _open_files.pop((self._number, file), None)
         if descriptor is not None:
+            os.close(descriptor)
+
+
+class ScatteredFiles(LocalFiles):
+    """Byte ranges of the files in one folder, for a few reads from many files. Threads may share it.
+
+    It opens a file for each read, and leaves the shard cache alone, which would copy every file that it is asked for.
+    """
+
+    def _pread(self, file: str, size: int, length: int, offset: int) -> bytes:
+        descriptor = os.open(self.folder / file, os.O_RDONLY)
+        try:
+            self._check_size(file, descriptor, size)
+            return os.pread(descriptor, length, offset)
+        finally:
             os.close(descriptor)
 
 

@@ -18,7 +18,7 @@ from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
-from minigptv2.shards.local_files import LocalFiles
+from minigptv2.shards.local_files import LocalFiles, ScatteredFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
 from minigptv2.shards.tar_captions import CAPTION_KEYS, TEXT_EXTENSIONS, caption_of, facts_of
@@ -49,6 +49,14 @@ class CorpusReader:
     def __reduce__(self) -> tuple[type[CorpusReader], tuple[Path | str]]:
         return CorpusReader, (self.folder,)  # a worker opens the files itself: maps and descriptors are not pickled
 
+    def scattered(self) -> CorpusReader:
+        """The same corpus, for a few reads from many shards by several threads. See `ScatteredFiles`."""
+        other = CorpusReader.__new__(CorpusReader)  # shares the manifest and the index, which are only read
+        vars(other).update(vars(self))
+        if isinstance(self._files, LocalFiles):
+            other._files = ScatteredFiles(self._files.folder)
+        return other
+
     def __len__(self) -> int:
         return self.manifest.samples
 
@@ -58,19 +66,15 @@ class CorpusReader:
         return self.manifest.shards.starts
 
     @property
-    def turn_counts(self) -> TurnCounts | None:
-        """The number of separate turns of each sample. None: every sample has one.
+    def counts_turns(self) -> bool:
+        """Whether it is known how many separate turns each sample has. Version 0.1 did not count them."""
+        return self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
 
-        Raises `DataError` for a corpus of version 0.1 that may have several, because that version did not count them.
-        """
-        known = self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
-        if not known:
-            folder = public_url(str(self.folder))
-            local = "a local copy of it" if is_remote(self.folder) else folder
-            raise DataError(
-                f"{folder}: this corpus, built by version 0.1, does not state how many separate turns each sample has. "
-                f"Run `minigptv2 shards index` on {local}, which writes the counts and keeps the shards"
-            )
+    @property
+    def turn_counts(self) -> TurnCounts | None:
+        """The number of separate turns of each sample. None: every sample has one. Raises `DataError` if unknown."""
+        if not self.counts_turns:
+            raise DataError(f"{public_url(str(self.folder))}: how many separate turns each sample has is not known")
         return self._turn_counts
 
     def key(self, sample: int) -> str:

@@ -15,7 +15,7 @@ PHRASE_OPEN, PHRASE_CLOSE = "<p>", "</p>"
 _BOXES = r"\{[^{}]*\}(?:" + re.escape(BOX_DELIMITER) + r"\{[^{}]*\})*"
 _BARE_BOXES = re.compile(_BOXES)
 _PHRASE = re.compile(
-    re.escape(PHRASE_OPEN) + r"(?P<phrase>[^<]*)" + re.escape(PHRASE_CLOSE) + r"\s*(?P<boxes>" + _BOXES + r")?"
+    re.escape(PHRASE_OPEN) + r"(?P<phrase>[^<]*)" + re.escape(PHRASE_CLOSE) + r"(?:\s*(?P<boxes>" + _BOXES + r"))?"
 )
 _UNFINISHED = re.compile(r"(?:" + re.escape(PHRASE_OPEN) + r"[^<]*(?:<[^>]*)?|\{[^}]*|<[^>]*)$")
 

@@ -99,5 +99,5 @@ def _inside(box: Box) -> Box:
 
 def _joined(caption: str, words: str) -> str:
     """The caption and more words, with each run of white space as one space and none at the beginning."""
-    text = re.sub(r"\s+", " ", words.replace("\0", ""))
+    text = re.sub(r"\s+", " ", words.replace("\0", "").encode("utf-8", "ignore").decode())
     return caption + (text.lstrip() if not caption or caption.endswith(" ") else text)
