@@ -183,3 +183,22 @@ def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> N
     assert outcome["mean_loss"] == pytest.approx(sum(nll) / len(nll))
     assert run("score", model, source, tmp_path / "none.jsonl") == 3
     assert 'no "answer" to score' in capsys.readouterr().err
+
+
+def test_answers_are_scored_in_a_prompt_style(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published form has one more `<s>` and one space less, and predictions report its length."""
+    source = write(tmp_path, [{"image": "images/a.png", "turns": [{"question": "[vqa] what?", "answer": "a bar"}]}])
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"image": "images/a.png", "turns": [{"question": "[vqa] what?"}]}) + "\n")
+    found = {}
+    for style in ("trained", "published"):
+        words = ("--prompt-style", style)
+        assert run("predict", model, asked, tmp_path / f"{style}.said.jsonl", *TOKENS, *words) == 0
+        assert run("score", model, source, tmp_path / f"{style}.jsonl", *words) == 0
+        (score,), (said,) = rows(tmp_path / f"{style}.jsonl"), rows(tmp_path / f"{style}.said.jsonl")
+        assert score["length"] == said["turns"][0]["context_length"] + len(score["target_ids"])
+        found[style] = score
+    assert found["trained"]["target_ids"] == found["published"]["target_ids"]
+    assert found["trained"]["nll"] != found["published"]["nll"]
+    assert run("score", model, source, tmp_path / "trained.jsonl", "--prompt-style", "published") == 3
+    assert "written for another line, model or setting" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         help="start N ranks on this machine with torchrun. It exits with 1 if a rank fails, whatever the rank's code",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, outlives_reader=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +69,8 @@ def _start_torchrun(args: argparse.Namespace) -> None:
     """Replace this process by torchrun, so that signals reach it. Raises `ConfigError` in a rank of a launcher."""
     from minigptv2.errors import ConfigError
 
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, which torchrun would undo
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     if "RANK" in os.environ:
         raise ConfigError(
             f"--processes {args.processes} starts a launcher, but RANK={os.environ['RANK']} says that one has started "

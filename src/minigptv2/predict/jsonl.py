@@ -21,6 +21,7 @@ from tqdm import tqdm
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
+from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_files import open_photo
 from minigptv2.tasks import task_of
 
@@ -140,6 +141,8 @@ def score_file(
         predictor.check_case(_case(line))
 
     context = f"score {predictor.identity}"
+    if predictor.style is not PromptStyle.TRAINED:  # outputs of versions without styles are continued
+        context += f" {predictor.style}"
     return _Run(predictor, source, output, context=context, warn=warn).run(work, check, batch_size)
 
 

@@ -66,19 +66,15 @@ class CorpusReader:
         return self.manifest.shards.starts
 
     @property
-    def turn_counts(self) -> TurnCounts | None:
-        """The number of separate turns of each sample. None: every sample has one.
+    def counts_turns(self) -> bool:
+        """Whether it is known how many separate turns each sample has. Version 0.1 did not count them."""
+        return self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
 
-        Raises `DataError` for a corpus of version 0.1 that may have several, because that version did not count them.
-        """
-        known = self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
-        if not known:
-            folder = public_url(str(self.folder))
-            local = "a local copy of it" if is_remote(self.folder) else folder
-            raise DataError(
-                f"{folder}: this corpus, built by version 0.1, does not state how many separate turns each sample has. "
-                f"Run `minigptv2 shards index` on {local}, which writes the counts and keeps the shards"
-            )
+    @property
+    def turn_counts(self) -> TurnCounts | None:
+        """The number of separate turns of each sample. None: every sample has one. Raises `DataError` if unknown."""
+        if not self.counts_turns:
+            raise DataError(f"{public_url(str(self.folder))}: how many separate turns each sample has is not known")
         return self._turn_counts
 
     def key(self, sample: int) -> str:
