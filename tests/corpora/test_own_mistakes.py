@@ -56,6 +56,12 @@ from tests.corpora.own_data import GOOD, HERE, REFER
             },
             "phrase 'dog' does not occur in the caption",
         ),
+        (
+            {"image": "a.jpg", "task": "detection", "objects": [{"phrase": "x", "boxes": [1, 2, 3, 4], "label": "y"}]},
+            "unknown key 'label'",
+        ),
+        ({"image": "a.jpg", "task": "caption", "answer": "x", "question": "y"}, "'caption' does not use \"question\""),
+        ({**REFER, "boxes": [1, 2, 3, 4], "question": "y"}, '"question" and "phrase" are both given'),
         ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, "without an answer"),
         ({"image": "a.jpg", "conversations": ["x"]}, 'a list of {"from"'),
         ({"image": "a.jpg", "task": ["vqa"]}, "task '['vqa']'; did you mean 'vqa'?"),

@@ -52,6 +52,8 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         raise DataError(f"contains {as_json(half[0])}, half of a character: a text was truncated within a character")
     conversations = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
     if len(conversations) > 1:
+        conversations = [key for key in conversations if entry[key] not in _EMPTY] or conversations[:1]
+    if len(conversations) > 1:
         raise DataError("conversations and messages are both given: remove one of them")
     images = image_of(entry)
     has_image = bool(images) or bool(conversations) and holds_image(entry[conversations[0]])
@@ -209,6 +211,10 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
     listed = entry.get("objects", [entry] if "boxes" in entry else None)
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
+    for one in listed if "objects" in entry else ():
+        for key in one:
+            if key not in ("phrase", "boxes") and one[key] not in _EMPTY:
+                raise DataError(f"an object of objects has the unknown key '{cut(key)}': it has phrase and boxes")
     return [
         Region(
             _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (answer_text(_need(one, "phrase"), "phrase"),)
