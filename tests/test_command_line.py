@@ -25,6 +25,11 @@ WITHOUT_PATHS = {
     *("[BENCHMARK=]NAME",),
 }
 """Metavars of arguments that are no files or folders."""
+WITHOUT_METAVAR = {
+    *("gpu", "host", "dtype", "seed", "local_rank", "license", "port", "code", "tag", "top_p", "device", "name"),
+    *("temperature", "split"),
+}
+"""The same, of arguments that have no metavar."""
 NOT_COUNTS = ("--seed", "--code", "--port", "--local_rank", "--show")
 """A seed may be negative, the code is the launcher's, `serve` checks its port itself, and --show is no number."""
 OTHER_TYPES = (None, float, positive, not_negative, names, Path)
@@ -248,8 +253,8 @@ def test_every_argument_is_known_to_be_a_path_or_not() -> None:
     """A new argument for a file or folder must use one of the metavars of `PATHS`."""
     for parser in parsers(build_parser()):
         for action in parser.arguments:
-            is_word = action.nargs == 0 or action.choices or action.metavar in (*PATHS, *WITHOUT_PATHS)
-            assert is_word, (parser.prog, action.dest, action.metavar)
+            known = action.nargs == 0 or action.choices or action.metavar in (*PATHS, *WITHOUT_PATHS)
+            assert known or action.dest in WITHOUT_METAVAR, (parser.prog, action.dest, action.metavar)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ network file systems, while locks of the file system may be emulated or have no 
 file every `BEAT_S` seconds. A file says when its owner has released the folder.
 
 Whether an owner is alive is read from the process table where that is possible, and from its heartbeat elsewhere. The
-clocks of two nodes are not compared: a start watches whether the heartbeat goes on. Only the main rank uses this.
+clocks of two nodes are not compared: a start watches whether the heartbeat continues. Only the main rank uses this.
 """
 
 from __future__ import annotations
