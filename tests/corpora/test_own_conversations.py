@@ -124,6 +124,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "Qwen2-VL, tokens": asked("<|vision_start|><|image_pad|><|vision_end|>What color?", image="a.jpg"),
     "MiniGPT": asked("<Img><ImageHere></Img> What color?", image="a.jpg"),
     "base64 without a head": asked(image=base64.b64encode(PIXELS).decode()),
+    "an empty list of the other kind": {**asked(image="a.jpg"), "messages": []},
     "weights of answers": {
         "messages": [
             {"role": "user", "content": "<image>What color?", "name": "x"},

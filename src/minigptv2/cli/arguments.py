@@ -111,6 +111,15 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def megapixels(text: str) -> int:
+    """A `type=` for a number of pixels that is given in millions."""
+    millions = at_least(1)(text)
+    if millions > 10_000:
+        right = -(-millions // 1_000_000)
+        raise argparse.ArgumentTypeError(f"'{text}' is in millions of pixels: for that many pixels give {right}")
+    return 1_000_000 * millions
+
+
 def positive(text: str) -> float:
     """A `type=` for finite numbers above 0. argparse reports any other text."""
     value = _number(text)
@@ -167,21 +176,18 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def add_model(parser: Parser, *, style: bool = True, required: bool = True) -> None:
+def add_model(parser: Parser, *, required: bool = True) -> None:
     """Add the options that name a model and say how it is loaded."""
     parser.add_argument("--model", required=required, metavar="DIR", help="model folder or export")
     parser.add_argument("--vision-weights", metavar="DIR", help="base weights of the vision encoder, if they moved")
     parser.add_argument("--language-weights", metavar="DIR", help="base weights of the language model, if they moved")
-    if style:
-        parser.add_argument(
-            "--prompt-style",
-            default="trained",
-            choices=("trained", "published"),
-            help="published: format prompts as the published inference code does (two <s>, one space). Default: "
-            "trained, and in `evaluate` that of the protocol",
-        )
-    else:
-        parser.set_defaults(prompt_style="trained")
+    parser.add_argument(
+        "--prompt-style",
+        default="trained",
+        choices=("trained", "published"),
+        help="published: format prompts as the published inference code does (two <s>, one space). Default: "
+        "trained, and in `evaluate` that of the protocol",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU")
 
