@@ -74,7 +74,8 @@ class BuildReport:
             )
         if scaled := self.manifest.counts.get(SCALED):
             found.append(
-                f"{scaled:,} images have another size than the file states: their boxes were scaled to the image"
+                f"the file states another size of {scaled:,} image{'s' if scaled > 1 else ''}: boxes were scaled to the "
+                "image"
             )
         cut, boxes = (self.manifest.counts.get(key, 0) for key in (CUT, BOXES))
         if cut > MAX_SHARE * boxes:
