@@ -73,10 +73,8 @@ class BuildReport:
                 "are missing, truncated, or of another version"
             )
         if scaled := self.manifest.counts.get(SCALED):
-            found.append(
-                f"the file states another size of {scaled:,} image{'s' if scaled > 1 else ''}: boxes were scaled to the "
-                "image"
-            )
+            images = f"{scaled:,} image{'s' if scaled > 1 else ''}"
+            found.append(f"the file states another size of {images}: boxes were scaled to the image")
         cut, boxes = (self.manifest.counts.get(key, 0) for key in (CUT, BOXES))
         if cut > MAX_SHARE * boxes:
             found.append(
