@@ -102,8 +102,8 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
 def leading_box(text: str, width: int, height: int) -> Box | None:
     """The box at the beginning of `text` in pixels, as the published evaluation reads it, or None.
 
-    All spaces are removed first, inside the box too. Coordinates above GRID are allowed. Text may follow, but no further
-    number: the script fails with one and does not count the answer.
+    All spaces are removed first, inside the box too. Coordinates above GRID are allowed. Text may follow, but no more
+    numbers: the script fails with them and does not count the answer.
     """
     tight = text.replace("<unk>", "").replace(" ", "").strip()
     match = _BOX_TEXT.match(tight)
