@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, clean
+from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
 from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
@@ -19,7 +20,7 @@ from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
 
 _TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
-KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, *CONVERSATION_KEYS, "id")
+KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, "width", "height", *CONVERSATION_KEYS, "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
 _DESCRIPTIONS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "split", "subset", "category", "type", "topic"),
@@ -66,7 +67,25 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         turns = (_turn(entry, image is not None),)
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
     source = {"corpus": raw.corpus, "id": str(entry.get("id", number))}
-    return Draft(f"{number:08d}", turns, None if image is None else located(image, file, raw), source, frame=frame)
+    found = None if image is None else located(image, file, raw)
+    form = SIZES if entry.get("boxes_in") == XYWH else CORNERS
+    stated = None if conversations else stated_size(entry)  # conversations have no boxes of their own
+    return Draft(f"{number:08d}", turns, found, source, frame=frame, stated=stated, form=form)
+
+
+def stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the image that an entry states, or None. Some tools write 0 or null for an unknown size."""
+    if not any(entry.get(key) for key in ("width", "height")):
+        return None
+    width, height = (_side(entry, key) for key in ("width", "height"))
+    return width, height
+
+
+def _side(entry: dict[str, Any], key: str) -> int:
+    value = entry.get(key)
+    if not _is_number(value) or value != int(value) or value <= 0:
+        raise DataError(f"{key} is {as_json(value)}; expected the image's {key} in pixels")
+    return int(value)
 
 
 def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_image: bool, raw: Raw) -> None:
@@ -230,7 +249,7 @@ def is_box(box: Any) -> TypeGuard[list[float]]:
     return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number that a float can hold. JSON integers may have any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
