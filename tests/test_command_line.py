@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ WITHOUT_PATHS = {
     *("[BENCHMARK=]NAME",),
 }
 """Metavars of arguments that are no files or folders."""
+WITHOUT_METAVAR = {
+    *("gpu", "host", "dtype", "seed", "local_rank", "license", "port", "code", "tag", "top_p", "device", "name"),
+    *("temperature", "split"),
+}
+"""The same, of arguments that have no metavar."""
 NOT_COUNTS = ("--seed", "--code", "--port", "--local_rank", "--show")
 """A seed may be negative, the code is the launcher's, `serve` checks its port itself, and --show is no number."""
 OTHER_TYPES = (None, float, positive, not_negative, names, Path)
@@ -192,6 +198,14 @@ def test_processes_start_torchrun_in_place_of_this_process(monkeypatch: pytest.M
         main(["train", "a=1", "--config", "c.yaml", "--processes", "2", "--fresh"])
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     assert started.value.code == f"{launcher} -m minigptv2 train --config c.yaml --fresh a=1"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with pytest.raises(SystemExit) as started:
+            main(["train", "--config", "~/c.yaml", "--processes", "2"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "--signals_to_handle SIGTERM,SIGINT,SIGQUIT -m minigptv2 train" in str(started.value.code)
+    assert str(started.value.code).endswith(f"--config {Path.home()}/c.yaml")
 
 
 def test_a_rank_of_a_launcher_starts_no_launcher(
@@ -248,8 +262,8 @@ def test_every_argument_is_known_to_be_a_path_or_not() -> None:
     """A new argument for a file or folder must use one of the metavars of `PATHS`."""
     for parser in parsers(build_parser()):
         for action in parser.arguments:
-            is_word = action.nargs == 0 or action.choices or action.metavar in (*PATHS, *WITHOUT_PATHS)
-            assert is_word, (parser.prog, action.dest, action.metavar)
+            known = action.nargs == 0 or action.choices or action.metavar in (*PATHS, *WITHOUT_PATHS)
+            assert known or action.dest in WITHOUT_METAVAR, (parser.prog, action.dest, action.metavar)
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,12 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
     said = capsys.readouterr()
     assert said.err.count("skipped ") == len(bad)
-    reasons = ((1, "not JSON"), (4, "No such file"), (5, "not a JPEG, PNG or WebP"), (9, "1024 positions of the model"))
+    reasons = (
+        (1, "not JSON"),
+        (4, "No such file"),
+        (5, "broken.jpg: a text file, not the image"),
+        (9, "1024 positions of the model"),
+    )
     for number, reason in reasons:
         assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
     assert "answered 2, skipped 11" in said.out

@@ -111,6 +111,15 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
+def megapixels(text: str) -> int:
+    """A `type=` for a number of pixels that is given in millions."""
+    millions = at_least(1)(text)
+    if millions > 10_000:
+        right = -(-millions // 1_000_000)
+        raise argparse.ArgumentTypeError(f"'{text}' is in millions of pixels: for that many pixels give {right}")
+    return 1_000_000 * millions
+
+
 def positive(text: str) -> float:
     """A `type=` for finite numbers above 0. argparse reports any other text."""
     value = _number(text)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from PIL import Image
 
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size, open_image
 from minigptv2.shards.local_files import LocalFiles, ScatteredFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
@@ -145,6 +146,14 @@ class CorpusReader:
         if image is None:
             self._fail(sample, "has no image")
         self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+
+    def open_image(self, sample: int) -> Image.Image:
+        """The decoded upright image, in the size in which it is stored. Raises `DataError` if it is damaged."""
+        data = self.image(sample)
+        try:
+            return open_image(data, "", max_pixels=self.manifest.max_pixels)
+        except DataError as error:
+            raise DataError(f"{self.where(sample)}{error}") from error
 
     def _open_turn_counts(self, local: Path) -> TurnCounts | None:
         sha256, starts = self.manifest.turn_counts_sha256, self.manifest.shards.turn_starts
