@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,6 +198,14 @@ def test_processes_start_torchrun_in_place_of_this_process(monkeypatch: pytest.M
         main(["train", "a=1", "--config", "c.yaml", "--processes", "2", "--fresh"])
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     assert started.value.code == f"{launcher} -m minigptv2 train --config c.yaml --fresh a=1"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with pytest.raises(SystemExit) as started:
+            main(["train", "--config", "~/c.yaml", "--processes", "2"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "--signals_to_handle SIGTERM,SIGINT,SIGQUIT -m minigptv2 train" in str(started.value.code)
+    assert str(started.value.code).endswith(f"--config {Path.home()}/c.yaml")
 
 
 def test_a_rank_of_a_launcher_starts_no_launcher(

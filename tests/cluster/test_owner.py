@@ -47,7 +47,13 @@ def written(run: Path, **changed: Any) -> Path:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("BEAT_S", 0.05), ("STALE_S", 0.6), ("_REQUEUE_S", 1.2), ("_POLL_S", 0.02)):
+    for name, value in (
+        ("BEAT_S", 0.05),
+        ("STALE_S", 0.6),
+        ("REQUEUE_STALE_S", 0.3),
+        ("_REQUEUE_S", 1.2),
+        ("_POLL_S", 0.02),
+    ):
         monkeypatch.setattr(owner_module, name, value)
 
 

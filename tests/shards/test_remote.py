@@ -174,6 +174,7 @@ def test_a_read_gives_up_before_the_loader_gives_its_worker_up() -> None:
 def test_names_below_a_place() -> None:
     assert below("s3://b/x/", "c") == "s3://b/x/c" and below("data", "c") == Path("data/c")
     assert below("data", "https://h/c") == "https://h/c"
+    assert below("https://h/c", "/home/x") == below("data", "/home/x") == Path("/home/x")
     assert is_remote("s3://b/x") and not is_remote("data/shards") and not is_remote(Path("/x"))
 
 

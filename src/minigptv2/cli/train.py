@@ -69,15 +69,23 @@ def _start_torchrun(args: argparse.Namespace) -> None:
     """Replace this process by torchrun, so that signals reach it. Raises `ConfigError` in a rank of a launcher."""
     from minigptv2.errors import ConfigError
 
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, which torchrun would undo
-        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     if "RANK" in os.environ:
         raise ConfigError(
             f"--processes {args.processes} starts a launcher, but RANK={os.environ['RANK']} says that one has started "
             "this process; leave --processes out"
         )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, which torchrun would undo
+        launcher += _without_hangup()
     options = [option for option, given in (("--fresh", args.fresh), ("--resume", args.resume)) if given]
     command = ["-m", "minigptv2", "train", "--config", args.config, *options, *args.overrides]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, *command])
+
+
+def _without_hangup() -> list[str]:
+    """The option of torchrun that leaves SIGHUP alone, of versions that have it."""
+    from torch.distributed.run import get_args_parser
+
+    option = "--signals_to_handle"
+    return [option, "SIGTERM,SIGINT,SIGQUIT"] if option in get_args_parser().format_help() else []

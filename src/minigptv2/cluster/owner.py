@@ -32,6 +32,8 @@ BEAT_S = 5.0
 """Seconds between heartbeats."""
 STALE_S = 60.0
 """An owner on another node whose heartbeat stays away for this long is dead."""
+REQUEUE_STALE_S = 20.0
+"""The same, of an earlier start of this job, which the scheduler has ended if it could reach its node."""
 _OLD_S = 600.0
 """A heartbeat this old needs no watching. Clocks of nodes differ by less."""
 _REQUEUE_S = 120.0
@@ -160,7 +162,9 @@ class RunOwner:
                     f"run_dir={self._run} is in use by another start: {seen.owner or 'unknown'}. "
                     "Wait for its end, stop it, or set another run_dir."
                 )
-            if now - changed_at > STALE_S and not (seen.owner and seen.owner.machine == me.machine):
+            if now - changed_at > (REQUEUE_STALE_S if requeued else STALE_S) and not (
+                seen.owner and seen.owner.machine == me.machine
+            ):
                 return
             if not warned:
                 print(f"waiting until {self._run} is free: {seen.owner or 'an unknown start'}", flush=True)

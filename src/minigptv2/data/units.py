@@ -57,7 +57,7 @@ class Units:
         shard = int(np.searchsorted(self.starts, unit, side="right")) - 1
         within = unit - int(self.starts[shard])
         ends = self._counts.of_shard(shard) if self.share_images == 1 else self._groups(shard)
-        number = int(np.searchsorted(ends, within, side="right"))
+        number = int(np.searchsorted(ends, ends.dtype.type(within), side="right"))  # of one dtype: else all is cast
         return int(self._counts.shard_starts[shard]) + number, within - (int(ends[number - 1]) if number else 0)
 
     def turns_of(self, record: Record, part: int, epoch: int, seed_key: str) -> list[int] | None:

@@ -54,6 +54,8 @@ def below(base: Path | str, name: str) -> Path | str:
     """The corpus folder `name` below `base`, or `name` itself if it is a URL or an absolute path."""
     if is_remote(name):
         return name
+    if Path(name).is_absolute():
+        return Path(name)
     return f"{str(base).rstrip('/')}/{name}" if is_remote(base) else Path(base) / name
 
 
