@@ -324,9 +324,10 @@ def test_links_are_followed_or_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     build, index = outcomes(tmp_path / "raw", capsys)
     assert build.captions == index.captions == ["a", "b", "d", "c"]
     for printed in (build.printed, index.printed):
-        assert "not used: 4 files beside the tars" in printed and "00000.parquet" in printed
+        assert "not used: 2 files beside the tars (1 .json, 1 .parquet): 00000.parquet, 00000_stats.json" in printed
+        assert "not used: links to what is read under another path: again, twice" in printed
     assert cli(["shards", "verify", str(raw), *HERE]) == 0
-    assert "not used: 4 files" in capsys.readouterr().out
+    assert "not used: 2 files" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["00004.tar", "more", "later.tgz"])

@@ -257,6 +257,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
 def _write_page(folder: Path, tokenizer: str | None) -> None:
     """Write the preview page of a corpus that was just built."""
     from minigptv2.corpora.preview import write_preview
+    from minigptv2.errors import counted
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
@@ -265,7 +266,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
-    print(f"preview {page}: {shown.samples} samples as the model sees them{unit}")
+    print(f"preview {page}: {counted(shown.samples, 'samples')} as the model sees them{unit}")
     for line in shown.warnings:
         print(f"warning: {line}")
 
@@ -281,7 +282,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
+    from minigptv2.errors import DataError, counted
     from minigptv2.shards.indexing import index_corpus, manifest_before
 
     built = manifest_before(args.folder)
@@ -302,19 +303,21 @@ def _index(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr if args.json else None)
     _print_faults(faults, args.report)
     if manifest is None:
-        several = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise DataError(f"{corpus}: {several}, nothing written; --skip-faults leaves out the faulty samples")
+        raise DataError(
+            f"{corpus}: {counted(len(faults), 'faults')}, nothing written; --skip-faults leaves out the faulty samples"
+        )
     if args.json:
         counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
         print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults], "notes": notes})
         return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
-    print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
+    samples, shards = counted(manifest.samples, "samples"), counted(len(manifest.shards), "shards")
+    print(f"{corpus}: {samples} in {shards}; turns: {turns}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
+    from minigptv2.errors import DataError, counted
     from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
@@ -324,7 +327,7 @@ def _verify(args: argparse.Namespace) -> int:
             found = verify_corpus(folder, decode=not args.fast, workers=args.workers, progress=bar.update)
         notes = unused_files(folder)
         if not args.json:
-            print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
+            print(f"{folder}: {'intact' if not found else counted(len(found), 'faults')}")
             for line in notes:
                 print(f"{folder}: {line}")
         rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found], "notes": notes})
