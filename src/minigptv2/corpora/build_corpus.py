@@ -15,11 +15,12 @@ from pathlib import Path
 from minigptv2.corpora.box_census import MAX_SHARE
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
-from minigptv2.corpora.frames import BOXES, CUT, SCALED
+from minigptv2.corpora.frames import CUT, SCALED
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, MissingFilesError, counted
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.shard_file import BOXES
 from minigptv2.shards.tar_samples import at_least
 from minigptv2.shards.writer import CorpusOptions, ImageRules, RefusedBuild, Rejected, write_corpus
 from minigptv2.tasks import TASKS

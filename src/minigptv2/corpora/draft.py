@@ -19,13 +19,13 @@ from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.box_census import TOLERANCE_PX, GivenBox, overshoot
-from minigptv2.corpora.frames import BOXES, CORNERS, CUT, ROUNDED, Frame, Size, frame_of
+from minigptv2.corpora.frames import CORNERS, CUT, ROUNDED, Frame, Size, frame_of
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.image_convert import as_png, is_converted
 from minigptv2.shards.image_files import EXTENSION_OF, check_image, check_size, read_header
 from minigptv2.shards.image_header import MAX_PIXELS, ImageFault, ImageHeader, Incomplete, TooLarge, parse_header
-from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
+from minigptv2.shards.shard_file import BOXES, IMAGE_MISSING, Rejected, Sample
 from minigptv2.tasks import TASKS
 
 MIN_SIDE_PX = 1.0

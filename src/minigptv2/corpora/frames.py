@@ -19,8 +19,7 @@ TURNED = "image whose boxes were rotated upright with it"
 SCALED = "image whose boxes were scaled from another size"
 CUT = "box cut at the border by more than a pixel"
 ROUNDED = "box cut at the border by up to a pixel"
-BOXES = "boxes"
-"""Keys of `Sample.counts`: what was corrected, and the number of boxes in all."""
+"""Keys of `Sample.counts`: what was corrected."""
 Size = tuple[int, int]
 
 
