@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.cli.arguments import Parser, add_json, at_least, megapixels, print_json
+from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError, counted, nearest
 from minigptv2.shards.image_header import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ def _add_workers_and_report(parser: Parser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from minigptv2.corpora.own import FORMATS, OwnOptions, own_corpus
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, nearest
 
     if args.corpus == EVERYTHING:
         return _build_all(args)
@@ -194,7 +194,6 @@ def _build_all(args: argparse.Namespace) -> int:
     """Build each corpus of the stages in turn, and list at the end what was not built."""
     from minigptv2.corpora.build_corpus import finished
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
@@ -257,7 +256,6 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
 def _write_page(folder: Path, tokenizer: str | None) -> None:
     """Write the preview page of a corpus that was just built."""
     from minigptv2.corpora.preview import write_preview
-    from minigptv2.errors import counted
     from minigptv2.prompt import PromptEncoder
     from minigptv2.tokenizer import CharacterTokenizer, load_tokenizer
 
@@ -282,7 +280,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError, counted
     from minigptv2.shards.indexing import index_corpus, manifest_before
 
     built = manifest_before(args.folder)
@@ -317,7 +314,6 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError, counted
     from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
