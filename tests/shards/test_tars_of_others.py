@@ -330,6 +330,15 @@ def test_links_are_followed_or_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not used: 2 files" in capsys.readouterr().out
 
 
+def test_a_file_that_macos_adds_beside_a_tar_is_named_and_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "raw/sbu/00000.tar", sample("a", "a"))
+    (tmp_path / "raw/sbu/._00000.tar").write_bytes(bytes(4096))
+    for outcome in outcomes(tmp_path / "raw", capsys):
+        assert outcome.captions == ["a"] and "not used: 1 file beside the tars (1 .tar): ._00000.tar" in outcome.printed
+
+
 @pytest.mark.parametrize("name", ["00004.tar", "more", "later.tgz"])
 def test_a_link_to_nothing_is_an_error_that_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

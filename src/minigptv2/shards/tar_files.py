@@ -114,7 +114,7 @@ def _add(path: Path, top: Path, found: TarFiles, seen: set[tuple[int, int]]) -> 
         found.tars.append(path)
     elif tool := _tool_of(path.name):
         found.unreadable[name] = f"is compressed, and samples are read in place: decompress it with {tool}"
-    elif not path.name.startswith(".") and name not in _OURS:
+    elif (not path.name.startswith(".") or path.suffix.lower() == _TAR) and name not in _OURS:
         found.unused.append(name)
     return []
 
