@@ -104,8 +104,8 @@ clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
 
 # Long runs: fault tests, and benchmarks, which write to benchmarks/results.
-.PHONY: soak fuzz-data bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
-SOAK ?= saves=2000 disk=200 kills=50 stops=50
+.PHONY: soak races fuzz-data fuzz-own bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
+SOAK ?= saves=2000 disk=200 kills=50 stops=50 races=100
 SEED ?= 1
 N ?= 10000
 RECORDS ?= 1000000
@@ -114,8 +114,14 @@ soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
 
+races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
+	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
+
 fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=1)
 	$(BIN)/python -m tests.shards.fuzz --cases $(N) --seed $(SEED)
+
+fuzz-own: $(STAMP)  ## read thousands of changed entries of own data (N=10000 SEED=1)
+	$(BIN)/python -m tests.corpora.fuzz_own --cases $(N) --seed $(SEED)
 
 bench-data: $(VENV)/.peers  ## benchmark packing, resume, growth with shards, and the loader against webdataset, energon and litdata
 	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done

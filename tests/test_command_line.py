@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +17,20 @@ import pytest
 
 from minigptv2 import __version__
 from minigptv2.cli import COMMANDS, build_parser, main, parse
-from minigptv2.cli.arguments import Parser, at_least, names, not_negative, positive
+from minigptv2.cli.arguments import PATHS, Parser, at_least, names, not_negative, positive
 from minigptv2.errors import ConfigError
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, World
 
+WITHOUT_PATHS = {
+    *("COMMAND", "QUESTION", "NAME", "N", "K", "S", "GIB", "GB/S", "PIXELS", "SIDE", "key=value", "{blocks,none}"),
+    *("[BENCHMARK=]NAME",),
+}
+"""Metavars of arguments that are no files or folders."""
+WITHOUT_METAVAR = {
+    *("gpu", "host", "dtype", "seed", "local_rank", "license", "port", "code", "tag", "top_p", "device", "name"),
+    *("temperature", "split"),
+}
+"""The same, of arguments that have no metavar."""
 NOT_COUNTS = ("--seed", "--code", "--port", "--local_rank", "--show")
 """A seed may be negative, the code is the launcher's, `serve` checks its port itself, and --show is no number."""
 OTHER_TYPES = (None, float, positive, not_negative, names, Path)
@@ -37,7 +48,9 @@ def test_every_count_has_a_least_value() -> None:
         action
         for parser in parsers(build_parser())
         for action in parser.arguments
-        if action.type not in OTHER_TYPES and not set(NOT_COUNTS) & set(action.option_strings)
+        if action.type not in OTHER_TYPES
+        and action.metavar not in PATHS
+        and not set(NOT_COUNTS) & set(action.option_strings)
     ]
     assert len(counts) > 30
     for action in counts:
@@ -80,7 +93,7 @@ def test_zero_where_it_means_something_is_taken() -> None:
 
 def test_every_command_has_a_file_of_its_name_and_every_file_a_command() -> None:
     folder = REPOSITORY / "src" / "minigptv2" / "cli"
-    shared = {"__init__", "__main__", "arguments"}
+    shared = {"__init__", "__main__", "arguments", "streams"}
     assert {file.stem for file in folder.glob("*.py")} - shared == {command.name for command in COMMANDS}
 
 
@@ -185,6 +198,14 @@ def test_processes_start_torchrun_in_place_of_this_process(monkeypatch: pytest.M
         main(["train", "a=1", "--config", "c.yaml", "--processes", "2", "--fresh"])
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     assert started.value.code == f"{launcher} -m minigptv2 train --config c.yaml --fresh a=1"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with pytest.raises(SystemExit) as started:
+            main(["train", "--config", "~/c.yaml", "--processes", "2"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "--signals_to_handle SIGTERM,SIGINT,SIGQUIT -m minigptv2 train" in str(started.value.code)
+    assert str(started.value.code).endswith(f"--config {Path.home()}/c.yaml")
 
 
 def test_a_rank_of_a_launcher_starts_no_launcher(
@@ -201,3 +222,89 @@ def test_config_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     keys = json.loads(capsys.readouterr().out)
     assert keys["train.steps"] == {"value": 7, "from": "command line (train.steps=7)"}
     assert keys["train.crash_loop_limit"] == {"value": 5, "from": "default"}
+
+
+def path_arguments() -> list[tuple[str, argparse.Action]]:
+    """Every argument that is a file or folder, with the command."""
+    return [
+        (parser.prog, action)
+        for parser in parsers(build_parser())
+        for action in parser.arguments
+        if action.metavar in PATHS
+    ]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(path_arguments()) > 40
+    for command, action in path_arguments():
+        assert callable(action.type)
+        assert str(action.type("~/x/~")) == f"{tmp_path}/x/~", (command, action.dest)
+        assert str(action.type("a/~")) == "a/~"
+        with pytest.raises(argparse.ArgumentTypeError, match="there is no home folder for '~nobody-of-that-name'"):
+            action.type("~nobody-of-that-name/x")
+
+
+def test_a_url_is_refused_by_every_command_that_takes_a_file_or_folder() -> None:
+    accepting = set()
+    for command, action in path_arguments():
+        assert callable(action.type)
+        for url in ("http://host/a//b", "https://host/a?x=1", "s3://bucket/a", "file:///a"):
+            try:
+                assert action.type(url) == url  # with both slashes
+                accepting.add(f"{command} --{action.dest}")
+            except argparse.ArgumentTypeError as error:
+                assert str(error).startswith(f"{url} is a URL, but this command takes a file or folder")
+    assert accepting == {"minigptv2 mix --shards"}
+
+
+def test_every_argument_is_known_to_be_a_path_or_not() -> None:
+    """A new argument for a file or folder must use one of the metavars of `PATHS`."""
+    for parser in parsers(build_parser()):
+        for action in parser.arguments:
+            known = action.nargs == 0 or action.choices or action.metavar in (*PATHS, *WITHOUT_PATHS)
+            assert known or action.dest in WITHOUT_METAVAR, (parser.prog, action.dest, action.metavar)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["shards", "build", "own.jsonl", "--output", "file/x"],
+        ["shards", "build", "own.jsonl", "--output", "/proc/x"],
+        ["tokenizer", "--shards", "shards", "--output", "file/x"],
+        ["shards", "preview", "shards/own", "--tokenizer", "words", "--output", "file/x.html"],
+        ["shards", "verify", "shards/own", "--report", "file/x"],
+        ["mix", "recipe.yaml", "--shards", "shards", "--steps", "2", "--output", "file/x.html"],
+    ],
+)
+def test_an_output_that_cannot_be_made_is_one_line(
+    words: list[str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    line = {"image": "a.png", "task": "vqa", "question": "What color?", "answer": "black"}
+    Path("own.jsonl").write_text(json.dumps(line) + "\n")
+    Path("file").touch()
+    Path("recipe.yaml").write_text("corpora: {own: {ratio: 1, task: vqa}}")
+    if words[:2] != ["shards", "build"]:
+        assert main(["shards", "build", "own.jsonl", "--output", "shards/own"]) == 0
+    Path("words").symlink_to(world.tokenizer_folder)
+    capsys.readouterr()
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    assert main(words) == 2
+    said = [text for text in capsys.readouterr().err.splitlines() if "Error" in text]
+    assert len(said) == 1 and said[0].startswith("ConfigError: "), said
+    assert any(reason in said[0] for reason in ("Not a directory", "No such file", "File exists")), said
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_options_and_overrides_come_in_any_order() -> None:
+    words = ["--config", "c.yaml", "train.steps=1", "--fresh", "seed=1", "--resume", "data.shards=x"]
+    for command, more in (("train", words), ("doctor", ["a=1", "--config", "c.yaml", "b=2", "--json", "c=3"])):
+        args = parse([command, *more])
+        assert args.overrides == [word for word in more if "=" in word]
+    assert parse(["config", "a=1", "--json", "b=2"]).overrides == ["b=2"]  # the first word is the file
+    assert parse(["slurm", "end", "c.yaml", "a=1", "--code", "3", "b=2"]).overrides == ["a=1", "b=2"]
+    assert parse(["plan", "a=1", "--config", "c.yaml", "b=2"]).overrides == ["a=1", "b=2"]

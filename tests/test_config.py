@@ -309,3 +309,25 @@ def test_wrong_recipes_are_one_line_with_exit_code_2(
     assert main(["mix", "recipe.yaml", "--shards", "shards", "--steps", "3"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("ConfigError: ") and said.count("\n") == 1 and wanted in said, said
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[]", "the file must be an object {name: value}, got list"),
+        ("null", "the file must be an object {name: value}, got NoneType"),
+        ('{"zero_optimization": 3}', "zero_optimization must be an object {name: value}, got int"),
+        ('{"bf16": true}', "bf16 must be an object {name: value}, got bool"),
+        ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": Infinity}}', "reduce_bucket_size must be a finite"),
+        ('{"a": [1, NaN]}', "a[1] must be a finite number, got nan"),
+        ("{", "not valid JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    ],
+)
+def test_a_deepspeed_json_of_another_shape_is_one_error(text: str, wanted: str) -> None:
+    from minigptv2.engine.config import load_deepspeed_config
+
+    Path("zero.json").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_deepspeed_config("zero.json")
+    assert str(error.value).startswith("zero.json") and wanted in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
@@ -10,10 +11,11 @@ import pytest
 
 from minigptv2.config import Resume, fields_with, flat_values, resume_rule, setting
 from minigptv2.data.config import Recipe
-from minigptv2.data.plan import load_recipe
+from minigptv2.data.plan import SAMPLE_ORDER, load_recipe
 from minigptv2.errors import CheckpointError
 from minigptv2.model.config import ModelConfig
 from minigptv2.run_config import RunConfig, check_resume, load_run_config, rule_of
+from minigptv2.train.resume import refuse_other_order
 from tests.conftest import REPOSITORY
 
 LOADED = load_run_config(REPOSITORY / "launch" / "configs" / "stage1_pretrain.yaml")
@@ -118,3 +120,55 @@ def test_an_export_resets_the_settings_of_the_machine_and_the_plan_covers_the_re
         "shuffle_window",
         "corpora",
     ]
+
+
+def checkpoint_of(run: Path, step: int, **identity: object) -> Path:
+    """A checkpoint's state with nothing else, as the refusal reads it."""
+    known = {"tokenizer_sha256": "a", "data_plan": "b", "seed": 1, "init_from": None, "base_sha256": {}}
+    state = {"format": 2, "step": step, "position": 8, "identity": {**known, **identity}, "guard": {}}
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("orders", "words"),
+    [
+        ({5: {}}, "step-00000005: minigptv2 0.1 wrote it, and the order of samples changed in 0.2"),
+        ({5: {"sample_order": SAMPLE_ORDER}, 9: {}}, "step-00000009: minigptv2 0.1 wrote it"),
+        ({5: {"sample_order": SAMPLE_ORDER + 1}}, "a newer version wrote it; update minigptv2"),
+        ({5: {}, 9: {"sample_order": SAMPLE_ORDER}}, ""),
+        ({5: {"sample_order": SAMPLE_ORDER}}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_run_with_another_order_of_samples_is_refused_before_its_data_is_opened(
+    tmp_path: Path, orders: dict[int, dict[str, int]], words: str
+) -> None:
+    for step, identity in orders.items():
+        checkpoint_of(tmp_path, step, **identity)
+    config = load_run_config(
+        REPOSITORY / "launch/configs/stage1_pretrain.yaml", [f"run_dir={tmp_path}", "data.shards=nowhere"]
+    ).value
+    if not words:
+        refuse_other_order(config)
+        return
+    with pytest.raises(CheckpointError, match=words) as caught:
+        refuse_other_order(config)
+    if "0.1" in words:
+        assert f"init_from={tmp_path}/export" in str(caught.value) and "--fresh" in str(caught.value)
+
+
+def test_a_damaged_newest_checkpoint_does_not_hide_the_order_of_the_one_before(tmp_path: Path) -> None:
+    checkpoint_of(tmp_path, 5)
+    (checkpoint_of(tmp_path, 9) / "state.json").write_text("{")
+    config = load_run_config(REPOSITORY / "launch/configs/stage1_pretrain.yaml", [f"run_dir={tmp_path}"]).value
+    with pytest.raises(CheckpointError, match="step-00000005: minigptv2 0.1 wrote it"):
+        refuse_other_order(config)
+
+
+def test_a_key_that_the_checkpoint_does_not_have_is_not_called_none() -> None:
+    old = {key: value for key, value in FLAT.items() if not key.endswith(".sample_by")}
+    with pytest.raises(CheckpointError, match=r"recipe\.corpora\.\w+\.sample_by was not set and is now 'turn'"):
+        check_resume(old, FLAT, WHERE)

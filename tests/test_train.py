@@ -285,7 +285,7 @@ def test_ask_answers_and_draws(
     assert "no export in" in capsys.readouterr().err
     (tmp_path / "broken.jpg").write_bytes(image.read_bytes()[:500])
     assert cli(["ask", "--model", str(unbroken / "export"), str(tmp_path / "broken.jpg"), "hello"]) == 3
-    assert "not a JPEG, PNG or WebP" in capsys.readouterr().err
+    assert "broken.jpg: truncated" in capsys.readouterr().err
 
 
 def test_evaluate_writes_figures_and_predictions(

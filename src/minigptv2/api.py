@@ -1,10 +1,10 @@
 """Defines the public Python API. Its names are attributes of `minigptv2`, too, and are imported when first used.
 
 import minigptv2
-from PIL import Image
+from PIL import Image, ImageOps
 
 predictor = minigptv2.load("runs/demo/stage3/export")
-image = Image.open("photo.jpg")
+image = ImageOps.exif_transpose(Image.open("photo.jpg"))
 question = "[refer] the dog on the left"
 answer = predictor.answer([minigptv2.Request(question, (image,))], minigptv2.Decoding(max_new_tokens=64))[0]
 found = minigptv2.task_of(question).parse(answer, *image.size)

@@ -49,27 +49,42 @@ def enlarge(image: Image.Image, min_side: int = MIN_SIDE) -> tuple[Image.Image, 
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC), factor
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[tuple[Box, str]], *, min_side: int = MIN_SIDE) -> Image.Image:
+def draw_boxes(
+    image: Image.Image,
+    boxes: Sequence[tuple[Box, str]],
+    *,
+    min_side: int = MIN_SIDE,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """A copy of `image` with each (box, phrase) drawn. Boxes of one phrase share a color.
 
-    An empty phrase gets no label. A small image is enlarged to `min_side` pixels on its longest side.
+    An empty phrase gets no label. A small image is enlarged to `min_side` pixels on its longest side. `size` is the
+    width and height in which boxes are given, if it is not that of the image.
     """
-    return draw_layers(image, [BoxLayer(boxes)], min_side=min_side)
+    return draw_layers(image, [BoxLayer(boxes)], min_side=min_side, size=size)
 
 
-def draw_layers(image: Image.Image, layers: Sequence[BoxLayer], *, min_side: int = MIN_SIDE) -> Image.Image:
+def draw_layers(
+    image: Image.Image,
+    layers: Sequence[BoxLayer],
+    *,
+    min_side: int = MIN_SIDE,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     """A copy of `image` with several layers of boxes drawn, the last one on top. Otherwise as `draw_boxes`."""
     canvas, factor = enlarge(image, min_side)
+    width, height = size or image.size
+    across, down = factor * image.width / width, factor * image.height / height
     pen = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(11, min(canvas.size) // 24))
-    width = max(2, min(canvas.size) // 120)
+    thickness = max(2, min(canvas.size) // 120)
     for boxes, color in layers:
         colors = phrase_colors(phrase for _, phrase in boxes)
         for box, phrase in boxes:
             ink = color or colors[phrase]
-            x1, y1, x2, y2 = (factor * c for c in (box.x1, box.y1, box.x2, box.y2))
+            x1, y1, x2, y2 = across * box.x1, down * box.y1, across * box.x2, down * box.y2
             left, top = min(x1, x2), min(y1, y2)  # a predicted box can be inverted
-            pen.rectangle((left, top, max(x1, x2), max(y1, y2)), outline=ink, width=width)
+            pen.rectangle((left, top, max(x1, x2), max(y1, y2)), outline=ink, width=thickness)
             if phrase:
                 _label(pen, phrase, (left, top), ink, font)
     return canvas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import socket
 import time
 from contextlib import suppress
@@ -92,6 +93,14 @@ def write_atomically(file: Path, data: bytes, *, writer: str = "") -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link or a folder with its content. Links are not followed. Raises `OSError` if one stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def close_and_remove(stream: IO[Any], file: Path) -> None:

@@ -67,6 +67,17 @@ def check_places(loaded: Loaded[RunConfig], keys: Collection[str] | None = None)
         raise error(f"{loaded.origins[key]}: {key}={loaded.flat[key]} does not exist; looked for {tried}{stage}")
 
 
+def doubts_about(config: RunConfig) -> list[str]:
+    """Values that are surely not meant, each as a line for the log. They do not stop a run."""
+    train = config.train
+    if train.warmup_steps < train.steps:
+        return []
+    return [
+        f"train.warmup_steps={train.warmup_steps} does not end before the run of train.steps={train.steps}, so the "
+        f"learning rate only rises, and at most the last step reaches train.learning_rate={train.learning_rate:g}"
+    ]
+
+
 def check_run_config(config: RunConfig, world_size: int) -> None:
     """Raise `ConfigError` for settings that cannot work on `world_size` ranks. Builds and loads nothing."""
     check_model_config(config.model)

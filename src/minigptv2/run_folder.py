@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigptv2.errors import ConfigError
+from minigptv2.files import remove_tree
+
 _STEP = "step-"
+_STEPS, _MODEL = (f"{_STEP}*", f".{_STEP}*"), ("*.json", "*.safetensors", "*.model")
+_WRITTEN = (_STEPS, _STEPS, ("events.out.*",), _MODEL, _MODEL)
+"""Patterns of what a run writes into each of its `results`."""
 _DROPPED = "dropped"
 
 
@@ -54,6 +61,11 @@ class RunFolder:
     def slurm_logs(self, job: str, restart: int) -> Path:
         """Folder of the ranks' logs of one start of a Slurm job."""
         return self.path / "slurm" / f"{job}.{restart}"
+
+    @property
+    def owners(self) -> Path:
+        """Folder of the starts that owned this run folder, the newest with the highest number."""
+        return self.path / "owner"
 
     @property
     def failure(self) -> Path:
@@ -127,13 +139,53 @@ class RunFolder:
         """Step and value of the best model."""
         return self.path / "best.json"
 
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """Folders that `clear` removes."""
+        return self.checkpoints, self.bundles, self.tensorboard, self.export, self.best
+
     def clear(self) -> None:
-        """Remove the results of earlier starts. Stacks, drops of single ranks and the Slurm history stay."""
-        for folder in (self.checkpoints, self.tensorboard, self.export, self.best, self.bundles):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Remove the results of earlier starts. Stacks and the Slurm history stay.
+
+        A folder that is a link or a mounted disk is emptied and kept. Of a linked folder only files with names that a
+        run writes are removed. Raises `ConfigError` naming what could not be removed.
+        """
         files = (self.metrics, self.heldout, self.best_record, self.log, self.attempts, self.dropped, self.failure)
-        for file in files:
-            file.unlink(missing_ok=True)
+        try:
+            for folder, written in zip(self.results, _WRITTEN, strict=True):
+                _clear_folder(folder, written)
+            for file in (*files, *self.path.glob(f"{_DROPPED}.rank*.jsonl")):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--fresh: cannot remove {error.filename}: {error.strerror or error}") from error
+
+
+def _clear_folder(folder: Path, written: tuple[str, ...]) -> None:
+    """Remove a folder of results. Raises `OSError` with the file name, and `ConfigError` for a link to nothing."""
+    linked = folder.is_symlink()
+    if linked and not folder.exists():
+        raise ConfigError(
+            f"--fresh: {folder} is a link to {os.readlink(folder)}, which does not exist. Make that folder or remove "
+            "the link."
+        )
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        return
+    for pattern in written if linked else ("*",):
+        for entry in folder.glob(pattern):  # hidden entries too
+            if entry.is_symlink() and entry.is_dir():
+                _clear_folder(entry, ("*",))  # a step that was moved to another disk and linked back
+            remove_tree(entry)
+    if not linked:
+        with suppress(OSError):  # a mounted disk stays, and below it is checked that it is empty
+            folder.rmdir()
+    left = [entry for pattern in (written if linked else ("*",)) for entry in _matching(folder, pattern)]
+    if left:
+        raise ConfigError(f"--fresh: cannot remove {left[0]}")
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern)) if folder.is_dir() else []
 
 
 def checkpoint_step(folder: Path) -> int:

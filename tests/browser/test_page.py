@@ -340,8 +340,8 @@ def test_a_file_that_is_no_image_is_refused_with_the_reason(browser: Any, server
     file = tmp_path / "broken.png"
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 100)
     visitor.one("#picture-file").send_keys(str(file))
-    visitor.until(lambda: "not a valid JPEG, PNG or WebP" in visitor.one(".stage .message").text)
+    visitor.until(lambda: "damaged: the PNG does not begin with IHDR" in visitor.one(".stage .message").text)
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     visitor.one("#picture-file").send_keys(str(text))
-    visitor.until(lambda: "not a JPEG, PNG or WebP image" in visitor.one(".stage .message").text)
+    visitor.until(lambda: "a text file, not the image" in visitor.one(".stage .message").text)

@@ -38,6 +38,9 @@ def test_every_kind_of_number_is_counted() -> None:
         tensor[2, 1], tensor[3, 0] = NAN, -INF
         with pytest.raises(CheckpointError, match=r"^file: 2 of the 21 numbers of a.weight are not finite"):
             check_finite("a.weight", tensor, "file")
+    check_finite("8 bits", torch.zeros(3).to(torch.float8_e4m3fn), "file")
+    with pytest.raises(CheckpointError, match="1 of the 2 numbers"):
+        check_finite("8 bits", torch.tensor([1.0, NAN]).to(torch.float8_e5m2), "file")
     check_finite("no numbers", torch.zeros(0), "file")
     check_finite("whole numbers", torch.tensor([1, 2]), "file")
     with pytest.raises(CheckpointError, match="2 of the 2 numbers"):

@@ -22,7 +22,7 @@ GOOD: list[dict[str, Any]] = [
         "image": "a.jpg",
         "task": "grounding",
         "answer": "A dog by a dog.",
-        "objects": [{"phrase": "dog", "boxes": [[1, 2, 3, 4]]}, {"phrase": "dog", "boxes": [[5, 6, 70, 8]]}],
+        "objects": [{"phrase": "dog", "boxes": [[1, 2, 3, 4]]}, {"phrase": "dog", "boxes": [[5, 6, 64.5, 8]]}],
     },
     {
         "image": "a.jpg",

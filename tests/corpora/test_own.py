@@ -13,7 +13,7 @@ from minigptv2.boxes import Box
 from minigptv2.cli import main as cli
 from minigptv2.corpora import draft as draft_module
 from minigptv2.corpora import own
-from minigptv2.corpora.draft import Draft, Rejected, find_rejections, finish
+from minigptv2.corpora.draft import Draft, Examined, examine, finish
 from minigptv2.corpora.own import own_corpus
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
@@ -138,16 +138,17 @@ def test_pictures_are_opened_by_several_and_mistakes_told_in_the_order_of_lines(
     put(tmp_path / "a.jpg", jpeg())
     rows = [{**GOOD[0], "image": "a.jpg" if number % 100 else "gone.jpg"} for number in range(40 * own.CHUNK)]
     put(tmp_path / "my.jsonl", lines(rows))
-    together, real = threading.Barrier(own.THREADS), own.find_rejections
+    together, real = threading.Barrier(own.THREADS), own.examine
 
-    def find_rejections(draft: Draft) -> list[Rejected]:
+    def wait_then_examine(draft: Draft, **options: Any) -> Examined:
         if (
             int(draft.key) <= own.CHUNK * own.THREADS and int(draft.key) % own.CHUNK == 1
         ):  # the first of the first chunks
             together.wait(timeout=60)
-        return real(draft)
+        return real(draft, **options)
 
-    monkeypatch.setattr(own, "find_rejections", find_rejections)
+    monkeypatch.setattr(own, "examine", wait_then_examine)
+    monkeypatch.setattr(own, "DECODE_S", 0)
     corpus = own_corpus(tmp_path / "my.jsonl")
     with pytest.raises(DataError, match="26 of 2560 entries") as told:
         list(corpus.drafts(corpus.raw(tmp_path), "train"))
@@ -178,7 +179,7 @@ def test_a_check_tells_what_a_build_would_and_reads_no_more_than_it_needs(
     counts: list[int] = []
     real = draft_module._load
 
-    def load(paths: tuple[str, ...], count: int = -1) -> bytes:
+    def load(paths: tuple[str, ...], count: int = -1) -> tuple[bytes, str, str]:
         counts.append(count)
         return real(paths, count)
 
@@ -186,8 +187,8 @@ def test_a_check_tells_what_a_build_would_and_reads_no_more_than_it_needs(
     for right in (20, 900):
         turn = Turn("refer", regions=(Region((Box(1, 1, right, 20), Box(right, 1, right + 9, 20)), ("x",)),))
         draft = Draft("1", (turn,), (str(tmp_path / "a"),))
-        assert find_rejections(draft) == finish(draft)[1]
-    told_by_head = (
-        [draft_module.HEAD_BYTES] if name in ("JPEG", "PNG", "WEBP", "large") else [draft_module.HEAD_BYTES, -1]
-    )
+        rejected = [one for one in examine(draft).rejected if "the limit is" not in one.reason]  # the writer's rule
+        assert rejected == finish(draft)[1]
+    by_head = name in ("JPEG", "PNG", "WEBP", "large", "huge")
+    told_by_head = [draft_module.HEAD_BYTES] if by_head else [draft_module.HEAD_BYTES, -1]
     assert counts == [*told_by_head, -1] * 2

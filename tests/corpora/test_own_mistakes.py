@@ -25,7 +25,7 @@ from tests.corpora.own_data import GOOD, HERE, REFER
         ({"image": "a.jpg", "task": "vqaa"}, "task 'vqaa'; did you mean 'vqa'? The tasks are vqa, caption"),
         ({"image": "a.jpg", "question": "x"}, "no task. The tasks are"),
         ({"image": "gone.jpg", "task": "caption", "answer": "x"}, "image file missing; looked for"),
-        ({"image": "bad.jpg", "task": "caption", "answer": "x"}, "image cannot be read"),
+        ({"image": "bad.jpg", "task": "caption", "answer": "x"}, "bad.jpg: truncated in its header"),
         ({"image": 3, "task": "caption", "answer": "x"}, "image is 3; expected the path"),
         ({"image": "a\0.jpg", "task": "caption", "answer": "x"}, 'image is "a\\u0000.jpg"; expected the path'),
         ({"image": " ", "task": "caption", "answer": "x"}, 'image is " "; expected the path'),
@@ -56,6 +56,12 @@ from tests.corpora.own_data import GOOD, HERE, REFER
             },
             "phrase 'dog' does not occur in the caption",
         ),
+        (
+            {"image": "a.jpg", "task": "detection", "objects": [{"phrase": "x", "boxes": [1, 2, 3, 4], "label": "y"}]},
+            "unknown key 'label'",
+        ),
+        ({"image": "a.jpg", "task": "caption", "answer": "x", "question": "y"}, "'caption' does not use \"question\""),
+        ({**REFER, "boxes": [1, 2, 3, 4], "question": "y"}, '"question" and "phrase" are both given'),
         ({"image": "a.jpg", "conversations": [{"from": "human", "value": "x"}]}, "without an answer"),
         ({"image": "a.jpg", "conversations": ["x"]}, 'a list of {"from"'),
         ({"image": "a.jpg", "task": ["vqa"]}, "task '['vqa']'; did you mean 'vqa'?"),
@@ -94,10 +100,18 @@ def test_each_mistake_is_told_by_line_with_what_to_change(
     assert len(CorpusReader(tmp_path / "out")) == 1 and "dropped 1: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", ["a\0.jpg", "a\ud800.jpg", "x" * 5000 + ".jpg"])
-def test_a_path_that_no_file_can_have_is_a_picture_that_cannot_be_read(path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a\0.jpg", "the path holds a NUL or half a character"),
+        ("a\ud800.jpg", "the path holds a NUL or half a character"),
+        ("x" * 5000 + ".jpg", "cannot be read: File name too long"),
+        (".", "a folder, not an image"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_a_picture_that_cannot_be_read(path: str, reason: str) -> None:
     sample, lost = finish(Draft("1", (Turn("caption", answers=("x",)),), (path,)))
-    assert sample is None and [one.reason for one in lost] == ["image cannot be read"]
+    assert sample is None and [one.reason for one in lost] == [reason]
 
 
 @pytest.mark.parametrize(

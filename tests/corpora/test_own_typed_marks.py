@@ -28,7 +28,7 @@ MARKS = (
         "[IMG]",
         "<IMG_CONTEXT>",
     ),
-    *("<image_placeholder>", "<image_soft_token>"),
+    *("<image_placeholder>", "<image_soft_token>", "< image >", "&lt;image&gt;"),
 )
 BOXES = {"boxes": [4, 4, 20, 20]}
 QUESTION = {
@@ -143,6 +143,15 @@ def test_marks_without_their_image_are_refused(tmp_path: Path, task: str) -> Non
         assert "question has " in one.reason
 
 
+@pytest.mark.parametrize("image", [{"image": "a.jpg", "task": "conversation"}, {"task": "language"}])
+def test_an_image_in_markdown_or_html_in_the_place_of_a_mark_is_refused(tmp_path: Path, image: dict[str, Any]) -> None:
+    texts = ("![](a.jpg)\nWhat?", "What? ![it](a.jpg)", "<img src='a.jpg'> What?", "[image] What?", "{image}\nWhat?")
+    entries = [{**image, "question": text, "answer": "A"} for text in texts]
+    assert all("in the place of an image" in one.reason for one in outcomes(tmp_path, entries))
+    code = {**image, "question": "Is <img src='a.jpg'> HTML, and f'{image}' Python?", "answer": "Yes."}
+    assert outcomes(tmp_path, [code])[0].questions == [code["question"]]
+
+
 def test_a_text_without_an_image_has_no_mark_and_no_identifier(tmp_path: Path) -> None:
     texts = ("<image>\nSay A.", "[vqa] Say A.", "Picture 1: <img>a.jpg</img>\nSay A.")
     entries = [{"task": "language", "question": text, "answer": "A"} for text in texts]
@@ -218,6 +227,22 @@ def test_boxes_of_qwen_vl_become_ours_and_other_text_stays(text: str, trained: s
 def test_marks_of_other_models_are_refused(text: str) -> None:
     with pytest.raises(DataError, match="^answer contains "):
         answer_text(text, "answer")
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<image>\nWhat?", "What?"),
+        ("What? <image>", "What?"),
+        ("What <image> is it?", "What is it?"),
+        ("a\n<image>\nb", "a\nb"),
+        ("a\r\n <image> <image> b", "a\nb"),
+        ("<image>\n  x = 1\n    y  = 2", "x = 1\n    y  = 2"),
+        ("<image>", ""),
+    ],
+)
+def test_the_space_around_a_mark_is_closed_and_other_space_is_kept(text: str, left: str) -> None:
+    assert without_image_marks(text, "question").text == left
 
 
 def test_the_path_in_a_mark_of_qwen_vl_is_found() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SHOWN = 200
 BATCH_RECIPES = {
     "mixed": "corpora: {toy_refer: {ratio: 3, task: refer}, toy_conversation: {ratio: 1}, toy_language: {ratio: 1},"
     " toy_grounding: {ratio: 1}, toy_detection: {ratio: 1}, toy_vqa: {ratio: 2}}",
+    "turns": "{shuffle_window: 2, corpora: {turns: {ratio: 1, share_images: 2}, toy_caption: {ratio: 1}}}",
     "shared": "{shuffle_window: 2, corpora: {toy_vqa: {ratio: 1, share_images: 3}, toy_caption: {ratio: 1}}}",
 }
 EDGE_RECIPES = {
@@ -35,6 +37,9 @@ EDGE_RECIPES = {
     " toy_language: {ratio: 1, schedule: [[50, 1], [51, 0]]}}",
     "epochs": "corpora: {toy_vqa: {ratio: 5, epochs: 3}, toy_refer: {ratio: 1, epochs: 2.5}, toy_language: {ratio: 2}}",
     "ends": "corpora: {toy_vqa: {ratio: 5, epochs: 3}, toy_refer: {ratio: 1, epochs: 2.5}}",
+    "turns": "{shuffle_window: 2, corpora: {turns: {ratio: 1}, toy_refer: {ratio: 1, epochs: 2}}}",
+    "groups": "corpora: {turns: {ratio: null, share_images: 2}, toy_refer: {ratio: null}}",
+    "images": "corpora: {turns: {ratio: null, sample_by: image}, toy_refer: {ratio: null}}",
     "uneven": "corpora: {toy_vqa: {ratio: 0.0001}, toy_refer: {ratio: 3.3333}, toy_language: {ratio: 1000000}}",
 }
 
@@ -52,9 +57,21 @@ def encoder_of(work: Path, max_tokens: int = 300) -> Any:
     return find("PromptEncoder")(tokenizer, tokens_per_image=4, max_tokens=max_tokens)
 
 
+def write_turns(folder: Path) -> None:
+    """Write a corpus of separate turns: those of the toy conversations."""
+    samples = find("toy_samples")("conversation", 40, Path(), "turns")
+    separate = (replace(sample, record=replace(sample.record, separate=True)) for sample in samples)
+    write_corpus(separate, folder, folder.name, samples_per_shard=9)
+
+
+def _key(sample: Any) -> tuple[int, int, int, int]:
+    return sample.corpus, sample.sample, sample.epoch, sample.part
+
+
 def batches_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
     """Hash the batches of 50 steps, with 0 and 2 workers, of two recipes, for the ranks of one and two processes."""
     found = {}
+    write_turns(work / "world/train/turns")
     for name, text in BATCH_RECIPES.items():
         recipe = recipe_of(text, work)
         for workers, world_size in ((0, 1), (0, 2), (2, 2)):
@@ -75,7 +92,7 @@ def _steps(work: Path, recipe: Any, workers: int, rank: int, world_size: int) ->
     steps = []
     for step in find("iterate_steps")(dataset, position=24, num_steps=STEPS):
         batches = [{key: hash_tensor(value) for key, value in tensors_of(batch).items()} for batch in step.batches]
-        ids = [[(one.corpus, one.sample, one.epoch) for one in pack] for pack in step.sample_ids]
+        ids = [[_key(one) for one in pack] for pack in step.sample_ids]
         steps.append(
             {
                 "position": step.position,
@@ -97,6 +114,7 @@ def plan_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
         recipe = find("load_recipe")(file)
         make_stand_ins(work / "shards", recipe)
         found[file.name] = describe_plan(find("DataPlan")(recipe, work / "shards", 11, global_batch_size=8))
+    write_turns(work / "world/train/turns")
     for name, text in EDGE_RECIPES.items():
         recipe = recipe_of(text, work)
         plan = find("DataPlan")(recipe, work / "world/train", 2, global_batch_size=8, encoder=encoder)
@@ -107,7 +125,7 @@ def plan_item(work: Path, folder: Path, recording: bool) -> dict[str, Any]:
 def describe_plan(plan: Any, samples: int = SAMPLES) -> dict[str, Any]:
     """Return what a plan says: fingerprint, shares, sample ids, counts, the moments at which corpora end."""
     count = samples if plan.length is None else min(samples, plan.length)
-    ids = [(one.corpus, one.sample, one.epoch) for one in plan.samples(0, count)]
+    ids = [_key(one) for one in plan.samples(0, count)]
     chunks = [ids[start : start + 1000] for start in range(0, count, 1000)]
     positions = [position for position in (0, 1, 777, 5000, count) if position <= count]
     mixture = plan.mixture
@@ -117,7 +135,7 @@ def describe_plan(plan: Any, samples: int = SAMPLES) -> dict[str, Any]:
         "shares": [float(share) for share in plan.shares],
         "ids": [" ".join(map(str, one)) for one in ids[:SHOWN]],
         "hashes by 1,000": [sha256(json.dumps(chunk).encode()) for chunk in chunks],
-        "far": [(one.corpus, one.sample, one.epoch) for one in plan.samples(10**7, 5)] if plan.length is None else [],
+        "far": [_key(one) for one in plan.samples(10**7, 5)] if plan.length is None else [],
         "counts": {str(position): dict(plan.corpus_counts(0, position)) for position in positions},
         "shares at": {str(position): [float(s) for s in mixture.shares_at(position)] for position in positions},
         "expected": {str(position): [float(s) for s in mixture.expected(position)] for position in positions},

@@ -93,13 +93,21 @@ def test_a_plan_that_ends_ends_the_pipeline(world: World) -> None:
     assert len(list(webdataset.DataPipeline(PlanSource(plan)))) == plan.length == 40
 
 
-def test_encoded_examples_are_those_of_training(plan: DataPlan, world: World) -> None:
-    encoder = PromptEncoder(world.tokenizer(), tokens_per_image=4, max_tokens=200)
-    for sample in webdataset.DataPipeline(PlanSource(plan, stop=20), encode_examples(plan, encoder)):
+@pytest.mark.parametrize("cut", [0, 1])
+def test_encoded_examples_are_those_of_training(plan: DataPlan, world: World, cut: int) -> None:
+    """The longest of the samples loses `cut` tokens."""
+    samples = plan.samples(0, 20)
+    whole = PromptEncoder(world.tokenizer(), tokens_per_image=4, max_tokens=None)
+    examples = [plan.encode(sample, whole) for sample in samples]
+    longest = max(len(example) - 4 * example.num_images for example in examples)
+    encoder = PromptEncoder(world.tokenizer(), tokens_per_image=4, max_tokens=longest - cut)
+    found = list(webdataset.DataPipeline(PlanSource(plan, stop=20), encode_examples(plan, encoder)))
+    for sample in found:
         example = plan.encode(sample["__sample__"], encoder)
         assert np.array_equal(sample["input_ids"], example.input_ids)
         assert np.array_equal(sample["labels"], example.labels)
         assert "loss_weights" not in sample
+    assert max(sample["num_cut"] for sample in found) == cut
 
 
 @pytest.mark.parametrize("objective", ["sample", "corpus"])

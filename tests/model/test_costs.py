@@ -40,7 +40,7 @@ def config_of(trainable: list[str], r: int, dropout: float = 0.0) -> ModelConfig
 def test_parameters_by_part_are_the_modules(vision: str, language: str) -> None:
     config = ModelConfig(vision_encoder=vision, language_model=language)
     with torch.device("meta"):
-        model = build_model(config, 300)
+        model = build_model(config, LANGUAGE_MODELS[language].vocab_size or 300)
     counted: dict[str, int] = {}
     for name, parameter in named_canonical(model).items():
         counted[part_of(name)] = counted.get(part_of(name), 0) + parameter.numel()

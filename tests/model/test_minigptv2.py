@@ -96,7 +96,7 @@ def test_the_real_llama_folder_matches_its_spec(row: str, changed: dict[str, int
         with pytest.raises(CheckpointError, match=f"{key} is"):
             language_spec(str(tmp_path))
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(CheckpointError, match="not a LLaMA's config"):
+    with pytest.raises(CheckpointError, match="expected a JSON object, got list"):
         language_spec(str(tmp_path))
 
 

@@ -122,7 +122,12 @@ def test_bad_lines_are_named_and_skipped(model: str, tmp_path: Path, capsys: Any
     assert run("predict", model, source, tmp_path / "out.jsonl", *TOKENS) == 3
     said = capsys.readouterr()
     assert said.err.count("skipped ") == len(bad)
-    reasons = ((1, "not JSON"), (4, "No such file"), (5, "not a JPEG, PNG or WebP"), (9, "1024 positions of the model"))
+    reasons = (
+        (1, "not JSON"),
+        (4, "No such file"),
+        (5, "broken.jpg: a text file, not the image"),
+        (9, "1024 positions of the model"),
+    )
     for number, reason in reasons:
         assert any(f"{source}:{number}: " in line and reason in line for line in said.err.splitlines()), number
     assert "answered 2, skipped 11" in said.out
@@ -183,3 +188,22 @@ def test_predictions_can_be_scored(model: str, tmp_path: Path, capsys: Any) -> N
     assert outcome["mean_loss"] == pytest.approx(sum(nll) / len(nll))
     assert run("score", model, source, tmp_path / "none.jsonl") == 3
     assert 'no "answer" to score' in capsys.readouterr().err
+
+
+def test_answers_are_scored_in_a_prompt_style(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The published form has one more `<s>` and one space less, and predictions report its length."""
+    source = write(tmp_path, [{"image": "images/a.png", "turns": [{"question": "[vqa] what?", "answer": "a bar"}]}])
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"image": "images/a.png", "turns": [{"question": "[vqa] what?"}]}) + "\n")
+    found = {}
+    for style in ("trained", "published"):
+        words = ("--prompt-style", style)
+        assert run("predict", model, asked, tmp_path / f"{style}.said.jsonl", *TOKENS, *words) == 0
+        assert run("score", model, source, tmp_path / f"{style}.jsonl", *words) == 0
+        (score,), (said,) = rows(tmp_path / f"{style}.jsonl"), rows(tmp_path / f"{style}.said.jsonl")
+        assert score["length"] == said["turns"][0]["context_length"] + len(score["target_ids"])
+        found[style] = score
+    assert found["trained"]["target_ids"] == found["published"]["target_ids"]
+    assert found["trained"]["nll"] != found["published"]["nll"]
+    assert run("score", model, source, tmp_path / "trained.jsonl", "--prompt-style", "published") == 3
+    assert "written for another line, model or setting" in capsys.readouterr().err

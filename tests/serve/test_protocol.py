@@ -113,7 +113,7 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": [{"role": "system", "content": "be kind"}, USER]}, 400, "trained without system messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "must have a role"),
     ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not valid base64"),
-    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "not a valid"),
+    ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "3 zero bytes"),
     ({"messages": [ask("x", "data:image/svg+xml;base64,AAAA")]}, 400, "does not download addresses"),
     ({"model": "gpt-4o"}, 404, "this server serves 'tiny'"),
     ({"model": None}, 400, "model is missing"),

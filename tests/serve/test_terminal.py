@@ -23,6 +23,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
 from minigptv2.serve.terminal import Chat, half_blocks, printable
+from minigptv2.shards.image_convert import Photo
 from tests.browser.world import PLACES, draw_picture, teacher
 
 
@@ -44,7 +45,8 @@ def talk(lines: list[str], *, image: Image.Image | None = None, **options: Any) 
         except StopIteration as end:
             raise EOFError from end
 
-    Chat(model, Decoding(), image, read=read, write=said.append, **options).run()  # type: ignore[arg-type]
+    photo = None if image is None else Photo(image, *image.size)
+    Chat(model, Decoding(), photo, read=read, write=said.append, **options).run()  # type: ignore[arg-type]
     return "".join(said), model
 
 

@@ -32,7 +32,7 @@ from minigptv2.shards.tar import BLOCK, Member, find_members
 from minigptv2.shards.writer import Sample, write_corpus
 
 SAMPLES = 6
-MEMORY_LIMIT_MB = 300
+MEMORY_LIMIT_MB = 500
 
 Damage = Callable[[bytes, random.Random], bytes]
 

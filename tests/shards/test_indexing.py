@@ -155,7 +155,7 @@ TEXT = to_json(Record((Turn("language", "hi", ("ho",)),)))
         ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.jpg", jpeg())], "a", "two members of one kind"),
         ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.png", jpeg())], "a", "two members of one kind"),
         ([("a.json", GOOD), ("b.json", TEXT)], "a", "disagree"),
-        ([("a.json", GOOD), ("a.jpg", b"GIF89a")], "a", "not a JPEG"),
+        ([("a.json", GOOD), ("a.jpg", b"GIF89a")], "a", "a GIF image; convert it"),
         ([("a.json", GOOD), ("a.jpg", jpeg(64))], "a", "64 x 32 px, its record says 32 x 16"),
         ([("a.json", b"{"), ("a.jpg", jpeg())], "a", "not a record"),
         ([("a.json", GOOD), ("a.jpg", jpeg()), ("a.pyd", b"x")], "a", "not opened"),

@@ -1,6 +1,8 @@
 """Shards behind a URL: byte ranges, retries, lengths and hashes, against a server on this machine that misbehaves."""
 
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,6 +174,7 @@ def test_a_read_gives_up_before_the_loader_gives_its_worker_up() -> None:
 def test_names_below_a_place() -> None:
     assert below("s3://b/x/", "c") == "s3://b/x/c" and below("data", "c") == Path("data/c")
     assert below("data", "https://h/c") == "https://h/c"
+    assert below("https://h/c", "/home/x") == below("data", "/home/x") == Path("/home/x")
     assert is_remote("s3://b/x") and not is_remote("data/shards") and not is_remote(Path("/x"))
 
 
@@ -204,8 +207,60 @@ def test_an_old_remote_corpus_is_refused_by_turn_without_its_password(server: Se
     place = f"http://user:secret@127.0.0.1:{server.server_address[1]}"
     old = REPOSITORY / "tests" / "fixtures" / "v0_1" / "train" / "toy_conversation"
     shutil.copytree(old, server.root / "old")
-    with pytest.raises(DataError, match="Run `minigptv2 shards index` on a local copy of it") as caught:
+    with pytest.raises(DataError, match="Run `minigptv2 shards index` on a local copy of http://127") as caught:
         DataPlan(Recipe(corpora={"old": CorpusShare(ratio=1)}), place, seed=1)
     assert "secret" not in str(caught.value)
     by_image = Recipe(corpora={"old": CorpusShare(ratio=1, sample_by="image")})
     assert DataPlan(by_image, place, seed=1).length is None
+
+
+def without_home(monkeypatch: pytest.MonkeyPatch, temporary: Path) -> None:
+    """As a user without a name and without HOME, in a container."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
+
+def test_a_user_without_a_home_folder_reads_shards_by_url(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_home(monkeypatch, tmp_path)
+    near, far = CorpusReader(server.root / "toy"), CorpusReader(f"{url(server)}/toy")
+    assert [far.record(n) for n in range(3)] == [near.record(n) for n in range(3)]
+    kept = tmp_path / f"minigptv2-{os.getuid()}"
+    assert kept.stat().st_mode & 0o777 == 0o700 and len(list(kept.glob("*/manifest.json"))) == 1
+    CorpusReader(f"{url(server)}/toy")
+    assert sum("GET /toy/index.npy" in line for line in server.log) == 1 and not Path("~").exists()
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "file", "relative"])
+def test_a_home_folder_that_cannot_be_used_is_left_out(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / home) if home == "file" else home)
+    assert remote._cache_folder() == tmp_path / f"minigptv2-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert remote._cache_folder() == tmp_path / "cache" / "minigptv2" / "manifests"
+
+
+@pytest.mark.parametrize("what", ["link", "file", "open to others"])
+def test_a_temporary_folder_that_somebody_else_made_is_not_trusted(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_home(monkeypatch, tmp_path)
+    place = tmp_path / f"minigptv2-{os.getuid()}"
+    (tmp_path / "theirs").mkdir()
+    if what == "link":
+        place.symlink_to(tmp_path / "theirs")
+    elif what == "file":
+        place.touch()
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    used = remote._cache_folder()
+    assert used != place and used.parent == tmp_path and used.stat().st_mode & 0o777 == 0o700

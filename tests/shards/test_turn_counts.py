@@ -194,12 +194,22 @@ def test_a_corpus_of_version_0_1_with_more_turns_is_refused_until_it_is_indexed(
     with pytest.raises(DataError) as caught:
         plan_of(tmp_path, "toy_conversation")
     said = str(caught.value)
-    assert said.startswith("corpus 'toy_conversation' is sampled by turn: ") and "sample_by: image" in said
-    assert f"Run `minigptv2 shards index` on {folder}, which writes the counts" in said
+    assert said.startswith("corpus 'toy_conversation' is sampled by turn, but built by version 0.1")
+    assert f"Run `minigptv2 shards index` on {folder}: it writes the counts" in said and "sample_by: image" in said
     by_image = plan_of(tmp_path, "toy_conversation", sample_by="image").samples(0, 10)
     assert cli(["shards", "index", str(folder)]) == 0
     assert plan_of(tmp_path, "toy_conversation").samples(0, 10) == by_image  # its turns are not separate
     assert load_manifest(folder).corpus == "toy_conversation"
+
+
+def test_all_old_corpora_of_a_recipe_are_named_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(OLD / "toy_conversation", tmp_path / name)
+    shutil.copytree(OLD / "toy_refer", tmp_path / "c")
+    with pytest.raises(DataError) as caught:
+        plan_of(tmp_path, "a", "b", "c")
+    assert "corpora 'a', 'b' are sampled by turn" in str(caught.value)
+    assert f"on {tmp_path / 'a'} and on {tmp_path / 'b'}: it writes" in str(caught.value)
 
 
 def test_indexing_an_old_corpus_adds_the_counts_and_keeps_what_the_build_knew(tmp_path: Path) -> None:
@@ -210,7 +220,7 @@ def test_indexing_an_old_corpus_adds_the_counts_and_keeps_what_the_build_knew(tm
     )
     built = load_manifest(tmp_path / "c")
     make_old(tmp_path / "c")
-    with pytest.raises(DataError, match="does not state how many separate turns each sample has"):
+    with pytest.raises(DataError, match="did not store how many separate turns each sample has"):
         plan_of(tmp_path, "c")
     assert cli(["shards", "index", str(tmp_path / "c"), "--workers", "0"]) == 0
     assert load_manifest(tmp_path / "c") == built

@@ -291,7 +291,7 @@ def test_what_cannot_be_stored_is_counted_and_named(tmp_path: Path) -> None:
     for key, words in {
         "listed-twice": "twice",
         "no-image": "disagree",
-        "not-an-image": "not a JPEG",
+        "not-an-image": "a GIF image; convert it",
         "other-size": "640 x 480",
         "empty": "empty answer",
         "a.b": "neither",

@@ -1,4 +1,4 @@
-"""Runs the long tests and prints a table: `python -m tests.soak saves=2000 disk=200 kills=50 stops=50 --seed 1`.
+"""Runs the long tests and prints a table: `python -m tests.soak kills=50 stops=50 races=100 --seed 1`, and others.
 
 Each name is described in the module of that name, `disk` in `full_disk`. The exit code is 1 if any run ended wrongly.
 """
@@ -18,9 +18,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def main() -> int:
     """Run the tests that the command line names."""
-    from tests.soak import full_disk, kills, saves, stops
+    from tests.soak import full_disk, kills, races, saves, stops
 
-    runs = {"saves": saves.run, "disk": full_disk.run, "kills": kills.run, "stops": stops.run}
+    runs = {"saves": saves.run, "disk": full_disk.run, "kills": kills.run, "stops": stops.run, "races": races.run}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", metavar="name=count", help=f"of {', '.join(runs)}")
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from minigptv2 import __version__
 from minigptv2.cli.arguments import Parser
-from minigptv2.errors import OTHER_ERROR, MiniGPTv2Error, nearest
+from minigptv2.cli.streams import make_durable, open_standard_files
+from minigptv2.errors import OTHER_ERROR, ExitCode, MiniGPTv2Error, nearest
 from minigptv2.secrets import guarded_output
 
 
@@ -44,6 +46,21 @@ COMMANDS = (
     Command("slurm", "decide for the batch scripts whether a job starts or is requeued"),
     Command("completion", "print a shell completion script"),
 )
+_PLACE_ERRORS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EBUSY,
+)
+"""Errors of the system about a file or folder that the user chose."""
 _BROKEN_PIPE = 141
 """Exit code of a program that SIGPIPE ends, as shells report it."""
 
@@ -76,9 +93,16 @@ def parse(words: Sequence[str]) -> Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. A user's error is one message on stderr and a non-zero code."""
+    open_standard_files()
     args = parse(sys.argv[1:] if argv is None else argv)
-    with guarded_output():
-        return _run(args)
+    streams = sys.stdout, sys.stderr
+    if getattr(args, "outlives_reader", False):
+        make_durable()
+    try:
+        with guarded_output():
+            return _run(args)
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 def _run(args: Namespace) -> int:
@@ -90,5 +114,8 @@ def _run(args: Namespace) -> int:
     except BrokenPipeError:
         return _BROKEN_PIPE
     except OSError as error:  # a full disk, a missing permission: the user can fix it, so no traceback
+        if error.filename is not None and error.errno in _PLACE_ERRORS:
+            print(f"ConfigError: {error.filename}: {error.strerror}", file=sys.stderr)
+            return ExitCode.CONFIG
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return OTHER_ERROR

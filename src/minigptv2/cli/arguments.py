@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.errors import nearest
+from minigptv2.errors import ConfigError, nearest
+from minigptv2.files import home_expanded
 
 if TYPE_CHECKING:
     from minigptv2.predict.jsonl import Outcome
     from minigptv2.predict.predictor import Predictor
     from minigptv2.predict.requests import Decoding
+
+
+PATHS = ("DIR", "FILE", "PATH", "IMAGE", "EXPORT", "CORPUS", "RECIPE", "RUN_A", "RUN_B")
+"""Metavars of arguments that are files or folders."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,8 +39,10 @@ class Parser(argparse.ArgumentParser):
         keywords.setdefault("formatter_class", partial(argparse.HelpFormatter, max_help_position=28))
         super().__init__(*args, **keywords)
 
-    def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
-        """As in argparse."""
+    def add_argument(self, *names: Any, url: bool = False, **keywords: Any) -> argparse.Action:
+        """As in argparse. For a path (`PATHS`) `~` is the home folder, and a URL is refused unless `url` allows it."""
+        if keywords.get("metavar") in PATHS:
+            keywords["type"] = partial(_path, keywords.get("type", str), url)
         self.arguments.append(super().add_argument(*names, **keywords))
         return self.arguments[-1]
 
@@ -78,6 +86,16 @@ class Parser(argparse.ArgumentParser):
         return f"{self.old_spellings.get(option, option)}{equals}{value}"
 
 
+def _path(kind: Callable[[str], Any], url: bool, text: str) -> Any:
+    """A `type=` for files and folders, made by `kind` from the path with the home folder in the place of `~`."""
+    if not url and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL, but this command takes a file or folder: download it first")
+    try:
+        return kind(home_expanded(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A `type=` for whole numbers. argparse reports a number below `least`, and text that is no number."""
 
@@ -91,6 +109,15 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def megapixels(text: str) -> int:
+    """A `type=` for a number of pixels that is given in millions."""
+    millions = at_least(1)(text)
+    if millions > 10_000:
+        right = -(-millions // 1_000_000)
+        raise argparse.ArgumentTypeError(f"'{text}' is in millions of pixels: for that many pixels give {right}")
+    return 1_000_000 * millions
 
 
 def positive(text: str) -> float:
@@ -149,21 +176,18 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def add_model(parser: Parser, *, style: bool = True, required: bool = True) -> None:
+def add_model(parser: Parser, *, required: bool = True) -> None:
     """Add the options that name a model and say how it is loaded."""
     parser.add_argument("--model", required=required, metavar="DIR", help="model folder or export")
     parser.add_argument("--vision-weights", metavar="DIR", help="base weights of the vision encoder, if they moved")
     parser.add_argument("--language-weights", metavar="DIR", help="base weights of the language model, if they moved")
-    if style:
-        parser.add_argument(
-            "--prompt-style",
-            default="trained",
-            choices=("trained", "published"),
-            help="published: format prompts as the published inference code does (two <s>, one space). Default: "
-            "trained, and in `evaluate` that of the protocol",
-        )
-    else:
-        parser.set_defaults(prompt_style="trained")
+    parser.add_argument(
+        "--prompt-style",
+        default="trained",
+        choices=("trained", "published"),
+        help="published: format prompts as the published inference code does (two <s>, one space). Default: "
+        "trained, and in `evaluate` that of the protocol",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU")
 

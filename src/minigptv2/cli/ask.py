@@ -24,18 +24,18 @@ def _ask(args: argparse.Namespace) -> int:
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
     from minigptv2.predict.requests import Request, boxes_as_json
-    from minigptv2.shards.image_files import open_photo
+    from minigptv2.shards.image_convert import open_photo
     from minigptv2.tasks import task_of
 
     file = Path(args.image)
     if not file.is_file():
         raise DataError(f"no image {file}")
-    image = open_photo(file.read_bytes(), str(file))
+    photo = open_photo(file.read_bytes(), str(file))
     question = readable(args.question)
     if args.draw:
         check_drawing(Path(args.draw))
-    answer = load_model(args).answer([Request(question, (image,))], decoding_of(args))[0]
-    parsed = task_of(question).parse(answer, *image.size)
+    answer = load_model(args).answer([Request(question, (photo.image,))], decoding_of(args))[0]
+    parsed = task_of(question).parse(answer, photo.width, photo.height)
     boxes = [(box, item.phrase) for item in parsed.grounded for box in item.boxes]
     if args.json:
         print_json({"answer": answer, "boxes": boxes_as_json(parsed.grounded), "drawn": args.draw})
@@ -44,7 +44,7 @@ def _ask(args: argparse.Namespace) -> int:
         for box, phrase in boxes:
             print(f"box {box} px" + (f"  {phrase}" if phrase else ""))
     if args.draw:
-        draw_boxes(image, boxes).save(args.draw)
+        draw_boxes(photo.image, boxes, size=(photo.width, photo.height)).save(args.draw)
         if not args.json:
             print(f"drawn {len(boxes)} box(es) in {args.draw}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.arguments import Parser, add_json, add_overrides, at_least, print_json
+from minigptv2.cli.arguments import Parser, add_json, add_overrides, at_least, print_json, warn
 
 if TYPE_CHECKING:
     from minigptv2.config import Loaded
@@ -28,13 +28,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from minigptv2.run_config import FILES, check_places, check_run_config, load_run_config
+    from minigptv2.run_config import FILES, check_places, check_run_config, doubts_about, load_run_config
 
     loaded = load_run_config(args.file, args.overrides)
     if args.json:
         print_json({key: {"value": value, "from": loaded.origins[key]} for key, value in loaded.flat.items()})
     else:
         print(_table(loaded))
+    for doubt in doubts_about(loaded.value):
+        warn(f"warning: {doubt}")
     check_places(loaded, FILES)
     check_run_config(loaded.value, args.world_size)
     return 0

@@ -23,7 +23,11 @@ def add_arguments(parser: Parser) -> None:
         "--global-batch-size", type=at_least(1), default=96, metavar="N", help="samples per step. Default: 96"
     )
     parser.add_argument(
-        "--shards", default="data/shards", metavar="DIR", help="folder or URL with one folder of shards per corpus"
+        "--shards",
+        default="data/shards",
+        metavar="DIR",
+        url=True,
+        help="folder or URL with one folder of shards per corpus",
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer to measure the samples' lengths with")
     parser.add_argument("--tokens-per-image", type=at_least(1), default=256, metavar="N", help="default: 256")

@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
         "continued. The exit code is 3 if a line could not be scored."
     )
     parser.epilog = "example: minigptv2 score --model DIR --input cases.jsonl --output scores.jsonl"
-    add_model(parser, style=False)
+    add_model(parser)
     add_files(parser)
     parser.add_argument(
         "--layout", default="packed", choices=("packed", "padded"), help="one packed sequence, or a padded batch"

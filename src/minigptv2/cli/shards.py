@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigptv2.cli.arguments import Parser, add_json, at_least, print_json
+from minigptv2.cli.arguments import Parser, add_json, at_least, megapixels, print_json
+from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError, counted, nearest
+from minigptv2.shards.image_header import MAX_PIXELS
 
 if TYPE_CHECKING:
     from minigptv2.corpora.corpus import CorpusSpec
@@ -37,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     add_json(listing)
     listing.set_defaults(run=_list)
     _add_index(commands.add_parser("index", help="index tar files that another program wrote, to use them as a corpus"))
-    _add_verify(commands.add_parser("verify", help="verify checksums. Exit code 3 for any fault"))
+    _add_verify(commands.add_parser("verify", help="verify checksums, records and images. Exit code 3 for any fault"))
     _add_stats(commands.add_parser("stats", help="print counts and distributions of a corpus"))
     _add_preview(commands.add_parser("preview", help="write an HTML page of samples as the model sees them"))
 
@@ -67,6 +69,21 @@ def _add_build(parser: Parser) -> None:
     )
     parser.add_argument("--skip-faults", action="store_true", help="leave out the faulty lines of your own data")
     parser.add_old_spelling("--skip-bad", "--skip-faults")
+    parser.add_argument(
+        "--cut-boxes",
+        action="store_true",
+        help="cut boxes of your own data at the image's border, also if more than 1 %% of them leave it",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=megapixels,
+        default=MAX_PIXELS,
+        metavar="MEGAPIXELS",
+        help="the largest image, in millions of pixels. Default: 64, and half of it for WebP",
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="do not decode images. Training leaves out those that turn out damaged"
+    )
     parser.add_argument(
         "--ignore-extra",
         action="store_true",
@@ -99,7 +116,10 @@ def _add_index(parser: Parser) -> None:
 
 def _add_verify(parser: Parser) -> None:
     _add_folders(parser)
-    parser.add_argument("--decode", action="store_true", help="also parse every record and decode every image")
+    parser.add_argument(
+        "--fast", action="store_true", help="verify checksums only, without decoding every record and image"
+    )
+    parser.add_argument("--decode", action="store_true", help="the default; accepted for older scripts")
     _add_workers_and_report(parser)
     add_json(parser)
     parser.set_defaults(run=_verify)
@@ -149,18 +169,15 @@ def _add_workers_and_report(parser: Parser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.own import FORMATS, own_corpus
+    from minigptv2.corpora.own import FORMATS, OwnOptions, own_corpus
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, nearest
 
     if args.corpus == EVERYTHING:
         return _build_all(args)
     file = Path(args.corpus)
     if file.suffix.lower() in FORMATS or "/" in args.corpus:
-        corpus, root = (
-            own_corpus(file, skip_faults=args.skip_faults, ignore_extra=args.ignore_extra),
-            Path(args.root or file.parent),
-        )
+        options = OwnOptions(args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels)
+        corpus, root = own_corpus(file, options), Path(args.root or file.parent)
     elif args.corpus in CORPORA:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
     else:
@@ -177,7 +194,6 @@ def _build_all(args: argparse.Namespace) -> int:
     """Build each corpus of the stages in turn, and list at the end what was not built."""
     from minigptv2.corpora.build_corpus import finished
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
@@ -212,6 +228,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
     from tqdm import tqdm
 
     from minigptv2.corpora.build_corpus import BuildOptions, build
+    from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -227,7 +244,7 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
             output,
             workers=workers,
             samples_per_shard=args.samples_per_shard,
-            options=BuildOptions(args.limit, args.bake),
+            options=BuildOptions(args.limit, args.bake, ImageRules(args.max_pixels, not args.fast)),
             progress=bar.update,
         )
     for line in report.lines():
@@ -247,7 +264,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
-    print(f"preview {page}: {shown.samples} samples as the model sees them{unit}")
+    print(f"preview {page}: {counted(shown.samples, 'samples')} as the model sees them{unit}")
     for line in shown.warnings:
         print(f"warning: {line}")
 
@@ -263,7 +280,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
     from minigptv2.shards.indexing import index_corpus, manifest_before
 
     built = manifest_before(args.folder)
@@ -284,29 +300,30 @@ def _index(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr if args.json else None)
     _print_faults(faults, args.report)
     if manifest is None:
-        several = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise DataError(f"{corpus}: {several}, nothing written; --skip-faults leaves out the faulty samples")
+        raise DataError(
+            f"{corpus}: {counted(len(faults), 'faults')}, nothing written; --skip-faults leaves out the faulty samples"
+        )
     if args.json:
         counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
         print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults], "notes": notes})
         return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
-    print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
+    samples, shards = counted(manifest.samples, "samples"), counted(len(manifest.shards), "shards")
+    print(f"{corpus}: {samples} in {shards}; turns: {turns}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
     from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
     rows = []
     for folder in _corpora(args.folder):
         with _bar(folder.name, "shard") as bar:
-            found = verify_corpus(folder, decode=args.decode, workers=args.workers, progress=bar.update)
+            found = verify_corpus(folder, decode=not args.fast, workers=args.workers, progress=bar.update)
         notes = unused_files(folder)
         if not args.json:
-            print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
+            print(f"{folder}: {'intact' if not found else counted(len(found), 'faults')}")
             for line in notes:
                 print(f"{folder}: {line}")
         rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found], "notes": notes})

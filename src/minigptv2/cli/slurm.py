@@ -30,7 +30,7 @@ def add_arguments(parser: Parser) -> None:
     begin = steps.add_parser("begin", help="record a job's start; prints go LOGS, done, stop, or move NODES")
     end = steps.add_parser("end", help="record a job's end; prints done, stop, or again [NODES to exclude]")
     for command in (begin, end):
-        command.add_argument("config", help="YAML file of the run")
+        command.add_argument("config", metavar="FILE", help="YAML file of the run")
         add_overrides(command)
     end.add_argument("--code", type=int, required=True, help="exit code of the launcher")
     end.add_argument("--asked", action="store_true", help="a signal has asked the job to stop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
         help="start N ranks on this machine with torchrun. It exits with 1 if a rank fails, whatever the rank's code",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, outlives_reader=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +75,17 @@ def _start_torchrun(args: argparse.Namespace) -> None:
             "this process; leave --processes out"
         )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # under nohup, which torchrun would undo
+        launcher += _without_hangup()
     options = [option for option, given in (("--fresh", args.fresh), ("--resume", args.resume)) if given]
     command = ["-m", "minigptv2", "train", "--config", args.config, *options, *args.overrides]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *launcher, *command])
+
+
+def _without_hangup() -> list[str]:
+    """The option of torchrun that leaves SIGHUP alone, of versions that have it."""
+    from torch.distributed.run import get_args_parser
+
+    option = "--signals_to_handle"
+    return [option, "SIGTERM,SIGINT,SIGQUIT"] if option in get_args_parser().format_help() else []

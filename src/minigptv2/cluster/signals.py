@@ -1,4 +1,4 @@
-"""Turns SIGTERM, SIGUSR1 and time limits into one decision of all ranks to stop at the end of a step.
+"""Turns SIGTERM, SIGUSR1, SIGHUP and time limits into one decision of all ranks to stop at the end of a step.
 
 The handler only records the signal and saves nothing. `StopRequests.poll_all_ranks` is a collective: if any rank was
 asked to stop, all ranks stop after the same step. Imports no torch, so that a command can listen before it loads torch.
@@ -11,32 +11,35 @@ import signal
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Requests to save and stop. `scancel` and launchers send the first, `sbatch --signal=USR1@300` the second."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Requests to save and stop. `scancel` and launchers send the first, `sbatch --signal=USR1@300` the second, a terminal
+that is closed the third, which stays ignored under `nohup`."""
 SLURM_END = "SLURM_JOB_END_TIME"
 """Environment variable with the Unix time at which Slurm ends the job."""
 TIME_LIMIT = "time limit"
 
 _received: list[str] = []
 _listener: int | None = None
+_listened: list[signal.Signals] = []
 
 
 def listen() -> None:
-    """Record SIGTERM and SIGUSR1 from now on instead of ending. Call it early, in the main thread."""
+    """Record the signals from now on instead of ending. Call it early, in the main thread."""
     global _listener
     if _listener == os.getpid():
         return
     _listener = os.getpid()
     _received.clear()
-    for number in SIGNALS:
+    _listened[:] = [one for one in SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    for number in _listened:
         signal.signal(number, _record)
 
 
 def stop_listening() -> None:
-    """Restore the default action of SIGTERM and SIGUSR1 and forget the recorded signals."""
+    """Restore the default action of the signals and forget the recorded ones."""
     global _listener
     if _listener == os.getpid():
-        for number in SIGNALS:
+        for number in _listened:
             signal.signal(number, signal.SIG_DFL)
     _listener = None
     _received.clear()

@@ -12,16 +12,21 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from minigptv2.corpora.box_census import MAX_SHARE
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
+from minigptv2.corpora.frames import CUT, SCALED
 from minigptv2.corpora.raw import Raw
-from minigptv2.errors import ConfigError, DataError, MissingFilesError
+from minigptv2.errors import ConfigError, DataError, MissingFilesError, counted
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.shard_file import BOXES
 from minigptv2.shards.tar_samples import at_least
-from minigptv2.shards.writer import CorpusOptions, Rejected, write_corpus
+from minigptv2.shards.writer import CorpusOptions, ImageRules, RefusedBuild, Rejected, write_corpus
 from minigptv2.tasks import TASKS
 
+MAX_SHOWN = 30
+"""Mistakes that an error lists."""
 MANY_DROPPED = 0.2
 """A larger share of dropped annotations gives a warning, since it is likely caused by a misplaced folder."""
 
@@ -48,14 +53,15 @@ class BuildReport:
         turns = ", ".join(f"{count:,} {task}" for task, count in manifest.turns.items())
         rate = manifest.samples / max(1e-9, self.seconds)
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
-        samples, shards = _counted(manifest.samples, "samples"), _counted(len(manifest.shards), "shards")
+        samples, shards = counted(manifest.samples, "samples"), counted(len(manifest.shards), "shards")
         lines = [
-            f"{self.corpus.name} {self.split}: read {_counted(self.read, unit)}{expected}",
+            f"{self.corpus.name} {self.split}: read {counted(self.read, unit)}{expected}",
             *self.layout,
             f"kept {samples} in {shards}, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
         lines += [f"dropped {at_least(reason, count)}: {reason}" for reason, count in self.dropped.items()]
+        lines += [f"corrected {count:,}: {what}" for what, count in manifest.counts.items() if what != BOXES]
         lines += self.notes
         return lines + [f"warning: {warning}" for warning in self.warnings()]
 
@@ -67,17 +73,20 @@ class BuildReport:
                 f"a complete download has {self.expected:,} {self.corpus.counted}, this one has {self.read:,}: files "
                 "are missing, truncated, or of another version"
             )
+        if scaled := self.manifest.counts.get(SCALED):
+            images = f"{scaled:,} image{'s' if scaled > 1 else ''}"
+            found.append(f"the file states another size of {images}: boxes were scaled to the image")
+        cut, boxes = (self.manifest.counts.get(key, 0) for key in (CUT, BOXES))
+        if cut > MAX_SHARE * boxes:
+            found.append(
+                f"{cut:,} of {boxes:,} boxes ({100 * cut / boxes:.3g} %) left their image by more than a pixel and "
+                "were cut at its border: the boxes may belong to other images or to another size"
+            )
         dropped = sum(self.dropped.values())
         if dropped > MANY_DROPPED * max(1, self.read):
             reason = next(iter(self.dropped))
             found.append(f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
         return found
-
-
-def _counted(number: int, unit: str) -> str:
-    """The number with its unit, which is in the plural, or in the singular for one."""
-    singular = f"{unit[:-3]}y" if unit.endswith("ies") else unit.removesuffix("s")
-    return f"{number:,} {singular if number == 1 else unit}"
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class BuildOptions:
     """Stop after so many drafts (images, conversations)."""
     bake_side: int | None = None
     """Store images squashed to squares of this side."""
+    images: ImageRules = ImageRules()
+    """The largest image, and whether images are decoded to find damaged ones."""
 
 
 def build(
@@ -114,7 +125,7 @@ def build(
     raw = corpus.raw(root)
     read = 0
 
-    def counted() -> Iterator[Draft | Rejected]:
+    def annotated() -> Iterator[Draft | Rejected]:
         nonlocal read
         for item in islice(_read_drafts(corpus, raw, split), options.limit):
             read += item.annotations
@@ -123,18 +134,32 @@ def build(
             yield item
 
     reasons: dict[str, Dropped] = {}
+    refused: list[str] = []
+    num_refused = 0
 
     def count_dropped(one: Dropped) -> None:  # keeps one entry per reason, however many samples are dropped
+        nonlocal num_refused
+        if corpus.strict and one.shard:
+            num_refused += 1
+            if len(refused) < MAX_SHOWN:
+                refused.append(f"  {one.key}: {one.reason}")
         known = reasons.get(one.reason)
         reasons[one.reason] = one if known is None else replace(known, count=known.count + one.count)
 
     manifest = write_corpus(
-        counted(),
+        annotated(),
         output,
         corpus.name,
         samples_per_shard=samples_per_shard or corpus.samples_per_shard,
         workers=workers,
-        options=CorpusOptions(corpus.license, split, finish, options.bake_side),
+        options=CorpusOptions(
+            corpus.license,
+            split,
+            finish,
+            options.bake_side,
+            options.images,
+            lambda: _refuse_faults(corpus, refused, num_refused),
+        ),
         on_dropped=count_dropped,
     )
     expected = None if options.limit is not None else corpus.expected[split]
@@ -142,6 +167,20 @@ def build(
     report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
     notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
     return replace(report, notes=notes, layout=tuple(raw.describe()))
+
+
+def _refuse_faults(corpus: CorpusSpec, lines: list[str], number: int) -> None:
+    if number:
+        head = (
+            f"{corpus.name}: {number} of its images cannot be used. Replace them, or leave them out with --skip-faults:"
+        )
+        raise RefusedBuild(list_mistakes(head, lines, number))
+
+
+def list_mistakes(head: str, lines: list[str], number: int) -> str:
+    """The head, the first mistakes, and how many of the `number` mistakes are not listed."""
+    more = [f"  and {number - len(lines)} more"] if number > len(lines) else []
+    return "\n".join([head, *lines, *more])
 
 
 def finished(output: Path) -> Manifest | None:

@@ -9,31 +9,35 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
+import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
+from minigptv2.corpora.box_census import BoxCensus, GivenBox
+from minigptv2.corpora.build_corpus import MAX_SHOWN, list_mistakes
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
-from minigptv2.corpora.draft import Draft, Rejected, find_rejections
+from minigptv2.corpora.draft import Draft, Rejected, examine
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.own_files import OwnEntry, read
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
+from minigptv2.shards.image_header import MAX_PIXELS
 
-MAX_SHOWN = 30
 MAX_BOXES_SHOWN = 8
+DECODE_S = 20.0
+"""Seconds for which images are decoded to name damaged ones together with other mistakes."""
 THREADS, CHUNK = 16, 64
 """Threads that open images in a check, and entries per task. Processes were measured and are slower: starting them and
 sending drafts costs more than it saves. Sixteen threads hide nine tenths of the time of a disk or a network that needs
 1 ms per image. They do not help for images in memory, where the interpreter lock is held."""
+_Result = tuple[list[str], list[GivenBox]]
 FORMATS = {
     ".jsonl": "JSON lines",
     ".csv": "a CSV of image and caption",
@@ -42,11 +46,23 @@ FORMATS = {
 }
 
 
-def own_corpus(file: Path, *, skip_faults: bool = False, ignore_extra: bool = False) -> CorpusSpec:
+@dataclass(frozen=True)
+class OwnOptions:
+    """What is accepted of a user's file."""
+
+    skip_faults: bool = False
+    """Leave faulty lines out and count them. Otherwise they are an error."""
+    cut_boxes: bool = False
+    """Cut boxes at the border of their image however many leave it. Otherwise more than a few are an error."""
+    ignore_extra: bool = False
+    """Pass over unknown keys of conversations that hold no image, and count them."""
+    max_pixels: int = MAX_PIXELS
+
+
+def own_corpus(file: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
     """The corpus of a user's file, named after the file. Raises `DataError` for an unknown format.
 
-    Reading its drafts raises `DataError` with every mistake. With `skip_faults` faulty lines are left out and counted.
-    `ignore_extra` passes over unknown keys of conversations that hold no image, and counts them.
+    Reading its drafts raises `DataError` with every mistake that `options` do not accept.
     """
     if file.suffix.lower() not in FORMATS:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
@@ -56,22 +72,21 @@ def own_corpus(file: Path, *, skip_faults: bool = False, ignore_extra: bool = Fa
     return CorpusSpec(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
         title=f"your own: {FORMATS[file.suffix.lower()]}",
-        drafts=partial(_drafts, file=file, skip_faults=skip_faults, ignore_extra=ignore_extra),
+        drafts=partial(_drafts, file=file, options=options),
         tasks=MIXED,
         expected={"train": None},
         counted="entries",
         license="yours",
         download="it is yours",
         is_own=True,
+        strict=not options.skip_faults,
     )
 
 
-def _drafts(
-    raw: Raw, split: str, *, file: Path, skip_faults: bool, ignore_extra: bool = False
-) -> Iterator[Draft | Rejected]:
-    raw = replace(raw, ignore_extra=ignore_extra)
-    if not skip_faults:
-        check(file, replace(raw, notes=Counter()))  # the notes of the build count each entry once
+def _drafts(raw: Raw, split: str, *, file: Path, options: OwnOptions) -> Iterator[Draft | Rejected]:
+    raw = replace(raw, ignore_extra=options.ignore_extra)
+    if not (options.skip_faults and options.cut_boxes):
+        check(file, raw, options)
     for line in read(file, raw):
         if line.draft is not None:
             yield line.draft
@@ -79,39 +94,77 @@ def _drafts(
             yield Rejected(line.name, line.problem)
 
 
-def check(file: Path, raw: Raw) -> int:
+@dataclass
+class _Findings:
+    """What a check found: entries, those with mistakes, the first mistakes as lines, and the boxes of the others."""
+
+    complete: bool = True
+    entries: int = 0
+    bad: int = 0
+    mistakes: int = 0
+    lines: list[str] = field(default_factory=list)
+    boxes: BoxCensus = field(default_factory=BoxCensus)
+
+
+def check(file: Path, raw: Raw, options: OwnOptions = OwnOptions()) -> int:
     """The number of entries of the file. Raises `DataError` with every mistake and its fix.
 
-    Several threads open the images. Memory does not grow with the file.
+    Several threads open the images. Only their beginning is read, and the writer decodes them, unless there is a
+    mistake: then they are decoded, for a limited time, so that damaged images are named together with it.
     """
-    shown: list[str] = []
-    number = bad = mistakes = 0
-    shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
-    with warnings.catch_warnings(), tqdm(**shape, disable=not sys.stderr.isatty()) as bar:
-        # `image_files` also ignores it for each image, but its state is global and threads would restore it
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for size, found in _check_chunks(read(file, raw)):
-            number, bad, mistakes = number + size, bad + len(found), mistakes + sum(map(len, found))
-            shown += chain.from_iterable(found)
-            del shown[MAX_SHOWN:]
-            bar.update(size)
-    if bad:
-        more = [f"  and {mistakes - MAX_SHOWN} more"] if mistakes > MAX_SHOWN else []
-        head = f"{file}: {bad} of {number} entries cannot be used. Fix them, or leave them out with --skip-faults:"
-        raise DataError("\n".join([head, *shown, *more]))
-    if number == 0:
+    raw = replace(raw, notes=Counter())  # the notes of the build count each entry once
+    found = _check_all(file, raw, options)
+    if found.bad and not options.skip_faults:
+        decoded = _check_all(file, raw, options, decode_s=DECODE_S)
+        found = decoded if decoded.complete else found
+        raise DataError(_mistakes_of(file, found))
+    if found.boxes.is_suspicious and not options.cut_boxes:
+        raise DataError(
+            f"{file}: {found.boxes.problem()}. Correct the boxes, or cut them at the border with --cut-boxes"
+        )
+    if found.entries == 0:
         raise DataError(f"{file}: is empty")
-    return number
+    return found.entries
 
 
-def _check_chunks(lines: Iterator[OwnEntry]) -> Iterator[tuple[int, list[list[str]]]]:
-    """For each chunk of entries, in order: their number, and the mistakes of each entry that has any."""
+def _mistakes_of(file: Path, found: _Findings) -> str:
+    bad = f"{file}: {found.bad} of {found.entries} entries cannot be used"
+    head = f"{bad}. Fix them, or leave them out with --skip-faults:"
+    cause = [found.boxes.problem()] if found.boxes.is_suspicious else []
+    return "\n".join([list_mistakes(head, found.lines, found.mistakes), *cause])
+
+
+def _check_all(file: Path, raw: Raw, options: OwnOptions, decode_s: float = 0.0) -> _Findings:
+    """What is found in all entries. With `decode_s` images are decoded, and the check ends after so many seconds."""
+    found, ends = _Findings(), time.monotonic() + decode_s
+    shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
+    examined = partial(_check_chunk, max_pixels=options.max_pixels, decode=decode_s > 0)
+    with tqdm(**shape, disable=not sys.stderr.isatty()) as bar:
+        for results in _check_chunks(read(file, raw), examined):
+            for mistakes, boxes in results:
+                found.entries += 1
+                found.bad += bool(mistakes)
+                found.mistakes += len(mistakes)
+                found.lines += mistakes[: MAX_SHOWN - len(found.lines)]
+                if not (mistakes and options.skip_faults):
+                    found.boxes.add(boxes)
+            bar.update(len(results))
+            if decode_s and time.monotonic() > ends:
+                found.complete = False
+                break
+    return found
+
+
+def _check_chunks(
+    lines: Iterator[OwnEntry], examined: Callable[[list[OwnEntry]], list[_Result]]
+) -> Iterator[list[_Result]]:
+    """The results of each chunk of entries, in order."""
     chunks = iter(lambda: list(islice(lines, CHUNK)), [])
     with ThreadPoolExecutor(THREADS) as pool:
-        pending: deque[Future[tuple[int, list[list[str]]]]] = deque()
+        pending: deque[Future[list[_Result]]] = deque()
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_check_chunk, chunk))
+                pending.append(pool.submit(examined, chunk))
                 if len(pending) > 2 * THREADS:
                     yield pending.popleft().result()
             while pending:
@@ -121,15 +174,22 @@ def _check_chunks(lines: Iterator[OwnEntry]) -> Iterator[tuple[int, list[list[st
                 future.cancel()
 
 
-def _check_chunk(lines: list[OwnEntry]) -> tuple[int, list[list[str]]]:
-    return len(lines), [found for found in map(_mistakes, lines) if found]
+def _check_chunk(lines: list[OwnEntry], *, max_pixels: int, decode: bool) -> list[_Result]:
+    """For each entry what is wrong with it and its image, and its boxes."""
+    results: list[_Result] = []
+    for line in lines:
+        if line.draft is None:
+            results.append(([f"  {line.name}: {line.problem}"] if line.mistake else [], []))
+        else:
+            one = examine(line.draft, decode=decode, max_pixels=max_pixels)
+            results.append(([_line_of(rejected, line) for rejected in one.rejected], one.boxes))
+    return results
 
 
-def _mistakes(line: OwnEntry) -> list[str]:
-    """What is wrong with an entry and its image."""
-    if line.draft is None:
-        return [f"  {line.name}: {line.problem}"] if line.mistake else []
-    return [f"  {line.name}: {_advice(one, line.draft)}" for one in find_rejections(line.draft)]
+def _line_of(rejected: Rejected, line: OwnEntry) -> str:
+    assert line.draft is not None
+    where = rejected.where if rejected.is_image_fault else line.name
+    return f"  {where}: {_advice(rejected, line.draft)}"
 
 
 def _advice(rejected: Rejected, draft: Draft) -> str:

@@ -8,10 +8,11 @@ counted against the images and removed. An error names the turn and the key.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from minigptv2.corpora.own_image import Reference, as_json, cut, references, require_one
-from minigptv2.corpora.typed_marks import answer_text, image_paths, split_identifier, without_image_marks
+from minigptv2.corpora.typed_marks import TypedText, answer_text, image_paths, split_identifier, without_image_marks
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
 
@@ -44,6 +45,11 @@ class Message:
     role: str
     text: str
     images: list[Reference] = field(default_factory=list)
+
+    @cached_property
+    def typed(self) -> TypedText:
+        """The text of a question without its image marks."""
+        return without_image_marks(self.text, self.what)
 
 
 @dataclass
@@ -176,7 +182,7 @@ def _image(pairs: list[_Pair], given: list[Reference]) -> Reference | None:
     marks: list[str] = []
     for number, pair in enumerate(pairs):
         for message in pair.asked:
-            typed = without_image_marks(message.text, message.what)
+            typed = message.typed
             inside = [*message.images, *(one for path in typed.paths for one in references(path, message.what))]
             found += inside
             marks += [message.what] * (len(typed.marks) - len(typed.paths) + len(inside))
@@ -198,7 +204,7 @@ def _turn(pair: _Pair, kind: str, has_image: bool) -> Turn:
     """The turn of a question and its answer. The system message comes after the question's identifier, if any."""
     texts = {_SYSTEM: list[str](), _USER: list[str]()}
     for message in pair.asked:
-        texts[message.role] += filter(None, [without_image_marks(message.text, message.what).text.strip()])
+        texts[message.role] += filter(None, [message.typed.text.strip()])
     what = pair.asked[-1].what
     identifier, asked = split_identifier("\n".join(texts[_USER]), what, has_image=has_image)
     if not asked:

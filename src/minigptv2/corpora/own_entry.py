@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft, clean
+from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
 from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
@@ -19,7 +20,7 @@ from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
 
 _TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
-KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, *CONVERSATION_KEYS, "id")
+KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, "width", "height", *CONVERSATION_KEYS, "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
 _DESCRIPTIONS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "split", "subset", "category", "type", "topic"),
@@ -51,6 +52,8 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         raise DataError(f"contains {as_json(half[0])}, half of a character: a text was truncated within a character")
     conversations = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
     if len(conversations) > 1:
+        conversations = [key for key in conversations if entry[key] not in _EMPTY] or conversations[:1]
+    if len(conversations) > 1:
         raise DataError("conversations and messages are both given: remove one of them")
     images = image_of(entry)
     has_image = bool(images) or bool(conversations) and holds_image(entry[conversations[0]])
@@ -64,7 +67,25 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         turns = (_turn(entry, image is not None),)
     frame = (1.0, 1.0) if entry.get("boxes_in") == NORMALISED else None
     source = {"corpus": raw.corpus, "id": str(entry.get("id", number))}
-    return Draft(f"{number:08d}", turns, None if image is None else located(image, file, raw), source, frame=frame)
+    found = None if image is None else located(image, file, raw)
+    form = SIZES if entry.get("boxes_in") == XYWH else CORNERS
+    stated = None if conversations else stated_size(entry)  # conversations have no boxes of their own
+    return Draft(f"{number:08d}", turns, found, source, frame=frame, stated=stated, form=form)
+
+
+def stated_size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    """Width and height of the image that an entry states, or None. Some tools write 0 or null for an unknown size."""
+    if not any(entry.get(key) for key in ("width", "height")):
+        return None
+    width, height = (_side(entry, key) for key in ("width", "height"))
+    return width, height
+
+
+def _side(entry: dict[str, Any], key: str) -> int:
+    value = entry.get(key)
+    if not _is_number(value) or value != int(value) or value <= 0:
+        raise DataError(f"{key} is {as_json(value)}; expected the image's {key} in pixels")
+    return int(value)
 
 
 def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_image: bool, raw: Raw) -> None:
@@ -74,15 +95,17 @@ def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_im
         if key not in KEYS:
             raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
         return
+    is_image = _names_image(value)
+    if key == "id" and is_image and not has_image:
+        raise DataError(f"id is {as_json(value)}, and there is no image: give the image as image, or change the id")
     if key in (*IMAGE_KEYS, *CONVERSATION_KEYS, "system", "id") or value in _EMPTY:
         return
-    is_image = _names_image(value)
     if key in _TASK_KEYS or key == "task" and isinstance(value, str) and value in TASKS and TASKS[value].identifier:
         raise DataError(f"{key} is given beside {conversations[0]}: an entry is one or the other; remove one of them")
     described = key in _DESCRIPTIONS or has_image and key in _DESCRIPTIONS_OF_IMAGES
     passed = raw.ignore_extra and not _IMAGE_KEY.search(key)
     if (described or passed) and (has_image or not is_image):
-        raw.note(f"passed over key '{cut(key)}' of {{count}} entries")
+        raw.note(f"passed over key '{cut(key)}' in {{count}} of the entries")
         return
     if is_image or _IMAGE_KEY.search(key):
         raise DataError(f"unknown key '{cut(key)}', {as_json(value)}: an image is given as image or images")
@@ -190,6 +213,10 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
     listed = entry.get("objects", [entry] if "boxes" in entry else None)
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
+    for one in listed if "objects" in entry else ():
+        for key in one:
+            if key not in ("phrase", "boxes") and one[key] not in _EMPTY:
+                raise DataError(f"an object of objects has the unknown key '{cut(key)}': it has phrase and boxes")
     return [
         Region(
             _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (answer_text(_need(one, "phrase"), "phrase"),)
@@ -222,7 +249,7 @@ def is_box(box: Any) -> TypeGuard[list[float]]:
     return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number that a float can hold. JSON integers may have any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

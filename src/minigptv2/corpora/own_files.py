@@ -8,14 +8,15 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import Draft
-from minigptv2.corpora.own_entry import draft_of, is_box, is_id
+from minigptv2.corpora.frames import SIZES, Size
+from minigptv2.corpora.own_entry import draft_of, is_box, is_id, stated_size
 from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.corpora.typed_marks import answer_text
@@ -179,7 +180,8 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEn
         raise DataError(f"{file}: {', '.join(COCO_PARTS)} must be lists")
     names: dict[Any, str] = {}
     pictures: dict[Any, str] = {}
-    boxes: dict[Any, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+    sizes: dict[Any, Size | None] = {}
+    boxes: dict[Any, dict[str, list[tuple[Box, str]]]] = defaultdict(lambda: defaultdict(list))
     for kind, part, text, known in (
         ("category", "categories", "name", names),
         ("image", "images", "file_name", pictures),
@@ -187,24 +189,41 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEn
         for number, entry in enumerate(document[part], 1):
             try:
                 _keep(entry, text, known)
+                if kind == "image":
+                    sizes[entry["id"]] = stated_size(entry)
             except DataError as error:
                 yield OwnEntry(_called(kind, entry, number), None, str(error))
     for number, entry in enumerate(document["annotations"], 1):
+        called = _called("annotation", entry, number)
         try:
             box = _box_of(entry, pictures, names)
         except DataError as error:
-            yield OwnEntry(_called("annotation", entry, number), None, str(error))
+            yield OwnEntry(called, None, str(error))
         else:
             if box is not None:
-                boxes[entry["image_id"]][names[entry["category_id"]]].append(box)
+                boxes[entry["image_id"]][names[entry["category_id"]]].append((box, called.partition(" (")[0]))
     for number, (key, path) in enumerate(pictures.items(), 1):
         found, name = boxes.get(key), f"image {key} ({cut(path)})"
         if not found:
             yield OwnEntry(name, None, "image without boxes other than crowds", mistake=False)
             continue
-        turns = [Turn("detection", regions=(Region(tuple(at), (phrase,)),)) for phrase, at in found.items()]
-        source = {"corpus": raw.corpus, "id": str(key)}
-        yield OwnEntry(name, Draft(f"{number:08d}", tuple(turns), paths_of(path, file, raw), source, separate=True))
+        turns = [
+            Turn("detection", regions=(Region(tuple(box for box, _ in given), (phrase,)),))
+            for phrase, given in found.items()
+        ]
+        draft = Draft(
+            f"{number:08d}",
+            tuple(turns),
+            paths_of(path, file, raw),
+            {"corpus": raw.corpus, "id": str(key)},
+            separate=True,
+            stated=sizes.get(key),
+            label=f"image {key}",
+            box_names=tuple(called for given in found.values() for _, called in given),
+            form=SIZES,
+            upright=True,
+        )
+        yield OwnEntry(name, draft)
 
 
 def _called(kind: str, entry: Any, number: int) -> str:
@@ -256,7 +275,7 @@ def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> OwnEntry:
     if isinstance(entry, dict) and is_id(entry.get("id")):
         name = f"{name} (id {as_json(entry['id'])})"
     try:
-        return OwnEntry(name, draft_of(number, entry, file, raw))
+        return OwnEntry(name, replace(draft_of(number, entry, file, raw), label=name, upright=True))
     except DataError as error:
         return OwnEntry(name, None, str(error))
     except RecursionError:

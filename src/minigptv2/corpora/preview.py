@@ -26,7 +26,7 @@ from minigptv2.errors import DataError
 from minigptv2.files import write_atomically
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, PromptEncoder
 from minigptv2.record import Record
-from minigptv2.shards.image_files import open_image, square
+from minigptv2.shards.image_files import square
 from minigptv2.shards.reader import CorpusReader
 
 _MAX_CHECKED = 1000
@@ -114,7 +114,7 @@ def _article(reader: CorpusReader, sample: int, encoder: PromptEncoder, image_si
 def _image(reader: CorpusReader, sample: int, record: Record, text: str, side: int) -> str:
     if not record.has_image:
         return ""
-    pixels = square(open_image(reader.image(sample), reader.where(sample)), side)
+    pixels = square(reader.open_image(sample), side)
     drawn = draw_boxes(Image.fromarray(pixels.transpose(1, 2, 0)), [(box, "") for box in parse_boxes(text, side, side)])
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=88)

@@ -18,16 +18,20 @@ from minigptv2.tasks.answers import render_phrase
 from minigptv2.tasks.base import QUERY_SLOT
 
 WRITTEN = "is written by the prompt"
+_SUSPECT = re.compile("[<\\[{&#|\0\ufeff\ufffd]")
+"""A text without any of these characters has no mark. Most texts have none, and the search costs little."""
 _IMAGE_MARK = re.compile(
     r"(?:Picture\s*\d+\s*:\s*)?<img>\s*(?P<path>[^<>]*?)\s*</img>"  # Qwen-VL
     r"|<img>\s*<ImageHere>\s*</img>|<ImageHere>"  # MiniGPT
-    r"|<image>\s*</image>|</?image>|<image[\s_-]?\d+>|<image[\s_-](?:placeholder|token|pad|soft_token|start|end)>"
+    r"|<\s*image\s*>\s*</\s*image\s*>|</?\s*image\s*>|&lt;image&gt;|<image[\s_-]?\d+>|<image[\s_-](?:placeholder|token|pad|soft_token|start|end)>"
     r"|</?img>|<IMG_CONTEXT>|<(?:start|end)_of_image>|\[IMG(?:_BREAK|_END)?\]"
     r"|<im_start>(?:\s*<im_patch>)*\s*<im_end>|<im_(?:start|end|patch)>"  # LLaVA
     r"|<\|vision_start\|>\s*(?:<\|image_pad\|>\s*)*<\|vision_end\|>|<\|image(?:_pad|_\d+)?\|>",
     re.IGNORECASE,
 )
-_MARK_AND_SPACE = re.compile(rf"(\s*)(?:{_IMAGE_MARK.pattern})(\s*)", re.IGNORECASE)
+_EDGE = r"!\[[^\]\n]*\]\([^)\n]*\)|<img\s[^>]*>|\[image\]|\{\{?\s*image\s*\}?\}"
+_IMAGE_AT_EDGE = re.compile(rf"^\s*(?:{_EDGE})|(?:{_EDGE})\s*$", re.IGNORECASE)
+"""An image in Markdown or HTML, or a slot of a template, where a mark would be. Elsewhere it may be code."""
 _OTHER_MEDIA = re.compile(
     r"<(?:video|audio|speech|sound|point_cloud)>|<\|(?:video|audio)(?:_pad|_\d+)?\|>", re.IGNORECASE
 )
@@ -63,19 +67,27 @@ def without_image_marks(text: str, what: str) -> TypedText:
 
     Boxes of Qwen-VL are rewritten. Raises `DataError` for marks of other media, other boxes, and chat templates.
     """
+    if _SUSPECT.search(text) is None:
+        return TypedText(text)
     marks, paths = tuple(found[0] for found in _IMAGE_MARK.finditer(text)), tuple(image_paths(text))
     if marks:
-        text = _MARK_AND_SPACE.sub(lambda found: "\n" if "\n" in found[1] + found[3] else " ", text).strip()
+        text = _without(_IMAGE_MARK, text)
+    if found := _IMAGE_AT_EDGE.search(text):
+        raise DataError(f"{what} contains '{found[0].strip()}' in the place of an image: give the image as image")
     return TypedText(_checked(text, what), marks, paths)
 
 
 def image_paths(text: str) -> list[str]:
     """The image paths inside the marks of Qwen-VL in a text."""
+    if "</img>" not in text.lower():
+        return []
     return [path.strip() for path in (found["path"] for found in _IMAGE_MARK.finditer(text)) if path and path.strip()]
 
 
 def answer_text(text: str, what: str) -> str:
     """A text that is trained as it is: an answer or a phrase. Raises `DataError` for a mark or an identifier in it."""
+    if _SUSPECT.search(text) is None:
+        return text
     if mark := _IMAGE_MARK.search(text):
         raise DataError(f"{what} contains the image mark '{mark[0]}', which only a question may: remove it")
     text = _checked(text, what)
@@ -134,7 +146,9 @@ def _unwrapped(text: str, instructions: tuple[str, ...]) -> str:
 
 
 def _checked(text: str, what: str) -> str:
-    text = _QWEN_NAME.sub(r"\1", _QWEN_PHRASE.sub(lambda found: _boxes(found, what), checked(text, what)))
+    text = checked(text, what)
+    if "<ref>" in text or "<box>" in text:
+        text = _QWEN_NAME.sub(r"\1", _QWEN_PHRASE.sub(lambda found: _boxes(found, what), text))
     for pattern, problem in (
         (_OTHER_MEDIA, "marks a medium that is no image"),
         (_OTHER_BOXES, "is a box or name mark of another model, whose scale is not known"),
@@ -157,3 +171,17 @@ def _boxes(found: re.Match[str], what: str) -> str:
     if found["phrase"] is None:
         return render_boxes(boxes, _QWEN_SIDE, _QWEN_SIDE) + space
     return render_phrase(found["phrase"].strip(), tuple(boxes), _QWEN_SIDE, _QWEN_SIDE) + space
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """The text without the marks. The space around one becomes a line end or a space between two texts."""
+    kept, position = "", 0
+    for found in [*pattern.finditer(text), None]:
+        piece = text[position : found.start()] if found else text[position:]
+        position = found.end() if found else position
+        left, right = kept.rstrip(), piece.lstrip()
+        between = kept[len(left) :] + piece[: len(piece) - len(right)]
+        if left and right:
+            between = "\n" if "\n" in between else " "
+        kept = f"{left}{between}{right}" if left else right
+    return kept.strip()

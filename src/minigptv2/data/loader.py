@@ -154,7 +154,7 @@ class StepDataset:
         with watch.measure("read"):
             data = reader.image(sample.sample)
         try:
-            return square_pixels(data, "", self.image_size, watch)
+            return square_pixels(data, "", self.image_size, watch, max_pixels=reader.manifest.max_pixels)
         except DataError as error:  # the location costs reads, so it is only computed on errors
             raise DataError(f"{reader.where(sample.sample)}{error}") from error
 

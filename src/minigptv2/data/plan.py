@@ -25,7 +25,7 @@ from minigptv2.data.config import Recipe
 from minigptv2.data.lengths import Lengths, measure_lengths
 from minigptv2.data.mixture import MIXED, Mixture, check_recipe
 from minigptv2.data.objective import CORPUS, weigh, weights_of_corpora
-from minigptv2.data.units import Units
+from minigptv2.data.units import Units, check_turn_counts
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.prompt import Example, PromptEncoder, share_image
 from minigptv2.record import Record
@@ -93,6 +93,8 @@ class DataPlan:
         if scheduled and global_batch_size is None:
             raise ConfigError("the recipe has schedules over steps: pass global_batch_size to the plan")
         self._steps_of = global_batch_size if scheduled else None
+        lines = zip(recipe.corpora.items(), self.corpora, strict=True)
+        check_turn_counts({name: (share, reader) for (name, share), reader in lines})
         self.units = [
             Units(name, share, reader)
             for (name, share), reader in zip(recipe.corpora.items(), self.corpora, strict=True)

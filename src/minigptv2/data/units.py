@@ -6,6 +6,7 @@ record, and `turns_of` says which turns of the record it trains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from random import Random
 
@@ -15,6 +16,7 @@ from minigptv2.data.config import BY_TURN, CorpusShare
 from minigptv2.errors import DataError
 from minigptv2.record import Record
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.shards.remote import is_remote, public_url
 from minigptv2.shards.turn_counts import TurnCounts
 
 _CACHED_SHARDS = 64
@@ -30,7 +32,8 @@ class Units:
     def __init__(self, name: str, share: CorpusShare, reader: CorpusReader) -> None:
         self.share_images = share.share_images
         self.num_shards = len(reader.manifest.shards)
-        self._counts = _turn_counts(name, reader) if share.sample_by == BY_TURN else None
+        check_turn_counts({name: (share, reader)})
+        self._counts = reader.turn_counts if share.sample_by == BY_TURN else None
         if self._counts is None:
             self.starts = reader.shard_starts
         elif self.share_images == 1:
@@ -54,7 +57,7 @@ class Units:
         shard = int(np.searchsorted(self.starts, unit, side="right")) - 1
         within = unit - int(self.starts[shard])
         ends = self._counts.of_shard(shard) if self.share_images == 1 else self._groups(shard)
-        number = int(np.searchsorted(ends, within, side="right"))
+        number = int(np.searchsorted(ends, ends.dtype.type(within), side="right"))  # of one dtype: else all is cast
         return int(self._counts.shard_starts[shard]) + number, within - (int(ends[number - 1]) if number else 0)
 
     def turns_of(self, record: Record, part: int, epoch: int, seed_key: str) -> list[int] | None:
@@ -87,14 +90,24 @@ class Units:
         return np.cumsum(_groups_of(self._counts.of_shard(shard), self.share_images))
 
 
-def _turn_counts(name: str, reader: CorpusReader) -> TurnCounts | None:
-    try:
-        return reader.turn_counts
-    except DataError as error:
-        raise DataError(
-            f"corpus '{name}' is sampled by turn: {error}, or set sample_by: image for it in the recipe, which trains "
-            "one turn of each sample per epoch"
-        ) from error
+def check_turn_counts(lines: Mapping[str, tuple[CorpusShare, CorpusReader]]) -> None:
+    """Raise one `DataError` that names every corpus that is sampled by turn and does not know its turns."""
+    unknown = {
+        name: reader
+        for name, (share, reader) in lines.items()
+        if share.sample_by == BY_TURN and not reader.counts_turns
+    }
+    if not unknown:
+        return
+    one = len(unknown) == 1
+    names, folders = ", ".join(f"'{name}'" for name in unknown), [reader.folder for reader in unknown.values()]
+    shown = [f"a local copy of {public_url(str(f))}" if is_remote(f) else str(f) for f in folders]
+    raise DataError(
+        f"{'corpus' if one else 'corpora'} {names} {'is' if one else 'are'} sampled by turn, but built by version 0.1, "
+        f"which did not store how many separate turns each sample has. Run `minigptv2 shards index` on "
+        f"{' and on '.join(shown)}: it writes the counts and keeps the shards. Or set sample_by: image for "
+        f"{'it' if one else 'them'} in the recipe, which trains one turn of each sample per epoch"
+    )
 
 
 def _groups_of(cumulative: np.ndarray, size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
-from minigptv2.files import HashedFile, sha256_of, sync_folder
+from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
 from minigptv2.run_folder import RunFolder, checkpoint_step
 
 FORMAT = 2
@@ -111,7 +112,7 @@ def prune_checkpoints(run: Path, *, keep: int, keep_every: int = 0, newest: int 
     """
     folder = RunFolder(run)
     for leftover in folder.unfinished_checkpoints():
-        shutil.rmtree(leftover, ignore_errors=True)
+        _discard(leftover)
     for ahead in folder.checkpoint_folders():
         if newest is not None and checkpoint_step(ahead) > newest:
             _remove(ahead)
@@ -124,9 +125,15 @@ def _remove(folder: Path) -> None:
     """Rename the folder before removing it, so that a partly removed folder never looks like a checkpoint."""
     if folder.exists():
         hidden = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(hidden, ignore_errors=True)
+        _discard(hidden)
         os.rename(folder, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        _discard(hidden)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder that is never read again, or the link to one. What cannot be removed now is tried again later."""
+    with suppress(OSError):
+        remove_tree(folder)
 
 
 def verify_checkpoint(folder: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.config import MISSING, Resume, setting
+from minigptv2.config_values import check_finite
 from minigptv2.errors import ConfigError
+from minigptv2.files import disguise_of
 from minigptv2.shipped import find
 
 RUN_OWNED = (
@@ -137,15 +139,29 @@ def shards_parameters(deepspeed_config: dict[str, Any]) -> bool:
     return zero_variant(deepspeed_config).shards_parameters
 
 
+_SECTIONS = ("zero_optimization", "bf16", "fp16")
+"""The objects of a DeepSpeed JSON that this package reads."""
+
+
 def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     """Return the DeepSpeed JSON. Raises `ConfigError` if it is missing, not valid JSON, or sets one of `RUN_OWNED`."""
     path = find(file)
     if not path.is_file():
         raise ConfigError(f"train.deepspeed={file}: no such file. This package's configs are in deepspeed_configs/")
+    if disguise := disguise_of(path, binary=False):
+        raise ConfigError(f"{file} is {disguise}; expected the JSON of DeepSpeed")
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    sections = {"": document} | {
+        key: document[key] for key in _SECTIONS if isinstance(document, dict) and key in document
+    }
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            kind = type(section).__name__
+            raise ConfigError(f"{file}: {key or 'the file'} must be an object {{name: value}}, got {kind}")
+    check_finite(document, str(file), "")
     owned = [key for key in RUN_OWNED if key in document]
     if owned:
         raise ConfigError(f"{file} sets {', '.join(owned)}. Set such numbers in the run's YAML, under train:")

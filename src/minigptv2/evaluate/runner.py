@@ -28,7 +28,6 @@ from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
 from minigptv2.prompt import PromptStyle
-from minigptv2.shards.image_files import open_image
 from minigptv2.shards.reader import CorpusReader
 
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -232,8 +231,7 @@ class _BenchmarkRun:
     def _images(self, question: Question) -> tuple[Any, ...]:
         if not question.has_image:
             return ()
-        data, where = self._reader.image(question.sample), self._reader.where(question.sample)
-        return (self._predictor.prepare(open_image(data, where)),)
+        return (self._predictor.prepare(self._reader.open_image(question.sample)),)
 
     def _choices(self, question: Question) -> tuple[str, ...]:
         """The choices whose losses are computed for a question."""

@@ -41,7 +41,14 @@ def draw_question(item: HeldOutQuestion, answer: str) -> Image.Image:
         BoxLayer([(box, "") for box in boxes if task.answer != "text"], TRUE_COLOR),
         BoxLayer([(box, "") for box in predicted]),
     )
-    return draw_layers(item.image, layers, min_side=TILE)
+    return draw_layers(_in_proportion(item.image, item.width, item.height), layers, min_side=TILE, size=item.size)
+
+
+def _in_proportion(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image with the sides of `width` x `height`, at most as large as it is: it may be stored as a square."""
+    factor = min(1.0, max(image.size) / max(width, height))
+    size = max(1, round(factor * width)), max(1, round(factor * height))
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def tile(item: HeldOutQuestion, answer: str) -> Image.Image:

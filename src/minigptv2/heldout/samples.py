@@ -10,14 +10,17 @@ from PIL import Image
 from minigptv2.errors import DataError
 from minigptv2.predict.requests import Request
 from minigptv2.record import Turn
-from minigptv2.shards.image_files import open_image
+from minigptv2.shards.image_files import image_size
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tasks import TASKS, render_turn
 
 
 @dataclass(frozen=True)
 class HeldOutQuestion:
-    """A question: its turn, its image with the size in pixels, the question text and the first accepted answer."""
+    """A question: its turn, its image, the question text and the first accepted answer.
+
+    `width` and `height` are those of the record, in which boxes are given. The image may be smaller.
+    """
 
     turn: Turn
     image: Image.Image | None
@@ -27,6 +30,11 @@ class HeldOutQuestion:
     answer: str
     corpus: str
     sample: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels in which boxes are given."""
+        return self.width, self.height
 
     def request(self) -> Request:
         """The request to a predictor."""
@@ -58,14 +66,14 @@ def load_heldout(folder: Path, limit: int | None = None) -> list[HeldOutQuestion
 
 
 def load_image(reader: CorpusReader, sample: int, size: tuple[int, int]) -> Image.Image:
-    """The image of a sample with the width and height in pixels that its record states.
+    """The upright image of a sample as training and `evaluate` see it, which may be smaller than `size`: it may be
+    stored as a square, or reduced when it is decoded. `size` is the width and height that its record states.
 
-    An image that was stored as a square is stretched back, so that the record's boxes fit. Raises `DataError` if the
-    image is damaged or has another size.
+    Raises `DataError` if the image is damaged or has another size.
     """
-    image = open_image(reader.image(sample), reader.where(sample))
-    if reader.manifest.baked_side:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    if image.size != size:
-        raise DataError(f"{reader.where(sample)}: the image has size {image.size}, but its record states {size}")
+    image = reader.open_image(sample)
+    if not reader.manifest.baked_side:
+        stored = image_size(reader.image(sample), reader.where(sample))[1:]
+        if stored != size:
+            raise DataError(f"{reader.where(sample)}: the image has size {stored}, but its record states {size}")
     return image

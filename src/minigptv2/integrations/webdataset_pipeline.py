@@ -95,7 +95,8 @@ class PlanSource(PipelineStage):
 def encode_examples(
     plan: DataPlan, encoder: PromptEncoder, *, handler: Handler = reraise_exception
 ) -> Callable[[Iterable[dict[str, Any]]], Iterator[dict[str, Any]]]:
-    """A stage that adds `input_ids` and `labels`, int64 [L], with the wording that the plan draws for the sample.
+    """A stage that adds `input_ids` and `labels`, int64 [L], with the wording that the plan draws for the sample, and
+    `num_cut`, the number of text tokens that `encoder.max_tokens` cut from its end.
 
     With the objective `sample` or `corpus` it also adds `loss_weights`, float32 [L], the factors on the losses of the
     supervised tokens: divide the sum of the weighted losses of a step by the sum of its weights. An image is a run of
@@ -114,6 +115,7 @@ def encode_examples(
                     continue
                 return
             weights = {} if example.loss_weights is None else {"loss_weights": example.loss_weights}
-            yield {**sample, "input_ids": example.input_ids, "labels": example.labels, **weights}
+            encoded = {"input_ids": example.input_ids, "labels": example.labels, "num_cut": example.num_cut}
+            yield {**sample, **encoded, **weights}
 
     return stage

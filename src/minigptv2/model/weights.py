@@ -141,16 +141,18 @@ def check_shapes(tensors: Tensors, wanted: dict[str, tuple[int, ...]], source: s
 def check_finite(name: str, tensor: Tensor, source: str) -> None:
     """Raise `CheckpointError` naming `source`, the tensor and a count if some of its numbers are NaN or infinite.
 
-    One pass without a copy: a sum of finite numbers is finite, unless it overflows, which the second pass resolves.
+    The smallest and the largest number are NaN if any number is. Finding them takes a tenth of the time of the hash.
     """
-    if not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float32).isfinite()):
+    if not tensor.is_floating_point() or not tensor.numel():
         return
-    bad = tensor.numel() - int(tensor.isfinite().sum())
-    if bad:
-        raise CheckpointError(
-            f"{source}: {bad} of the {tensor.numel()} numbers of {name} are not finite (NaN or infinite). The file is "
-            "damaged, or the training that wrote it diverged. Use another copy or an earlier checkpoint."
-        )
+    values = tensor if tensor.element_size() > 1 else tensor.float()  # no operations on 8-bit numbers
+    if all(bool(end.isfinite()) for end in torch.aminmax(values)):
+        return
+    bad = values.numel() - int(values.isfinite().sum())
+    raise CheckpointError(
+        f"{source}: {bad} of the {values.numel()} numbers of {name} are not finite (NaN or infinite). The file is "
+        "damaged, or the training that wrote it diverged. Use another copy or an earlier checkpoint."
+    )
 
 
 def read_safetensors(files: Iterable[Path]) -> Tensors:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
-from minigptv2.shards.image_files import open_photo
+from minigptv2.prompt import PromptStyle
+from minigptv2.shards.image_convert import open_photo
 from minigptv2.tasks import task_of
 
 CACHED_IMAGES = 128
@@ -140,6 +141,8 @@ def score_file(
         predictor.check_case(_case(line))
 
     context = f"score {predictor.identity}"
+    if predictor.style is not PromptStyle.TRAINED:  # outputs of versions without styles are continued
+        context += f" {predictor.style}"
     return _Run(predictor, source, output, context=context, warn=warn).run(work, check, batch_size)
 
 
@@ -279,10 +282,10 @@ class _Run:
         if name not in self._images:
             file = self._source.parent / name
             try:
-                image = open_photo(file.read_bytes(), name)
+                photo = open_photo(file.read_bytes(), name)
             except OSError as error:
                 raise DataError(f"{file}: {error.strerror}") from error
-            self._images[name] = (self._predictor.prepare(image), image.size)
+            self._images[name] = (self._predictor.prepare(photo.image), (photo.width, photo.height))
         return self._images[name]
 
 

@@ -18,8 +18,8 @@ class Limits:
 
     max_body_mib: int = 24
     """The largest request body in MiB. Images are inside, base64-encoded, a third larger than their files."""
-    max_megapixels: int = 25
-    """The largest image that is decoded, at most `image_files.MAX_PIXELS`. The size is read from the file header, so a
+    max_megapixels: int = 64
+    """The largest image that is decoded, at most `image_header.MAX_PIXELS`. The size is read from the file header, so a
     larger image is refused at no cost."""
     max_images: int = 4
     """Images in one conversation."""

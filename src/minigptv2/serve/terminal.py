@@ -20,7 +20,7 @@ from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request, grounded_phrases
-from minigptv2.shards.image_files import open_photo
+from minigptv2.shards.image_convert import Photo, open_photo
 from minigptv2.tasks import BOX_TASK, TASKS
 
 HELP = """\
@@ -34,7 +34,7 @@ BLOCK_COLUMNS = 80
 """The most characters in a line of an image shown as half blocks."""
 
 
-def open_file(path: str) -> Image.Image:
+def open_file(path: str) -> Photo:
     """The image at `path`. Raises `DataError` if there is none."""
     file = Path(path)
     if not file.is_file():
@@ -74,7 +74,7 @@ class Chat:
 
     predictor: Predictor
     decoding: Decoding
-    image: Image.Image | None
+    image: Photo | None
     draw: Path | None = None
     blocks: bool = False
     read: Callable[[str], str] = input
@@ -146,7 +146,7 @@ class Chat:
         if not question:
             return
         self.last_question = question
-        request = Request(question, (self.image,) if self.image else (), tuple(self.history))
+        request = Request(question, (self.image.image,) if self.image else (), tuple(self.history))
         answer = ""
         try:
             with closing(self.predictor.stream(request, self.decoding)) as pieces:
@@ -160,14 +160,16 @@ class Chat:
         if self.image:
             self._show_boxes(answer, self.image)
 
-    def _show_boxes(self, answer: str, image: Image.Image) -> None:
+    def _show_boxes(self, answer: str, image: Photo) -> None:
         """Print the boxes of an answer in pixels, and draw them to the file and in the terminal if requested."""
-        boxes = [(box, item.phrase) for item in grounded_phrases(answer, image.size) for box in item.boxes]
+        boxes = [
+            (box, item.phrase) for item in grounded_phrases(answer, (image.width, image.height)) for box in item.boxes
+        ]
         for box, phrase in boxes:
             self._print(f"box {box} px" + (f"  {printable(phrase)}" if phrase else "") + "\n")
         if not boxes or not (self.draw or self.blocks):
             return
-        drawn = draw_boxes(image, boxes)
+        drawn = draw_boxes(image.image, boxes, size=(image.width, image.height))
         if self.draw:
             drawn.save(self.draw)
             self._print(f"wrote {self.draw} with {len(boxes)} box(es)\n")

@@ -15,11 +15,12 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
-from minigptv2.shards.image_files import MAX_PIXELS, open_photo
+from minigptv2.shards.image_convert import open_photo
+from minigptv2.shards.image_header import MAX_PIXELS
 
 KEPT_IMAGES = 128
 """The number of prepared images kept in memory: 0.6 MB each at 448 px."""
@@ -91,24 +92,9 @@ class ImageStore:
         return image
 
     def _decode(self, data: bytes, to_show: bool) -> UploadedImage:
-        _check_size(data, self._max_pixels)
-        image = open_photo(data, "image")
-        return UploadedImage(
-            self._predictor.prepare(image), image.width, image.height, _jpeg(image) if to_show else None
-        )
-
-
-def _check_size(data: bytes, max_pixels: int) -> None:
-    """Raise `DataError` for a file that is not an image or whose header gives too large a size. Decodes no pixel."""
-    limit = f"over the limit of {max_pixels // 1_000_000} megapixels"
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.width * image.height > max_pixels:
-                raise DataError(f"image: {image.width} x {image.height} is {limit}")
-    except Image.DecompressionBombError as error:
-        raise DataError(f"image: {limit}") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError("image is not a valid JPEG, PNG or WebP") from error
+        photo = open_photo(data, "image", max_pixels=self._max_pixels, convert=False)
+        shown = _jpeg(photo.image) if to_show else None
+        return UploadedImage(self._predictor.prepare(photo.image), photo.width, photo.height, shown)
 
 
 def _jpeg(image: Image.Image, side: int = SHOWN_SIDE) -> bytes:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigptv2.errors import ConfigError
+from minigptv2.files import home_expanded
 
 FOLDER, SIZE = "MINIGPTV2_CACHE", "MINIGPTV2_CACHE_GIB"
 _GIB = 1 << 30
@@ -46,7 +47,7 @@ class ShardCache:
             max_bytes = 0
         if max_bytes <= 0:
             raise ConfigError(f"{FOLDER}={folder} requires {SIZE}, its maximum size in GiB, got '{size}'")
-        return cls(Path(folder), max_bytes)
+        return cls(Path(home_expanded(folder)), max_bytes)
 
     def open(self, source: Path, num_bytes: int) -> int:
         """A file descriptor for the shard `source`, which has `num_bytes`: of the node's copy, or of the original.

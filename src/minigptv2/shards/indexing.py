@@ -25,7 +25,8 @@ from minigptv2.files import write_atomically
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
-from minigptv2.shards.image_files import image_size, open_image
+from minigptv2.shards.image_files import check_image, check_size, read_header
+from minigptv2.shards.image_header import MAX_PIXELS, ImageHeader
 from minigptv2.shards.manifest import (
     CAPTIONS,
     INDEX_DTYPE,
@@ -58,6 +59,7 @@ class ScanOptions:
     layout: str
     baked_side: int | None = None
     decode: bool = False
+    max_pixels: int = MAX_PIXELS
     ignore_extra: bool = False
 
 
@@ -171,27 +173,40 @@ class _Scanner:
 
     def _record(self, kind: str, text: tar.Member, image: tar.Member | None) -> Record:
         pixels = bytes(self._bytes(image)) if image is not None else b""
-        size = image_size(pixels, "") if image is not None else None
+        header = read_header(pixels, "") if image is not None else None
         data = bytes(self._bytes(text))
         if self.options.layout == CAPTIONS:
-            if size is None:
+            if header is None:
                 raise DataError("no image for the caption")
+            size = header.kind, header.width, header.height
             record = record_of_caption(kind, data, lambda: size, "")
         else:
             record = from_json(data, "")
             validate(record, "")
-        if record.has_image != (size is not None):
+        if record.has_image != (header is not None):
             raise DataError("record and image disagree on whether there is an image")
         side = self.options.baked_side
         stored = (side, side) if side else (record.width, record.height)
-        if size is not None and size[1:] != stored:
-            raise DataError(f"the image is {size[1]} x {size[2]} px, its record says {stored[0]} x {stored[1]}")
-        if size is not None and self.options.decode:
-            open_image(pixels, "")
+        if header is not None:
+            _require_size(header, stored, self.options)
+            check_size(header, self.options.max_pixels)
+            if self.options.decode:
+                check_image(pixels, "", max_pixels=self.options.max_pixels)
         return record
 
     def _bytes(self, member: tar.Member) -> memoryview:
         return self.data[member.data_offset : member.data_offset + member.size]
+
+
+def _require_size(header: ImageHeader, stated: tuple[int | None, int | None], options: ScanOptions) -> None:
+    """Raise `DataError` unless a record states the upright size, or, without boxes, the size before the rotation."""
+    upright, stored = (header.width, header.height), (header.stored_width, header.stored_height)
+    if stated == upright or stated == stored and options.layout == CAPTIONS:
+        return
+    reason = f"the image is {upright[0]} x {upright[1]} px, its record says {stated[0]} x {stated[1]}"
+    if stated == stored:
+        reason += ", its size before the EXIF rotation, which images are now read with; build the corpus again"
+    raise DataError(reason)
 
 
 def index_corpus(
@@ -207,6 +222,7 @@ def index_corpus(
 ) -> tuple[Manifest | None, list[Dropped]]:
     """Write index, table and manifest for the tars under `folder`. Returns the manifest and every fault.
 
+    Every image is decoded by the rule of training.
     If there are faults nothing is written and the manifest is None, unless `skip_faults` is set. Then the faulty
     samples and files are left out and listed in `dropped.jsonl`. `note` receives one line for each kind of file or
     member that is passed over. What only a build knows (split, size of baked images, dropped samples, license) is kept
@@ -219,7 +235,8 @@ def index_corpus(
         raise DataError("\n".join([f"no .tar file in {folder}", *(f"  {fault}" for fault in faults)]))
     built = manifest_before(folder)
     baked_side = built.baked_side if built else None
-    options = ScanOptions(corpus, detect_layout(files), baked_side, ignore_extra=ignore_extra)
+    max_pixels = built.max_pixels if built else MAX_PIXELS
+    options = ScanOptions(corpus, detect_layout(files), baked_side, True, max_pixels, ignore_extra=ignore_extra)
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
     macos, extras = 0, Counter[str]()
@@ -255,6 +272,8 @@ def index_corpus(
             turns=dict(turns),
             layout=options.layout,
             baked_side=options.baked_side,
+            max_pixels=options.max_pixels,
+            counts=built.counts if built else {},
             dropped=len(faults) or (built.dropped if built else 0),
             license=license or (built.license if built else ""),
             split=built.split if built else "",
@@ -274,14 +293,13 @@ def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:
     return scan_shard(file, options, name=str(file.relative_to(folder)))
 
 
-def _notes(macos: int, extras: Counter[str], unused: str) -> Iterator[str]:
+def _notes(macos: int, extras: Counter[str], unused: list[str]) -> Iterator[str]:
     """What was passed over, one line for each kind."""
     if macos:
         yield f"passed over {macos:,} {MACOS}"
     if extras:
         yield describe_extras(extras)
-    if unused:
-        yield unused
+    yield from unused
 
 
 def detect_layout(files: Iterable[Path]) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from minigptv2.errors import DataError
 from minigptv2.files import sync_folder, write_atomically
 from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
+from minigptv2.shards.image_header import MAX_PIXELS
 from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
 
 MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.npy"
@@ -115,6 +116,10 @@ class Manifest:
     """Side of the square that images were squashed to when they were stored. None: they are stored unchanged."""
     dropped: int = 0
     """Samples of the source that are not in the shards. `dropped.jsonl` lists them."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image that the build accepted, and that readers decode."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Number of boxes, and of boxes and images that the build corrected, by what was corrected. Empty: none."""
     license: str = ""
     split: str = ""
     """Split of the original corpus. Empty if it has none, if tars were indexed, or in corpora of old versions."""
@@ -203,6 +208,9 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
         **facts,  # type: ignore[arg-type]
     )
     document = {key: getattr(manifest, key) for key in Manifest.__dataclass_fields__ if key not in _NOT_WRITTEN}
+    for key in ("max_pixels", "counts"):  # written only where they say something
+        if getattr(manifest, key) in (MAX_PIXELS, {}):
+            del document[key]
     document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
     document["sha256"] = _own_hash(document)
     write_atomically(folder / MANIFEST_FILE, json.dumps(document, indent=1).encode())

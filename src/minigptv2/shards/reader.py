@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from PIL import Image
 
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Turn, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size
+from minigptv2.shards.image_files import IMAGE_EXTENSIONS, image_size, open_image
 from minigptv2.shards.local_files import LocalFiles, ScatteredFiles
 from minigptv2.shards.manifest import CAPTIONS, MAX_MEMBER_BYTES, Manifest, load_manifest, open_index
 from minigptv2.shards.remote import RemoteFiles, is_remote, mirror, public_url
@@ -66,19 +67,15 @@ class CorpusReader:
         return self.manifest.shards.starts
 
     @property
-    def turn_counts(self) -> TurnCounts | None:
-        """The number of separate turns of each sample. None: every sample has one.
+    def counts_turns(self) -> bool:
+        """Whether it is known how many separate turns each sample has. Version 0.1 did not count them."""
+        return self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
 
-        Raises `DataError` for a corpus of version 0.1 that may have several, because that version did not count them.
-        """
-        known = self.manifest.turn_counts_sha256 is not None or sum(self.manifest.turns.values()) == len(self)
-        if not known:
-            folder = public_url(str(self.folder))
-            local = "a local copy of it" if is_remote(self.folder) else folder
-            raise DataError(
-                f"{folder}: this corpus, built by version 0.1, does not state how many separate turns each sample has. "
-                f"Run `minigptv2 shards index` on {local}, which writes the counts and keeps the shards"
-            )
+    @property
+    def turn_counts(self) -> TurnCounts | None:
+        """The number of separate turns of each sample. None: every sample has one. Raises `DataError` if unknown."""
+        if not self.counts_turns:
+            raise DataError(f"{public_url(str(self.folder))}: how many separate turns each sample has is not known")
         return self._turn_counts
 
     def key(self, sample: int) -> str:
@@ -149,6 +146,14 @@ class CorpusReader:
         if image is None:
             self._fail(sample, "has no image")
         self._fail(sample, "the image's checksum is wrong: its bytes changed since they were indexed")
+
+    def open_image(self, sample: int) -> Image.Image:
+        """The decoded upright image, in the size in which it is stored. Raises `DataError` if it is damaged."""
+        data = self.image(sample)
+        try:
+            return open_image(data, "", max_pixels=self.manifest.max_pixels)
+        except DataError as error:
+            raise DataError(f"{self.where(sample)}{error}") from error
 
     def _open_turn_counts(self, local: Path) -> TurnCounts | None:
         sha256, starts = self.manifest.turn_counts_sha256, self.manifest.shards.turn_starts

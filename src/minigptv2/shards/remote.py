@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import stat
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -52,6 +54,8 @@ def below(base: Path | str, name: str) -> Path | str:
     """The corpus folder `name` below `base`, or `name` itself if it is a URL or an absolute path."""
     if is_remote(name):
         return name
+    if Path(name).is_absolute():
+        return Path(name)
     return f"{str(base).rstrip('/')}/{name}" if is_remote(base) else Path(base) / name
 
 
@@ -125,8 +129,7 @@ def mirror(folder: str) -> Path:
     """
     files = RemoteFiles(folder)
     manifest, hashes = _manifest(files)
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigptv2" / "manifests"
-    local = root / hashlib.sha256(public_url(folder).encode() + manifest).hexdigest()[:24]
+    local = _cache_folder() / hashlib.sha256(public_url(folder).encode() + manifest).hexdigest()[:24]
     if (local / MANIFEST_FILE).is_file():
         return local
     local.mkdir(parents=True, exist_ok=True)
@@ -134,6 +137,31 @@ def mirror(folder: str) -> Path:
         write_atomically(local / name, _hashed(files, name, expected))
     write_atomically(local / MANIFEST_FILE, manifest)
     return local
+
+
+def _cache_folder() -> Path:
+    """Where manifests are kept: in the user's cache, else below the temporary folder, if there is no usable home."""
+    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        folder = Path(base) / "minigptv2" / "manifests"
+        if folder.is_absolute():  # a user without a home folder leaves `~` as it is
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError:
+                continue
+            if os.access(folder, os.W_OK):
+                return folder
+    return _private_folder(Path(tempfile.gettempdir()) / f"minigptv2-{os.getuid()}")
+
+
+def _private_folder(folder: Path) -> Path:
+    """`folder`, which others can neither read nor have made: its files are trusted. A new one if it is not ours."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="minigptv2-"))
+    ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
+    return folder if ours else Path(tempfile.mkdtemp(prefix="minigptv2-"))
 
 
 def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str]]:

@@ -27,7 +27,8 @@ from minigptv2.files import HashedFile, close_and_remove, sync_folder, write_ato
 from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import EXTENSION_OF, bake, image_size
+from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, image_size
+from minigptv2.shards.image_header import MAX_PIXELS, TooLarge
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
 from minigptv2.tasks import validate
 
@@ -36,18 +37,25 @@ BUILD_FOLDER = ".building"
 """Beside the shards during a build: one small file per finished shard, from which an interrupted build resumes."""
 BAKED_QUALITY = 95
 IMAGE_MISSING = "image file missing"
-_FORMAT_OF_BUILD = 3
-"""Part of the digest of a shard: entries of another version are written again. 3 added `turn_counts`."""
+BOXES = "boxes"
+"""Key of `Sample.counts` for the number of boxes. All other keys say what was corrected."""
+_FORMAT_OF_BUILD = 4
+"""Part of the digest of a shard: entries of another version are written again. 4 added `counts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is stored. `image` holds the bytes of the image file. Its format is read from them, not from `extension`."""
+    """What is stored. `image` holds the bytes of the image file. Its format is read from them, not from `extension`.
+
+    `origin` names the sample in messages instead of its key. `counts` is added up over the corpus: what was corrected.
+    """
 
     key: str
     record: Record
     image: bytes | None = None
     extension: str = "jpg"
+    origin: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +63,26 @@ class Rejected:
     """Something of a corpus that is left out: which, why (few different reasons, since they are counted), how many.
 
     `looked_for` lists files, one of which would have made it valid. A shard is rewritten once such a file exists.
+    `is_image_fault`: the image was refused, so the shard is rewritten in any case.
     """
 
     where: str
     reason: str
     annotations: int = 1
     looked_for: tuple[str, ...] = ()
+    is_image_fault: bool = False
 
 
 Finish = Callable[[Any], tuple[Sample | None, list[Rejected]]]
 """Turns an item of a source into a sample, in a worker, and lists what was left out. A module-level function."""
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """Which images are stored. Without `decode` an image whose header is valid is stored unseen."""
+
+    max_pixels: int = MAX_PIXELS
+    decode: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class ShardJob:
     bake_side: int | None
     tolerant: bool
     """Whether dropped samples are collected. Otherwise the first one raises `DataError`."""
+    images: ImageRules = ImageRules()
 
 
 @dataclass
@@ -96,6 +115,9 @@ class FinishedShard:
     index: str = ""
     turn_counts: list[int] = field(default_factory=list)
     """Number of separate turns of each sample."""
+    counts: dict[str, int] = field(default_factory=dict)
+    retry: bool = False
+    """Whether an image was refused, so that the shard is written again once it may have been replaced."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -111,7 +133,13 @@ def write_or_reuse(job: ShardJob) -> FinishedShard:
         finished = FinishedShard(**json.loads(entry.read_bytes()))
         complete = not finished.file or job.file.is_file() and job.file.stat().st_size == finished.bytes
         tolerated = job.tolerant or not finished.dropped
-        if finished.digest == digest and complete and tolerated and not any(map(os.path.exists, finished.looked_for)):
+        if (
+            finished.digest == digest
+            and complete
+            and tolerated
+            and not finished.retry
+            and not any(map(os.path.exists, finished.looked_for))
+        ):
             return finished
     finished = _write(job, digest)
     write_atomically(entry, json.dumps(asdict(finished)).encode())
@@ -122,6 +150,7 @@ def write_or_reuse(job: ShardJob) -> FinishedShard:
 def _digest(job: ShardJob) -> str:
     """Identifies what a shard is made of. Files that items refer to are assumed not to change during a build."""
     made_by = f"{_FORMAT_OF_BUILD}/{job.corpus}/{job.finish.__module__}.{job.finish.__qualname__}/{job.bake_side}"
+    made_by += f"/{job.images}"
     return hashlib.sha256(made_by.encode() + job.pickled).hexdigest()
 
 
@@ -149,31 +178,49 @@ class _ShardBuilder:
         self.keys: set[str] = set()
         self.images = 0
         self.turn_counts: list[int] = []
+        self.counts: Counter[str] = Counter()
+        self.retry = False
 
     def add(self, item: Any) -> None:
         sample, rejected = self.job.finish(item)
         for one in rejected:
             self._drop(one.where, one.reason, one.annotations)
+            self.retry |= one.is_image_fault
             self.looked_for += one.looked_for
         if sample is None:
             return
         where = f"{self.job.file.name} / {sample.key}"
         try:
-            record, image, extension = _check(sample, where, self.job.bake_side)
+            record = _check_record(sample, where)
+            image, extension = self._checked_image(sample, where)
             if sample.key in self.keys:
                 raise DataError(f"{where}: duplicate key in this shard")
             self.tar.add(sample.key, record, image, extension)
         except (DataError, tar.TarError) as error:
-            self._drop(sample.key, str(error).removeprefix(f"{where}: "), sample.record.annotations)
+            reason = str(error).removeprefix(f"{where}: ")
+            self._drop(sample.origin or sample.key, reason, sample.record.annotations)
             return
+        self.counts.update(sample.counts)
         self.keys.add(sample.key)
         self.turns.update(sample.record.tasks)
         self.turn_counts.append(sample.record.annotations)
         self.images += image is not None
 
+    def _checked_image(self, sample: Sample, where: str) -> tuple[bytes | None, str]:
+        if sample.image is None:
+            return None, ""
+        try:
+            return _check_image(sample.image, sample.record, where, self.job)
+        except TooLarge as error:
+            self.retry = True
+            raise DataError(f"{error}; {error.advice}") from error
+        except DataError:
+            self.retry = True
+            raise
+
     def finish(self, digest: str, num_items: int) -> FinishedShard:
         dropped = [asdict(one) for one in self.dropped]
-        finished = FinishedShard(digest, "", num_items, dropped=dropped, looked_for=self.looked_for)
+        finished = FinishedShard(digest, "", num_items, dropped=dropped, looked_for=self.looked_for, retry=self.retry)
         if not self.tar.rows:
             self.tar.abandon()
             return finished
@@ -181,7 +228,7 @@ class _ShardBuilder:
         finished.index = base64.b64encode(np.array(self.tar.rows, dtype=INDEX_DTYPE).tobytes()).decode()
         finished.file, finished.bytes = self.job.file.name, int(written["bytes"])
         finished.sha256 = str(written["sha256"])
-        finished.images, finished.turns = self.images, dict(self.turns)
+        finished.images, finished.turns, finished.counts = self.images, dict(self.turns), dict(self.counts)
         finished.turn_counts = self.turn_counts
         return finished
 
@@ -235,24 +282,32 @@ class _TarWriter:
         return zlib.crc32(padding, zlib.crc32(data, zlib.crc32(header)))
 
 
-def _check(sample: Sample, where: str, bake_side: int | None) -> tuple[bytes, bytes | None, str]:
-    """Record and image as stored, and the image's extension. Raises `DataError` for what a reader would refuse."""
+def _check_record(sample: Sample, where: str) -> bytes:
+    """The record as stored. Raises `DataError` for what a reader would refuse."""
     if not sample.key or "." in sample.key or "/" in sample.key:
         raise DataError(f"{where}: key '{sample.key}' must not be empty and must contain neither '.' nor '/'")
     validate(sample.record, where)
     if (sample.image is not None) != sample.record.has_image:
         raise DataError(f"{where}: record and image disagree on whether there is an image")
     record = to_json(sample.record)
-    if sample.image is None:
-        return record, None, ""
-    image = sample.image
+    _check_bytes(record, "record", where)
+    return record
+
+
+def _check_bytes(data: bytes, what: str, where: str) -> None:
+    if len(data) + 2 * tar.BLOCK > MAX_MEMBER_BYTES:
+        raise DataError(f"{where}: {what} has {len(data)} bytes, a sample may have at most {MAX_MEMBER_BYTES}")
+
+
+def _check_image(image: bytes, record: Record, where: str, job: ShardJob) -> tuple[bytes, str]:
+    """The image as stored, and its extension. Raises `DataError` for what training would refuse."""
     kind, width, height = image_size(image, where)
-    if (width, height) != (sample.record.width, sample.record.height):
-        stated = f"{sample.record.width} x {sample.record.height}"
+    if (width, height) != (record.width, record.height):
+        stated = f"{record.width} x {record.height}"
         raise DataError(f"{where}: the image is {width} x {height} px, its record says {stated}")
-    if bake_side is not None:
-        return record, bake(image, bake_side, BAKED_QUALITY, where), "jpg"
-    for what, data in (("record", record), ("image", image)):
-        if len(data) + 2 * tar.BLOCK > MAX_MEMBER_BYTES:
-            raise DataError(f"{where}: {what} has {len(data)} bytes, a sample may have at most {MAX_MEMBER_BYTES}")
-    return record, image, EXTENSION_OF[kind]
+    if job.bake_side is not None:
+        return bake(image, job.bake_side, BAKED_QUALITY, where, max_pixels=job.images.max_pixels), "jpg"
+    _check_bytes(image, "image", where)
+    if job.images.decode:
+        check_image(image, where, max_pixels=job.images.max_pixels)
+    return image, EXTENSION_OF[kind]

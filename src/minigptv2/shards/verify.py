@@ -28,7 +28,7 @@ from minigptv2.shards.turn_counts import TURNS_FILE, TurnCounts
 
 
 def verify_corpus(
-    folder: Path, *, decode: bool = False, workers: int = 0, progress: Callable[[int], object] | None = None
+    folder: Path, *, decode: bool = True, workers: int = 0, progress: Callable[[int], object] | None = None
 ) -> list[Dropped]:
     """Every fault of a corpus folder. An empty list means that every sample is, byte for byte, what was written.
 
@@ -59,7 +59,8 @@ def verify_corpus(
     known: dict[str, Counter[str]] = {}
     for row in rows:
         known.setdefault(str(row["shard"]), Counter())[str(row["key"])] += 1
-    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, ignore_extra=True)
+    limit = manifest.max_pixels
+    options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, limit, ignore_extra=True)
     check = partial(_shard_faults, folder, options, known)
     for found in map_in_order(check, _shards_to_check(manifest, counts), workers):
         faults += found
@@ -75,7 +76,7 @@ def unused_files(folder: Path) -> list[str]:
     left_out = [
         f"left out when indexed: {file}: {reason}" for file, reason in found.unreadable.items() if counts[file] > 0
     ]
-    return left_out + [line for line in (found.describe_unused(),) if line]
+    return left_out + found.describe_unused()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import gc
 import os
 import pickle
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -36,13 +36,31 @@ from minigptv2.shards.manifest import (
     ShardInfo,
     save_manifest,
 )
-from minigptv2.shards.shard_file import BUILD_FOLDER, Finish, FinishedShard, Rejected, Sample, ShardJob, write_or_reuse
+from minigptv2.shards.shard_file import (
+    BOXES,
+    BUILD_FOLDER,
+    Finish,
+    FinishedShard,
+    ImageRules,
+    Rejected,
+    Sample,
+    ShardJob,
+    write_or_reuse,
+)
 from minigptv2.shards.turn_counts import TURNS_FILE
 
-__all__ = ["CorpusOptions", "Rejected", "Sample", "write_corpus"]
+__all__ = ["CorpusOptions", "ImageRules", "RefusedBuild", "Rejected", "Sample", "write_corpus"]
 
 _KEPT_REASONS = 1000
 """Dropped samples that are remembered to explain why a corpus came out empty."""
+
+
+_REFUSED = "refused "
+"""Before the name in the lock file of a build that was refused. Another corpus may be built in its place."""
+
+
+class RefusedBuild(DataError):
+    """All shards are written, and the corpus is not to be used. The same build again keeps its good shards."""
 
 
 def _unchanged(sample: Sample) -> tuple[Sample, list[Rejected]]:
@@ -59,6 +77,9 @@ class CorpusOptions:
     """Makes samples of what the source yields, in the worker processes."""
     bake_side: int | None = None
     """Store images as JPEGs squashed to squares of this side. Boxes stay in pixels of the original image."""
+    images: ImageRules = ImageRules()
+    approve: Callable[[], None] = lambda: None
+    """Called when all shards are written and before the corpus is complete. Raises `RefusedBuild` to keep it so."""
 
 
 def write_corpus(
@@ -88,7 +109,8 @@ def write_corpus(
 
     def make_job(number: int, pickled: bytes) -> ShardJob:
         file = output / f"{corpus}-{number:06d}.tar"
-        return ShardJob(corpus, file, pickled, options.finish, options.bake_side, tolerant=on_dropped is not None)
+        tolerant = on_dropped is not None
+        return ShardJob(corpus, file, pickled, options.finish, options.bake_side, tolerant, options.images)
 
     jobs = _group_into_jobs(source.accepted(samples), samples_per_shard, make_job)
     first = next(jobs, None)  # read before anything is removed: an unreadable source leaves a finished corpus unchanged
@@ -96,6 +118,7 @@ def write_corpus(
         raise DataError(_explain_empty(corpus, early))
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     images = 0
     known: list[Dropped] = []
     with _locked_build(output, corpus, options.split), IndexWriter(output) as index, _DropFile(output) as report:
@@ -110,6 +133,7 @@ def write_corpus(
                 shards.append(ShardInfo(shard.file, shard.bytes, shard.sha256, len(shard.rows)))
                 index.append(shard.rows, np.array(shard.turn_counts))
                 turns.update(shard.turns)
+                counts.update(shard.counts)
                 images += shard.images
             elif not shards:
                 known = [*known, *dropped][:_KEPT_REASONS]
@@ -119,6 +143,7 @@ def write_corpus(
         num_dropped = report.finish()
         if not shards:
             raise DataError(_explain_empty(corpus, known))
+        options.approve()
         _remove_other_builds(output, corpus, {output / shard.file for shard in shards} | index.temporaries)
         return save_manifest(
             output,
@@ -128,13 +153,15 @@ def write_corpus(
             images=images,
             turns=dict(turns),
             baked_side=options.bake_side,
+            max_pixels=options.images.max_pixels,
+            counts=dict(counts) if set(counts) - {BOXES} else {},
             dropped=num_dropped,
             license=options.license,
             split=options.split,
         )
 
 
-def _remove_other_builds(output: Path, corpus: str, kept: set[Path]) -> None:
+def _remove_other_builds(output: Path, corpus: str, kept: Set[Path] = frozenset()) -> None:
     for pattern in (f"{corpus}-*.tar", f".{corpus}-*.tar.*.tmp", f".{INDEX_FILE}.*.tmp", f".{TURNS_FILE}.*.tmp"):
         for file in set(output.glob(pattern)) - kept:
             file.unlink()
@@ -208,24 +235,37 @@ def _locked_build(output: Path, corpus: str, split: str) -> Iterator[None]:
     with _locked(journal) as lock:
         finished = (output / MANIFEST_FILE).exists()
         begun, this = lock.read(), f"{corpus} {split}".strip()
+        refused, begun = begun.startswith(_REFUSED), begun.removeprefix(_REFUSED)
+        if refused and begun != this:
+            _remove_other_builds(output, begun.split()[0])
+            begun = ""
         if begun not in ("", this) and not finished:
             raise ConfigError(
                 f"{output} holds an unfinished build of {begun}: finish it, build {this} into another --output, or "
                 "remove that folder"
             )
-        for entry in journal.glob("*.json") if finished else ():  # a finished corpus is written from the start
+        # a finished corpus, and one that replaces a refused one, are written from the start
+        for entry in journal.glob("*.json") if finished or not begun else ():
             entry.unlink()
         for stale in (MANIFEST_FILE, INDEX_FILE, TURNS_FILE, TABLE_FILE, DROPPED_FILE):
             (output / stale).unlink(missing_ok=True)
-        lock.seek(0)
-        lock.truncate()
-        lock.write(this)
-        lock.flush()
-        yield
+        _write_lock(lock, this)
+        try:
+            yield
+        except RefusedBuild:
+            _write_lock(lock, f"{_REFUSED}{this}")
+            raise
         for entry in journal.iterdir():
             entry.unlink()
     with suppress(OSError):  # not empty: the next build has begun, or NFS keeps a file that was open until now
         journal.rmdir()
+
+
+def _write_lock(lock: IO[str], text: str) -> None:
+    lock.seek(0)
+    lock.truncate()
+    lock.write(text)
+    lock.flush()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from minigptv2.data.plan import SAMPLE_ORDER, DataPlan
 from minigptv2.engine.checkpoint import CheckpointState, Identity, load_state
 from minigptv2.engine.config import load_deepspeed_config
 from minigptv2.engine.saver import choose_checkpoint
-from minigptv2.errors import CheckpointError
+from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
 from minigptv2.model.build import sizes_of
@@ -59,8 +59,16 @@ def find_start(loaded: Loaded[RunConfig], tokenizer: Tokenizer, plan: DataPlan, 
     return Start(parent, bases, identity, known, checkpoint, changes)
 
 
-def check_stage_before(config: RunConfig) -> None:
-    """Raise `CheckpointError` if the export that this stage starts from does not exist."""
+def check_stage_before(config: RunConfig, *, fresh: bool) -> None:
+    """Raise `CheckpointError` if the export that this stage starts from does not exist.
+
+    Raises `ConfigError` if it is among the results that `fresh` removes.
+    """
+    folder = RunFolder(Path(config.run_dir))
+    if fresh and config.init_from is not None:
+        parent = Path(config.init_from).resolve()
+        if any(parent.is_relative_to(results.resolve()) for results in folder.results):
+            raise ConfigError(f"--fresh would remove init_from={config.init_from}; set another run_dir")
     if config.init_from is not None and not Path(config.init_from).is_dir():
         raise CheckpointError(
             f"{config.stage} starts from init_from={config.init_from}, but there is no such export: the previous stage "
@@ -159,11 +167,8 @@ def _prepare_run_folder(
     Returns the checkpoint with its state (None: start at step 0) and the allowed config changes since it was written.
     """
     run = Path(config.run_dir)
-    if distributed.is_main():
-        if fresh:
-            RunFolder(run).clear()
-        run.mkdir(parents=True, exist_ok=True)
-    distributed.barrier()
+    if fresh:
+        distributed.on_main(RunFolder(run).clear)
     checkpoint = choose_checkpoint(run, lambda text: print(f"warning: {text}", flush=True))
     changes: list[str] = []
     if checkpoint is None:
@@ -174,6 +179,13 @@ def _prepare_run_folder(
         check_sample_order(state.identity.sample_order, identity.sample_order, run, folder)
         changes = check_resume(state.config, known, folder)
         check_identity(asdict(state.identity), asdict(identity), folder)
-    if distributed.is_main():
-        write_atomically(RunFolder(run).config, redact(render_yaml(config)).encode())
+    distributed.on_main(lambda: _write_config(config))
     return checkpoint, changes
+
+
+def _write_config(config: RunConfig) -> None:
+    file = RunFolder(Path(config.run_dir)).config
+    try:
+        write_atomically(file, redact(render_yaml(config)).encode())
+    except OSError as error:
+        raise ConfigError(f"run_dir={config.run_dir} cannot be used: {error.strerror or error} ({file})") from error

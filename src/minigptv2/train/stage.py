@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from minigptv2.cluster import distributed
+from minigptv2.cluster.owner import RunOwner
 from minigptv2.cluster.recorder import AttemptRecorder
 from minigptv2.cluster.signals import StopRequests, stop_listening
 from minigptv2.cluster.watchdog import Watchdog
@@ -23,7 +24,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.predict.predictor import Predictor
 from minigptv2.prompt import PromptEncoder
-from minigptv2.run_config import RunConfig, check_places, check_run_config
+from minigptv2.run_config import RunConfig, check_places, check_run_config, doubts_about
 from minigptv2.run_folder import RunFolder
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
@@ -44,7 +45,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     config = loaded.value
     check_places(loaded)
     check_run_config(config, distributed.world_size_from_environment())
-    check_stage_before(config)
+    check_stage_before(config, fresh=fresh)
     stop = StopRequests(config.train.time_limit_minutes)
     device = distributed.choose_device()
     distributed.start_process_group(device, config.train.timeout_minutes)
@@ -57,8 +58,10 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
         silence_s=config.train.silence_s,
         before_exit=attempts.record_end,
     )
+    owner = RunOwner(folder.path)
     try:
-        with attempts, watch:  # the watchdog exits first, so that the first cause is recorded
+        distributed.on_main(owner.take)  # before anything is written, failure.json included
+        with owner, attempts, watch:  # the watchdog exits first, so that the first cause is recorded
             deepspeed_config = resolve_deepspeed_config(config.train, distributed.world_size())
             tokenizer = tokenizer_of(config.model)
             encoder = _prompt_encoder(config, tokenizer)
@@ -72,6 +75,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             with closing(RunLog(tracked, total_steps=config.train.steps, active=distributed.is_main())) as log:
                 origin = f"continues {start.parent.title}" if start.parent else "starts from the base weights"
                 log.line(f"{config.stage}: {origin}")
+                for doubt in doubts_about(config):
+                    log.line(f"warning: {doubt}")
                 watch.set_phase("loading the model")
                 layers = recomputed_layers(config, deepspeed_config, device)
                 trainer = build_trainer(

@@ -1,0 +1,201 @@
+"""Reads the header of an image file: format, size and EXIF orientation, without decoding a pixel.
+
+This is the only place that decides which way is up. Sizes of a header are those of the upright image, and the decoder
+rotates by the same orientation.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from minigptv2.errors import DataError
+
+MAX_PIXELS = 64_000_000
+"""Largest image that is decoded unless a corpus was built with another limit. A small file can claim more."""
+JPEG_START, PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_TURNED = (5, 6, 7, 8)
+"""Orientations that exchange width and height (EXIF 2.3, table 6)."""
+_ORIENTATION = 0x0112
+_VALUES = {1: "B", 3: "H", 4: "I"}
+"""EXIF types of an integer to the format of `struct`."""
+_NO_FRAMES = (0xC4, 0xC8, 0xCC)
+"""Markers from 0xC0 to 0xCF that do not begin a frame (ITU T.81, table B.1)."""
+_STANDALONE = (0x01, *range(0xD0, 0xD9))
+"""Markers without a length."""
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+
+
+class ImageFault(DataError):
+    """What is wrong with an image file, as a reason without a location: `truncated after 61 %`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """Format (JPEG, PNG or WEBP), size in pixels as stored, and EXIF orientation, 1 to 8."""
+
+    kind: str
+    stored_width: int
+    stored_height: int
+    orientation: int = 1
+    progressive: bool = False
+
+    @property
+    def width(self) -> int:
+        """Width of the upright image."""
+        return self.stored_height if self.orientation in _TURNED else self.stored_width
+
+    @property
+    def height(self) -> int:
+        """Height of the upright image."""
+        return self.stored_width if self.orientation in _TURNED else self.stored_height
+
+
+class Incomplete(ImageFault):
+    """The data ends before all that may state the orientation. `header` is what is known, if anything."""
+
+    def __init__(self, header: ImageHeader | None = None) -> None:
+        super().__init__("truncated in its header" if header is None else "truncated")
+        self.header = header
+
+
+class TooLarge(ImageFault):
+    """The image has more pixels than the limit. `needed`: the limit, in megapixels, that would accept it."""
+
+    def __init__(self, reason: str, needed: int) -> None:
+        super().__init__(reason)
+        self.needed = needed
+
+    @property
+    def advice(self) -> str:
+        """What makes a build accept the image."""
+        return f"`--max-pixels {self.needed}` accepts it"
+
+
+def parse_header(data: bytes) -> ImageHeader | None:
+    """The header of a JPEG, PNG or WebP. None for another format. Raises `ImageFault` if it is damaged.
+
+    Raises `Incomplete` if `data` ends before all that may state the orientation.
+    """
+    if data[:2] == JPEG_START:
+        return _parse_jpeg(data)
+    if data[:8] == PNG_START:
+        return _parse_png(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _parse_webp(data)
+    return None
+
+
+def _parse_jpeg(data: bytes) -> ImageHeader:
+    """Markers up to the first scan (ITU T.81, B.2). Bytes between two markers are skipped, as decoders do."""
+    at, end = 2, len(data)
+    frame: tuple[int, int, int] | None = None
+    orientation = 0
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= end:
+        marker = data[at + 1]
+        if marker in (0x00, 0xFF):
+            at += 1
+            continue
+        if marker in _STANDALONE:
+            at += 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xDA or marker == 0xD9:
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES and at + 9 <= end:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            frame = frame or (width, height, marker)
+        elif marker == 0xE1 and not orientation and data[at + 4 : at + 10] == b"Exif\0\0":
+            if at + 2 + length > end:
+                raise Incomplete()
+            orientation = orientation_of(data[at + 10 : at + 2 + length])
+        at += 2 + max(2, length)
+    else:
+        raise Incomplete()
+    if frame is None:
+        raise ImageFault("damaged: the JPEG states no size")
+    width, height, marker = frame
+    return _checked(ImageHeader("JPEG", width, height, orientation or 1, marker in _PROGRESSIVE))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, offset and length of the content of each chunk up to IEND. Raises `Incomplete` if the data ends earlier."""
+    at = len(PNG_START)
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if at + 12 + length > len(data):
+            break
+        yield kind, at + 8, length
+        if kind == b"IEND":
+            return
+        at += 12 + length
+    raise Incomplete()
+
+
+def _parse_png(data: bytes) -> ImageHeader:
+    if len(data) < 33:
+        raise Incomplete()
+    if data[12:16] != b"IHDR":
+        raise ImageFault("damaged: the PNG does not begin with IHDR")
+    width, height = struct.unpack_from(">II", data, 16)
+    header = _checked(ImageHeader("PNG", width, height))
+    try:
+        for kind, start, length in png_chunks(data):
+            if kind == b"eXIf":
+                return replace(header, orientation=orientation_of(data[start : start + length]))
+    except Incomplete as error:
+        raise Incomplete(header) from error
+    return header
+
+
+def _parse_webp(data: bytes) -> ImageHeader:
+    """Container of WebP: one image chunk, or VP8X with the size of the canvas and flags (RFC 9649)."""
+    if len(data) < 30:
+        raise Incomplete()
+    kind = data[12:16]
+    if kind == b"VP8 ":
+        width, height = (value & 0x3FFF for value in struct.unpack_from("<HH", data, 26))
+        return _checked(ImageHeader("WEBP", width, height))
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return _checked(ImageHeader("WEBP", (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
+    if kind != b"VP8X":
+        raise ImageFault("damaged: the WebP does not begin with an image")
+    width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    header = ImageHeader("WEBP", width, height)
+    at = 12 if data[20] & 0x08 else len(data)
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF" and at + 8 + length <= len(data):
+            return replace(header, orientation=orientation_of(data[at + 8 : at + 8 + length]))
+        at += 8 + length + length % 2
+    if data[20] & 0x08 and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        raise Incomplete(header)
+    return header
+
+
+def _checked(header: ImageHeader) -> ImageHeader:
+    if not header.stored_width or not header.stored_height:
+        raise ImageFault(f"damaged: its header states {header.stored_width} x {header.stored_height} pixels")
+    return header
+
+
+def orientation_of(exif: bytes) -> int:
+    """The orientation in an EXIF block, 1 to 8. It is 1 (upright) if the block states none or is damaged."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(bytes(tiff[:2]))
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _ = struct.unpack_from(f"{order}HHI", tiff, entry)
+            if tag == _ORIENTATION and kind in _VALUES:
+                (value,) = struct.unpack_from(f"{order}{_VALUES[kind]}", tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:  # the block is damaged: viewers show such an image as stored
+        return 1
+    return 1
