@@ -10,6 +10,7 @@ import pytest
 
 from minigptv2.engine.checkpoint import prune_checkpoints
 from minigptv2.errors import ConfigError
+from minigptv2.model.export import new_folder
 from minigptv2.run_folder import RunFolder
 
 KEPT = {"stacks/rank0.txt", "slurm/history.jsonl", "config.yaml"}
@@ -132,3 +133,17 @@ def test_old_checkpoints_that_are_links_are_pruned(used: RunFolder, tmp_path: Pa
     prune_checkpoints(used.path, keep=1)
     assert sorted(os.listdir(used.checkpoints)) == ["step-00000004"]
     assert files(tmp_path / "disk") == {"state.json"}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_linked_export_is_replaced_behind_its_link(exists: bool, used: RunFolder, tmp_path: Path) -> None:
+    disk = tmp_path / "disk" / "export"
+    disk.parent.mkdir()
+    used.export.rename(disk)
+    used.export.symlink_to(disk)
+    if not exists:
+        disk.rename(tmp_path / "elsewhere")
+    with new_folder(used.export) as temporary:
+        (temporary / "config.json").write_text("new")
+    assert used.export.is_symlink() and files(disk) == {"config.json"}
+    assert not list(used.path.glob(".export*")) and not list(disk.parent.glob(".export*"))

@@ -18,6 +18,7 @@ GRID = 100
 BOX_DELIMITER = "<delim>"
 """The text between the boxes of one phrase."""
 
+_NUMBER = re.compile(r"\d+")
 _BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
 
 
@@ -101,10 +102,12 @@ def parse_boxes(text: str, width: int, height: int) -> list[Box]:
 def leading_box(text: str, width: int, height: int) -> Box | None:
     """The box at the beginning of `text` in pixels, as the published evaluation reads it, or None.
 
-    All spaces are removed first, inside the box too. Text after the box is ignored. Coordinates above GRID are allowed.
+    All spaces are removed first, inside the box too. Coordinates above GRID are allowed. Text may follow, but no more
+    numbers: the script fails with them and does not count the answer.
     """
-    match = _BOX_TEXT.match(text.replace("<unk>", "").replace(" ", "").strip())
-    if match is None:
+    tight = text.replace("<unk>", "").replace(" ", "").strip()
+    match = _BOX_TEXT.match(tight)
+    if match is None or len(_NUMBER.findall(tight)) != 4:
         return None
     x1, y1, x2, y2 = (int(c) for c in match.groups())
     return Box(x1 / GRID * width, y1 / GRID * height, x2 / GRID * width, y2 / GRID * height)

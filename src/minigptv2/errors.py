@@ -118,3 +118,9 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
 
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def counted(number: int, unit: str) -> str:
+    """The number with its unit, which is given in the plural and written in the singular for one."""
+    singular = f"{unit[:-3]}y" if unit.endswith("ies") else unit.removesuffix("s")
+    return f"{number:,} {singular if number == 1 else unit}"

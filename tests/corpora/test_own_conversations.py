@@ -169,11 +169,13 @@ def test_an_empty_unknown_key_loses_nothing(build: Build, value: Any) -> None:
 def test_keys_that_describe_an_entry_are_counted_and_others_refused(build: Build) -> None:
     entries = [asked(image="a.jpg", model="x"), asked(image="a.jpg", model="y", url="https://example.com/a.jpg")]
     _, _, told = build(*entries)
-    assert "passed over key 'model' of 2 entries" in told and "passed over key 'url' of 1 entries" in told
+    assert "passed over key 'model' in 2 of the entries" in told and "passed over key 'url' in 1 of the entries" in told
     _, _, told = build(asked(image="a.jpg", rating=3))
     assert "unknown key 'rating'" in told and "--ignore-extra" in told
     records, _, told = build(asked(image="a.jpg", rating=3), options=("--ignore-extra",))
-    assert records[0].turns == ONE and "passed over key 'rating' of 1 entries" in told
+    assert records[0].turns == ONE and "passed over key 'rating' in 1 of the entries" in told
+    _, _, told = build({**asked("Hi?"), "id": "000017.jpg"})
+    assert 'id is "000017.jpg", and there is no image' in told
     _, _, told = build(asked(source="b.jpg"))
     assert "unknown key 'source'" in told
 

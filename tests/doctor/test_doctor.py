@@ -118,7 +118,7 @@ def test_the_file_system_of_a_folder_is_its_nearest_mount() -> None:
     assert kinds == ["overlay", "lustre", "tmpfs", "overlay"]
 
 
-@pytest.mark.parametrize(("gib", "level"), [(80.0, GOOD), (8.0, BAD)])
+@pytest.mark.parametrize(("gib", "level"), [(80.0, GOOD), (4.0, BAD)])
 def test_memory_is_compared_with_the_plan(gib: float, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     config = load_run_config("launch/configs/stage3_instruct.yaml").value

@@ -19,8 +19,10 @@ def published_refer(answer: str, width: int, height: int, truth: FourNumbers) ->
     if not re.match(r"\{<\d{1,3}><\d{1,3}><\d{1,3}><\d{1,3}>\}", tight):
         return False
     numbers = [int(digits) for digits in re.findall(r"\d+", tight)]
+    if len(numbers) != 4:  # the script fails to unpack them, catches that, and does not count the answer
+        return False
     sides = (width, height, width, height)
-    box = [number / 100.0 * side for number, side in zip(numbers, sides, strict=False)]
+    box = [number / 100.0 * side for number, side in zip(numbers, sides, strict=True)]
     return _pixel_iou(box, truth) > 0.5
 
 

@@ -59,6 +59,8 @@ def refer(random: Random) -> list[Case]:
     found += [
         {"answer": "{<10> <20> <60> <80>}", "width": 100, "height": 80, "box": [10, 16, 60, 64]},
         {"answer": "it is {<10><20><60><80>}", "width": 100, "height": 80, "box": [10, 16, 60, 64]},
+        {"answer": "{<10><20><60><80>} 2 cups", "width": 100, "height": 80, "box": [10, 16, 60, 64]},
+        {"answer": "{<10><20><60><80>}{<10><20><60><80>}", "width": 100, "height": 80, "box": [10, 16, 60, 64]},
         {"answer": "{<10><20><60><80>} left", "width": 100, "height": 80, "box": [10, 16, 60, 64]},
         {"answer": "{<10><20><10><20>}", "width": 50, "height": 50, "box": [5, 10, 5.5, 10.5]},  # an empty box
         {"answer": "{<11><20><10><20>}", "width": 50, "height": 50, "box": [5, 10, 5.2, 10.2]},  # an inverted one

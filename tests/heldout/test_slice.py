@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,7 @@ def test_the_best_is_by_the_named_metric_and_a_loss_is_best_when_low(tmp_path: P
     best = BestMetric("a/recall_50", {"a"})
     assert [best.update({"a": {"recall_50": value}}) for value in (0.1, 0.3, 0.2, 0.3)] == [True, True, False, False]
     lowest = BestMetric("a/loss", {"a"})
+    assert not lowest.update({"a": {"loss": math.nan}}) and lowest.value is None
     assert [lowest.update({"a": {"loss": value}}) for value in (2.0, 3.0, 1.0)] == [True, False, True]
     with pytest.raises(ConfigError, match="keep_best=b/x: expected <corpus>/<metric> with a corpus from"):
         BestMetric("b/x", {"a"})

@@ -13,6 +13,7 @@ import pytest
 from minigptv2.cli import main as cli
 from minigptv2.errors import DataError
 from minigptv2.shards.fast_decode import Stopwatch, square_pixels
+from minigptv2.shards.image_convert import open_photo
 from minigptv2.shards.image_files import check_image, open_image, pixels
 from minigptv2.shards.reader import CorpusReader
 from tests.images.making import CONVERTED, KINDS, build, captions, chunk, claiming, encode, scene
@@ -196,6 +197,31 @@ def test_metadata_of_a_png_never_refuses_it(tmp_path: Path, capsys: pytest.Captu
     assert cli(["shards", "verify", "--decode", str(tmp_path / "out"), "--workers", "0"]) == 0
     assert (square_pixels(data, "", 56, Stopwatch()) == square_pixels(plain, "", 56, Stopwatch())).all()
     assert open_image(data, "").tobytes() == open_image(plain, "").tobytes()
+
+
+UNREADABLE = {
+    name: NO_IMAGES[name][0] for name in ("page", "heic", "noise", "start-of-jpeg", "only-the-signature", "zeros")
+} | {f"{kind}, {how}": CUTS[how](whole(kind)) for kind in KINDS for how in CUTS}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_reason_is_the_same_in_every_run_and_holds_no_address(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    reasons = set()
+    for _ in range(2):
+        for read in (open_photo, check_image, pixels):
+            try:
+                read(UNREADABLE[name], "a.jpg")
+            except DataError as error:
+                reasons.add(str(error))
+    assert len(reasons) <= 1
+    (tmp_path / "a.jpg").write_bytes(UNREADABLE[name])
+    told = []
+    for _ in range(2):
+        cli(["ask", "--model", str(tmp_path), str(tmp_path / "a.jpg"), "what?"])
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1] and not re.search("0x[0-9a-f]{4}|<_io|BytesIO|object at", "".join([*told, *reasons]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

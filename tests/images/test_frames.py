@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from minigptv2.boxes import Box, render_box
+from minigptv2.corpora.draft import Draft, finish
 from minigptv2.corpora.frames import Frame, frame_of, same_proportions
+from minigptv2.record import Region, Turn
 from minigptv2.shards.image_header import ImageHeader
 from minigptv2.shards.reader import CorpusReader
 from tests.images.making import build, captions, coco, encode, scene, write_lines
@@ -86,6 +88,19 @@ def test_a_stored_box_is_mapped_to_its_pixels(orientation: int) -> None:
     box = frame.to_image(Box(stored[0] * WIDTH, stored[1] * HEIGHT, stored[2] * WIDTH, stored[3] * HEIGHT))
     found = box.x1 / header.width, box.y1 / header.height, box.x2 / header.width, box.y2 / header.height
     assert found == pytest.approx((0.1, 0.2, 0.3, 0.6))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_public_corpora_are_in_the_image_as_stored(orientation: int) -> None:
+    image = encode(scene(), "jpeg", orientation)
+    box = Box(*(side * part for side, part in zip((WIDTH, HEIGHT) * 2, UPRIGHT_BOX[orientation], strict=True)))
+    turn = Turn("refer", regions=(Region((box,), ("x",)),))
+    sample, rejected = finish(Draft("1", (turn,), image))
+    assert sample is not None and not rejected
+    (found,) = sample.record.turns[0].regions[0].boxes
+    width, height = sample.record.width or 0, sample.record.height or 0
+    assert (found.x1 / width, found.y1 / height) == pytest.approx((0.1, 0.2))
+    assert (found.x2 / width, found.y2 / height) == pytest.approx((0.3, 0.6))
 
 
 @pytest.mark.parametrize("size", [(80, 80), (64, 96), (95, 32), (1000, 1000), (1, 96)])

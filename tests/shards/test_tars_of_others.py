@@ -324,9 +324,19 @@ def test_links_are_followed_or_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     build, index = outcomes(tmp_path / "raw", capsys)
     assert build.captions == index.captions == ["a", "b", "d", "c"]
     for printed in (build.printed, index.printed):
-        assert "not used: 4 files beside the tars" in printed and "00000.parquet" in printed
+        assert "not used: 2 files beside the tars (1 .json, 1 .parquet): 00000.parquet, 00000_stats.json" in printed
+        assert "not used: links to what is read under another path: again, twice" in printed
     assert cli(["shards", "verify", str(raw), *HERE]) == 0
-    assert "not used: 4 files" in capsys.readouterr().out
+    assert "not used: 2 files" in capsys.readouterr().out
+
+
+def test_a_file_that_macos_adds_beside_a_tar_is_named_and_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "raw/sbu/00000.tar", sample("a", "a"))
+    (tmp_path / "raw/sbu/._00000.tar").write_bytes(bytes(4096))
+    for outcome in outcomes(tmp_path / "raw", capsys):
+        assert outcome.captions == ["a"] and "not used: 1 file beside the tars (1 .tar): ._00000.tar" in outcome.printed
 
 
 @pytest.mark.parametrize("name", ["00004.tar", "more", "later.tgz"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigptv2.cli.arguments import Parser, add_json, at_least, megapixels, print_json
+from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError, counted, nearest
 from minigptv2.shards.image_header import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ def _add_workers_and_report(parser: Parser) -> None:
 def _build(args: argparse.Namespace) -> int:
     from minigptv2.corpora.own import FORMATS, OwnOptions, own_corpus
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, nearest
 
     if args.corpus == EVERYTHING:
         return _build_all(args)
@@ -194,7 +194,6 @@ def _build_all(args: argparse.Namespace) -> int:
     """Build each corpus of the stages in turn, and list at the end what was not built."""
     from minigptv2.corpora.build_corpus import finished
     from minigptv2.corpora.sources import CORPORA
-    from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError
     from minigptv2.shards.manifest import MANIFEST_FILE
 
     missing, failed, root = [], [], Path(args.root or ".")
@@ -265,7 +264,7 @@ def _write_page(folder: Path, tokenizer: str | None) -> None:
     page = folder / "preview.html"
     shown = write_preview(folder, page, encoder, samples=24, image_size=448)
     unit = "" if tokenizer else "; lengths in characters (--tokenizer: in tokens)"
-    print(f"preview {page}: {shown.samples} samples as the model sees them{unit}")
+    print(f"preview {page}: {counted(shown.samples, 'samples')} as the model sees them{unit}")
     for line in shown.warnings:
         print(f"warning: {line}")
 
@@ -281,7 +280,6 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
     from minigptv2.shards.indexing import index_corpus, manifest_before
 
     built = manifest_before(args.folder)
@@ -302,19 +300,20 @@ def _index(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr if args.json else None)
     _print_faults(faults, args.report)
     if manifest is None:
-        several = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise DataError(f"{corpus}: {several}, nothing written; --skip-faults leaves out the faulty samples")
+        raise DataError(
+            f"{corpus}: {counted(len(faults), 'faults')}, nothing written; --skip-faults leaves out the faulty samples"
+        )
     if args.json:
         counts = {"samples": manifest.samples, "shards": len(manifest.shards), "turns": manifest.turns}
         print_json({"corpus": corpus, **counts, "faults": [asdict(fault) for fault in faults], "notes": notes})
         return 0
     turns = ", ".join(f"{count} {task}" for task, count in manifest.turns.items())
-    print(f"{corpus}: {manifest.samples} samples in {len(manifest.shards)} shards; turns: {turns}")
+    samples, shards = counted(manifest.samples, "samples"), counted(len(manifest.shards), "shards")
+    print(f"{corpus}: {samples} in {shards}; turns: {turns}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.errors import DataError
     from minigptv2.shards.verify import unused_files, verify_corpus
 
     faults: list[Dropped] = []
@@ -324,7 +323,7 @@ def _verify(args: argparse.Namespace) -> int:
             found = verify_corpus(folder, decode=not args.fast, workers=args.workers, progress=bar.update)
         notes = unused_files(folder)
         if not args.json:
-            print(f"{folder}: {'intact' if not found else f'{len(found)} faults'}")
+            print(f"{folder}: {'intact' if not found else counted(len(found), 'faults')}")
             for line in notes:
                 print(f"{folder}: {line}")
         rows.append({"folder": str(folder), "faults": [asdict(fault) for fault in found], "notes": notes})

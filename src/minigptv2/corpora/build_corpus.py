@@ -15,11 +15,12 @@ from pathlib import Path
 from minigptv2.corpora.box_census import MAX_SHARE
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, finish
-from minigptv2.corpora.frames import BOXES, CUT, SCALED
+from minigptv2.corpora.frames import CUT, SCALED
 from minigptv2.corpora.raw import Raw
-from minigptv2.errors import ConfigError, DataError, MissingFilesError
+from minigptv2.errors import ConfigError, DataError, MissingFilesError, counted
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.shard_file import BOXES
 from minigptv2.shards.tar_samples import at_least
 from minigptv2.shards.writer import CorpusOptions, ImageRules, RefusedBuild, Rejected, write_corpus
 from minigptv2.tasks import TASKS
@@ -52,9 +53,9 @@ class BuildReport:
         turns = ", ".join(f"{count:,} {task}" for task, count in manifest.turns.items())
         rate = manifest.samples / max(1e-9, self.seconds)
         expected = f" of {self.expected:,} expected" if self.expected is not None else ""
-        samples, shards = _counted(manifest.samples, "samples"), _counted(len(manifest.shards), "shards")
+        samples, shards = counted(manifest.samples, "samples"), counted(len(manifest.shards), "shards")
         lines = [
-            f"{self.corpus.name} {self.split}: read {_counted(self.read, unit)}{expected}",
+            f"{self.corpus.name} {self.split}: read {counted(self.read, unit)}{expected}",
             *self.layout,
             f"kept {samples} in {shards}, "
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
@@ -73,9 +74,8 @@ class BuildReport:
                 "are missing, truncated, or of another version"
             )
         if scaled := self.manifest.counts.get(SCALED):
-            found.append(
-                f"{scaled:,} images have another size than the file states: their boxes were scaled to the image"
-            )
+            images = f"{scaled:,} image{'s' if scaled > 1 else ''}"
+            found.append(f"the file states another size of {images}: boxes were scaled to the image")
         cut, boxes = (self.manifest.counts.get(key, 0) for key in (CUT, BOXES))
         if cut > MAX_SHARE * boxes:
             found.append(
@@ -87,12 +87,6 @@ class BuildReport:
             reason = next(iter(self.dropped))
             found.append(f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
         return found
-
-
-def _counted(number: int, unit: str) -> str:
-    """The number with its unit, which is in the plural, or in the singular for one."""
-    singular = f"{unit[:-3]}y" if unit.endswith("ies") else unit.removesuffix("s")
-    return f"{number:,} {singular if number == 1 else unit}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +125,7 @@ def build(
     raw = corpus.raw(root)
     read = 0
 
-    def counted() -> Iterator[Draft | Rejected]:
+    def annotated() -> Iterator[Draft | Rejected]:
         nonlocal read
         for item in islice(_read_drafts(corpus, raw, split), options.limit):
             read += item.annotations
@@ -153,7 +147,7 @@ def build(
         reasons[one.reason] = one if known is None else replace(known, count=known.count + one.count)
 
     manifest = write_corpus(
-        counted(),
+        annotated(),
         output,
         corpus.name,
         samples_per_shard=samples_per_shard or corpus.samples_per_shard,

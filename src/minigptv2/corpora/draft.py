@@ -19,13 +19,13 @@ from typing import IO, Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.box_census import TOLERANCE_PX, GivenBox, overshoot
-from minigptv2.corpora.frames import BOXES, CORNERS, CUT, ROUNDED, Frame, Size, frame_of
+from minigptv2.corpora.frames import CORNERS, CUT, ROUNDED, Frame, Size, frame_of
 from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.image_convert import as_png, is_converted
 from minigptv2.shards.image_files import EXTENSION_OF, check_image, check_size, read_header
 from minigptv2.shards.image_header import MAX_PIXELS, ImageFault, ImageHeader, Incomplete, TooLarge, parse_header
-from minigptv2.shards.shard_file import IMAGE_MISSING, Rejected, Sample
+from minigptv2.shards.shard_file import BOXES, IMAGE_MISSING, Rejected, Sample
 from minigptv2.tasks import TASKS
 
 MIN_SIDE_PX = 1.0
@@ -79,7 +79,8 @@ class Draft:
     are independent questions (`Record.separate`). `key` may hold any characters. `finish` replaces those that do not
     fit a tar. `stated`: size of the image in pixels that the annotations state, which decides the frame of the boxes
     (`frames.frame_of`). `label` names the draft in messages instead of the key, and `box_names` its boxes in order.
-    `form`: how the file gives boxes, which are corners here.
+    `form`: how the file gives boxes, which are corners here. `upright`: boxes whose frame the size does not tell are in
+    the upright image, as a person sees it. Otherwise they are in the image as stored, as public corpora have it.
     """
 
     key: str
@@ -92,10 +93,11 @@ class Draft:
     label: str = ""
     box_names: tuple[str, ...] = ()
     form: str = CORNERS
+    upright: bool = False
 
     def __reduce__(self) -> tuple[type[Draft], tuple[Any, ...]]:  # as in `record.Turn`
         fields = (self.key, self.turns, self.image, self.source, self.separate, self.frame)
-        return Draft, (*fields, self.stated, self.label, self.box_names, self.form)
+        return Draft, (*fields, self.stated, self.label, self.box_names, self.form, self.upright)
 
     @property
     def has_boxes(self) -> bool:
@@ -141,7 +143,7 @@ def _finish(draft: Draft, read: Read) -> Examined:
         if read.fault:
             raise DataError(read.fault)
         header = read.header
-        frame = None if header is None else frame_of(header, draft.frame, draft.stated if draft.has_boxes else None)
+        frame = None if header is None else _frame(draft, header)
     except DataError as error:
         looked_for = draft.image if read.fault == IMAGE_MISSING and isinstance(draft.image, tuple) else ()
         where = _origin(draft, looked_for[0]) if looked_for else origin
@@ -164,6 +166,12 @@ def _finish(draft: Draft, read: Read) -> Examined:
     return Examined(
         Sample(safe_key(draft.key), record, read.data, read.extension, origin, dict(counts)), dropped, boxes
     )
+
+
+def _frame(draft: Draft, header: ImageHeader) -> Frame:
+    if not draft.has_boxes:
+        return Frame(header.width, header.height)
+    return frame_of(header, draft.frame, draft.stated, upright_first=draft.upright)
 
 
 def _origin(draft: Draft, path: str) -> str:

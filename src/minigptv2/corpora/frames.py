@@ -19,8 +19,7 @@ TURNED = "image whose boxes were rotated upright with it"
 SCALED = "image whose boxes were scaled from another size"
 CUT = "box cut at the border by more than a pixel"
 ROUNDED = "box cut at the border by up to a pixel"
-BOXES = "boxes"
-"""Keys of `Sample.counts`: what was corrected, and the number of boxes in all."""
+"""Keys of `Sample.counts`: what was corrected."""
 Size = tuple[int, int]
 
 
@@ -52,25 +51,28 @@ class Frame:
         return Box(x1, y1, x2, y2)
 
 
-def frame_of(header: ImageHeader, unit: tuple[float, float] | None, stated: Size | None) -> Frame:
+def frame_of(
+    header: ImageHeader, unit: tuple[float, float] | None, stated: Size | None, *, upright_first: bool = True
+) -> Frame:
     """The frame of an image's boxes. Raises `DataError` with the sizes if the stated one is of another image.
 
     `unit`: width and height of the coordinate system, (1, 1) for normalized boxes, None for pixels. `stated`: the size
-    that the file states.
+    that the file states. `upright_first`: boxes are in the upright image if its size cannot tell, else in the stored
+    one.
     """
     upright, stored = (header.width, header.height), (header.stored_width, header.stored_height)
-    orientation, base, correction = 1, upright, ""
-    if stated is not None and stated != upright:
-        if stated == stored:
-            orientation, base, correction = header.orientation, stored, TURNED
-        elif same_proportions(stated, upright):
-            base, correction = stated, SCALED
-        elif same_proportions(stated, stored):
-            orientation, base, correction = header.orientation, stated, SCALED
-        else:
-            raise DataError(_mismatch(stated, upright))
+    frames = [(upright, 1), (stored, header.orientation)]
+    if not upright_first:
+        frames.reverse()
+    base, correction = stated or frames[0][0], ""
+    exact = [frame for frame in frames if frame[0] == base]
+    if not exact:
+        exact, correction = [frame for frame in frames if same_proportions(base, frame[0])], SCALED
+    if not exact:
+        raise DataError(_mismatch(base, upright))
+    whole, orientation = exact[0]
     across, down = base if unit is None else unit
-    whole = upright if orientation == 1 else stored
+    correction = correction or (TURNED if orientation != 1 else "")
     return Frame(*upright, whole[0] / across, whole[1] / down, orientation, correction)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, counted
 from minigptv2.shards.tar import Member
 from minigptv2.shards.tar_captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
@@ -63,12 +63,11 @@ def tars_of(raw: Raw, folder: str, *, minigpt4: tuple[str, ...] = ()) -> list[Pa
     found = find_tars(top)
     if found.unreadable:
         listed = "\n".join(f"  {top / file}: {reason}" for file, reason in found.unreadable.items())
-        several = "1 file" if len(found.unreadable) == 1 else f"{len(found.unreadable)} files"
-        raise DataError(f"{raw.corpus}: {several} cannot be read:\n{listed}")
+        raise DataError(f"{raw.corpus}: {counted(len(found.unreadable), 'files')} cannot be read:\n{listed}")
     if not found.tars:
         raw.missing(f"{folder}/*.tar", f"{folder}/*/*.tar", minigpt4=[f"{other}/*.tar" for other in minigpt4])
-    if found.unused:
-        raw.note(found.describe_unused())
+    for line in found.describe_unused():
+        raw.note(line)
     return found.tars
 
 
@@ -95,7 +94,7 @@ def entries(file: Path, raw: Raw) -> Iterator[Entry | Rejected]:
     if content.macos:
         raw.note(f"passed over {{count}} {MACOS}", content.macos)
     for extension, count in content.extras().items():
-        raw.note(f"passed over {{count}} members '{extension}', which are not an image, json or txt", count)
+        raw.note(f"passed over members '{extension}', which are not an image, json or txt: {{count}}", count)
 
 
 def _entry(key: str, group: Group, view: memoryview, file: Path) -> Entry | Rejected:

@@ -95,15 +95,17 @@ def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_im
         if key not in KEYS:
             raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
         return
+    is_image = _names_image(value)
+    if key == "id" and is_image and not has_image:
+        raise DataError(f"id is {as_json(value)}, and there is no image: give the image as image, or change the id")
     if key in (*IMAGE_KEYS, *CONVERSATION_KEYS, "system", "id") or value in _EMPTY:
         return
-    is_image = _names_image(value)
     if key in _TASK_KEYS or key == "task" and isinstance(value, str) and value in TASKS and TASKS[value].identifier:
         raise DataError(f"{key} is given beside {conversations[0]}: an entry is one or the other; remove one of them")
     described = key in _DESCRIPTIONS or has_image and key in _DESCRIPTIONS_OF_IMAGES
     passed = raw.ignore_extra and not _IMAGE_KEY.search(key)
     if (described or passed) and (has_image or not is_image):
-        raw.note(f"passed over key '{cut(key)}' of {{count}} entries")
+        raw.note(f"passed over key '{cut(key)}' in {{count}} of the entries")
         return
     if is_image or _IMAGE_KEY.search(key):
         raise DataError(f"unknown key '{cut(key)}', {as_json(value)}: an image is given as image or images")

@@ -221,6 +221,7 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEn
             label=f"image {key}",
             box_names=tuple(called for given in found.values() for _, called in given),
             form=SIZES,
+            upright=True,
         )
         yield OwnEntry(name, draft)
 
@@ -274,7 +275,7 @@ def _line(name: str, number: int, entry: Any, file: Path, raw: Raw) -> OwnEntry:
     if isinstance(entry, dict) and is_id(entry.get("id")):
         name = f"{name} (id {as_json(entry['id'])})"
     try:
-        return OwnEntry(name, replace(draft_of(number, entry, file, raw), label=name))
+        return OwnEntry(name, replace(draft_of(number, entry, file, raw), label=name, upright=True))
     except DataError as error:
         return OwnEntry(name, None, str(error))
     except RecursionError:

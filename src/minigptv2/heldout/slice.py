@@ -6,6 +6,7 @@ modules equally often, whatever the lengths of their answers, because ZeRO-3 nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +187,7 @@ class BestMetric:
         return self.name.partition("/")[2]
 
     def update(self, metrics: Metrics) -> bool:
-        """Whether `metrics` improve on the best value, which is then replaced. The first value is an improvement."""
+        """Whether `metrics` improve on the best value, which is then replaced. The first finite value does."""
         corpus = self.name.partition("/")[0]
         of_corpus = metrics.get(corpus, {})
         if self.metric not in of_corpus:
@@ -194,7 +195,8 @@ class BestMetric:
                 f"evaluate.keep_best={self.name}: the metrics of {corpus} are {', '.join(of_corpus) or 'none'}"
             )
         value = of_corpus[self.metric]
-        improved = self.value is None or (value < self.value if self.metric == LOSS else value > self.value)
+        better = self.value is None or (value < self.value if self.metric == LOSS else value > self.value)
+        improved = better and math.isfinite(value)
         self.value = value if improved else self.value
         return improved
 

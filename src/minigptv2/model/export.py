@@ -200,7 +200,11 @@ INSIDE = (".", "language_model")
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `folder` when the block succeeds and is removed when it fails."""
+    """Yield a temporary folder that replaces `folder` when the block succeeds and is removed when it fails.
+
+    If `folder` is a link, its target is replaced and the link stays.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)

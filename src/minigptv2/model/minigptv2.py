@@ -1,6 +1,6 @@
 """Defines MiniGPT-v2: a vision encoder, a token-merging projector and a language model (arXiv:2310.09478, section 2).
 
-It takes a batch and returns a loss *sum* and a token *count*. The engine divides once, over all ranks and
+It takes a batch and returns a weighted loss *sum*. The engine divides once, by the weight over all ranks and
 micro-batches. Vision encoder and language model come from `transformers`; only the projector is defined here.
 """
 

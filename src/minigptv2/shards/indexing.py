@@ -293,14 +293,13 @@ def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:
     return scan_shard(file, options, name=str(file.relative_to(folder)))
 
 
-def _notes(macos: int, extras: Counter[str], unused: str) -> Iterator[str]:
+def _notes(macos: int, extras: Counter[str], unused: list[str]) -> Iterator[str]:
     """What was passed over, one line for each kind."""
     if macos:
         yield f"passed over {macos:,} {MACOS}"
     if extras:
         yield describe_extras(extras)
-    if unused:
-        yield unused
+    yield from unused
 
 
 def detect_layout(files: Iterable[Path]) -> str:

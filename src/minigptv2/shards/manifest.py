@@ -119,7 +119,7 @@ class Manifest:
     max_pixels: int = MAX_PIXELS
     """Largest image that the build accepted, and that readers decode."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Number of boxes, and of boxes and images that the build corrected, by what was corrected."""
+    """Number of boxes, and of boxes and images that the build corrected, by what was corrected. Empty: none."""
     license: str = ""
     split: str = ""
     """Split of the original corpus. Empty if it has none, if tars were indexed, or in corpora of old versions."""
@@ -208,6 +208,9 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
         **facts,  # type: ignore[arg-type]
     )
     document = {key: getattr(manifest, key) for key in Manifest.__dataclass_fields__ if key not in _NOT_WRITTEN}
+    for key in ("max_pixels", "counts"):  # written only where they say something
+        if getattr(manifest, key) in (MAX_PIXELS, {}):
+            del document[key]
     document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
     document["sha256"] = _own_hash(document)
     write_atomically(folder / MANIFEST_FILE, json.dumps(document, indent=1).encode())

@@ -37,6 +37,8 @@ BUILD_FOLDER = ".building"
 """Beside the shards during a build: one small file per finished shard, from which an interrupted build resumes."""
 BAKED_QUALITY = 95
 IMAGE_MISSING = "image file missing"
+BOXES = "boxes"
+"""Key of `Sample.counts` for the number of boxes. All other keys say what was corrected."""
 _FORMAT_OF_BUILD = 4
 """Part of the digest of a shard: entries of another version are written again. 4 added `counts`."""
 

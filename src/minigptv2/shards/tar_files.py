@@ -11,12 +11,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minigptv2.errors import counted
 from minigptv2.shards.dropped import DROPPED_FILE
 from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
 from minigptv2.shards.tar_samples import is_of_macos
 from minigptv2.shards.turn_counts import TURNS_FILE
 
 _TAR = ".tar"
+_NAMED = 20
+"""The most files that one line names."""
 _TOOLS = {
     "gunzip": (".tar.gz", ".tgz", ".taz", ".tar.z"),
     "bunzip2": (".tar.bz2", ".tbz2", ".tbz", ".tb2"),
@@ -34,23 +37,32 @@ class TarFiles:
     """The tars below a folder, sorted, and every other file by its path below the folder.
 
     `unreadable` gives the reason and what to do. `unused` lists files of other kinds, without hidden ones and those
-    that belong to a corpus, and tars that are reached twice.
+    that belong to a corpus. `repeated` lists links to tars and folders that are read under another path.
     """
 
     tars: list[Path] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
 
-    def describe_unused(self) -> str:
-        """One line that names the unused files. Empty if there are none."""
-        if not self.unused:
-            return ""
-        kinds = Counter(Path(file).suffix or "without extension" for file in self.unused)
-        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-        first = ", ".join(sorted(self.unused)[:3])
-        return f"not used: {len(self.unused):,} files beside the tars ({listed}): {first}" + (
-            ", ..." if len(self.unused) > 3 else ""
-        )
+    def describe_unused(self) -> list[str]:
+        """One line that names the unused files, and one that names the repeated ones, if there are any."""
+        lines = []
+        if self.unused:
+            kinds = Counter(Path(file).suffix or "without extension" for file in self.unused)
+            listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+            lines.append(
+                f"not used: {counted(len(self.unused), 'files')} beside the tars ({listed}): {_first(self.unused)}"
+            )
+        if self.repeated:
+            lines.append(f"not used: links to what is read under another path: {_first(self.repeated)}")
+        return lines
+
+
+def _first(names: list[str]) -> str:
+    """The names in order, as many as fit a message."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(sorted(names)[:_NAMED]) + more
 
 
 def find_tars(folder: Path) -> TarFiles:
@@ -91,14 +103,18 @@ def _add(path: Path, top: Path, found: TarFiles, seen: set[tuple[int, int]]) -> 
         found.unreadable[name] = _why(path, error)
         return []
     again = (status.st_dev, status.st_ino) in seen
-    if stat.S_ISDIR(status.st_mode) and not again:
+    is_folder = stat.S_ISDIR(status.st_mode)
+    is_tar = stat.S_ISREG(status.st_mode) and path.suffix.lower() == _TAR and not is_of_macos(path.name)
+    if again and (is_folder or is_tar):
+        found.repeated.append(name)
+    elif is_folder:
         return _walk(path, top, found, seen)
-    if stat.S_ISREG(status.st_mode) and path.suffix.lower() == _TAR and not is_of_macos(path.name) and not again:
+    elif is_tar:
         seen.add((status.st_dev, status.st_ino))
         found.tars.append(path)
     elif tool := _tool_of(path.name):
         found.unreadable[name] = f"is compressed, and samples are read in place: decompress it with {tool}"
-    elif not path.name.startswith(".") and name not in _OURS:
+    elif (not path.name.startswith(".") or path.suffix.lower() == _TAR) and name not in _OURS:
         found.unused.append(name)
     return []
 

@@ -76,7 +76,7 @@ def unused_files(folder: Path) -> list[str]:
     left_out = [
         f"left out when indexed: {file}: {reason}" for file, reason in found.unreadable.items() if counts[file] > 0
     ]
-    return left_out + [line for line in (found.describe_unused(),) if line]
+    return left_out + found.describe_unused()
 
 
 @dataclass(frozen=True)

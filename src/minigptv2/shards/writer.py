@@ -37,6 +37,7 @@ from minigptv2.shards.manifest import (
     save_manifest,
 )
 from minigptv2.shards.shard_file import (
+    BOXES,
     BUILD_FOLDER,
     Finish,
     FinishedShard,
@@ -153,7 +154,7 @@ def write_corpus(
             turns=dict(turns),
             baked_side=options.bake_side,
             max_pixels=options.images.max_pixels,
-            counts=dict(counts),
+            counts=dict(counts) if set(counts) - {BOXES} else {},
             dropped=num_dropped,
             license=options.license,
             split=options.split,

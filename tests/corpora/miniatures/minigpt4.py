@@ -280,7 +280,7 @@ MINIGPT4 = [
         3,
         {
             "image file missing": 2,
-            "image cannot be read": 2,
+            "damaged: its GIF data cannot be decoded": 2,
             "empty answer": 1,
             "questions and answers of different number": 2,
         },

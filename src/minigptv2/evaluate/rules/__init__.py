@@ -18,8 +18,8 @@ RULES: dict[str, Rule] = {
         Rule(
             "refer_published",
             "accuracy",
-            "the answer, its spaces removed, begins with a box (coordinates above 100 allowed) whose IoU with the true "
-            "one, both edge pixels counted, is above 0.5",
+            "the answer, its spaces removed, begins with a box (coordinates above 100 allowed), has no further number, "
+            "and the box has an IoU above 0.5 with the true one, both edge pixels counted",
             score_boxes.score_refer_published,
         ),
         Rule(
