@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY, World
 
 WITHOUT_PATHS = {
     *("COMMAND", "QUESTION", "NAME", "N", "K", "S", "GIB", "GB/S", "PIXELS", "SIDE", "key=value", "{blocks,none}"),
-    *("[BENCHMARK=]NAME",),
+    *("[BENCHMARK=]NAME", "MEGAPIXELS"),
 }
 """Metavars of arguments that are no files or folders."""
 WITHOUT_METAVAR = {

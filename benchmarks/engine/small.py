@@ -56,6 +56,11 @@ def start() -> torch.device:
     return device
 
 
+def pieces_of(sizes: Sizes) -> int:
+    """Return the vocabulary that these sizes state, or 100 for a language model that takes any."""
+    return sizes.language_model.vocab_size or 100
+
+
 def make_trainer(
     document: dict[str, Any],
     config: ModelConfig,
@@ -79,7 +84,7 @@ def make_trainer(
             warmup_steps=2,
         )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config, 100, zero_backend(resolved).construction(), sizes=sizes)
+    model = build_model(config, pieces_of(sizes), zero_backend(resolved).construction(), sizes=sizes)
     model.recompute(recompute)
     fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)
@@ -92,7 +97,7 @@ def pack(
 ) -> MicroBatch:
     """Return a pack of `samples` samples of `length` tokens, each with an image and labels on the last `supervised`."""
     rng = np.random.default_rng(seed)
-    vision, vocabulary = sizes.vision_encoder, sizes.language_model.vocab_size or 100
+    vision, vocabulary = sizes.vision_encoder, pieces_of(sizes)
     examples, pixels = [], []
     for _ in range(samples):
         ids = rng.integers(3, vocabulary, length)
@@ -107,7 +112,7 @@ def pack(
 
 def plain_model(config: ModelConfig, *, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> MiniGPTv2:
     """Return the same model without DeepSpeed."""
-    model = build_model(config, 100, sizes=sizes)
+    model = build_model(config, pieces_of(sizes), sizes=sizes)
     fill_weights(model, [], None, assign, seed=0)
     model.to(dtype)
     model.restore_float32_buffers()

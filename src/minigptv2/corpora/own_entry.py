@@ -167,7 +167,7 @@ def _refuse_unused(entry: dict[str, Any], task: str) -> None:
         if key not in used:
             raise DataError(f"task '{task}' does not use \"{key}\": remove it, or change the task")
     for one, other in (("question", "phrase"), ("answer", "phrase"), ("objects", "phrase"), ("objects", "boxes")):
-        if one in given and other in given and not (one == "answer" and shape.spans):
+        if one in given and other in given and not (one == "answer" and shape.answers):
             raise DataError(f'"{one}" and "{other}" are both given; task \'{task}\' uses one of them: remove the other')
 
 
