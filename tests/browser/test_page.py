@@ -344,4 +344,4 @@ def test_a_file_that_is_no_image_is_refused_with_the_reason(browser: Any, server
     text = tmp_path / "notes.txt"
     text.write_text("hello")
     visitor.one("#picture-file").send_keys(str(text))
-    visitor.until(lambda: "a text file, not the image" in visitor.one(".stage .message").text)
+    visitor.until(lambda: "not a JPEG, PNG or WebP image" in visitor.one(".stage .message").text)
