@@ -354,3 +354,9 @@ def test_the_manifest_is_small_and_says_what_is_there(tmp_path: Path) -> None:
     assert document["samples"] == document["images"] == 9 and document["num_shards"] == 3
     assert document["turns"] == {"refer": 9} and document["license"] == "mine"
     assert document["bytes"] == sum(os.path.getsize(file) for file in tmp_path.glob("*.tar"))
+
+
+def test_only_reasons_that_differ_are_masked() -> None:
+    """A summary of one reason says which key or number it was."""
+    dropped = [Dropped("c", "", "a", reason) for reason in ("key 'x' is unknown", "cut after 5 %", "cut after 61 %")]
+    assert summarize(dropped) == {"cut after … %": 2, "key 'x' is unknown": 1}

@@ -85,7 +85,9 @@ class BuildReport:
         dropped = sum(self.dropped.values())
         if dropped > MANY_DROPPED * max(1, self.read):
             reason = next(iter(self.dropped))
-            found.append(f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}")
+            found.append(
+                f"{dropped:,} of {self.read:,} were dropped, most as '{reason}'. {self.corpus.download}".rstrip()
+            )
         return found
 
 
@@ -217,7 +219,7 @@ def _read_drafts(corpus: CorpusSpec, raw: Raw, split: str) -> Iterator[Draft | R
         after = f"after '{last}'" if last else "the first one"
         raise DataError(
             f"{corpus.name}: an annotation, {after}, has an unsupported layout ({type(error).__name__}: {error})"
-            f". Check that the file is complete and of the right version. {corpus.download}"
+            f". Check that the file is complete and of the right version. {corpus.download}".rstrip()
         ) from error
 
 

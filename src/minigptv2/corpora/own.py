@@ -77,7 +77,6 @@ def own_corpus(file: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
         expected={"train": None},
         counted="entries",
         license="yours",
-        download="it is yours",
         is_own=True,
         strict=not options.skip_faults,
     )

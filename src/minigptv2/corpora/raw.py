@@ -95,7 +95,8 @@ class Raw:
         """Raise the error that names the paths that were tried and the download."""
         paths, others = (" or ".join(str(self.root / candidate) for candidate in one) for one in (candidates, minigpt4))
         tried = f"{paths} not found, nor in {MINIGPT4} {others}" if paths and others else f"{paths or others} not found"
-        raise MissingFilesError(f"{self.corpus}: {tried}. Set --root to the folder above it. Download: {self.download}")
+        download = f" Download: {self.download}" if self.download else ""
+        raise MissingFilesError(f"{self.corpus}: {tried}. Set --root to the folder above it.{download}")
 
     def describe(self) -> list[str]:
         """What was read in which layout, and what of the other layout was there, too. Empty if nothing was found."""

@@ -39,13 +39,20 @@ class Dropped:
 
 
 def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
-    """Counts by reason, largest first. Digits and quoted words are masked, so that similar reasons count together."""
+    """Counts by reason, largest first.
+
+    Reasons that differ only in digits and quoted words count together, and these are then masked.
+    """
     import re
 
     counts: Counter[str] = Counter()
+    reasons: dict[str, set[str]] = {}
     for one in dropped:
-        counts[re.sub(r"(UTF-\d+)|'[^']*'|\d+(\.\d+)?", lambda found: found[1] or "…", one.reason)] += one.count
-    return dict(counts.most_common())
+        masked = re.sub(r"(UTF-\d+)|'[^']*'|\d+(\.\d+)?", lambda found: found[1] or "…", one.reason)
+        counts[masked] += one.count
+        reasons.setdefault(masked, set()).add(one.reason)
+    alike = {masked: min(found) for masked, found in reasons.items() if len(found) == 1}
+    return {alike.get(masked, masked): count for masked, count in counts.most_common()}
 
 
 def read_report(file: Path) -> list[dict[str, object]]:
