@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, TooLongError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Request as Question
 from minigptv2.predict.requests import boxes_as_json, grounded_phrases
@@ -57,7 +57,7 @@ def build_app(
     if page:
         from minigptv2.serve.page import mount_page
 
-        app = mount_page(app, service, examples)
+        mount_page(app, service, examples)
     return Guard(app, access, max_body=limits.max_body_mib * 2**20)
 
 
@@ -118,6 +118,8 @@ async def _answer(request: Request, chat: ChatRequest, service: Service) -> Resp
         ticket = await service.submit(question, chat.decoding, stop=chat.stop)
     except Busy as error:
         raise RequestError(str(error), status=429, code="busy") from error
+    except TooLongError as error:
+        raise RequestError(str(error), param="messages", code="context_length_exceeded") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)
