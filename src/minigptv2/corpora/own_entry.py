@@ -209,7 +209,7 @@ def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Tu
 
 
 def _objects(entry: dict[str, Any], *, absent: bool) -> list[Region]:
-    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry itself. `absent`: boxes may be []."""
+    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry. `absent`: boxes may be []."""
     listed = entry.get("objects", [entry] if "boxes" in entry else None)
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
