@@ -16,35 +16,23 @@ from minigptv2.run_folder import RunFolder, checkpoint_step
 from minigptv2.tokenizer import train_tokenizer
 from minigptv2.tracking.log import read_metrics
 from tests import preloaded
-from tests.conftest import REPOSITORY, World
+from tests.conftest import World
 from tests.preloaded import PreloadedProcess
 
 
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    (folder / "recipe.yaml").write_text("corpora: {toy_refer: {ratio: 1, task: refer}}")
-    (folder / "stage.yaml").write_text(f"""
-stage: tiny
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [vision_encoder, projector, language_model]
-data: {{recipe: recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: 3
-  global_batch_size: 4
-  micro_batch_size: 4
-  learning_rate: 1.0e-3
-  warmup_steps: 1
-  checkpoint_every: 2
-  log_every: 1
-""")
-    return folder / "stage.yaml"
+    return world.write_stage(
+        folder,
+        "corpora: {toy_refer: {ratio: 1, task: refer}}",
+        steps=3,
+        global_batch_size=4,
+        micro_batch_size=4,
+        warmup_steps=1,
+        checkpoint_every=2,
+        log_every=1,
+    )
 
 
 def start(config: Path, run: Path, *words: str, log: Path, hangup: bool = True) -> PreloadedProcess:
