@@ -1,6 +1,7 @@
 """Finds the first frame of a GIF, and whether there are more (GIF89a specification).
 
-Comments, other extensions and later frames are removed before Pillow sees the file: it joins comments in quadratic time.
+Comments, other extensions and later frames are removed before Pillow sees the file, which joins comments in quadratic
+time.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _VALUES = {1: "B", 3: "H", 4: "I"}
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 """Markers from 0xC0 to 0xCF that do not begin a frame (ITU T.81, table B.1)."""
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
-"""A marker of a JPEG. Left out are those without a length (restarts, the start) and reserved ones: decoders skip both."""
+"""A marker of a JPEG with a length. Decoders skip the others: restarts, the start and reserved ones."""
 SCAN, _JPEG_END = 0xDA, 0xD9
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _PARTS = 10_000
