@@ -14,7 +14,7 @@ from minigptv2.corpora.own import OwnOptions
 from tests.corpora.fuzz.outcome import TOLERANCE_PX, Case, Expected
 from tests.corpora.fuzz.photos import Box4, Photo, draw_box
 
-NAMES = ("cat", "tennis racket", "größer Hund", "犬", "traffic light", "O'Hare <3")
+NAMES = ("cat", "tennis racket", "größer Hund", "犬", "traffic light", "O'Hare (3)")
 UNKNOWN_SIZES: tuple[dict[str, Any], ...] = ({}, {"width": None, "height": None}, {"width": 0, "height": 0})
 Entry = dict[str, Any]
 
@@ -176,17 +176,21 @@ def change_a_type(file: File, rng: random.Random) -> None:
             ("annotations", "bbox", [None, "1,2,3,4", {"x": 1}, [1, 2, 3], [1, 2, 3, "4"], [[1, 2, 3, 4]], 7]),
             ("annotations", "bbox", [[1, 2, math.nan, 4], [1, 2, math.inf, 4], [1, 2, 10**400, 4], [1, 2, True, 3]]),
             ("annotations", "bbox", [[5, 5, 0, 9], [5, 5, 9, 0], [20, 20, -5, 9], []]),
-            ("annotations", "image_id", [None, "1x", [1], {}, 10**9, 1.5]),
+            ("annotations", "image_id", [None, "1x", [1], {}, 10**9, 1.5, True, False]),
             ("annotations", "category_id", [None, "cat", [1], {}, 10**9, True]),
+            ("images", "id", [None, [1], {}, True, math.nan, "", math.inf, -math.inf]),
             ("annotations", "iscrowd", ["0", 2, [], {}]),
             ("images", "file_name", [None, 3, ["a.jpg"], "", "  ", "a\0.jpg", "\ud83d.jpg"]),
             ("images", "width", ["64", -64, 1.5, [64], True]),
-            ("categories", "name", [None, 3, ["cat"], "", " ", "<p>cat</p>", "cat\ufffd", "[refer] cat", "a\0"]),
+            ("categories", "name", [None, 3, ["cat"], "", " ", "<p>cat</p>", "a {1}", "x < y"]),
+            ("categories", "name", ["cat\ufffd", "[refer] cat", "a\0"]),
         ]
     )  # fmt: skip
     one = rng.choice(file.document[part])
     _spoil(file, part, one)
     one[key] = rng.choice(values)
+    if key == "id":
+        file.fault = f"image {json.dumps(one[key])}"
 
 
 def drop_a_size(file: File, rng: random.Random) -> None:
