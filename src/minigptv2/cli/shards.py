@@ -227,11 +227,12 @@ def _build_all(args: argparse.Namespace) -> int:
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from minigptv2.cluster.processes import usable_cpus
     from minigptv2.corpora.build_corpus import BuildOptions, build
     from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cpus()
     read = corpus.has_files or corpus.is_own  # not drawn by the program
     workers = args.workers if args.workers is not None else cpus if read else 0
     with tqdm(

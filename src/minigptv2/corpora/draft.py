@@ -102,7 +102,7 @@ class Draft:
     @property
     def has_boxes(self) -> bool:
         """Whether any turn has a box."""
-        return any(turn.regions for turn in self.turns)
+        return any(region.boxes for turn in self.turns for region in turn.regions)
 
     @property
     def annotations(self) -> int:

@@ -141,7 +141,7 @@ def _turn(entry: dict[str, Any], has_image: bool) -> Turn:
     if shape.spans:
         return _grounding(task, entry, answers or _missing(task, "answer"))
     if shape.regions == "some":
-        return Turn(task, regions=tuple(_objects(entry)))
+        return Turn(task, regions=tuple(_objects(entry, absent=shape.absent)))
     if shape.regions == "none":
         question = _query(_need(entry, "question"), task, "question", has_image) if shape.question else None
         return Turn(task, question, answers or _missing(task, "answer"))
@@ -196,7 +196,7 @@ def _query(text: str, task: str, what: str, has_image: bool) -> str:
 def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
     """The caption, with the position of each phrase in it."""
     caption, position, regions = clean(answers[0]), 0, []
-    for region in _objects(entry):
+    for region in _objects(entry, absent=False):
         start = caption.find(region.phrases[0], position)
         if start < 0:
             raise DataError(
@@ -208,8 +208,8 @@ def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Tu
     return Turn(task, answers=(caption,), regions=tuple(regions))
 
 
-def _objects(entry: dict[str, Any]) -> list[Region]:
-    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry itself."""
+def _objects(entry: dict[str, Any], *, absent: bool) -> list[Region]:
+    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry. `absent`: boxes may be []."""
     listed = entry.get("objects", [entry] if "boxes" in entry else None)
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
@@ -217,12 +217,18 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
         for key in one:
             if key not in ("phrase", "boxes") and one[key] not in _EMPTY:
                 raise DataError(f"an object of objects has the unknown key '{cut(key)}': it has phrase and boxes")
-    return [
+    regions = [
         Region(
-            _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (answer_text(_need(one, "phrase"), "phrase"),)
+            () if absent and one.get("boxes") == [] else _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}),
+            (answer_text(_need(one, "phrase"), "phrase"),),
         )
         for one in listed
     ]
+    boxed = {region.phrases for region in regions if region.boxes}
+    for region in regions:
+        if not region.boxes and region.phrases in boxed:
+            raise DataError(f"phrase '{cut(region.phrases[0])}' is given with boxes and with \"boxes\": []: remove one")
+    return regions
 
 
 def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
@@ -232,7 +238,8 @@ def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
     if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(value, list) for value in boxes):
         boxes = [boxes]  # a single box
     if not isinstance(boxes, list) or not boxes or not all(is_box(box) for box in boxes):
-        raise DataError(f"boxes is {as_json(boxes)}; expected [[x1, y1, x2, y2], ...], four numbers each")
+        absent = "; only task 'detection' takes no box, for what is not in the image" if boxes == [] else ""
+        raise DataError(f"boxes is {as_json(boxes)}; expected [[x1, y1, x2, y2], ...], four numbers each{absent}")
     floats = [tuple(map(float, box)) for box in boxes]  # before adding: a sum of integers may exceed a float
     corners = [
         (x, y, x + third, y + fourth) if kind == XYWH else (x, y, third, fourth) for x, y, third, fourth in floats

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.requests import Decoding
+from minigptv2.serve.batcher import Busy
 from minigptv2.serve.gradio_compat import custom_element, event_data, forbid_downloads, limit_sessions
 from minigptv2.serve.service import Service, pieces
 from minigptv2.serve.session import ChatTurn, Session, is_identify
@@ -321,7 +322,7 @@ class Page:
         try:
             file = decode_data_url(str(event_data(event).get("picture", "")))
             image = await self._service.open_image(file, to_show=True)
-        except DataError as error:
+        except (Busy, DataError) as error:
             return [session, {**session.stage(), "error": f"Image refused: {error}."}, gr.skip(), gr.skip()]
         session.begin(image)
         return [session, session.stage(), session.shown(), "" if is_identify(question) else gr.skip()]

@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from minigptv2.errors import DataError
+from minigptv2.shards.image_cost import check_scans
 from minigptv2.shards.image_faults import name_content, truncation
 from minigptv2.shards.image_header import (
     MAX_PIXELS,
@@ -97,8 +98,7 @@ def image_size(data: bytes, where: str) -> tuple[str, int, int]:
 def check_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> None:
     """Raise `DataError`, prefixed by `where`, for what `open_image` refuses. Decodes all data, as fast as it can."""
     try:
-        header = _header(data)
-        check_size(header, max_pixels)
+        header = _affordable(data, max_pixels)
         if header.kind != "JPEG" or _turbo(data, header, "GRAY", smallest=True) is None:
             _pillow(data, header)
     except ImageFault as fault:
@@ -174,6 +174,15 @@ def _header(data: bytes) -> ImageHeader:
     return header
 
 
+def _affordable(data: bytes, max_pixels: int) -> ImageHeader:
+    """The header of an image whose size and cost are within the limits. Raises `ImageFault`."""
+    header = _header(data)
+    check_size(header, max_pixels)
+    if header.kind == "JPEG":
+        check_scans(data, header)
+    return header
+
+
 def check_size(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
     """Raise `TooLarge` for more pixels than are decoded, and `ImageFault` for a side that is too long."""
     count, webp = header.width * header.height, header.kind == "WEBP"
@@ -196,8 +205,7 @@ def reduction(width: int, height: int) -> int:
 def _decode(data: bytes, where: str, max_pixels: int) -> tuple[np.ndarray | Image.Image, int]:
     """The RGB pixels as stored, reduced, and the orientation."""
     try:
-        header = _header(data)
-        check_size(header, max_pixels)
+        header = _affordable(data, max_pixels)
         array = _turbo(data, header, "RGB") if header.kind == "JPEG" else None
         if array is not None:
             return array, header.orientation
