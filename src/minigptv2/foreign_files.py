@@ -1,4 +1,4 @@
-"""Opens and parses files of strangers: checkpoints, exports, tokenizers, corpora. Knows no file formats.
+"""Opens and parses files from untrusted sources: checkpoints, exports, tokenizers, corpora. Knows no file formats.
 
 A file is opened once, and everything that is checked or read comes from that open file. A FIFO, a device or a socket is
 never opened. A file of a foreign folder lies in that folder: a link out of it is refused, because the file behind it

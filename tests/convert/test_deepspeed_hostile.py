@@ -1,4 +1,4 @@
-"""Tests that DeepSpeed folders of strangers run no code, and that only files of the named folder are read."""
+"""Tests that foreign DeepSpeed folders run no code, and that only files of the named folder are read."""
 
 from __future__ import annotations
 
