@@ -187,8 +187,10 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(place: str, config: Path, 
     assert "Traceback" not in said
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_noted(config: Path, tmp_path: Path) -> None:
-    said = finish(config, tmp_path / "run", "train.warmup_steps=1000", tmp_path=tmp_path)
+def test_a_warm_up_that_is_longer_than_the_run_and_a_missing_check_are_noted(config: Path, tmp_path: Path) -> None:
+    words = ("train.warmup_steps=1000", "train.check_packing=false")
+    said = finish(config, tmp_path / "run", *words, tmp_path=tmp_path)
+    assert "warning: train.check_packing=false: nothing shows that packed samples are independent" in said
     assert "warning: train.warmup_steps=1000 does not end before the run of train.steps=3" in said
 
 

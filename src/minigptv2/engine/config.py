@@ -86,6 +86,8 @@ class TrainConfig:
     rehearse: bool | None = setting(None, resume=Resume.FREE)
     """Run the largest pack that the settings allow before the first step and discard the result, so that a GPU with too
     little memory fails at once and not after hours. null: on GPUs only."""
+    check_packing: bool = setting(True, resume=Resume.FREE)
+    """Check before the first step that packed samples do not influence each other with the kernels of this machine."""
     timeout_minutes: float = setting(60.0, resume=Resume.FREE)
     """Timeout of a collective. Loading and saving need more than the 10 minutes of torch's default."""
     hang_minutes: float = setting(10.0, resume=Resume.FREE)
