@@ -232,9 +232,8 @@ def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Name
     from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None
-    cpus = usable_cpus()
     read = corpus.has_files or corpus.is_own  # not drawn by the program
-    workers = args.workers if args.workers is not None else cpus if read else 0
+    workers = args.workers if args.workers is not None else usable_cpus() if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:
@@ -315,14 +314,16 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.shards.verify import unused_files, verify_corpus
+    from minigptv2.shards.verify import verify_corpus
 
     faults: list[Dropped] = []
     rows = []
     for folder in _corpora(args.folder):
+        notes: list[str] = []
         with _bar(folder.name, "shard") as bar:
-            found = verify_corpus(folder, decode=not args.fast, workers=args.workers, progress=bar.update)
-        notes = unused_files(folder)
+            found = verify_corpus(
+                folder, decode=not args.fast, workers=args.workers, progress=bar.update, note=notes.append
+            )
         if not args.json:
             print(f"{folder}: {'intact' if not found else counted(len(found), 'faults')}")
             for line in notes:

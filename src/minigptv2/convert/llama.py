@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from minigptv2.convert.inputs import KeyReport, read_torch, tensors_only
+from minigptv2.convert.inputs import KeyReport, tensors_only
 from minigptv2.convert.names import LANGUAGE
+from minigptv2.convert.torch_files import read_torch
 from minigptv2.errors import CheckpointError
 from minigptv2.files import finish_file, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG

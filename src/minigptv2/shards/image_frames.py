@@ -8,7 +8,8 @@ from minigptv2.shards.image_gif import first_frame
 from minigptv2.shards.image_header import PNG_START, ImageFault, png_chunks, webp_chunks
 from minigptv2.shards.image_tiff import has_more_pages
 
-FIRST_FRAME = "image with several frames or pages, of which the first is used"
+LATER_FRAMES = "image with several frames or pages, of which the first is used"
+"""Key of `Sample.counts`."""
 
 
 def has_more_frames(data: bytes) -> bool:
