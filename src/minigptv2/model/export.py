@@ -242,7 +242,14 @@ def load_export(
     check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
     tokenizer = tokenizer_in(info)
     with _dtype(dtype):
-        model = build_model(info.model, tokenizer.vocab_size, _empty(device), sizes=info.sizes)
+        model = build_model(
+            info.model,
+            tokenizer.vocab_size,
+            _empty(device),
+            sizes=info.sizes,
+            device=torch.device(device),
+            dtype=dtype,
+        )
     fill_weights(model, bases, (str(info.folder), info.tensors), assign_plain, seed=None)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
