@@ -40,7 +40,7 @@ SAME_LAYER = (
 )
 """Layers of single modules, which may import each other. Packages of one layer never do."""
 TASK_NAMES_OF_OTHER_THINGS = (
-    "corpora.own_files",  # the columns of a table
+    "corpora.formats.csv_captions",  # the columns of a table
     "corpora.sources.toy",  # the names of its corpora
 )
 IDENTIFIERS = {task.identifier: type(task).__module__ for task in TASKS.values() if task.identifier}
