@@ -65,6 +65,7 @@ def test_a_phrase_without_boxes_is_answered_without_a_box(tmp_path: Path, entry:
         ({"objects": [{"phrase": "dog"}]}, "boxes is null; expected"),
         ({"objects": []}, 'expected "objects"'),
         ({"boxes": []}, 'expected one "phrase", got 0'),
+        ({"phrase": "x < 3 m", "boxes": []}, "phrase contains '<', with which answers mark phrases and boxes"),
         ({"objects": [DOG, {**CAT, "phrase": "dog"}]}, "phrase 'dog' is given with boxes and with \"boxes\": []"),
     ],
 )

@@ -14,7 +14,7 @@ from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
 from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text, query_text, without_image_marks
+from minigptv2.corpora.typed_marks import answer_text, phrase_text, query_text, without_image_marks
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
@@ -220,7 +220,7 @@ def _objects(entry: dict[str, Any], *, absent: bool) -> list[Region]:
     regions = [
         Region(
             () if absent and one.get("boxes") == [] else _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}),
-            (answer_text(_need(one, "phrase"), "phrase"),),
+            (phrase_text(_need(one, "phrase"), "phrase"),),
         )
         for one in listed
     ]
@@ -263,7 +263,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def is_id(value: Any) -> bool:
     """Whether it is a number or a text that may be an id."""
-    return isinstance(value, int | float) or is_text(value)
+    return _is_number(value) or is_text(value)
 
 
 def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:

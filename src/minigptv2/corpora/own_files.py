@@ -19,7 +19,7 @@ from minigptv2.corpora.frames import SIZES, Size
 from minigptv2.corpora.own_entry import draft_of, is_box, is_id, stated_size
 from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text
+from minigptv2.corpora.typed_marks import phrase_text
 from minigptv2.errors import DataError
 from minigptv2.record import Region, Turn
 
@@ -188,9 +188,10 @@ def _from_coco(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEn
     ):
         for number, entry in enumerate(document[part], 1):
             try:
-                _keep(entry, text, known)
+                value = _text_of(entry, text, known)
                 if kind == "image":
                     sizes[entry["id"]] = stated_size(entry)
+                known[entry["id"]] = value
             except DataError as error:
                 yield OwnEntry(_called(kind, entry, number), None, str(error))
     for number, entry in enumerate(document["annotations"], 1):
@@ -237,8 +238,8 @@ def _called(kind: str, entry: Any, number: int) -> str:
     )
 
 
-def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
-    """Store the `text` of an image or a category by its id. Raises `DataError` saying what to change."""
+def _text_of(entry: Any, text: str, known: dict[Any, str]) -> str:
+    """The `text` of an image or a category with a new id. Raises `DataError` saying what to change."""
     if not isinstance(entry, dict):
         raise DataError(f'expected an object with "id" and "{text}", got {as_json(entry)}')
     if not is_id(entry.get("id")):
@@ -247,7 +248,7 @@ def _keep(entry: Any, text: str, known: dict[Any, str]) -> None:
         raise DataError("duplicate id; ids must be unique")
     if not is_text(entry.get(text)):
         raise DataError(f"{text} is {as_json(entry.get(text))}; expected a text")
-    known[entry["id"]] = answer_text(entry[text], text) if text == "name" else entry[text]
+    return phrase_text(entry[text], text) if text == "name" else str(entry[text])
 
 
 def _box_of(entry: Any, pictures: dict[Any, str], names: dict[Any, str]) -> Box | None:

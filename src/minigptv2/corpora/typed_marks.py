@@ -14,7 +14,7 @@ from minigptv2.errors import DataError
 from minigptv2.prompt import PROMPT_PARTS
 from minigptv2.shards.tar_captions import checked
 from minigptv2.tasks import TASKS
-from minigptv2.tasks.answers import render_phrase
+from minigptv2.tasks.answers import bracket_in, render_phrase
 from minigptv2.tasks.base import QUERY_SLOT
 
 WRITTEN = "is written by the prompt"
@@ -94,6 +94,14 @@ def answer_text(text: str, what: str) -> str:
     if found := _IDENTIFIER.search(text):
         raise DataError(f"{what} contains '{found[0]}', which {WRITTEN}: remove it")
     return text
+
+
+def phrase_text(text: str, what: str) -> str:
+    """A phrase that is trained with boxes after it. Raises `DataError` as `answer_text`, and for a bracket of boxes."""
+    phrase = answer_text(text, what)
+    if bracket := bracket_in(phrase):
+        raise DataError(f"{what} contains '{bracket}', with which answers mark phrases and boxes: write it without")
+    return phrase
 
 
 def query_text(text: str, task: str, what: str, *, has_image: bool = True) -> str:

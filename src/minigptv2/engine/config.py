@@ -172,6 +172,12 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     return document
 
 
+def compute_dtype(deepspeed_config: dict[str, Any]) -> str:
+    """Return the name of the dtype in which a DeepSpeed config computes: `bfloat16`, `float16` or `float32`."""
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    return next((name for key, name in names.items() if deepspeed_config.get(key, {}).get("enabled")), "float32")
+
+
 def resolve_deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Return the config that is passed to DeepSpeed: the JSON, completed with the numbers of the run's YAML."""
     return load_deepspeed_config(config.deepspeed) | {

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import disguise_in, finish_file, sha256_of, sync_folder, write_atomically
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
-from minigptv2.model.bases import Base, check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
+from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -258,19 +259,15 @@ def load_export(
     bases = open_bases(info.model)
     check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
     tokenizer = tokenizer_in(info)
-    _check_sizes(info, tokenizer, bases, tensors)
+    build = partial(build_model, info.model, tokenizer.vocab_size, sizes=info.sizes, device=torch.device(device))
+    parent = (str(info.folder), tensors)
+    # The files must fill a model of the stated sizes, before memory is taken for it.
+    fill_weights(build(torch.device("meta"), dtype=dtype), bases, parent, lambda parameter, value: None, seed=None)
     with _dtype(dtype):
-        model = build_model(info.model, tokenizer.vocab_size, _empty(device), sizes=info.sizes)
-    fill_weights(model, bases, (str(info.folder), tensors), assign_plain, seed=None)
+        model = build(_empty(device), dtype=dtype)
+    fill_weights(model, bases, parent, assign_plain, seed=None)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
-
-
-def _check_sizes(info: ExportInfo, tokenizer: Tokenizer, bases: list[Base], tensors: Tensors) -> None:
-    """Raise `CheckpointError` unless the files fill a model of these sizes, before memory is taken for it."""
-    with torch.device("meta"):
-        model = build_model(info.model, tokenizer.vocab_size, sizes=info.sizes)
-    fill_weights(model, bases, (str(info.folder), tensors), lambda parameter, value: None, seed=None)
 
 
 def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: str | None) -> ExportInfo:

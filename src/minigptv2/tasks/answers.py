@@ -17,6 +17,7 @@ _BARE_BOXES = re.compile(_BOXES)
 _PHRASE = re.compile(
     re.escape(PHRASE_OPEN) + r"(?P<phrase>[^<]*)" + re.escape(PHRASE_CLOSE) + r"(?:\s*(?P<boxes>" + _BOXES + r"))?"
 )
+_BRACKET = re.compile(r"[<>{}]")
 _UNFINISHED = re.compile(r"(?:" + re.escape(PHRASE_OPEN) + r"[^<]*(?:<[^>]*)?|\{[^}]*|<[^>]*)$")
 
 
@@ -40,6 +41,12 @@ class Answer:
     def boxes(self) -> tuple[Box, ...]:
         """All boxes of the answer, in the order of the text, in pixels."""
         return tuple(box for item in self.grounded for box in item.boxes)
+
+
+def bracket_in(phrase: str) -> str:
+    """The first bracket of the markup in a phrase, or an empty text. An answer with one cannot be parsed."""
+    found = _BRACKET.search(phrase)
+    return found[0] if found else ""
 
 
 def render_phrase(phrase: str, boxes: tuple[Box, ...], width: int, height: int) -> str:
@@ -72,7 +79,7 @@ def parse_grounded(text: str, width: int, height: int, *, absent: bool = False) 
         absent and bare or item.boxes and all(box.area > 0 for box in item.boxes)
         for item, bare in zip(grounded, without_boxes, strict=True)
     )
-    return Answer(plain, grounded, bool(grounded) and all_boxed and not re.search(r"[<>{}]", plain))
+    return Answer(plain, grounded, bool(grounded) and all_boxed and _BRACKET.search(plain) is None)
 
 
 def has_box_text(text: str) -> bool:
