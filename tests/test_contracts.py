@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "src" / "minigptv2"
 
 LAYERS = [
     {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped", "damaged_text"},
-    {"config", "config_values", "record", "tokenizer", "draw", "run_folder"},
+    {"config", "config_values", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
     {"tasks", "cluster", "tracking"},
     {"prompt", "typed_marks"},
     {"shards", "model", "engine"},
@@ -35,7 +35,7 @@ LAYERS = [
 """From the lowest layer up. A module imports from its own package and from lower layers only."""
 SAME_LAYER = (
     {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped", "damaged_text"},
-    {"config", "config_values", "record", "tokenizer", "draw", "run_folder"},
+    {"config", "config_values", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
     {"prompt", "typed_marks"},
     {"cli", "api", "__main__"},
 )
