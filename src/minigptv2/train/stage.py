@@ -34,7 +34,7 @@ from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
 from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
-from minigptv2.train.limit import limit_report, recomputed_layers
+from minigptv2.train.limit import check_ranks, limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
 from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
@@ -75,6 +75,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
                 refuse_other_order(config)
             plan = _data_plan(config, encoder)
             _check_attention(config, plan, device, deepspeed_config)
+            check_ranks(config, deepspeed_config)
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
             lineage = [entry.as_json() for entry in start.parent.lineage] if start.parent else []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from minigptv2.corpora.draft import Draft, Where
 from minigptv2.corpora.formats.entry import OwnEntry
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
+from minigptv2.typed_marks import answer_text
 
 
 def entry_of(number: int, name: str, key: str, image: Where, captions: list[str], raw: Raw) -> OwnEntry:

@@ -15,8 +15,8 @@ from minigptv2.corpora.formats.entry import OwnEntry
 from minigptv2.corpora.own_entry import is_id
 from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text
 from minigptv2.errors import DataError
+from minigptv2.typed_marks import answer_text
 
 PARTS = ("images", "annotations")
 _NO_CAPTION = "image without captions"

@@ -15,8 +15,8 @@ from minigptv2.corpora.frames import SIZES
 from minigptv2.corpora.own_entry import is_box, is_id, stated_size
 from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import phrase_text
 from minigptv2.errors import DataError
+from minigptv2.typed_marks import phrase_text
 
 PARTS = ("images", "annotations", "categories")
 _NOUN = {"images": "image", "categories": "category"}

@@ -15,8 +15,8 @@ from minigptv2.boxes import Box
 from minigptv2.corpora.frames import Size
 from minigptv2.corpora.own_entry import stated_size
 from minigptv2.corpora.own_image import as_json, cut
-from minigptv2.corpora.typed_marks import phrase_text
 from minigptv2.errors import DataError
+from minigptv2.typed_marks import phrase_text
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OTHER_SHAPES = ("polygon", "robndbox", "cube", "points")

@@ -13,9 +13,9 @@ from typing import Any
 from minigptv2.config_values import parse_yaml
 from minigptv2.corpora.formats.splits import SPLITS, split_folders
 from minigptv2.corpora.own_image import as_json
-from minigptv2.corpora.typed_marks import phrase_text
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.shards.tar_captions import decode_text
+from minigptv2.typed_marks import phrase_text
 
 _YAML = (".yaml", ".yml")
 _DARKNET = "obj.data"
