@@ -41,6 +41,7 @@ SAME_LAYER = (
 )
 """Layers of single modules, which may import each other. Packages of one layer never do."""
 TASK_NAMES_OF_OTHER_THINGS = (
+    "corpora.formats.coco_captions",  # the keys of an annotation
     "corpora.formats.csv_captions",  # the columns of a table
     "corpora.sources.toy",  # the names of its corpora
 )

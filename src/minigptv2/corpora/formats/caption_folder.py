@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minigptv2.corpora.formats.captioned_image import entry_of
 from minigptv2.corpora.formats.entry import OwnEntry
-from minigptv2.corpora.formats.image_files import by_stem, files_below, is_image, names_of
+from minigptv2.corpora.formats.stems import by_stem, files_below, is_image, names_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, decode_text, facts_of

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from minigptv2.corpora.formats.image_files import IMAGE_SUFFIXES, files_below, is_image
 from minigptv2.corpora.formats.splits import TRAIN, chosen, split_folders
+from minigptv2.corpora.formats.stems import IMAGE_SUFFIXES, files_below, is_image
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.shards.tar_captions import decode_text

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from minigptv2.corpora.formats.image_files import IMAGE_SUFFIXES, by_stem, files_below, is_image, names_of
 from minigptv2.corpora.formats.splits import chosen, refuse_unknown, split_folders
+from minigptv2.corpora.formats.stems import IMAGE_SUFFIXES, by_stem, files_below, is_image, names_of
 from minigptv2.corpora.formats.yolo_layout import NAME_LISTS, YoloLayout
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
