@@ -41,7 +41,8 @@ SAME_LAYER = (
 )
 """Layers of single modules, which may import each other. Packages of one layer never do."""
 TASK_NAMES_OF_OTHER_THINGS = (
-    "corpora.own_files",  # the columns of a table
+    "corpora.formats.coco_captions",  # the keys of an annotation
+    "corpora.formats.csv_captions",  # the columns of a table
     "corpora.sources.toy",  # the names of its corpora
 )
 IDENTIFIERS = {task.identifier: type(task).__module__ for task in TASKS.values() if task.identifier}
