@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.corpora.formats import captioned_image
-from minigptv2.corpora.formats.coco_detection import called, new_id
+from minigptv2.corpora.formats.coco_detection import called, image_paths, new_id
 from minigptv2.corpora.formats.entry import OwnEntry
 from minigptv2.corpora.own_entry import is_id
-from minigptv2.corpora.own_image import as_json, cut, is_text, paths_of
+from minigptv2.corpora.own_image import as_json, cut, is_text
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.typed_marks import answer_text
@@ -50,7 +50,7 @@ def entries(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEntry
     for number, (key, path) in enumerate(images.items(), 1):
         name = f"image {key} ({cut(path)})"
         if captions[key]:
-            yield captioned_image.entry_of(number, name, str(key), paths_of(path, file, raw), captions[key], raw)
+            yield captioned_image.entry_of(number, name, str(key), image_paths(path, file, raw), captions[key], raw)
         else:
             yield OwnEntry(name, None, _NO_CAPTION, mistake=False)
 

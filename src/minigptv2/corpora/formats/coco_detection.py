@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from minigptv2.boxes import Box
@@ -67,11 +68,27 @@ def _image_of(entry: dict[str, Any], file: Path, raw: Raw) -> LabeledImage:
     return LabeledImage(
         f"image {key} ({cut(path)})",
         str(key),
-        paths_of(path, file, raw),
+        image_paths(path, file, raw),
         stated=stated_size(entry),
         form=SIZES,
         no_boxes="image without boxes other than crowds",
     )
+
+
+def image_paths(path: str, file: Path, raw: Raw) -> tuple[str, ...]:
+    """Where the image of a COCO file may be: below the root, in the folder of the file, or where known tools put it.
+
+    These are `images/` and `images/train/` beside `annotations/instances_train.json` (CVAT), and `train2017/` (COCO).
+    A path of another machine is looked for by its name (Label Studio).
+    """
+    paths = paths_of(path, file, raw)
+    if any(map(os.path.isfile, paths)):
+        return paths
+    given, above, split = PureWindowsPath(path), file.parent.parent, file.stem.rpartition("_")[2]
+    name = given.name if given.root else given.as_posix()
+    folders = (raw.root, file.parent / "images", above / "images", above / "images" / split, above / split, above)
+    found = next((str(folder / name) for folder in folders if os.path.isfile(folder / name)), None)
+    return paths if found is None else (found,)
 
 
 def _image_id(entry: Any) -> Any:

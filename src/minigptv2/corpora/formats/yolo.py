@@ -36,8 +36,13 @@ def read(path: Path, raw: Raw) -> Iterator[OwnEntry]:
     layout = find_layout(path)
     if layout is None:
         raise DataError(f"{path}: has no data.yaml, obj.names or classes.txt, which name the classes of YOLO boxes")
+    used: dict[tuple[str, ...], str] = {}
     for number, image in enumerate(images_of(layout, raw), 1):
-        yield from _entries(number, image, layout, raw)
+        first = used.setdefault(image.paths, image.name) if image.paths else image.name
+        if first != image.name:
+            yield OwnEntry(image.name, None, f"its image {image.paths[0]} is that of {first}: rename one of them")
+        else:
+            yield from _entries(number, image, layout, raw)
 
 
 def _entries(number: int, image: YoloImage, layout: YoloLayout, raw: Raw) -> Iterator[OwnEntry]:

@@ -67,16 +67,17 @@ def _in_folder(layout: YoloLayout, folder: Path, raw: Raw) -> Iterator[YoloImage
     images = by_stem([file for file in files if is_image(file.name)])
     for stem, found in images.items():
         label = next(filter(None, map(_label_file, _label_stems(stem))), None)
-        name = _relative(found[0], layout)
         if len(found) > 1 and label is not None:
-            yield YoloImage(name, problem=f"{names_of(found)} have one label file, {label.name}: rename one of them")
+            problem = f"{names_of(found)} have one label file, {label.name}: rename one of them"
+            yield YoloImage(_relative(found[0], layout), problem=problem)
         else:
             yield from (YoloImage(_relative(file, layout), (str(file),), label) for file in found)
-    places = dict.fromkeys(Path(one).parent for stem in [str(folder / "x"), *images] for one in _label_stems(stem))
-    labels = dict.fromkeys(file for place in places if place.is_dir() for file in sorted(place.iterdir()))
+    places = {Path(one).parent for stem in [str(folder / "x"), *images] for one in _label_stems(stem)}
+    outside = sorted(place for place in places if place.is_dir() and not place.is_relative_to(folder))
+    labels = [*files, *(file for place in outside for file in sorted(place.iterdir()))]
     stems = {one for stem in images for one in _label_stems(stem)}
-    for label in labels:
-        if _is_label(label) and os.path.splitext(label)[0] not in stems:
+    for label in filter(_is_label, labels):
+        if os.path.splitext(label)[0] not in stems:
             yield _without_image(layout, label, raw)
 
 
