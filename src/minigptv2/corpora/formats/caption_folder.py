@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minigptv2.corpora.formats.captioned_image import entry_of
 from minigptv2.corpora.formats.entry import OwnEntry
 from minigptv2.corpora.formats.stems import by_stem, files_below, is_image, names_of
+from minigptv2.corpora.own_image import as_json
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, decode_text, facts_of
@@ -72,14 +74,19 @@ def _captions_of(files: list[Path]) -> list[str]:
             texts[file.name] = _plain(decode_text(_bytes_of(file), file.name), file.name)
     if len(set(texts.values())) > 1:
         raise DataError(f"{' and '.join(texts)} differ: remove one of them")
-    listed = facts.get(_MANY)
-    if isinstance(listed, list) and all(isinstance(one, str) for one in listed):
-        return listed
+    if _MANY in facts:
+        return _listed(facts[_MANY])
     caption = caption_of(facts) or next(iter(texts.values()), "")
     if not caption.strip():
         keys = ", ".join((*CAPTION_KEYS, _MANY))
         raise DataError("its caption is empty" if texts else f"its json has no caption; expected one of {keys}")
     return [caption.strip()]
+
+
+def _listed(captions: Any) -> list[str]:
+    if not isinstance(captions, list) or not captions or not all(isinstance(one, str) for one in captions):
+        raise DataError(f"'{_MANY}' in its json is {as_json(captions)}; expected a list of texts")
+    return captions
 
 
 def _plain(text: str, name: str) -> str:

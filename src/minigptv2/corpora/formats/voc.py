@@ -77,7 +77,8 @@ def _entries(
     boxes, faults = [], 0
     for place, one in enumerate(annotation.objects, 1):
         called = f"{name}: object {place}"
-        raw.note("passed over the parts of objects: {count}", one.parts) if one.parts else None
+        if one.parts:
+            raw.note("passed over the boxes of {count} parts of objects", one.parts)
         if one.box is None:
             faults += 1
             yield OwnEntry(f"{called} ({one.name})" if one.name else called, None, one.problem)
