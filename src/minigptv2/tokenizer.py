@@ -23,6 +23,11 @@ from minigptv2.tokenizer_json import MAX_BYTES, checked_tokenizer
 SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
 """Begin and end marks in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair that exists is used."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+CACHED_TEXTS = 10_000
+"""The number of texts whose token ids are kept."""
+CACHED_LENGTH = 100
+"""The longest text whose token ids are kept, in characters. A character takes up to 40 bytes (4 in the text, 36 for an
+id), so the cache of `CACHED_TEXTS` takes up to 40 MB. Longer texts hardly repeat."""
 
 
 class _Backend(Protocol):
@@ -45,11 +50,14 @@ class Tokenizer:
         self.data = data
         """The content of the file, as it was read."""
         self.sha256 = hashlib.sha256(data).hexdigest()
-        self._encode_cached = lru_cache(maxsize=50_000)(lambda text: tuple(backend.encode(text)))
+        self._encode_cached = lru_cache(maxsize=CACHED_TEXTS)(self._encode)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of `text`, with the leading space that SentencePiece adds, without `<s>` and `</s>`."""
-        return self._encode_cached(text)
+        return self._encode_cached(text) if len(text) <= CACHED_LENGTH else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` up to the first `</s>`, without sentence marks."""
@@ -90,7 +98,7 @@ class CharacterTokenizer(Tokenizer):
         self._backend = _Characters()
         self.bos_id, self.eos_id, self.vocab_size = 0, 1, 2 + 0x110000
         self.path, self.data, self.sha256 = Path(), b"", ""
-        self._encode_cached = lambda text: tuple(self._backend.encode(text))  # type: ignore[assignment]
+        self._encode_cached = lru_cache(maxsize=CACHED_TEXTS)(self._encode)
 
 
 class _Characters:
