@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
         commands.add_parser(
             "build",
             help="write a data set, or your own data, as WebDataset shards",
-            description="CORPUS is a name in `minigptv2 shards list`, a file or folder of your own, or "
+            description="CORPUS is a name in `minigptv2 shards list`, a file of your own (.jsonl, .csv, .json), or "
             "`all`: every corpus of the stages whose files are in --root, each to its folder in --output. An "
             "interrupted build continues where it stopped.",
             epilog="example: minigptv2 shards build refcoco --root raw --output data/shards/refcoco",
@@ -45,7 +45,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _add_build(parser: Parser) -> None:
-    parser.add_argument("corpus", metavar="CORPUS", help="name, file, folder or `all`")
+    parser.add_argument("corpus", metavar="CORPUS", help="name, file or `all`")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
     parser.add_argument(
         "--root",
