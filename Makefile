@@ -123,8 +123,8 @@ races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N
 fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=1)
 	$(BIN)/python -m tests.shards.fuzz --cases $(N) --seed $(SEED)
 
-fuzz-own: $(STAMP)  ## read thousands of changed entries of own data (N=10000 SEED=1)
-	$(BIN)/python -m tests.corpora.fuzz_own --cases $(N) --seed $(SEED)
+fuzz-own: $(STAMP)  ## build thousands of changed files of own data, N of each format (N=10000 SEED=1)
+	$(BIN)/python -m tests.corpora.fuzz --cases $(N) --seed $(SEED)
 
 bench-data: $(VENV)/.peers  ## benchmark packing, resume, growth with shards, and the loader against webdataset, energon and litdata
 	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done

@@ -63,7 +63,8 @@ setup(
         "ninja>=1.11",
     ],
     extras_require={
-        "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8"],
+        "gpu": ["liger-kernel>=0.8"],
+        "flash": ["flash-attn>=2.8"],
         "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         # `photographs` reads images of these packages. gradio is never imported.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,9 +22,9 @@ from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 torch.set_num_threads(1)
-# The same dice each time, so that a red test is the change's fault; `PROPERTIES=default make test` throws new ones.
-settings.register_profile("same_dice", derandomize=True, deadline=None)
-settings.load_profile(os.environ.get("PROPERTIES", "same_dice"))
+# The same examples each time, so that a failure comes from the change. `PROPERTIES=default make test` draws new ones.
+settings.register_profile("fixed_examples", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("PROPERTIES", "fixed_examples"))
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY.parent / "shared" / "reference" / "minigpt_v2_tiny"
@@ -49,6 +51,42 @@ class World:
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.tokenizer_folder)
+
+    def write_stage(self, folder: Path, recipe: str, *, changes: dict[str, Any] | None = None, **train: Any) -> Path:
+        """Write `recipe.yaml` and `stage.yaml`, a tiny stage under ZeRO-3 whose run folder is `<folder>/run`.
+
+        `train` holds settings of `train`, and `changes` replaces whole sections or top-level settings.
+        """
+        (folder / "recipe.yaml").write_text(recipe)
+        stage = {
+            "stage": "tiny",
+            "run_dir": str(folder / "run"),
+            "model": {
+                "vision_encoder": "tiny_vit",
+                "language_model": "tiny_llama",
+                "tokenizer": str(self.tokenizer_folder),
+                "lora": {"r": 0},
+                "trainable": ["vision_encoder", "projector", "language_model"],
+            },
+            "data": {
+                "recipe": "recipe.yaml",
+                "shards": str(self.train),
+                "max_tokens": 900,
+                "max_pack_tokens": 2000,
+                "num_workers": 0,
+            },
+            "train": {
+                "deepspeed": str(REPOSITORY / "deepspeed_configs" / "zero3_cpu.json"),
+                "global_batch_size": 8,
+                "micro_batch_size": 2,
+                "learning_rate": 1.0e-3,
+                **train,
+            },
+            **(changes or {}),
+        }
+        file = folder / "stage.yaml"
+        file.write_text(yaml.safe_dump(stage, sort_keys=False))
+        return file
 
 
 def make_world(root: Path) -> World:

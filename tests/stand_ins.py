@@ -90,3 +90,31 @@ def write_published(folder: Path, tokenizer: Tokenizer) -> None:
             trained[f"{place}.lora_B.weight"] = random(row.width, rank)
     config = {"model": {"arch": "minigpt_v2", "lora_r": rank, "lora_alpha": 16, "image_size": SIDE}}
     torch.save({"model": trained, "config": config}, folder / "minigptv2_checkpoint.pth")
+
+
+def write_deepspeed(folder: Path, config: ModelConfig, tokenizer: Tokenizer, tag: str = "global_step2") -> Path:
+    """A ZeRO-2 checkpoint of one rank, with random values of what `config` trains, as DeepSpeed 0.19 lays it out."""
+    model = build_model(config, tokenizer.vocab_size)
+    fill_weights(model, open_bases(config), None, assign_plain, seed=0)
+    named = {name: value.detach().clone() for name, value in named_canonical(model).items()}
+    exported = names_to_export(model, config, {})
+    frozen = {name: value for name, value in named.items() if name not in exported}
+    states = folder / tag
+    states.mkdir(parents=True)
+    torch.save(
+        {
+            "module": named,
+            "buffer_names": [],
+            "param_shapes": [{name: named[name].shape for name in exported}],
+            "frozen_param_shapes": {name: value.shape for name, value in frozen.items()},
+            "frozen_param_fragments": frozen,
+            "shared_params": {},
+            "ds_version": "0.19.8",
+        },
+        states / "mp_rank_00_model_states.pt",
+    )
+    flat = torch.cat([named[name].flatten() for name in exported])
+    optimizer = {"zero_stage": 2, "partition_count": [1], "single_partition_of_fp32_groups": [flat]}
+    torch.save({"optimizer_state_dict": optimizer}, states / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (folder / "latest").write_text(tag)
+    return folder

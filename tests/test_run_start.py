@@ -16,35 +16,23 @@ from minigptv2.run_folder import RunFolder, checkpoint_step
 from minigptv2.tokenizer import train_tokenizer
 from minigptv2.tracking.log import read_metrics
 from tests import preloaded
-from tests.conftest import REPOSITORY, World
+from tests.conftest import World
 from tests.preloaded import PreloadedProcess
 
 
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
-    (folder / "recipe.yaml").write_text("corpora: {toy_refer: {ratio: 1, task: refer}}")
-    (folder / "stage.yaml").write_text(f"""
-stage: tiny
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [vision_encoder, projector, language_model]
-data: {{recipe: recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: 3
-  global_batch_size: 4
-  micro_batch_size: 4
-  learning_rate: 1.0e-3
-  warmup_steps: 1
-  checkpoint_every: 2
-  log_every: 1
-""")
-    return folder / "stage.yaml"
+    return world.write_stage(
+        folder,
+        "corpora: {toy_refer: {ratio: 1, task: refer}}",
+        steps=3,
+        global_batch_size=4,
+        micro_batch_size=4,
+        warmup_steps=1,
+        checkpoint_every=2,
+        log_every=1,
+    )
 
 
 def start(config: Path, run: Path, *words: str, log: Path, hangup: bool = True) -> PreloadedProcess:
@@ -199,8 +187,10 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(place: str, config: Path, 
     assert "Traceback" not in said
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_noted(config: Path, tmp_path: Path) -> None:
-    said = finish(config, tmp_path / "run", "train.warmup_steps=1000", tmp_path=tmp_path)
+def test_a_warm_up_that_is_longer_than_the_run_and_a_missing_check_are_noted(config: Path, tmp_path: Path) -> None:
+    words = ("train.warmup_steps=1000", "train.check_packing=false")
+    said = finish(config, tmp_path / "run", *words, tmp_path=tmp_path)
+    assert "warning: train.check_packing=false: nothing shows that packed samples are independent" in said
     assert "warning: train.warmup_steps=1000 does not end before the run of train.steps=3" in said
 
 

@@ -38,30 +38,10 @@ corpora:
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    file = folder / "stage.yaml"
-    file.write_text(f"""
-stage: tiny
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [vision_encoder, projector, language_model]
-data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: 6
-  global_batch_size: 8
-  micro_batch_size: 2
-  learning_rate: 1.0e-3
-  warmup_steps: 2
-  checkpoint_every: 2
-  log_every: 1
-evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max_new_tokens: 4}}
-""")
-    return file
+    evaluate = {"shards": str(world.val), "corpora": ["toy_refer"], "samples": 2, "every": 3, "max_new_tokens": 4}
+    return world.write_stage(
+        folder, RECIPE, changes={"evaluate": evaluate}, steps=6, warmup_steps=2, checkpoint_every=2, log_every=1
+    )
 
 
 def start(config: Path, ranks: int, *words: str) -> list[PreloadedProcess]:

@@ -16,7 +16,7 @@ from minigptv2.engine.bundle import KeptMicroBatch, load_bundle
 from minigptv2.errors import StepError
 from minigptv2.tracking.log import read_metrics
 from minigptv2.train.replay import _run
-from tests.conftest import REPOSITORY, World
+from tests.conftest import World
 from tests.model.tiny import ALL_PARTS, random_examples, tiny_model
 from tests.ranks import start_ranks
 
@@ -33,31 +33,17 @@ corpora:
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("objective")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    file = folder / "stage.yaml"
-    file.write_text(f"""
-stage: weighed
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [projector, language_model]
-data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: 4
-  global_batch_size: 48
-  micro_batch_size: 12
-  learning_rate: 1.0e-3
-  warmup_steps: 2
-  checkpoint_every: 2
-  log_every: 4
-  rehearse: true
-evaluate: {{every: 0}}
-""")
-    return file
+    return world.write_stage(
+        folder,
+        RECIPE,
+        steps=4,
+        global_batch_size=48,
+        micro_batch_size=12,
+        warmup_steps=2,
+        checkpoint_every=2,
+        log_every=4,
+        rehearse=True,
+    )
 
 
 def run(config: Path, *words: str, expect: int = 0) -> str:

@@ -10,7 +10,7 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from minigptv2.errors import ConfigError
 
@@ -35,7 +35,13 @@ def disguise_of(file: Path, *, binary: bool) -> str | None:
     as the error message of a server. Raises `OSError` if the file cannot be read.
     """
     with open(file, "rb") as stream:
-        head = stream.read(512)
+        return disguise_in(stream, binary=binary)
+
+
+def disguise_in(stream: BinaryIO, *, binary: bool) -> str | None:
+    """As `disguise_of`, for an open file at its beginning, where it is again afterwards."""
+    head = stream.read(512)
+    stream.seek(0)
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         return "an empty file"

@@ -21,8 +21,8 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 class Region:
     """An object in the image: its boxes, the phrases that name it, and its place in a caption.
 
-    `phrases` are alternatives, each naming exactly this region. `span` is (start, end) in characters of the caption
-    `answers[0]` for tasks that need spans, None for others.
+    `phrases` are alternatives, each naming exactly this region. Without boxes, nothing in the image is what they name.
+    `span` is (start, end) in characters of the caption `answers[0]` for tasks that need spans, None for others.
     """
 
     boxes: tuple[Box, ...]

@@ -93,6 +93,11 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
         ("categories", {"id": {}}, "category {}: id is {}; expected a number or a text"),
         ("categories", {"name": ["cat"]}, 'category 1: name is ["cat"]; expected a text'),
         ("categories", {}, "category 1: duplicate id"),
+        ("categories", {"id": True}, "category true: id is true; expected a number or a text"),
+        ("categories", {"id": 2, "name": "x < 3 m"}, "category 2: name contains '<', with which answers mark phrases"),
+        ("categories", {"id": 2, "name": "<p>cat</p>"}, "category 2: name contains '<', with which answers"),
+        ("categories", {"id": 2, "name": "cat {0}"}, "category 2: name contains '{', with which answers"),
+        ("annotations", {"image_id": True}, "annotation 17 (image true): its image_id is not listed"),
         ("categories", "cat", 'category without id, number 1 of its list: expected an object with "id"'),
         ("images", {"id": None}, "image null: id is null; expected a number or a text"),
         ("images", {"file_name": ...}, "image 3: file_name is null; expected a text"),
@@ -138,6 +143,27 @@ def test_a_box_outside_a_picture_of_a_coco_file_is_told_as_coco_writes_it(
     told = capsys.readouterr().err
     assert "  image 3 (a.jpg): box outside the image: (300, 0, 305, 6), " in told
     assert "(300, 7, 305, 13) and 2 more. bbox is x, y, width, height in pixels of the image\n" in told
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": 64}, {"height": 48}, {"width": "64", "height": 48}, {"width": -1, "height": 1}]
+)
+def test_an_image_whose_size_is_no_size_is_left_out_with_its_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: dict[str, Any]
+) -> None:
+    """It was counted as dropped and kept, with its boxes in the frame of the image."""
+    put(tmp_path / "a.jpg", jpeg())
+    document = {
+        "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg", **size}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 5, 6]} for n in (1, 2)],
+    }
+    put(tmp_path / "my.json", document)
+    words = ["shards", "build", str(tmp_path / "my.json"), "--output", str(tmp_path / "out"), *HERE, "--skip-faults"]
+    assert cli(words) == 0
+    assert "dropped 1: its image_id is not listed in images" in capsys.readouterr().out
+    assert [record.source["id"] for record in map(CorpusReader(tmp_path / "out").record, range(1))] == ["1"]
+    assert len(CorpusReader(tmp_path / "out")) == 1
 
 
 def test_a_crowd_of_a_coco_file_is_left_out_whatever_its_box(tmp_path: Path) -> None:

@@ -19,26 +19,7 @@ from tests.conftest import REPOSITORY, World
 @pytest.fixture(scope="module")
 def config(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("doctor")
-    (folder / "recipe.yaml").write_text("corpora:\n  toy_refer: {ratio: 1, task: refer}\n")
-    file = folder / "stage.yaml"
-    file.write_text(f"""
-stage: tiny
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [vision_encoder, projector, language_model]
-data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: 6
-  global_batch_size: 8
-  micro_batch_size: 2
-  learning_rate: 1.0e-3
-""")
-    return file
+    return world.write_stage(folder, "corpora: {toy_refer: {ratio: 1, task: refer}}", steps=6)
 
 
 def found(findings: list[Finding], about: str) -> Finding:

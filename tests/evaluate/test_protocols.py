@@ -17,13 +17,12 @@ from minigptv2.evaluate.protocols import Benchmark
 from minigptv2.evaluate.rules import RULES
 from minigptv2.evaluate.runner import Settings, evaluate_benchmark
 from minigptv2.evaluate.suite import Job, evaluate_all
-from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import save_untrained
 from minigptv2.predict.predictor import Predictor, load_predictor
 from minigptv2.predict.requests import Case, Decoding, Reply, Request
 from minigptv2.prompt import PromptStyle
 from tests.conftest import World
 from tests.evaluate.corpora import Oracle, corpus_for
+from tests.model.tiny import save_tiny_export
 
 SHORT = "[vqa] Based on the image, respond to this question with a short answer: {query}"
 REFER = "[refer] give me the location of {query}"
@@ -166,14 +165,7 @@ def test_two_protocols_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.fixture(scope="module")
 def tiny(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        tokenizer=str(world.tokenizer_folder),
-        lora=LoraConfig(r=0),
-        trainable=["vision_encoder", "projector", "language_model"],
-    )
-    return str(save_untrained(tmp_path_factory.mktemp("tiny") / "export", config, seed=1).folder)
+    return str(save_tiny_export(tmp_path_factory.mktemp("tiny"), world.tokenizer_folder, seed=1))
 
 
 @pytest.mark.parametrize("style", PromptStyle)

@@ -20,13 +20,12 @@ from minigptv2.evaluate.rules import Prediction
 from minigptv2.evaluate.rules.score_answers import score_choice
 from minigptv2.evaluate.rules.score_boxes import score_phrases
 from minigptv2.evaluate.runner import Settings, _cost, divide, evaluate_benchmark
-from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import save_untrained
 from minigptv2.record import Region, Turn
 from minigptv2.shards.reader import CorpusReader
 from tests.conftest import World
 from tests.corpora.miniatures.captions import textcaps_val
 from tests.evaluate.corpora import Oracle, corpus_for
+from tests.model.tiny import save_tiny_export
 from tests.ranks import run_ranks
 
 TASKS = ("refer", "vqa", "identify")
@@ -35,14 +34,7 @@ TASKS = ("refer", "vqa", "identify")
 @pytest.fixture(scope="module")
 def export(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An export of a tiny model with random weights. Its answers are noise of various lengths."""
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        tokenizer=str(world.tokenizer_folder),
-        lora=LoraConfig(r=0),
-        trainable=["vision_encoder", "projector", "language_model"],
-    )
-    return str(save_untrained(tmp_path_factory.mktemp("tiny") / "export", config, seed=1).folder)
+    return str(save_tiny_export(tmp_path_factory.mktemp("tiny"), world.tokenizer_folder, seed=1))
 
 
 @pytest.fixture(scope="module")

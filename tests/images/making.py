@@ -131,3 +131,38 @@ def coco(folder: Path, images: list[dict[str, Any]], boxes: list[tuple[int, list
 def build(file: Path, output: Path, *more: str) -> int:
     """Build own data from the command line. Returns the exit code."""
     return cli(["shards", "build", str(file), "--output", str(output), "--workers", "0", *more])
+
+
+def with_scans(jpeg: bytes, count: int) -> bytes:
+    """The JPEG with its last scan repeated, so that it has `count` more scans of the same pixels."""
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    return jpeg[:-2] + scan * count + jpeg[-2:]
+
+
+def with_blocks(gif: bytes, blocks: bytes) -> bytes:
+    """The GIF with more blocks before its first image."""
+    at = 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 0x80 else 0)
+    return gif[:at] + blocks + gif[at:]
+
+
+def tiff(tags: dict[int, tuple[int, int, int]], body: bytes, width: int = 64, height: int = 64) -> bytes:
+    """A little-endian gray TIFF with more tags (number to type, count, value or offset), and `body` from byte 1000."""
+    every = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 277: (3, 1, 1)}
+    every.update(tags)
+    rows = b"".join(struct.pack("<HHII", number, *every[number]) for number in sorted(every))
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(every)) + rows + bytes(4)).ljust(1000, b"\0") + body
+
+
+def run_lengths(width: int, height: int, runs: bytes) -> bytes:
+    """A BMP of 256 colors in run-length coding."""
+    colors = b"".join(bytes((level, 255 - level, level, 0)) for level in range(256))
+    size = struct.pack("<IIIHHIIIIII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + len(colors)) + size + colors + runs
+
+
+def animated(kind: str, count: int = 3, **options: Any) -> bytes:
+    """A GIF, PNG, WEBP or TIFF of `count` different frames."""
+    frames = [scene(WIDTH, HEIGHT + number).resize((WIDTH, HEIGHT)) for number in range(count)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], **options)
+    return buffer.getvalue()

@@ -14,8 +14,6 @@ from PIL import Image
 from minigptv2.cli import main as cli
 from minigptv2.corpora import preview
 from minigptv2.heldout.samples import load_heldout
-from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import save_untrained
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.predict.predictor import Predictor
 from minigptv2.serve.uploads import ImageStore
@@ -24,6 +22,7 @@ from minigptv2.shards.image_files import image_size, open_image, square
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tokenizer import Tokenizer
 from tests.images.making import CONVERTED, KINDS, as_viewers_show, build, captions, encode, scene, write_lines
+from tests.model.tiny import save_tiny_export
 
 ALL = {**KINDS, **CONVERTED}
 EXIF_FORMATS = [kind for kind in ALL if not kind.startswith(("gif", "bmp"))]
@@ -59,14 +58,7 @@ def test_training_sees_what_inference_sees(kind: str, orientation: int, tmp_path
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        lora=LoraConfig(r=0),
-        trainable=["projector"],
-        tokenizer=str(tokenizer.path),
-    )
-    return save_untrained(tmp_path_factory.mktemp("model") / "export", config, seed=3).folder
+    return save_tiny_export(tmp_path_factory.mktemp("model"), tokenizer.path)
 
 
 class Seen:

@@ -1,4 +1,6 @@
-"""Defines a model with tens of thousands of parameters and random examples for it."""
+"""Defines a model with tens of thousands of parameters, an export of it, and random examples for it."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -7,6 +9,7 @@ from minigptv2.batch import IGNORE
 from minigptv2.model.bases import fill_weights
 from minigptv2.model.build import build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.export import save_untrained
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example
 
@@ -34,6 +37,18 @@ def tiny_model(trainable: list[str], lora_r: int = 0, seed: int = 0, *, vocabula
 
     fill_weights(model, [], None, assign, seed=seed)
     return model
+
+
+def save_tiny_export(folder: Path, tokenizer: Path, *, seed: int = 3) -> Path:
+    """Write an export of a tiny model with random weights to `folder / "export"`. Returns its folder."""
+    config = ModelConfig(
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        tokenizer=str(tokenizer),
+        lora=LoraConfig(r=0),
+        trainable=["projector"],
+    )
+    return save_untrained(folder / "export", config, seed=seed).folder
 
 
 def random_examples(count: int, seed: int, *, with_images: bool = True) -> tuple[list[Example], list[np.ndarray]]:

@@ -9,23 +9,15 @@ from typing import Any
 import pytest
 
 from minigptv2.cli import main
-from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import save_untrained
 from minigptv2.predict.jsonl import _is_cut_line
 from minigptv2.tokenizer import Tokenizer
+from tests.model.tiny import save_tiny_export
 from tests.predict.test_predictor import A, B
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str:
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        lora=LoraConfig(r=0),
-        trainable=["projector"],
-        tokenizer=str(tokenizer.path),
-    )
-    return str(save_untrained(tmp_path_factory.mktemp("model") / "export", config, seed=3).folder)
+    return str(save_tiny_export(tmp_path_factory.mktemp("model"), tokenizer.path))
 
 
 def write(folder: Path, lines: list[Any]) -> Path:

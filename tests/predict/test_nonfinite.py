@@ -12,8 +12,7 @@ from PIL import Image
 
 from minigptv2.cli import main
 from minigptv2.errors import CheckpointError
-from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import load_export, save_export, save_untrained
+from minigptv2.model.export import load_export, save_export
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, Request
 from minigptv2.run_folder import RunFolder
@@ -21,6 +20,7 @@ from minigptv2.serve.batcher import Batcher
 from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog, read_metrics
 from minigptv2.tracking.trackers import TrackedRun
+from tests.model.tiny import save_tiny_export
 
 IMAGE = Image.new("RGB", (20, 20), "red")
 REQUEST = Request("[vqa] what is it?", (IMAGE,))
@@ -35,23 +35,16 @@ DECODINGS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     """An export whose weights are finite, but so large that its logits are not."""
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        lora=LoraConfig(r=0),
-        trainable=["projector"],
-        tokenizer=str(tokenizer.path),
-    )
     made = tmp_path_factory.mktemp("large")
-    model, _, info = load_export(save_untrained(made / "export", config, seed=3).folder)
+    model, _, info = load_export(save_tiny_export(made, tokenizer.path))
     from minigptv2.model.bases import names_to_export
     from minigptv2.model.export import ExportContent
     from minigptv2.model.weights import named_canonical
 
     named = named_canonical(model)
-    tensors = {name: named[name].detach().clone() for name in names_to_export(model, config, {})}
+    tensors = {name: named[name].detach().clone() for name in names_to_export(model, info.model, {})}
     tensors["language_model.lm_head.weight"].fill_(3e38)
-    save_export(made / "export", ExportContent(tensors, config, tokenizer, list(info.lineage), {}))
+    save_export(made / "export", ExportContent(tensors, info.model, tokenizer, list(info.lineage), {}))
     return made / "export"
 
 

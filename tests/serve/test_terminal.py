@@ -17,14 +17,13 @@ from PIL import Image
 from minigptv2.boxes import Box, iou
 from minigptv2.draw import PREDICTED_COLORS
 from minigptv2.errors import ConfigError
-from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import save_untrained
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
 from minigptv2.serve.terminal import Chat, half_blocks, printable
 from minigptv2.shards.image_convert import Photo
 from tests.browser.world import PLACES, draw_picture, teacher
+from tests.model.tiny import save_tiny_export
 
 
 class ScriptedPredictor:
@@ -131,15 +130,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_first_part() -> None:
 @pytest.fixture(scope="module")
 def export(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model on disk."""
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        tokenizer=str(predictor.tokenizer.path),
-        trainable=["vision_encoder", "projector", "language_model"],
-    )
-    folder = tmp_path_factory.mktemp("served") / "tiny"
-    save_untrained(folder, config, seed=1)
-    return folder
+    return save_tiny_export(tmp_path_factory.mktemp("served"), predictor.tokenizer.path, seed=1)
 
 
 def command(*words: str) -> list[str]:
@@ -164,14 +155,14 @@ def test_the_serve_command_serves_until_it_is_terminated(export: Path, tmp_path:
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(f"tiny: page http://127.0.0.1:{port}/")
+        assert process.stdout.readline().startswith(f"export: page http://127.0.0.1:{port}/")
         for _ in range(1000):
             try:
                 reply = httpx.get(f"http://127.0.0.1:{port}/v1/models", auth=("", "a long password"))
                 break
             except httpx.TransportError:
                 assert process.poll() is None
-        assert reply.json()["data"][0]["id"] == "tiny"
+        assert reply.json()["data"][0]["id"] == "export"
     finally:
         process.terminate()
         assert process.wait(timeout=30) in (0, -15)

@@ -138,29 +138,15 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def stage(cluster: Cluster, world: World, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("stage")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    config = folder / "tiny.yaml"
-    config.write_text(f"""
-stage: tiny
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 0}}
-  trainable: [vision_encoder, projector, language_model]
-data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: deepspeed_configs/zero3_cpu.json
-  steps: 60
-  global_batch_size: 8
-  micro_batch_size: 2
-  learning_rate: 1.0e-3
-  warmup_steps: 2
-  checkpoint_every: 10
-  log_every: 1
-evaluate: {{every: 0}}
-""")
+    config = world.write_stage(
+        folder,
+        RECIPE,
+        steps=60,
+        warmup_steps=2,
+        checkpoint_every=10,
+        log_every=1,
+        deepspeed="deepspeed_configs/zero3_cpu.json",
+    )
     return Stage(cluster, folder, config)
 
 

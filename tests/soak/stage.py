@@ -18,10 +18,16 @@ from safetensors.torch import load_file
 from minigptv2.cluster.rendezvous import free_port
 from minigptv2.tracking.log import read_metrics
 from tests import preloaded
-from tests.conftest import REPOSITORY, make_world
+from tests.conftest import make_world
 from tests.ranks import rank_environment
 
 STEPS = 12
+RECIPE = """
+corpora:
+  toy_refer: {ratio: 2, task: refer}
+  toy_conversation: {ratio: 1, task: mixed}
+  toy_language: {ratio: 1, task: language}
+"""
 PHASES = {
     "load": "loading",
     "data": "data of step",
@@ -58,35 +64,27 @@ def draw_moment(draw: random.Random, ranks: int, phases: list[str], number: int)
 def make_stage(folder: Path) -> Path:
     """Write shards, tokenizer, recipe and config of the stage. Returns the config file."""
     world = make_world(folder / "world")
-    (folder / "recipe.yaml").write_text(
-        "corpora:\n  toy_refer: {ratio: 2, task: refer}\n  toy_conversation: {ratio: 1, task: mixed}\n"
-        "  toy_language: {ratio: 1, task: language}\n"
+    model = {
+        "vision_encoder": "tiny_vit",
+        "language_model": "tiny_llama",
+        "tokenizer": str(world.tokenizer_folder),
+        "lora": {"r": 4, "dropout": 0.1},
+        "trainable": ["projector", "lora"],
+    }
+    evaluate = {"shards": str(world.val), "corpora": ["toy_refer"], "samples": 2, "every": 3, "max_new_tokens": 4}
+    return world.write_stage(
+        folder,
+        RECIPE,
+        changes={"model": model, "evaluate": evaluate},
+        steps=STEPS,
+        global_batch_size=12,
+        micro_batch_size=1,
+        warmup_steps=2,
+        checkpoint_every=2,
+        log_every=1,
+        silence_s=6,
+        crash_loop_limit=0,
     )
-    file = folder / "stage.yaml"
-    file.write_text(f"""
-stage: soak
-run_dir: {folder}/run
-model:
-  vision_encoder: tiny_vit
-  language_model: tiny_llama
-  tokenizer: {world.tokenizer_folder}
-  lora: {{r: 4, dropout: 0.1}}
-  trainable: [projector, lora]
-data: {{recipe: {folder}/recipe.yaml, shards: {world.train}, max_tokens: 900, max_pack_tokens: 2000, num_workers: 0}}
-train:
-  deepspeed: {REPOSITORY}/deepspeed_configs/zero3_cpu.json
-  steps: {STEPS}
-  global_batch_size: 12
-  micro_batch_size: 1
-  learning_rate: 1.0e-3
-  warmup_steps: 2
-  checkpoint_every: 2
-  log_every: 1
-  silence_s: 6
-  crash_loop_limit: 0
-evaluate: {{shards: {world.val}, corpora: [toy_refer], samples: 2, every: 3, max_new_tokens: 4}}
-""")
-    return file
 
 
 def train_with_a_moment(words: list[str], moment: dict[str, Any] | None) -> int:

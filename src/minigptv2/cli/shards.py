@@ -54,6 +54,16 @@ def _add_build(parser: Parser) -> None:
     )
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
+        "--format", default="", metavar="NAME", help="format of your own data. Default: the one that the path matches"
+    )
+    parser.add_argument(
+        "--negatives",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="ask COCO, YOLO and VOC images also for N classes that they do not have. Default: 0",
+    )
+    parser.add_argument(
         "--workers", type=at_least(0), metavar="N", help="processes that read images and write. Default: CPUs"
     )
     parser.add_argument("--samples-per-shard", type=at_least(1), metavar="N", help="samples in a shard")
@@ -169,22 +179,24 @@ def _add_workers_and_report(parser: Parser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.own import FORMATS, OwnOptions, own_corpus
+    from minigptv2.corpora.own import OwnOptions, own_corpus
     from minigptv2.corpora.sources import CORPORA
 
     if args.corpus == EVERYTHING:
         return _build_all(args)
-    file = Path(args.corpus)
-    if file.suffix.lower() in FORMATS or "/" in args.corpus:
-        options = OwnOptions(args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels)
-        corpus, root = own_corpus(file, options), Path(args.root or file.parent)
-    elif args.corpus in CORPORA:
+    path = Path(args.corpus)
+    if args.corpus in CORPORA and not args.format:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
+    elif path.exists() or path.suffix or "/" in args.corpus:
+        options = OwnOptions(
+            args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels, args.format, args.negatives
+        )
+        corpus, root = own_corpus(path, options), Path(args.root or (path if path.is_dir() else path.parent))
     else:
         hint = nearest(args.corpus, list(CORPORA))
         raise ConfigError(
             f"unknown corpus '{args.corpus}'{hint}. `minigptv2 shards list` prints all names. "
-            "For your own data, give a .jsonl, .csv or .json file"
+            "For your own data, give a file or a folder (docs/your-own-data.md)"
         )
     _build_one(corpus, root, Path(args.output), args)
     return 0
@@ -227,13 +239,13 @@ def _build_all(args: argparse.Namespace) -> int:
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from minigptv2.cluster.processes import usable_cpus
     from minigptv2.corpora.build_corpus import BuildOptions, build
     from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     read = corpus.has_files or corpus.is_own  # not drawn by the program
-    workers = args.workers if args.workers is not None else cpus if read else 0
+    workers = args.workers if args.workers is not None else usable_cpus() if read else 0
     with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:
@@ -314,14 +326,16 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from minigptv2.shards.verify import unused_files, verify_corpus
+    from minigptv2.shards.verify import verify_corpus
 
     faults: list[Dropped] = []
     rows = []
     for folder in _corpora(args.folder):
+        notes: list[str] = []
         with _bar(folder.name, "shard") as bar:
-            found = verify_corpus(folder, decode=not args.fast, workers=args.workers, progress=bar.update)
-        notes = unused_files(folder)
+            found = verify_corpus(
+                folder, decode=not args.fast, workers=args.workers, progress=bar.update, note=notes.append
+            )
         if not args.json:
             print(f"{folder}: {'intact' if not found else counted(len(found), 'faults')}")
             for line in notes:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minigptv2.convert import names
-from minigptv2.convert.inputs import KeyReport, first_line, refuse_existing
+from minigptv2.convert.inputs import KeyReport, refuse_existing
+from minigptv2.convert.zero_shards import consolidated
 from minigptv2.errors import CheckpointError
-from minigptv2.files import disguise_of
+from minigptv2.foreign_files import read_regular
 from minigptv2.model.bases import hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
@@ -18,16 +20,9 @@ from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save
 from minigptv2.model.weights import canonical_name, check_finite, check_shapes, named_canonical, plain_tensors
 
 LATEST = "latest"
-ALLOWED_CLASSES = {
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-    "deepspeed.accelerator.real_accelerator",
-    "torch.nn.parameter.Parameter",
-    "argparse.Namespace",
-}
-"""The classes besides tensors that DeepSpeed writes into its pickles. Reading them runs no code from the file."""
+_MAX_TAG = 255
+_PATTERN = set("*?[]{}$~%`'\"|<>;&!\\/")
+"""Characters of patterns, of paths and of shells. DeepSpeed and scripts around it would read them as such."""
 
 
 def from_deepspeed(
@@ -36,21 +31,14 @@ def from_deepspeed(
     """Write an export of the fp32 master weights. Projector and LoRA keys may also have the published names.
 
     `config` is the model that was trained. `tag` selects a checkpoint of the folder, by default the one in the file
-    `latest`. Every file is scanned before it is read, and refused if it names anything but tensors, plain values and
-    `ALLOWED_CLASSES`. Raises `CheckpointError` for missing, unknown or empty tensors, and for frozen tensors that
-    differ from the base weights of the config.
+    `latest`. Nothing of DeepSpeed takes part: `zero_shards` reads tensors and plain values, and runs no code of the
+    files. Raises `CheckpointError` for a tag that is no plain folder name, for missing, unknown or empty tensors, and
+    for frozen tensors that differ from the base weights of the config.
     """
     refuse_existing(output, overwrite, checkpoint, config.vision_weights, config.language_weights)
-    tag = tag or _latest(checkpoint)
-    folder = checkpoint / tag
-    files = sorted(folder.glob("*.pt"))
-    if not any(file.name.endswith("_optim_states.pt") for file in files):
-        raise CheckpointError(f"{folder} has no *_optim_states.pt and is not a checkpoint of ZeRO 1, 2 or 3")
-    for file in files:
-        _refuse_code(file)
-    state = _consolidated(checkpoint, tag)
+    folder = _folder_of(checkpoint, tag or _latest(checkpoint))
     report, found = KeyReport(), {}
-    for key, value in state.items():
+    for key, value in consolidated(folder).items():
         name = canonical_name(key)
         name = names.PROJECTOR.get(key) or names.lora_name(key) or name
         if key.endswith("inv_freq"):
@@ -92,49 +80,30 @@ def _write(found: dict[str, Tensor], folder: Path, output: Path, config: ModelCo
 
 def _latest(checkpoint: Path) -> str:
     file = checkpoint / LATEST
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise CheckpointError(
             f"{checkpoint} has no file '{LATEST}', which DeepSpeed's save_checkpoint writes; set --tag instead"
         )
-    return file.read_text().strip()
-
-
-def _refuse_code(file: Path) -> None:
-    """Raise `CheckpointError` if reading the pickle would call anything but `ALLOWED_CLASSES`."""
-    from torch.serialization import get_unsafe_globals_in_checkpoint
-
-    if disguise := disguise_of(file, binary=True):
-        raise CheckpointError(f"{file} is {disguise}; expected a file of torch.save")
+    data = read_regular(file, CheckpointError, limit=2 * _MAX_TAG, folder=checkpoint)
     try:
-        named = set(get_unsafe_globals_in_checkpoint(str(file)))
-    except Exception as error:
-        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
-    foreign = sorted(named - ALLOWED_CLASSES)
-    if foreign:
-        found = f"contains a Python object ({foreign[0]}) that may run code when read"
-        raise CheckpointError(f"{file} {found}; save the checkpoint without such client state")
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: expected the name of a folder, got bytes that are not UTF-8") from error
 
 
-def _consolidated(checkpoint: Path, tag: str) -> dict[str, Tensor]:
-    """The fp32 weights by parameter name, from DeepSpeed's own function that joins the shards of the ranks."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    try:
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag)
-    except (ValueError, KeyError, RuntimeError, FileNotFoundError, AssertionError) as error:
-        raise CheckpointError(f"{checkpoint / tag}: DeepSpeed cannot join its shards: {error}") from error
-    state = {name: value.detach() for name, value in state.items()}
-    # DeepSpeed omits frozen parameters under ZeRO-1. The module state, complete in one file, contains them.
-    module_file = checkpoint / tag / "mp_rank_00_model_states.pt"
-    if module_file.is_file():
-        module = torch.load(module_file, map_location="cpu", mmap=True, weights_only=False)["module"]  # scanned above
-        state |= {name: value for name, value in (module or {}).items() if name not in state}
-    empty = [name for name, value in state.items() if value.numel() == 0]
-    if empty:
-        raise CheckpointError(f"{checkpoint / tag}: {len(empty)} empty tensors, first {empty[0]}")
-    return state
+def _folder_of(checkpoint: Path, tag: str) -> Path:
+    """The folder of a tag. Raises `CheckpointError` unless it is a folder of that very name, not a link, inside."""
+    if tag != tag.strip() or not tag.strip(".") or tag.startswith("-") or not tag.isprintable() or _PATTERN & set(tag):
+        raise CheckpointError(
+            f"{checkpoint}: the tag {tag[:_MAX_TAG]!r} is not a plain folder name, such as global_step1000. If the "
+            f"checkpoint is your own, rename its folder, and set --tag or write the name into '{LATEST}'."
+        )
+    folder = checkpoint / tag
+    if len(tag.encode()) > _MAX_TAG or folder.is_symlink() or not folder.is_dir():
+        raise CheckpointError(f"{checkpoint} has no folder {tag[:_MAX_TAG]!r} (links do not count); set --tag")
+    return folder
 
 
 def _steps(tag: str) -> int:
     digits = tag.removeprefix("global_step")
-    return int(digits) if digits.isdigit() else 0
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else 0

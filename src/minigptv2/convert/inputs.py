@@ -1,21 +1,18 @@
-"""Reads foreign checkpoint files without executing code in them, and reports what was done with each key."""
+"""Checks the tensors of foreign checkpoints, and reports what was done with each key."""
 
 from __future__ import annotations
 
 import json
-import re
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minigptv2.errors import CheckpointError
-from minigptv2.files import disguise_of, write_atomically
+from minigptv2.files import write_atomically
 from minigptv2.model.backbones import Sizes
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
@@ -24,48 +21,22 @@ from minigptv2.model.weights import Tensors, check_shapes, named_canonical, part
 REPORT_FILE = "conversion.json"
 
 
-def read_torch(file: Path) -> Any:
-    """The content of a file of `torch.save`: tensors, memory-mapped if the format allows it, and plain values.
-
-    Raises `CheckpointError` for a file that is missing, incomplete, or contains objects that would run code when read.
-    """
-    if not file.is_file():
-        raise CheckpointError(f"file {file} does not exist")
-    if disguise := disguise_of(file, binary=True):
-        raise CheckpointError(f"{file} is {disguise}; expected a file of torch.save")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if found:
-            raise CheckpointError(
-                f"{file} contains a Python object ({found[1]}) that would run code when read; only tensors and plain "
-                "values are allowed"
-            ) from error
-        raise CheckpointError(f"{file}: not a valid PyTorch file, or a damaged one") from error
-    except Exception as error:
-        raise CheckpointError(f"{file}: not a valid PyTorch file: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the message of an error, or its type if the message is empty.
-
-    A message that advises to read files without protection is left out.
-    """
-    text = str(error)
-    return (
-        "of an unknown or old format" if "weights_only" in text else next(iter(text.splitlines()), type(error).__name__)
-    )
-
-
 def tensors_only(state: Any, file: Path) -> dict[str, Tensor]:
-    """`state` as a state dict. Raises `CheckpointError` naming the first entry that is not a named tensor."""
+    """`state` as a state dict. Raises `CheckpointError` naming the first entry that is not a named tensor.
+
+    A tensor that shares its memory with an earlier one, which safetensors cannot write, is copied.
+    """
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{file}: expected named tensors, got {type(state).__name__}")
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"{file}: {key!r} must be a tensor, got {type(value).__name__}")
-    return state
+        memory = value.untyped_storage().data_ptr()
+        tensors[key] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return tensors
 
 
 @dataclass

@@ -24,12 +24,12 @@ from minigptv2.convert.inputs import (
     KeyReport,
     Source,
     check_complete,
-    read_torch,
     refuse_existing,
     report_of,
     tensors_only,
 )
 from minigptv2.convert.llama import copy_llama, open_llama_source
+from minigptv2.convert.torch_files import read_torch
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file
 from minigptv2.model.backbones import (
@@ -48,8 +48,8 @@ from minigptv2.model.export import (
     ExportContent,
     ExportInfo,
     LineageEntry,
-    check_weights_file,
     load_info,
+    open_weights,
     save_export,
 )
 from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
@@ -63,6 +63,7 @@ _VIT_SIZES = {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.we
 """The keys that sizes are read from, and their number of dimensions."""
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _NESTED = ("model", "module", "state_dict")
+_MAX_NESTED = 4
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 def _vit_state(file: Path) -> dict[str, Tensor]:
     document = read_torch(file)
-    while isinstance(document, dict) and not any(isinstance(value, Tensor) for value in document.values()):
+    for _ in range(_MAX_NESTED):
+        if not isinstance(document, dict) or any(isinstance(value, Tensor) for value in document.values()):
+            break
         inner = next((document[key] for key in _NESTED if isinstance(document.get(key), dict)), None)
         if inner is None:
             break
@@ -301,7 +304,9 @@ def _map_checkpoint(
     if stated not in (None, rank):
         raise CheckpointError(f"{file}: the LoRA has rank {rank}, but its config says {stated}")
     expected, found = config.get("lora_target_modules") or LoraConfig().target_modules, _targets(mapped)
-    missing = sorted(set(map(str, expected)) - set(found))
+    if not isinstance(expected, list) or not all(isinstance(name, str) for name in expected):
+        raise CheckpointError(f"{file}: lora_target_modules in its config must be a list of names")
+    missing = sorted(set(expected) - set(found))
     if missing:
         raise CheckpointError(f"{file}: incomplete LoRA: found {', '.join(found)}, missing {', '.join(missing)}")
     return rank, mapped
@@ -332,10 +337,10 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
     """
     refuse_existing(output, overwrite, export)
     info = load_info(export)
-    check_weights_file(info)
+    tensors = open_weights(info)
     report = KeyReport()
     state: dict[str, Tensor] = {}
-    for name, tensor in tqdm(info.tensors.items(), desc=output.name, unit="tensor"):
+    for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
         key = names.published_name(name)
         if key is None:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, MissingFilesError, counted
 from minigptv2.shards.dropped import Dropped, summarize
 from minigptv2.shards.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from minigptv2.shards.passed_over import MAX_NAMED, first_names
 from minigptv2.shards.shard_file import BOXES
 from minigptv2.shards.tar_samples import at_least
 from minigptv2.shards.writer import CorpusOptions, ImageRules, RefusedBuild, Rejected, write_corpus
@@ -46,6 +47,8 @@ class BuildReport:
     """What was passed over without loss, one line each."""
     layout: tuple[str, ...] = ()
     """Which files were read, and in which layout."""
+    corrected: dict[str, list[str]] = field(default_factory=dict)
+    """The first samples for each count of corrections."""
 
     def lines(self) -> list[str]:
         """The summary, line by line."""
@@ -61,7 +64,11 @@ class BuildReport:
             f"{manifest.shards.bytes / 2**20:,.1f} MiB, in {self.seconds:.1f} s ({rate:,.0f} a second); turns: {turns}",
         ]
         lines += [f"dropped {at_least(reason, count)}: {reason}" for reason, count in self.dropped.items()]
-        lines += [f"corrected {count:,}: {what}" for what, count in manifest.counts.items() if what != BOXES]
+        lines += [
+            f"corrected {count:,}: {what}: {first_names(self.corrected.get(what, []), count)}"
+            for what, count in manifest.counts.items()
+            if what != BOXES
+        ]
         lines += self.notes
         return lines + [f"warning: {warning}" for warning in self.warnings()]
 
@@ -120,7 +127,7 @@ def build(
     An interrupted build resumes. Raises `ConfigError` for an unknown split or if `output` holds something else,
     `MissingFilesError` if files are missing, and `DataError` if they cannot be read.
     """
-    if split not in corpus.expected:
+    if split not in corpus.expected and not corpus.has_any_split:
         raise ConfigError(f"{corpus.name} has no split '{split}'. Its splits are {', '.join(corpus.expected)}")
     _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
@@ -148,6 +155,12 @@ def build(
         known = reasons.get(one.reason)
         reasons[one.reason] = one if known is None else replace(known, count=known.count + one.count)
 
+    corrected: dict[str, list[str]] = {}
+
+    def name_corrected(what: str, names: list[str]) -> None:
+        known = corrected.setdefault(what, [])
+        known += names[: MAX_NAMED - len(known)]
+
     manifest = write_corpus(
         annotated(),
         output,
@@ -160,15 +173,16 @@ def build(
             finish,
             options.bake_side,
             options.images,
+            name_corrected,
             lambda: _refuse_faults(corpus, refused, num_refused),
         ),
         on_dropped=count_dropped,
     )
-    expected = None if options.limit is not None else corpus.expected[split]
+    expected = None if options.limit is not None else corpus.expected.get(split)
     dropped, seconds = summarize(reasons.values()), time.monotonic() - began
     report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
     notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
-    return replace(report, notes=notes, layout=tuple(raw.describe()))
+    return replace(report, notes=notes, layout=tuple(raw.describe()), corrected=corrected)
 
 
 def _refuse_faults(corpus: CorpusSpec, lines: list[str], number: int) -> None:

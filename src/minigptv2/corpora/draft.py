@@ -24,6 +24,7 @@ from minigptv2.errors import DataError
 from minigptv2.record import Record, Region, Turn
 from minigptv2.shards.image_convert import as_png, is_converted
 from minigptv2.shards.image_files import EXTENSION_OF, check_image, check_size, read_header
+from minigptv2.shards.image_frames import LATER_FRAMES, has_more_frames
 from minigptv2.shards.image_header import MAX_PIXELS, ImageFault, ImageHeader, Incomplete, TooLarge, parse_header
 from minigptv2.shards.shard_file import BOXES, IMAGE_MISSING, Rejected, Sample
 from minigptv2.tasks import TASKS
@@ -52,13 +53,17 @@ Where = tuple[str, ...] | TarMember | bytes | None
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """An image: its bytes, path, extension and header, or what is wrong with it. All are empty without an image."""
+    """An image: its bytes, path, extension and header, or what is wrong with it. All are empty without an image.
+
+    `later_frames`: the file has several frames or pages, of which this is the first.
+    """
 
     data: bytes | None = None
     path: str = ""
     extension: str = "jpg"
     header: ImageHeader | None = None
     fault: str = ""
+    later_frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class Draft:
     @property
     def has_boxes(self) -> bool:
         """Whether any turn has a box."""
-        return any(turn.regions for turn in self.turns)
+        return any(region.boxes for turn in self.turns for region in turn.regions)
 
     @property
     def annotations(self) -> int:
@@ -163,6 +168,8 @@ def _finish(draft: Draft, read: Read) -> Examined:
     record = Record(tuple(kept), width, height, draft.source, draft.separate and len(kept) > 1)
     if frame is not None and frame.correction:
         counts[frame.correction] += 1
+    if read.later_frames:
+        counts[LATER_FRAMES] += 1
     return Examined(
         Sample(safe_key(draft.key), record, read.data, read.extension, origin, dict(counts)), dropped, boxes
     )
@@ -177,7 +184,8 @@ def _frame(draft: Draft, header: ImageHeader) -> Frame:
 def _origin(draft: Draft, path: str) -> str:
     """Name of a draft and its image in messages: `line 2: a.jpg`, or `00000002 (a.jpg)` for a corpus without lines."""
     if draft.label:
-        return f"{draft.label}: {path}" if path and path not in draft.label else draft.label
+        named = not path or path in draft.label or path.endswith(draft.label)
+        return draft.label if named else f"{draft.label}: {path}"
     return f"{draft.key} ({path})" if path else draft.key
 
 
@@ -248,9 +256,10 @@ def _read(image: Where) -> Read:
         data, fault = image, ""
     if not fault:
         try:
+            later_frames = has_more_frames(data)
             data = as_png(data, "")
             header = read_header(data, "")
-            return Read(data, path, EXTENSION_OF[header.kind], header)
+            return Read(data, path, EXTENSION_OF[header.kind], header, later_frames=later_frames)
         except DataError as error:
             fault = str(error).removeprefix(": ")
     return Read(path=path, fault=fault)

@@ -7,6 +7,7 @@ Headers and texts are read. Of an image only its offset and size are kept. Nothi
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
+from minigptv2.damaged_text import BYTE_ORDER_MARK
 from minigptv2.errors import DataError, counted
 from minigptv2.shards.tar import Member
-from minigptv2.shards.tar_captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
+from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
-from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups
+from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups, split_name
 
 
 def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
@@ -92,8 +94,8 @@ def entries(file: Path, raw: Raw) -> Iterator[Entry | Rejected]:
     if content.damage:
         yield Rejected(f"{file.name} ({content.damage})", DAMAGED)
     if content.macos:
-        raw.note(f"passed over {{count}} {MACOS}", content.macos)
-    for extension, count in content.extras().items():
+        raw.note(f"passed over {{count}} {MACOS}", len(content.macos))
+    for extension, count in Counter(f".{split_name(name)[1]}" for name in content.extras()).items():
         raw.note(f"passed over members '{extension}', which are not an image, json or txt: {{count}}", count)
 
 

@@ -14,10 +14,10 @@ from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
 from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text, query_text, without_image_marks
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
+from minigptv2.typed_marks import answer_text, phrase_text, query_text, require_images, without_image_marks
 
 _TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
 KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, "width", "height", *CONVERSATION_KEYS, "id")
@@ -141,7 +141,7 @@ def _turn(entry: dict[str, Any], has_image: bool) -> Turn:
     if shape.spans:
         return _grounding(task, entry, answers or _missing(task, "answer"))
     if shape.regions == "some":
-        return Turn(task, regions=tuple(_objects(entry)))
+        return Turn(task, regions=tuple(_objects(entry, absent=shape.absent)))
     if shape.regions == "none":
         question = _query(_need(entry, "question"), task, "question", has_image) if shape.question else None
         return Turn(task, question, answers or _missing(task, "answer"))
@@ -183,10 +183,7 @@ def _phrases(entry: dict[str, Any], task: str) -> tuple[str, ...]:
 def _query(text: str, task: str, what: str, has_image: bool) -> str:
     """A query without image marks and without the task's identifier. Raises `DataError` for what is left of them."""
     typed = without_image_marks(text, what)
-    if len(typed.marks) > int(has_image) or typed.paths:
-        several = f"the image mark '{typed.marks[0]}'" if len(typed.marks) == 1 else f"{len(typed.marks)} image marks"
-        there = "1 image: name it under image" if has_image else "no image: add image, or remove the mark"
-        raise DataError(f"{what} has {several}, and there is {there}")
+    require_images(typed, what, int(has_image))
     found = query_text(typed.text, task, what, has_image=has_image)
     if not found.strip():
         raise DataError(f"{what} has no text beside marks: an empty question")
@@ -196,7 +193,7 @@ def _query(text: str, task: str, what: str, has_image: bool) -> str:
 def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Turn:
     """The caption, with the position of each phrase in it."""
     caption, position, regions = clean(answers[0]), 0, []
-    for region in _objects(entry):
+    for region in _objects(entry, absent=False):
         start = caption.find(region.phrases[0], position)
         if start < 0:
             raise DataError(
@@ -208,8 +205,8 @@ def _grounding(task: str, entry: dict[str, Any], answers: tuple[str, ...]) -> Tu
     return Turn(task, answers=(caption,), regions=tuple(regions))
 
 
-def _objects(entry: dict[str, Any]) -> list[Region]:
-    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry itself."""
+def _objects(entry: dict[str, Any], *, absent: bool) -> list[Region]:
+    """Phrases and boxes: from `objects`, or from `phrase` and `boxes` of the entry. `absent`: boxes may be []."""
     listed = entry.get("objects", [entry] if "boxes" in entry else None)
     if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
@@ -217,12 +214,18 @@ def _objects(entry: dict[str, Any]) -> list[Region]:
         for key in one:
             if key not in ("phrase", "boxes") and one[key] not in _EMPTY:
                 raise DataError(f"an object of objects has the unknown key '{cut(key)}': it has phrase and boxes")
-    return [
+    regions = [
         Region(
-            _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}), (answer_text(_need(one, "phrase"), "phrase"),)
+            () if absent and one.get("boxes") == [] else _boxes({**one, "boxes_in": entry.get("boxes_in", PIXELS)}),
+            (phrase_text(_need(one, "phrase"), "phrase"),),
         )
         for one in listed
     ]
+    boxed = {region.phrases for region in regions if region.boxes}
+    for region in regions:
+        if not region.boxes and region.phrases in boxed:
+            raise DataError(f"phrase '{cut(region.phrases[0])}' is given with boxes and with \"boxes\": []: remove one")
+    return regions
 
 
 def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
@@ -232,7 +235,8 @@ def _boxes(entry: dict[str, Any]) -> tuple[Box, ...]:
     if isinstance(boxes, list) and len(boxes) == 4 and not any(isinstance(value, list) for value in boxes):
         boxes = [boxes]  # a single box
     if not isinstance(boxes, list) or not boxes or not all(is_box(box) for box in boxes):
-        raise DataError(f"boxes is {as_json(boxes)}; expected [[x1, y1, x2, y2], ...], four numbers each")
+        absent = "; only task 'detection' takes no box, for what is not in the image" if boxes == [] else ""
+        raise DataError(f"boxes is {as_json(boxes)}; expected [[x1, y1, x2, y2], ...], four numbers each{absent}")
     floats = [tuple(map(float, box)) for box in boxes]  # before adding: a sum of integers may exceed a float
     corners = [
         (x, y, x + third, y + fourth) if kind == XYWH else (x, y, third, fourth) for x, y, third, fourth in floats
@@ -256,7 +260,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def is_id(value: Any) -> bool:
     """Whether it is a number or a text that may be an id."""
-    return isinstance(value, int | float) or is_text(value)
+    return _is_number(value) or is_text(value)
 
 
 def _texts(entry: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.batcher import Batcher, Ticket
 from minigptv2.serve.config import Limits
+from minigptv2.serve.decoding import DecodingPool
 from minigptv2.serve.prometheus import Metrics
 from minigptv2.serve.uploads import ImageStore, UploadedImage
 
@@ -29,10 +30,16 @@ class Service:
             predictor, max_rows=limits.max_batch, max_waiting=limits.max_waiting, observe=self.metrics.step
         )
         self.images = ImageStore(predictor, max_megapixels=limits.max_megapixels)
+        self._decoding = DecodingPool(self.images)
 
     async def open_image(self, file: bytes, *, to_show: bool = False) -> UploadedImage:
-        """The image in `file`, decoded in a thread. See `ImageStore.open` for `to_show` and errors."""
-        return await asyncio.to_thread(self.images.open, file, to_show=to_show)
+        """The image in `file`. See `DecodingPool.open` for errors and `ImageStore.open` for `to_show`."""
+        return await self._decoding.open(file, to_show=to_show)
+
+    def close(self) -> None:
+        """Stop the model and the decoding of images."""
+        self._decoding.close()
+        self.batcher.close()
 
     async def submit(self, request: Request, decoding: Decoding, *, stop: tuple[str, ...] = ()) -> Ticket:
         """Tokenize `request` in a thread and queue it. Raises `Busy` for a full queue and `DataError` if too long."""

@@ -1,7 +1,8 @@
 """Decodes the images of requests: `data:` URLs in, small images out. Fetches no address and opens no path.
 
-The size is checked before a pixel is decoded. Decoded images are kept at the input size of the model, once per content,
-so that later turns neither decode nor encode them again.
+Size and cost are checked before a pixel is decoded (`shards.image_cost`), and `decoding` limits how many are decoded at
+once. Decoded images are kept at the input size of the model, once per content, so that later turns neither decode nor
+encode them again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from minigptv2.shards.image_header import MAX_PIXELS
 
 KEPT_IMAGES = 128
 """The number of prepared images kept in memory: 0.6 MB each at 448 px."""
-DECODED_AT_ONCE = 2
-"""Images decoded at the same time. Each temporarily takes up to 4 bytes per pixel."""
 SHOWN_SIDE = 1280
 """The longer side, in pixels, of an image that is sent back to a browser."""
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
@@ -71,7 +70,6 @@ class ImageStore:
         self._max_pixels = max_megapixels * 1_000_000
         self._kept: OrderedDict[str, UploadedImage] = OrderedDict()
         self._lock = threading.Lock()
-        self._decoding = threading.Semaphore(DECODED_AT_ONCE)
 
     def open(self, data: bytes, *, to_show: bool = False) -> UploadedImage:
         """The image in `data`, with a JPEG for display if `to_show`.
@@ -83,8 +81,7 @@ class ImageStore:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        with self._decoding:
-            image = self._decode(data, to_show)
+        image = self._decode(data, to_show)
         with self._lock:
             self._kept[key] = image
             while len(self._kept) > KEPT_IMAGES:

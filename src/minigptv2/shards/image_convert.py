@@ -11,6 +11,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from minigptv2.errors import DataError
+from minigptv2.shards.image_cost import check_runs
 from minigptv2.shards.image_files import (
     DECODER_ERRORS,
     MAX_SIDE,
@@ -19,7 +20,9 @@ from minigptv2.shards.image_files import (
     read_header,
     to_rgb,
 )
+from minigptv2.shards.image_gif import first_frame
 from minigptv2.shards.image_header import MAX_PIXELS, ImageFault
+from minigptv2.shards.image_tiff import check_first_page
 
 _CLASSES: tuple[tuple[bytes, str, type[Image.Image]], ...] = (
     (b"GIF8", "GIF", GifImageFile),
@@ -78,10 +81,16 @@ def as_png(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> bytes:
 
 def _first_frame(data: bytes, kind: str, made: type[Image.Image], max_pixels: int) -> Image.Image:
     try:
+        if kind == "GIF":
+            data = first_frame(data).data
+        elif kind == "TIFF":
+            check_first_page(data)
         image = made(io.BytesIO(data))  # type: ignore[call-arg]  # the classes of files take a stream
         if image.width * image.height > max_pixels or max(image.size) > MAX_SIDE:
             stated, limit = megapixels(image.width * image.height), max_pixels // 1_000_000
             raise ImageFault(f"{stated} megapixels ({image.width} x {image.height}), the limit is {limit}")
+        if kind == "BMP":
+            check_runs(data, image.width * image.height)
         if image.mode in _UNKNOWN_RANGE:
             raise ImageFault(f"a {kind} with 32 bits per pixel; convert it to 8 bits")
         image.load()  # rotates a TIFF upright

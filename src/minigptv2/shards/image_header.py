@@ -1,14 +1,16 @@
 """Reads the header of an image file: format, size and EXIF orientation, without decoding a pixel.
 
 This is the only place that decides which way is up. Sizes of a header are those of the upright image, and the decoder
-rotates by the same orientation.
+rotates by the same orientation. The number of parts of a file (segments, chunks) that are looked at is limited.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 
 from minigptv2.errors import DataError
 
@@ -22,9 +24,17 @@ _VALUES = {1: "B", 3: "H", 4: "I"}
 """EXIF types of an integer to the format of `struct`."""
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 """Markers from 0xC0 to 0xCF that do not begin a frame (ITU T.81, table B.1)."""
-_STANDALONE = (0x01, *range(0xD0, 0xD9))
-"""Markers without a length."""
+_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xD9, 0xFF)))
+"""Markers of a JPEG with a length. Decoders skip the others: restarts, the start and reserved ones."""
+_MARKER = re.compile(b"\xff[" + re.escape(bytes(sorted(_WITH_LENGTH))) + b"]")
+SCAN, _JPEG_END = 0xDA, 0xD9
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_PARTS = 10_000
+_PARTS_PER_ROW = 4
+"""Some programs write a strip or a chunk for each row, and each color."""
+_PIXELS_PER_PART = 256
+_MOST_BETWEEN = 1 << 16
+"""Bytes before the first scan of a JPEG that are in no segment. Pillow reads them one by one."""
 
 
 class ImageFault(DataError):
@@ -87,30 +97,58 @@ def parse_header(data: bytes) -> ImageHeader | None:
     return None
 
 
+def require_parts(number: int, width: int, height: int, what: str) -> None:
+    """Raise `ImageFault` if an image has more parts (`what`) than any program writes for its size.
+
+    Decoders need microseconds for a part, however short it is. The limit keeps the time proportional to the pixels.
+    """
+    limit = _PARTS + _PARTS_PER_ROW * height + width * height // _PIXELS_PER_PART
+    if number > limit:
+        raise ImageFault(f"more than {limit:,} {what}, which take long to read; save the image again")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, offset of the content and its length, for each segment up to the end of the JPEG (ITU T.81, B.2).
+
+    Compressed data and other bytes between two markers are skipped, as libjpeg does, so that every scan it decodes is
+    found. Raises `ImageFault` for too many segments. Ends early if the data does.
+    """
+    at, between, scanned, size = 2, 0, False, len(data)
+    for number in count():
+        if number > _PARTS:
+            require_parts(number, 0, 0, "segments")
+        if at + 4 > size:
+            return
+        if data[at] != 0xFF or data[at + 1] not in _WITH_LENGTH:
+            found = _MARKER.search(data, at)
+            if found is None or found.start() + 4 > size:
+                return
+            between += 0 if scanned else found.start() - at
+            at = found.start()
+        if between > _MOST_BETWEEN:
+            raise ImageFault("damaged: its JPEG segments are far apart")
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        yield marker, at + 4, length - 2
+        if marker == _JPEG_END:
+            return
+        scanned |= marker == SCAN
+        at += 2 + (length if length > 2 else 2)
+
+
 def _parse_jpeg(data: bytes) -> ImageHeader:
-    """Markers up to the first scan (ITU T.81, B.2). Bytes between two markers are skipped, as decoders do."""
-    at, end = 2, len(data)
+    """Segments up to the first scan."""
     frame: tuple[int, int, int] | None = None
     orientation = 0
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= end:
-        marker = data[at + 1]
-        if marker in (0x00, 0xFF):
-            at += 1
-            continue
-        if marker in _STANDALONE:
-            at += 2
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xDA or marker == 0xD9:
+    for marker, at, length in jpeg_segments(data):
+        if marker in (SCAN, _JPEG_END):
             break
-        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES and at + 9 <= end:
-            height, width = struct.unpack_from(">HH", data, at + 5)
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES and at + 5 <= len(data):
+            height, width = struct.unpack_from(">HH", data, at + 1)
             frame = frame or (width, height, marker)
-        elif marker == 0xE1 and not orientation and data[at + 4 : at + 10] == b"Exif\0\0":
-            if at + 2 + length > end:
+        elif marker == 0xE1 and not orientation and data[at : at + 6] == b"Exif\0\0":
+            if at + length > len(data):
                 raise Incomplete()
-            orientation = orientation_of(data[at + 10 : at + 2 + length])
-        at += 2 + max(2, length)
+            orientation = orientation_of(data[at + 6 : at + length])
     else:
         raise Incomplete()
     if frame is None:
@@ -120,9 +158,15 @@ def _parse_jpeg(data: bytes) -> ImageHeader:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, offset and length of the content of each chunk up to IEND. Raises `Incomplete` if the data ends earlier."""
-    at = len(PNG_START)
+    """Type, offset and length of the content of each chunk up to IEND. Raises `Incomplete` if the data ends earlier.
+
+    Raises `ImageFault` for too many chunks.
+    """
+    at, number = len(PNG_START), 0
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     while at + 12 <= len(data):
+        number += 1
+        require_parts(number, width, height, "chunks")
         length = int.from_bytes(data[at : at + 4], "big")
         kind = data[at + 4 : at + 8]
         if at + 12 + length > len(data):
@@ -165,15 +209,23 @@ def _parse_webp(data: bytes) -> ImageHeader:
         raise ImageFault("damaged: the WebP does not begin with an image")
     width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
     header = ImageHeader("WEBP", width, height)
-    at = 12 if data[20] & 0x08 else len(data)
-    while at + 8 <= len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"EXIF" and at + 8 + length <= len(data):
-            return replace(header, orientation=orientation_of(data[at + 8 : at + 8 + length]))
-        at += 8 + length + length % 2
+    for name, at, length in webp_chunks(data) if data[20] & 0x08 else ():
+        if name == b"EXIF" and at + length <= len(data):
+            return replace(header, orientation=orientation_of(data[at : at + length]))
     if data[20] & 0x08 and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise Incomplete(header)
     return header
+
+
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, offset and length of the content of each chunk of a WebP. Raises `ImageFault` for too many."""
+    at, number = 12, 0
+    while at + 8 <= len(data):
+        number += 1
+        require_parts(number, 0, 0, "chunks")
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        yield data[at : at + 4], at + 8, length
+        at += 8 + length + length % 2
 
 
 def _checked(header: ImageHeader) -> ImageHeader:

@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
 from minigptv2.shards.image_files import check_image, check_size, read_header
+from minigptv2.shards.image_frames import has_more_frames
 from minigptv2.shards.image_header import MAX_PIXELS, ImageHeader
 from minigptv2.shards.manifest import (
     CAPTIONS,
@@ -38,10 +39,12 @@ from minigptv2.shards.manifest import (
     parse_manifest,
     save_manifest,
 )
+from minigptv2.shards.passed_over import PassedOver
 from minigptv2.shards.reader import record_of_caption
+from minigptv2.shards.tar import printable
 from minigptv2.shards.tar_captions import TEXT_EXTENSIONS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
-from minigptv2.shards.tar_samples import IMAGE, MACOS, Group, describe_extras, read_groups
+from minigptv2.shards.tar_samples import IMAGE, Group, read_groups
 from minigptv2.tasks import validate
 
 Item = TypeVar("Item")
@@ -76,10 +79,9 @@ class ShardScan:
     images: int = 0
     turns: Counter[str] = field(default_factory=Counter)
     faults: list[Dropped] = field(default_factory=list)
-    macos: int = 0
-    """Members that macOS added, which are passed over."""
-    extras: Counter[str] = field(default_factory=Counter)
-    """Extra members by extension that `ignore_extra` passes over."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    with_extras: list[str] = field(default_factory=list)
+    """Keys of samples that also have extra members, which only `ignore_extra` accepts."""
 
 
 def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> ShardScan:
@@ -96,8 +98,15 @@ def scan_shard(file: Path, options: ScanOptions, *, name: str | None = None) -> 
     scan.run()
     info = ShardInfo(name, len(data), sha256, len(scan.rows))
     rows, counts = np.array(scan.rows, dtype=INDEX_DTYPE), np.array(scan.turn_counts, dtype=np.int64)
-    found = scan.content
-    return ShardScan(info, rows, counts, scan.images, scan.turns, scan.faults, found.macos, scan.extras)
+    with_extras = [group.key for group in scan.content.groups if group.extras]
+    return ShardScan(info, rows, counts, scan.images, scan.turns, scan.faults, scan.passed_over, with_extras)
+
+
+def unused_members(file: Path, name: str) -> PassedOver:
+    """What a tar holds besides images, jsons and txts, from its headers alone."""
+    found = PassedOver()
+    found.add_members(name, read_groups(_map(file)))
+    return found
 
 
 def _map(file: Path) -> memoryview:
@@ -117,7 +126,8 @@ class _Scanner:
         self.images = 0
         self.turns: Counter[str] = Counter()
         self.faults: list[Dropped] = []
-        self.extras = self.content.extras() if options.ignore_extra else Counter[str]()
+        self.passed_over = PassedOver()
+        self.passed_over.add_members(shard, self.content, extras=options.ignore_extra)
 
     def run(self) -> None:
         for group in self.content.groups:
@@ -150,7 +160,7 @@ class _Scanner:
         text_block, text_blocks = (text.offset - start) // tar.BLOCK, (text.end - text.offset) // tar.BLOCK
         if members[-1].end - start > MAX_MEMBER_BYTES:
             raise DataError(f"its members have more than {MAX_MEMBER_BYTES} bytes")
-        record = self._record(kind, text, image)
+        record, later_frames = self._record(kind, text, image)
         rest = 0
         for member in members:
             if member is not text:
@@ -160,6 +170,8 @@ class _Scanner:
         self.turn_counts.append(record.annotations)
         self.turns.update(record.tasks)
         self.images += image is not None
+        if later_frames:
+            self.passed_over.later_frames.add([f"{self.shard} / {printable(group.members[IMAGE].name)}"])
 
     def _text_kind(self, group: Group) -> str:
         """The extension of the member that holds the record or the caption."""
@@ -171,7 +183,8 @@ class _Scanner:
             return found[1]
         return found[0]
 
-    def _record(self, kind: str, text: tar.Member, image: tar.Member | None) -> Record:
+    def _record(self, kind: str, text: tar.Member, image: tar.Member | None) -> tuple[Record, bool]:
+        """The record, and whether its image has several frames."""
         pixels = bytes(self._bytes(image)) if image is not None else b""
         header = read_header(pixels, "") if image is not None else None
         data = bytes(self._bytes(text))
@@ -192,7 +205,7 @@ class _Scanner:
             check_size(header, self.options.max_pixels)
             if self.options.decode:
                 check_image(pixels, "", max_pixels=self.options.max_pixels)
-        return record
+        return record, has_more_frames(pixels)
 
     def _bytes(self, member: tar.Member) -> memoryview:
         return self.data[member.data_offset : member.data_offset + member.size]
@@ -239,12 +252,12 @@ def index_corpus(
     options = ScanOptions(corpus, detect_layout(files), baked_side, True, max_pixels, ignore_extra=ignore_extra)
     shards: list[ShardInfo] = []
     turns: Counter[str] = Counter()
-    macos, extras = 0, Counter[str]()
+    passed_over = PassedOver()
     images = 0
     with IndexWriter(folder) as index:
         for scan in map_in_order(partial(_scan_below, folder, options), files, workers):
             faults += scan.faults
-            macos, extras = macos + scan.macos, extras + scan.extras
+            passed_over.merge(scan.passed_over)
             if len(scan.rows):
                 shards.append(scan.info)
                 index.append(scan.rows, scan.turn_counts)
@@ -252,7 +265,7 @@ def index_corpus(
                 images += scan.images
             if progress is not None:
                 progress(1)
-        for line in _notes(macos, extras, found.describe_unused()):
+        for line in (*passed_over.lines(), *found.describe_unused()):
             note(line)
         if faults and not skip_faults:
             return None, faults
@@ -291,15 +304,6 @@ def manifest_before(folder: Path) -> Manifest | None:
 
 def _scan_below(folder: Path, options: ScanOptions, file: Path) -> ShardScan:
     return scan_shard(file, options, name=str(file.relative_to(folder)))
-
-
-def _notes(macos: int, extras: Counter[str], unused: list[str]) -> Iterator[str]:
-    """What was passed over, one line for each kind."""
-    if macos:
-        yield f"passed over {macos:,} {MACOS}"
-    if extras:
-        yield describe_extras(extras)
-    yield from unused
 
 
 def detect_layout(files: Iterable[Path]) -> str:

@@ -27,9 +27,10 @@ from minigptv2.files import HashedFile, close_and_remove, sync_folder, write_ato
 from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, image_size
+from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, read_header
 from minigptv2.shards.image_header import MAX_PIXELS, TooLarge
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
+from minigptv2.shards.passed_over import Named
 from minigptv2.tasks import validate
 
 RECORD_EXTENSION = "json"
@@ -39,8 +40,8 @@ BAKED_QUALITY = 95
 IMAGE_MISSING = "image file missing"
 BOXES = "boxes"
 """Key of `Sample.counts` for the number of boxes. All other keys say what was corrected."""
-_FORMAT_OF_BUILD = 4
-"""Part of the digest of a shard: entries of another version are written again. 4 added `counts`."""
+_FORMAT_OF_BUILD = 5
+"""Part of the digest of a shard: entries of another version are written again. 4 added `counts`, 5 `corrected`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ class FinishedShard:
     turn_counts: list[int] = field(default_factory=list)
     """Number of separate turns of each sample."""
     counts: dict[str, int] = field(default_factory=dict)
+    corrected: dict[str, list[str]] = field(default_factory=dict)
+    """The first samples for each of `counts` but `BOXES`."""
     retry: bool = False
     """Whether an image was refused, so that the shard is written again once it may have been replaced."""
 
@@ -179,6 +182,7 @@ class _ShardBuilder:
         self.images = 0
         self.turn_counts: list[int] = []
         self.counts: Counter[str] = Counter()
+        self.corrected: dict[str, Named] = {}
         self.retry = False
 
     def add(self, item: Any) -> None:
@@ -201,6 +205,8 @@ class _ShardBuilder:
             self._drop(sample.origin or sample.key, reason, sample.record.annotations)
             return
         self.counts.update(sample.counts)
+        for what in sample.counts.keys() - {BOXES}:
+            self.corrected.setdefault(what, Named()).add([sample.origin or sample.key])
         self.keys.add(sample.key)
         self.turns.update(sample.record.tasks)
         self.turn_counts.append(sample.record.annotations)
@@ -230,6 +236,7 @@ class _ShardBuilder:
         finished.sha256 = str(written["sha256"])
         finished.images, finished.turns, finished.counts = self.images, dict(self.turns), dict(self.counts)
         finished.turn_counts = self.turn_counts
+        finished.corrected = {what: named.names for what, named in self.corrected.items()}
         return finished
 
     def _drop(self, key: str, reason: str, count: int) -> None:
@@ -301,13 +308,13 @@ def _check_bytes(data: bytes, what: str, where: str) -> None:
 
 def _check_image(image: bytes, record: Record, where: str, job: ShardJob) -> tuple[bytes, str]:
     """The image as stored, and its extension. Raises `DataError` for what training would refuse."""
-    kind, width, height = image_size(image, where)
-    if (width, height) != (record.width, record.height):
+    decode = job.images.decode and job.bake_side is None
+    if job.bake_side is None:
+        _check_bytes(image, "image", where)
+    header = check_image(image, where, max_pixels=job.images.max_pixels) if decode else read_header(image, where)
+    if (header.width, header.height) != (record.width, record.height):
         stated = f"{record.width} x {record.height}"
-        raise DataError(f"{where}: the image is {width} x {height} px, its record says {stated}")
+        raise DataError(f"{where}: the image is {header.width} x {header.height} px, its record says {stated}")
     if job.bake_side is not None:
         return bake(image, job.bake_side, BAKED_QUALITY, where, max_pixels=job.images.max_pixels), "jpg"
-    _check_bytes(image, "image", where)
-    if job.images.decode:
-        check_image(image, where, max_pixels=job.images.max_pixels)
-    return image, EXTENSION_OF[kind]
+    return image, EXTENSION_OF[header.kind]

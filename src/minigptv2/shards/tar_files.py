@@ -14,12 +14,11 @@ from pathlib import Path
 from minigptv2.errors import counted
 from minigptv2.shards.dropped import DROPPED_FILE
 from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
+from minigptv2.shards.passed_over import first_names
 from minigptv2.shards.tar_samples import is_of_macos
 from minigptv2.shards.turn_counts import TURNS_FILE
 
 _TAR = ".tar"
-_NAMED = 20
-"""The most files that one line names."""
 _TOOLS = {
     "gunzip": (".tar.gz", ".tgz", ".taz", ".tar.z"),
     "bunzip2": (".tar.bz2", ".tbz2", ".tbz", ".tb2"),
@@ -51,18 +50,11 @@ class TarFiles:
         if self.unused:
             kinds = Counter(Path(file).suffix or "without extension" for file in self.unused)
             listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-            lines.append(
-                f"not used: {counted(len(self.unused), 'files')} beside the tars ({listed}): {_first(self.unused)}"
-            )
+            number, names = counted(len(self.unused), "files"), first_names(sorted(self.unused))
+            lines.append(f"not used: {number} beside the tars ({listed}): {names}")
         if self.repeated:
-            lines.append(f"not used: links to what is read under another path: {_first(self.repeated)}")
+            lines.append(f"not used: links to what is read under another path: {first_names(sorted(self.repeated))}")
         return lines
-
-
-def _first(names: list[str]) -> str:
-    """The names in order, as many as fit a message."""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(sorted(names)[:_NAMED]) + more
 
 
 def find_tars(folder: Path) -> TarFiles:

@@ -6,7 +6,6 @@ whose name cannot be used, costs its own sample. Members that macOS adds are pas
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
@@ -51,14 +50,14 @@ class TarContent:
     """The groups of one tar in order of first appearance, and what is not part of any."""
 
     groups: list[Group] = field(default_factory=list)
-    macos: int = 0
-    """Number of members that macOS added."""
+    macos: list[str] = field(default_factory=list)
+    """Names of members that macOS added."""
     damage: str = ""
     """Why the tar is not read to its end."""
 
-    def extras(self) -> Counter[str]:
-        """The number of extra members by extension."""
-        return Counter(f".{split_name(one.name)[1]}" for group in self.groups for one in group.extras)
+    def extras(self) -> list[str]:
+        """Names of the extra members."""
+        return [one.name for group in self.groups for one in group.extras]
 
 
 def read_groups(data: bytes | memoryview) -> TarContent:
@@ -69,7 +68,7 @@ def read_groups(data: bytes | memoryview) -> TarContent:
     try:
         for member in scan_members(data):
             if is_of_macos(member.name):
-                content.macos += 1
+                content.macos.append(member.name)
                 continue
             key, extension = split_name(member.name)
             group = found.get(key)
@@ -120,12 +119,6 @@ def split_name(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
-
-
-def describe_extras(extras: Counter[str]) -> str:
-    """One line that names the extra members by extension."""
-    listed = ", ".join(f"{count:,} {extension}" for extension, count in sorted(extras.items()))
-    return f"passed over {sum(extras.values()):,} members that are not an image, json or txt: {listed}"
 
 
 def at_least(reason: str, count: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 from minigptv2.errors import DataError
 from minigptv2.files import sha256_of
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped, read_report
-from minigptv2.shards.indexing import ScanOptions, map_in_order, scan_shard
+from minigptv2.shards.indexing import ScanOptions, map_in_order, scan_shard, unused_members
 from minigptv2.shards.manifest import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -22,19 +22,26 @@ from minigptv2.shards.manifest import (
     ShardInfo,
     parse_manifest,
 )
+from minigptv2.shards.passed_over import PassedOver
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.turn_counts import TURNS_FILE, TurnCounts
 
 
 def verify_corpus(
-    folder: Path, *, decode: bool = True, workers: int = 0, progress: Callable[[int], object] | None = None
+    folder: Path,
+    *,
+    decode: bool = True,
+    workers: int = 0,
+    progress: Callable[[int], object] | None = None,
+    note: Callable[[str], object] = str,
 ) -> list[Dropped]:
     """Every fault of a corpus folder. An empty list means that every sample is, byte for byte, what was written.
 
     Compares manifest, table, index and turn counts with each other, checks presence, size and SHA-256 of every shard,
     and in a changed shard the checksums of every sample. `decode` also parses every record, compares its number of
-    turns with the turn counts, and decodes every image. `progress` receives 1 for each shard.
+    turns with the turn counts, and decodes every image. `progress` receives 1 for each shard. `note` receives one line
+    for each kind of file, member or sample that is there and not used.
     """
     corpus = folder.name
     try:
@@ -61,15 +68,19 @@ def verify_corpus(
         known.setdefault(str(row["shard"]), Counter())[str(row["key"])] += 1
     limit = manifest.max_pixels
     options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, limit, ignore_extra=True)
-    check = partial(_shard_faults, folder, options, known)
+    check = partial(_check_shard, folder, options, known)
+    passed_over = PassedOver()
     for found in map_in_order(check, _shards_to_check(manifest, counts), workers):
-        faults += found
+        faults += found.faults
+        passed_over.merge(found.passed_over)
         if progress is not None:
             progress(1)
+    for line in (*passed_over.lines(), *_unused_files(folder)):
+        note(line)
     return faults + _unlisted_files(folder, manifest)
 
 
-def unused_files(folder: Path) -> list[str]:
+def _unused_files(folder: Path) -> list[str]:
     """One line for each kind of file in a corpus folder that is not used: other kinds, and those left out by name."""
     found = find_tars(folder)
     counts = Counter(str(row["shard"]) for row in read_report(folder / DROPPED_FILE))
@@ -110,10 +121,18 @@ def _unlisted_files(folder: Path, manifest: Manifest) -> list[Dropped]:
     return [Dropped(manifest.corpus, file, "", why) for file, why in faults.items()]
 
 
-def _shard_faults(
+@dataclass
+class _Findings:
+    """The faults of one shard, and what it holds and does not use."""
+
+    faults: list[Dropped]
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+
+def _check_shard(
     folder: Path, options: ScanOptions, known: dict[str, Counter[str]], checked: _ShardToCheck
-) -> list[Dropped]:
-    """Faults of one shard. Without `options.decode` only hashes are compared.
+) -> _Findings:
+    """Check one shard. Without `options.decode` only hashes are compared, and names of members read.
 
     `known`: number of samples, by shard and by key, that were left out when the corpus was indexed. As many faults of
     that shard and key are not reported again. Reasons are not compared, because their wording differs by version.
@@ -121,23 +140,28 @@ def _shard_faults(
     shard = checked.info
     file = folder / shard.file
     if not file.is_file():
-        return [Dropped(options.corpus, shard.file, "", "missing", shard.samples)]
+        return _Findings([Dropped(options.corpus, shard.file, "", "missing", shard.samples)])
     size = file.stat().st_size
     if size != shard.bytes:
         reason = f"{size} bytes, the manifest says {shard.bytes}"
-        return [Dropped(options.corpus, shard.file, "", reason, shard.samples)]
+        return _Findings([Dropped(options.corpus, shard.file, "", reason, shard.samples)])
     if sha256_of(file) != shard.sha256:
-        return _changed_samples(folder, checked.number, shard)
+        return _Findings(_changed_samples(folder, checked.number, shard))
     if not options.decode:
-        return []
+        return _Findings([], unused_members(file, shard.file))
     scan = scan_shard(file, options, name=shard.file)
     left_out, faults = Counter(known.get(shard.file, {})), []
     for fault in scan.faults:
         if left_out[fault.key] > 0:
             left_out[fault.key] -= 1
+            scan.passed_over.left_out.add([str(fault)])
         else:
             faults.append(fault)
-    return faults + _wrong_counts(options.corpus, checked, scan.turn_counts)
+    scan.passed_over.left_out.add(
+        f"{shard.file} / {key}: has extra members" for key in scan.with_extras if left_out[key]
+    )
+    faults += _wrong_counts(options.corpus, checked, scan.turn_counts)
+    return _Findings(faults, scan.passed_over)
 
 
 def _wrong_counts(corpus: str, checked: _ShardToCheck, found: np.ndarray) -> list[Dropped]:

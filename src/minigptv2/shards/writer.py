@@ -78,6 +78,8 @@ class CorpusOptions:
     bake_side: int | None = None
     """Store images as JPEGs squashed to squares of this side. Boxes stay in pixels of the original image."""
     images: ImageRules = ImageRules()
+    on_corrected: Callable[[str, list[str]], None] = lambda what, names: None
+    """Receives for each shard what of its samples was corrected, and the first of them."""
     approve: Callable[[], None] = lambda: None
     """Called when all shards are written and before the corpus is complete. Raises `RefusedBuild` to keep it so."""
 
@@ -134,6 +136,8 @@ def write_corpus(
                 index.append(shard.rows, np.array(shard.turn_counts))
                 turns.update(shard.turns)
                 counts.update(shard.counts)
+                for what, names in shard.corrected.items():
+                    options.on_corrected(what, names)
                 images += shard.images
             elif not shards:
                 known = [*known, *dropped][:_KEPT_REASONS]

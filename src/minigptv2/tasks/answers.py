@@ -17,6 +17,7 @@ _BARE_BOXES = re.compile(_BOXES)
 _PHRASE = re.compile(
     re.escape(PHRASE_OPEN) + r"(?P<phrase>[^<]*)" + re.escape(PHRASE_CLOSE) + r"(?:\s*(?P<boxes>" + _BOXES + r"))?"
 )
+_BRACKET = re.compile(r"[<>{}]")
 _UNFINISHED = re.compile(r"(?:" + re.escape(PHRASE_OPEN) + r"[^<]*(?:<[^>]*)?|\{[^}]*|<[^>]*)$")
 
 
@@ -42,9 +43,16 @@ class Answer:
         return tuple(box for item in self.grounded for box in item.boxes)
 
 
+def bracket_in(phrase: str) -> str:
+    """The first bracket of the markup in a phrase, or an empty text. An answer with one cannot be parsed."""
+    found = _BRACKET.search(phrase)
+    return found[0] if found else ""
+
+
 def render_phrase(phrase: str, boxes: tuple[Box, ...], width: int, height: int) -> str:
-    """A phrase and its boxes as text. Boxes and size in pixels of the original image."""
-    return f"{PHRASE_OPEN}{phrase}{PHRASE_CLOSE} {render_boxes(boxes, width, height)}"
+    """A phrase and its boxes as text, or the phrase alone if it has none. Pixels of the original image."""
+    marked = f"{PHRASE_OPEN}{phrase}{PHRASE_CLOSE}"
+    return f"{marked} {render_boxes(boxes, width, height)}" if boxes else marked
 
 
 def parse_box(text: str, width: int, height: int) -> Answer:
@@ -60,14 +68,23 @@ def parse_text(text: str, width: int, height: int) -> Answer:
     return Answer(plain, grounded, bool(plain))
 
 
-def parse_grounded(text: str, width: int, height: int) -> Answer:
-    """An answer that should contain phrases with boxes.
+def parse_grounded(text: str, width: int, height: int, *, absent: bool = False) -> Answer:
+    """An answer that should contain phrases with boxes. `absent`: a phrase may have none, as it is not in the image.
 
     It is well formed if it has at least one phrase, each phrase has boxes of a positive area, and no bracket is left.
     """
     plain, grounded = _phrases(text.strip(), width, height)
-    all_boxed = all(item.boxes and all(box.area > 0 for box in item.boxes) for item in grounded)
-    return Answer(plain, grounded, bool(grounded) and all_boxed and not re.search(r"[<>{}]", plain))
+    without_boxes = [match["boxes"] is None for match in _PHRASE.finditer(text)]
+    all_boxed = all(
+        absent and bare or item.boxes and all(box.area > 0 for box in item.boxes)
+        for item, bare in zip(grounded, without_boxes, strict=True)
+    )
+    return Answer(plain, grounded, bool(grounded) and all_boxed and _BRACKET.search(plain) is None)
+
+
+def has_box_text(text: str) -> bool:
+    """Whether the text has a box or the beginning of one, with or without a phrase, well formed or not."""
+    return "{" in text
 
 
 def _phrases(text: str, width: int, height: int) -> tuple[str, tuple[GroundedPhrase, ...]]:

@@ -45,6 +45,8 @@ class TurnShape:
     """Some of the answers may be empty. They count in scores, as people's answers do, and are never trained."""
     regions: Literal["none", "one", "some"] = "none"
     """`one`: exactly one region with one box; `some`: at least one region; `none`: no region is needed."""
+    absent: bool = False
+    """A region may have no box: nothing in the image is what its phrase names."""
     spans: bool = False
     """Each region has a span in the first answer, in order and without overlap."""
 
@@ -68,13 +70,13 @@ class TurnShape:
         if self.regions == "some" and not turn.regions:
             return "needs at least one region"
         for region in turn.regions:
-            if problem := _region_problem(region, width or 0, height or 0):
+            if problem := _region_problem(region, width or 0, height or 0, absent=self.absent):
                 return problem
         return _span_problem(turn) if self.spans else None
 
 
-def _region_problem(region: Region, width: int, height: int) -> str | None:
-    if not region.boxes:
+def _region_problem(region: Region, width: int, height: int, *, absent: bool) -> str | None:
+    if not region.boxes and not absent:
         return "a region has no box"
     if not region.phrases or not all(map(str.strip, region.phrases)):
         return "a region has an empty phrase"

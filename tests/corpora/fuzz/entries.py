@@ -1,30 +1,23 @@
-"""Own entries by the thousand, each changed in a way whose right outcome is known: the same sample, or a named error.
-
-`python -m tests.corpora.fuzz_own --cases 5000 --seed 1` (`make fuzz-own`); `test_fuzz_own.py` runs a few of the same.
-The seed and the number of a case make the case, so what a run finds can be run again alone.
-"""
+"""Entries of JSON and JSON lines with one change each, read without a build: tasks and conversations."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import random
-import sys
-import tempfile
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import finish
-from minigptv2.corpora.own_files import OwnEntry, read
+from minigptv2.corpora.formats import OwnEntry, format_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.record import Region, Turn
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
 from minigptv2.tasks import TASKS
+from tests.corpora.fuzz.outcome import Found
 from tests.corpora.miniatures.files import jpeg, put
 
 IMAGES = [f"{n}.jpg" for n in range(5)]
@@ -225,22 +218,12 @@ CHANGES: tuple[Callable[[Case, random.Random], None], ...] = (
 )
 
 
-@dataclass
-class Found:
-    """What the cases showed. `wrong` describes each case with another outcome."""
-
-    wrong: list[str] = field(default_factory=list)
-    by_change: Counter[str] = field(default_factory=Counter)
-    kept: int = 0
-    refused: int = 0
-
-
-def fuzz(cases: int, seed: int, folder: Path) -> Found:
+def fuzz(numbers: Iterable[int], seed: int, folder: Path) -> Found:
     """Each case is one entry with one change, in a file of its own in a random encoding and format."""
     for number, name in enumerate(IMAGES):
         put(folder / name, jpeg(number))
     found = Found()
-    for number in range(cases):
+    for number in numbers:
         rng = random.Random(f"{seed}/{number}")
         case = rng.choice([conversation, conversation, task_entry])(rng)
         change = rng.choice(CHANGES)
@@ -261,7 +244,7 @@ def _problem(case: Case, rng: random.Random, folder: Path) -> str:
     ascii_only = rng.random() < 0.5 or case.turns is None  # half a surrogate pair can only be escaped
     file = folder / f"my{suffix}"
     file.write_bytes(json.dumps(document, ensure_ascii=ascii_only).encode(encoding))
-    (entry,) = read(file, Raw(folder, "my", ""))
+    (entry,) = format_of(file).read(file, Raw(folder, "my", ""))
     if case.turns is None:
         named = entry.problem and entry.name.startswith(("entry 1", "line 1"))
         return "" if entry.draft is None and named else f"accepted, expected an error: {entry.draft or entry.problem}"
@@ -278,20 +261,3 @@ def _difference(case: Case, entry: OwnEntry, folder: Path) -> str:
         return f"turns are {sample.record.turns}, expected {case.turns}"
     pixels = None if case.image is None else (folder / case.image).read_bytes()
     return "" if sample.image == pixels and sample.extension in IMAGE_EXTENSIONS else "another image"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--cases", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = fuzz(args.cases, args.seed, Path(folder))
-    print("\n".join(found.wrong[:20]))
-    print(f"{args.cases} cases: {found.kept} to be kept, {found.refused} to be refused, {len(found.wrong)} wrong")
-    print(", ".join(f"{count} {name}" for name, count in found.by_change.most_common()))
-    return 1 if found.wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
