@@ -1,10 +1,11 @@
 """Measures the speed of building a corpus and of only writing its bytes: `make bench-build` (RECORDS=1000000).
 
 The corpus is synthetic: images of a given size in one large file, as in the tars of img2dataset, and one record with a
-question or a box for each. The build is that of `minigptv2 shards build`: one process makes drafts, and as many
+question or a box for each. The build is that of `minigptv2 shards build --fast`: one process makes drafts, and as many
 processes as cores read images, take sizes from headers, check and render records, and write tars with checksums and
-hashes. Images are not decoded (`--fast`): `decoding` measures what that adds. It is compared with the same processes writing as many bytes in files of the same size: plainly, with pages
-freed as the build frees them, and with all work of a build except records. Peak memory is that of the largest process.
+hashes. `decoding` measures what decoding the images adds. The build is compared with the same processes writing as many
+bytes in files of the same size: plainly, with pages freed as the build frees them, and with all work of a build except
+records. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
