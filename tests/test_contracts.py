@@ -20,8 +20,19 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "src" / "minigptv2"
 
 LAYERS = [
-    {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped"},
-    {"config", "config_values", "record", "tokenizer", "draw", "run_folder"},
+    {
+        "errors",
+        "files",
+        "foreign_files",
+        "secrets",
+        "secret_forms",
+        "terminal_text",
+        "text_files",
+        "boxes",
+        "batch",
+        "shipped",
+    },
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "draw", "run_folder"},
     {"tasks", "cluster", "tracking"},
     {"prompt"},
     {"shards", "model", "engine"},
@@ -34,8 +45,19 @@ LAYERS = [
 ]
 """From the lowest layer up. A module imports from its own package and from lower layers only."""
 SAME_LAYER = (
-    {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped"},
-    {"config", "config_values", "record", "tokenizer", "draw", "run_folder"},
+    {
+        "errors",
+        "files",
+        "foreign_files",
+        "secrets",
+        "secret_forms",
+        "terminal_text",
+        "text_files",
+        "boxes",
+        "batch",
+        "shipped",
+    },
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "draw", "run_folder"},
     {"cli", "api", "__main__"},
 )
 """Layers of single modules, which may import each other. Packages of one layer never do."""

@@ -384,9 +384,10 @@ def _corpora(folders: list[Path]) -> list[Path]:
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
     from minigptv2.shards.dropped import summarize
     from minigptv2.shards.tar_samples import at_least
+    from minigptv2.text_files import write_text
 
     if report is not None:
-        report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))
+        write_text(report, "".join(f"{fault.to_json()}\n" for fault in faults))
     for fault in faults if report is None else faults[:_SHOWN_FAULTS]:
         print(fault, file=sys.stderr)
     if len(faults) > 1:

@@ -27,6 +27,7 @@ from minigptv2.cluster.processes import host_name, is_running, machine, started_
 from minigptv2.errors import ConfigError, ExitCode
 from minigptv2.files import write_atomically
 from minigptv2.run_folder import RunFolder
+from minigptv2.text_files import json_text
 
 BEAT_S = 5.0
 """Seconds between heartbeats."""
@@ -222,7 +223,7 @@ def _newest(folder: Path) -> _Entry:
 
 
 def _text(owner: Owner, *, released: bool = False) -> bytes:
-    return json.dumps(asdict(owner) | {"released": released}, indent=1).encode()
+    return json_text(asdict(owner) | {"released": released}).encode()
 
 
 def _create(file: Path, owner: Owner) -> bool:

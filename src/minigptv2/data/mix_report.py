@@ -24,6 +24,7 @@ from minigptv2.prompt import PromptEncoder
 from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote
+from minigptv2.text_files import write_text
 
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#bab0ac")
@@ -245,7 +246,7 @@ def save_chart(mixed: Mix, file: Path, title: str) -> None:
     """
     if file.suffix == ".html":
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_page(mixed, title))
+        write_text(file, _page(mixed, title))
     elif file.suffix == ".png":
         file.parent.mkdir(parents=True, exist_ok=True)
         _draw(mixed, file, title)

@@ -22,7 +22,7 @@ from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact_all
+from minigptv2.text_files import write_json
 
 BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -100,7 +100,7 @@ def _write(
         for key, value in batch.inputs_on(torch.device("cpu")).items()
     }
     save_file(tensors, str(folder / f"rank{rank}.safetensors"))
-    (folder / f"rank{rank}.json").write_text(json.dumps(redact_all({"samples": samples, "suspects": report.suspects})))
+    write_json(folder / f"rank{rank}.json", {"samples": samples, "suspects": report.suspects})
     if distributed.is_main():
         save_file(weights, str(folder / WEIGHTS_FILE))
         if RunFolder(run).config.is_file():
@@ -115,7 +115,7 @@ def _write(
             "supervised": report.supervised,
             "weight": report.weight,
         }
-        (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
+        write_json(folder / BUNDLE_FILE, about)
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -25,6 +25,7 @@ from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
 from minigptv2.run_folder import RunFolder, checkpoint_step
+from minigptv2.text_files import json_text
 
 FORMAT = 2
 WEIGHTS = "weights"
@@ -83,7 +84,7 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
     """
     folder = RunFolder(run).checkpoint(state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    document = json.dumps(state.as_json(), indent=1).encode()
+    document = json_text(state.as_json()).encode()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from minigptv2.config import Resume, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import disguise_of, finish_file, sha256_of, sync_folder, write_atomically
+from minigptv2.files import disguise_of, finish_file, sha256_of, sync_folder
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors
+from minigptv2.text_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
@@ -183,7 +184,7 @@ def save_export(
             "tokenizer_sha256": content.tokenizer.sha256,
             "lineage": [entry.as_json() for entry in content.lineage],
         }
-        write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
+        write_json(temporary / FOLDER_CONFIG, document)
     return load_info(folder)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import HashedFile, close_and_remove, sync_folder, write_atomically
+from minigptv2.files import HashedFile, close_and_remove, sync_folder
 from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
@@ -32,6 +32,7 @@ from minigptv2.shards.image_header import MAX_PIXELS, TooLarge
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
 from minigptv2.shards.passed_over import Named
 from minigptv2.tasks import validate
+from minigptv2.text_files import write_json
 
 RECORD_EXTENSION = "json"
 BUILD_FOLDER = ".building"
@@ -145,7 +146,7 @@ def write_or_reuse(job: ShardJob) -> FinishedShard:
         ):
             return finished
     finished = _write(job, digest)
-    write_atomically(entry, json.dumps(asdict(finished)).encode())
+    write_json(entry, asdict(finished))
     sync_folder(entry.parent)
     return finished
 
