@@ -64,7 +64,8 @@ setup(
         "ninja>=1.11",
     ],
     extras_require={
-        "gpu": ["flash-attn>=2.8", "liger-kernel>=0.8"],
+        "gpu": ["liger-kernel>=0.8"],
+        "flash": ["flash-attn>=2.8"],
         "serve": ["gradio>=6.20", "fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
         "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],

@@ -31,10 +31,11 @@ LAYERS = [
         "boxes",
         "batch",
         "shipped",
+        "damaged_text",
     },
-    {"config", "config_values", "config_interpolation", "record", "tokenizer", "draw", "run_folder"},
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
     {"tasks", "cluster", "tracking"},
-    {"prompt"},
+    {"prompt", "typed_marks"},
     {"shards", "model", "engine"},
     {"data", "corpora", "predict", "convert"},
     {"heldout", "serve"},
@@ -56,13 +57,16 @@ SAME_LAYER = (
         "boxes",
         "batch",
         "shipped",
+        "damaged_text",
     },
-    {"config", "config_values", "config_interpolation", "record", "tokenizer", "draw", "run_folder"},
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
+    {"prompt", "typed_marks"},
     {"cli", "api", "__main__"},
 )
 """Layers of single modules, which may import each other. Packages of one layer never do."""
 TASK_NAMES_OF_OTHER_THINGS = (
-    "corpora.own_files",  # the columns of a table
+    "corpora.formats.coco_captions",  # the keys of an annotation
+    "corpora.formats.csv_captions",  # the columns of a table
     "corpora.sources.toy",  # the names of its corpora
 )
 IDENTIFIERS = {task.identifier: type(task).__module__ for task in TASKS.values() if task.identifier}

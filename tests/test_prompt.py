@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from random import Random
 
 import numpy as np
@@ -156,6 +157,17 @@ def test_text_never_becomes_a_sentence_mark(tokenizer: Tokenizer) -> None:
 )
 def test_the_small_tokenizer_returns_what_it_was_given(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("letters", ["a", "7 ", "\N{GRINNING FACE}", "a long word "])
+def test_long_texts_are_not_kept_in_memory(tokenizer: Tokenizer, letters: str) -> None:
+    tokenizer.encode("warm up")
+    tracemalloc.start()
+    for number in range(20):
+        assert len(tokenizer.encode(f"{number} {letters * 500}")) > 100
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 20_000
 
 
 def test_digits_are_single_pieces(tokenizer: Tokenizer) -> None:

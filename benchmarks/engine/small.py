@@ -13,12 +13,12 @@ import torch
 from minigptv2.batch import IGNORE, MicroBatch
 from minigptv2.cluster import distributed
 from minigptv2.data.collate import collate
-from minigptv2.engine.config import TrainConfig, resolve_deepspeed_config
+from minigptv2.engine.config import TrainConfig, compute_dtype, resolve_deepspeed_config
 from minigptv2.engine.trainer import Trainer
 from minigptv2.engine.zero import assign, shape_of, zero_backend
 from minigptv2.model.backbones import LanguageModelSpec, Sizes, VisionEncoderSpec
 from minigptv2.model.bases import fill_weights
-from minigptv2.model.build import build_model
+from minigptv2.model.build import CPU, build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.costs import ModelCosts
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -84,7 +84,14 @@ def make_trainer(
             warmup_steps=2,
         )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(config, pieces_of(sizes), zero_backend(resolved).construction(), sizes=sizes)
+    model = build_model(
+        config,
+        pieces_of(sizes),
+        zero_backend(resolved).construction(),
+        sizes=sizes,
+        device=device,
+        dtype=getattr(torch, compute_dtype(resolved)),
+    )
     model.recompute(recompute)
     fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)
@@ -110,10 +117,12 @@ def pack(
     return collate(examples, pixels, vision.image_size)
 
 
-def plain_model(config: ModelConfig, *, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32) -> MiniGPTv2:
-    """Return the same model without DeepSpeed."""
-    model = build_model(config, pieces_of(sizes), sizes=sizes)
+def plain_model(
+    config: ModelConfig, *, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> MiniGPTv2:
+    """Return the same model without DeepSpeed, in `dtype` on `device`."""
+    model = build_model(config, pieces_of(sizes), sizes=sizes, device=device, dtype=dtype)
     fill_weights(model, [], None, assign, seed=0)
-    model.to(dtype)
+    model.to(device, dtype)
     model.restore_float32_buffers()
     return model

@@ -87,7 +87,13 @@ def make_model(setting: Setting, config: ModelConfig) -> MiniGPTv2:
     torch.set_default_dtype(setting.dtype)
     try:
         with torch.device(setting.device):
-            model = build_model(config, setting.sizes.language_model.vocab_size or 100, sizes=setting.sizes)
+            model = build_model(
+                config,
+                setting.sizes.language_model.vocab_size or 100,
+                sizes=setting.sizes,
+                device=setting.device,
+                dtype=setting.dtype,
+            )
     finally:
         torch.set_default_dtype(before)
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 
 LENGTHS = [60, 31, 120, 47]
-BACKENDS = ("packed_sdpa", "packed_flex", "flash_attention_2")
+BACKENDS = ("packed_sdpa", "packed_varlen", "packed_flex", "flash_attention_2")
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -32,16 +32,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for backend in BACKENDS:
         for dtype in (torch.float32, torch.bfloat16):
-            if backend.startswith("flash") and dtype == torch.float32 or backend == "packed_flex" and setting.tiny:
-                continue
             try:
-                choose_attention(backend)
+                choose_attention(backend, setting.device, dtype)
             except ConfigError as error:
                 rows.append({"attention": backend, "type": str(dtype), "note": str(error)})
                 continue
             config = small.model_config(r=4)
             config.attention = backend
-            model = small.plain_model(config, sizes=small.SIZES, dtype=dtype).to(setting.device)
+            model = small.plain_model(config, sizes=small.SIZES, dtype=dtype, device=setting.device)
             ours = _gradients(model, pack)
             rows.append(
                 {

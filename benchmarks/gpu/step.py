@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         "A training step on one GPU",
         rows,
         [
-            f"limit: {rates.matmul / 1e12:.0f} TFLOP/s measured; kernels {choose_kernels('auto')}",
+            f"limit: {rates.matmul / 1e12:.0f} TFLOP/s measured; kernels {choose_kernels('auto', setting.device)}",
             "goals: >= 55 samples/s, >= 1.6 x the first baseline, >= 1.3 x the second,"
             " <= 74 GiB at 16k, <= 32 GiB at 4k",
         ],

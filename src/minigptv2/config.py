@@ -31,6 +31,7 @@ __all__ = [
     "MISSING",
     "Loaded",
     "Resume",
+    "config_of_plain",
     "fields_with",
     "flat_values",
     "load_config",
@@ -154,6 +155,29 @@ def _reads_environment(schema: type, key: str) -> bool:
         return bool(found and found.metadata.get("environment"))
     hint = get_type_hints(schema)[name]
     return _is_dataclass_type(hint) and _reads_environment(hint, rest)
+
+
+def config_of_plain(schema: type[T], values: dict[str, Any]) -> T:
+    """An object of the dataclass `schema` from plain values of a foreign file. Nothing in them is resolved.
+
+    Raises `ConfigError` for an interpolation, an unknown key and a value of another type.
+    """
+    if any("${" in str(leaf) for leaf in _leaves(values)):
+        raise ConfigError("an interpolation ${...} where a value is expected")
+    with _as_config_error("config"):
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))  # type: ignore[return-value]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The texts, numbers and keys in nested containers."""
+    if isinstance(value, dict):
+        yield from value
+        value = value.values()
+    elif not isinstance(value, list):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
 
 
 def flat_values(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

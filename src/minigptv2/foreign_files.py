@@ -1,4 +1,4 @@
-"""Opens and parses files from untrusted sources: checkpoints, exports, tokenizers, corpora. Knows no file formats.
+"""Opens and parses files from untrusted sources: checkpoints, exports, tokenizers, corpora.
 
 A file is opened once, and everything that is checked or read comes from that open file. A FIFO, a device or a socket is
 never opened. A file of a foreign folder lies in that folder: a link out of it is refused, because the file behind it
@@ -12,13 +12,17 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from minigptv2.errors import MiniGPTv2Error
+from minigptv2.files import disguise_in
 
 MAX_JSON_BYTES = 8 << 20
 """Largest JSON file of a folder. Parsing takes at most 25 times as much memory."""
+_MAX_HEADER_BYTES = 16 << 20
+"""Largest header of a safetensors file. That of a model with 1,000 tensors has about 0.1 MiB."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -26,10 +30,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+_NUMBER_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_regular(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None = None) -> BinaryIO:
+def open_regular(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None = None) -> BufferedReader:
     """The regular file `file`, open for reading. With `folder`, it has to lie in that folder (see the module).
 
     Raises `error` if it is missing, cannot be read, is no regular file, or lies elsewhere.
@@ -42,7 +47,7 @@ def open_regular(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None
         descriptor = os.open(place, _FLAGS)
     except (OSError, ValueError) as reason:  # ValueError: a NUL in the name
         text = reason.strerror if isinstance(reason, OSError) else reason
-        raise error(f"{file}: cannot be opened: {text}") from reason
+        raise error(f"{file}: cannot be read: {text}") from reason
     try:
         _check_kind(file, os.fstat(descriptor).st_mode, error)
         return open(descriptor, "rb")
@@ -97,10 +102,49 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("the values are nested too deeply") from None
 
 
-def read_json(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None = None) -> Any:
-    """The value of a small JSON file. Raises `error` if `open_regular` does, if it is large, and if it is not JSON."""
-    data = read_regular(file, error, limit=MAX_JSON_BYTES, folder=folder)
+def read_json(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None = None, kind: str = "JSON") -> Any:
+    """The value of a small JSON file, which should be `kind`.
+
+    Raises `error` if `open_regular` does, for a large file, for a web page or the like, and for text that is not JSON.
+    """
+    with open_regular(file, error, folder=folder) as stream:
+        if disguise := disguise_in(stream, binary=False):
+            raise error(f"{file} is {disguise}; expected {kind}")
+        data = read_bounded(stream, file, error, limit=MAX_JSON_BYTES)
     try:
         return parse_json(data)
     except ValueError as reason:
         raise error(f"{file}: not valid JSON: {reason}") from reason
+
+
+def open_safetensors(file: Path, error: type[MiniGPTv2Error], *, folder: Path | None = None) -> Any:
+    """The handle of `safetensors.safe_open`, with tensors of torch, for a file that `open_regular` opens.
+
+    Raises `error` as `safetensors_in` does.
+    """
+    with open_regular(file, error, folder=folder) as stream:
+        return safetensors_in(stream, file, error)
+
+
+def safetensors_in(stream: BinaryIO, file: Path, error: type[MiniGPTv2Error]) -> Any:
+    """The handle of `safetensors.safe_open` for an open file. It stays valid when the stream is closed.
+
+    Raises `error` for a file of another kind, a damaged one, and a number type that torch does not have.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    stream.seek(0)
+    if disguise := disguise_in(stream, binary=True):
+        raise error(f"{file} is {disguise}; expected a safetensors file")
+    header = int.from_bytes(stream.read(8), "little")
+    if header > _MAX_HEADER_BYTES:
+        raise error(f"{file}: not a valid safetensors file: a header of {header:,} bytes")
+    try:
+        handle = safe_open(path_of_open(stream), framework="pt")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as reason:
+        raise error(f"{file}: not a valid safetensors file: {reason}") from reason
+    for name in handle.keys():  # noqa: SIM118  # not a dictionary
+        kind = handle.get_slice(name).get_dtype()
+        if kind not in _NUMBER_TYPES:
+            raise error(f"{file}: {name} is of type {kind}; expected one of {', '.join(_NUMBER_TYPES)}")
+    return handle

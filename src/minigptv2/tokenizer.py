@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import disguise_of
+from minigptv2.files import disguise_in
+from minigptv2.foreign_files import open_regular, parse_json, read_bounded
+from minigptv2.tokenizer_json import MAX_BYTES, checked_tokenizer
 
 SENTENCE_MARKS = (("<s>", "</s>"), ("<|im_start|>", "<|im_end|>"))
 """Begin and end marks in a `tokenizer.json`, by family: LLaMA-2, SmolLM2. The first pair that exists is used."""
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+CACHED_TEXTS = 10_000
+"""The number of texts whose token ids are kept."""
+CACHED_LENGTH = 100
+"""The longest text whose token ids are kept, in characters. A character takes up to 40 bytes (4 in the text, 36 for an
+id), so the cache of `CACHED_TEXTS` takes up to 40 MB. Longer texts hardly repeat."""
 
 
 class _Backend(Protocol):
@@ -31,18 +39,25 @@ class _Backend(Protocol):
 class Tokenizer:
     """Encodes and decodes text. Has the ids of `<s>` and `</s>`, the vocabulary size and the SHA-256 of the file."""
 
-    def __init__(self, backend: _Backend, *, bos_id: int, eos_id: int, vocab_size: int, path: Path) -> None:
+    def __init__(
+        self, backend: _Backend, *, bos_id: int, eos_id: int, vocab_size: int, path: Path, data: bytes
+    ) -> None:
         self._backend = backend
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.vocab_size = vocab_size
         self.path = path
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self._encode_cached = lru_cache(maxsize=50_000)(lambda text: tuple(backend.encode(text)))
+        self.data = data
+        """The content of the file, as it was read."""
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self._encode_cached = lru_cache(maxsize=CACHED_TEXTS)(self._encode)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of `text`, with the leading space that SentencePiece adds, without `<s>` and `</s>`."""
-        return self._encode_cached(text)
+        return self._encode_cached(text) if len(text) <= CACHED_LENGTH else self._encode(text)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids` up to the first `</s>`, without sentence marks."""
@@ -60,7 +75,7 @@ class Tokenizer:
 
     def differences_from(self, other: Tokenizer) -> str | None:
         """How this tokenizer differs from `other`, with both hashes. None if their files have the same content."""
-        if self.sha256 == other.sha256 or _content(self.path) == _content(other.path):
+        if self.sha256 == other.sha256 or self._content() == other._content():
             return None
         size = max(self.vocab_size, other.vocab_size)
         first = next((n for n in range(size) if self.piece(n) != other.piece(n)), None)
@@ -71,11 +86,9 @@ class Tokenizer:
             f"{hashes}; the first id that differs is {first}: {self.piece(first)!r} instead of {other.piece(first)!r}"
         )
 
-
-def _content(file: Path) -> Any:
-    """What a tokenizer file says: the parsed JSON, whose layout does not matter, or the bytes."""
-    data = file.read_bytes()
-    return json.loads(data) if file.suffix == ".json" else data
+    def _content(self) -> Any:
+        """What the file says: the parsed JSON, whose layout does not matter, or the bytes."""
+        return parse_json(self.data) if self.path.suffix == ".json" else self.data
 
 
 class CharacterTokenizer(Tokenizer):
@@ -84,8 +97,8 @@ class CharacterTokenizer(Tokenizer):
     def __init__(self) -> None:
         self._backend = _Characters()
         self.bos_id, self.eos_id, self.vocab_size = 0, 1, 2 + 0x110000
-        self.path, self.sha256 = Path(), ""
-        self._encode_cached = lambda text: tuple(self._backend.encode(text))  # type: ignore[assignment]
+        self.path, self.data, self.sha256 = Path(), b"", ""
+        self._encode_cached = lru_cache(maxsize=CACHED_TEXTS)(self._encode)
 
 
 class _Characters:
@@ -114,17 +127,31 @@ class _SentencePiece:
 
 
 class _HuggingFace:
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, file: Path) -> None:
         self._tokenizer = tokenizer
+        self._file = file
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _as_checkpoint_error(self._file):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        with _as_checkpoint_error(self._file):
+            return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def piece(self, number: int) -> str | None:
         return self._tokenizer.id_to_token(number)
+
+
+@contextmanager
+def _as_checkpoint_error(file: Path) -> Iterator[None]:
+    """Raise errors of the `tokenizers` library as `CheckpointError`. A panic of its Rust code is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(f"{file}: not a valid tokenizer: {error}") from error
+        raise
 
 
 def find_tokenizer_file(path: str | Path) -> Path:
@@ -144,42 +171,61 @@ def find_tokenizer_file(path: str | Path) -> Path:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer at `path`: a `tokenizer.model`, a `tokenizer.json`, or a folder with one of them.
 
-    Raises `CheckpointError` for a damaged file and `ConfigError` for one without known sentence marks.
+    The file is read once, and a file of a folder has to lie in it (`foreign_files`). Raises `CheckpointError` for a
+    damaged file and `ConfigError` for one without known sentence marks.
     """
     file = find_tokenizer_file(path)
-    if disguise := disguise_of(file, binary=file.suffix == ".model"):
-        raise CheckpointError(f"{file} is {disguise}; expected a tokenizer")
-    if file.suffix == ".model":
-        from sentencepiece import SentencePieceProcessor
+    folder = None if file == Path(path) else Path(path)
+    with open_regular(file, CheckpointError, folder=folder) as stream:
+        if disguise := disguise_in(stream, binary=file.suffix == ".model"):
+            raise CheckpointError(f"{file} is {disguise}; expected a tokenizer")
+        data = read_bounded(stream, file, CheckpointError, limit=MAX_BYTES)
+    return _load_sentencepiece(file, data) if file.suffix == ".model" else _load_json(file, data)
 
-        try:
-            processor = SentencePieceProcessor(model_file=str(file))
-        except (RuntimeError, OSError) as error:
-            raise CheckpointError(f"{file}: not a valid SentencePiece model") from error
-        return Tokenizer(
-            _SentencePiece(processor),
-            bos_id=processor.bos_id(),
-            eos_id=processor.eos_id(),
-            vocab_size=processor.vocab_size(),
-            path=file,
-        )
+
+def _load_sentencepiece(file: Path, data: bytes) -> Tokenizer:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor = SentencePieceProcessor(model_proto=data)
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{file}: not a valid SentencePiece model") from error
+    if processor.bos_id() < 0 or processor.eos_id() < 0:
+        raise ConfigError(f"{file} has no marks for the begin and the end of a sentence")
+    return Tokenizer(
+        _SentencePiece(processor),
+        bos_id=processor.bos_id(),
+        eos_id=processor.eos_id(),
+        vocab_size=processor.vocab_size(),
+        path=file,
+        data=data,
+    )
+
+
+def _load_json(file: Path, data: bytes) -> Tokenizer:
     from tokenizers import Tokenizer as HuggingFaceTokenizer
 
     try:
-        tokenizer = HuggingFaceTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises only this type
+        document = checked_tokenizer(data)
+    except ValueError as error:
         raise CheckpointError(f"{file}: not a valid tokenizer: {error}") from error
+    with _as_checkpoint_error(file):
+        tokenizer = HuggingFaceTokenizer.from_str(json.dumps(document))
     marks = [(tokenizer.token_to_id(begin), tokenizer.token_to_id(end)) for begin, end in SENTENCE_MARKS]
     bos_id, eos_id = next((pair for pair in marks if None not in pair), (None, None))
     if bos_id is None or eos_id is None:
         known = " or ".join(" and ".join(pair) for pair in SENTENCE_MARKS)
         raise ConfigError(f"{file} has no known sentence marks; expected {known}")
     # Added tokens are matched in any text before tokenization, so '</s>' in a caption would become the end token.
-    document = json.loads(file.read_bytes())
-    document["added_tokens"] = []
-    tokenizer = HuggingFaceTokenizer.from_str(json.dumps(document))
+    with _as_checkpoint_error(file):
+        tokenizer = HuggingFaceTokenizer.from_str(json.dumps({**document, "added_tokens": []}))
     return Tokenizer(
-        _HuggingFace(tokenizer), bos_id=bos_id, eos_id=eos_id, vocab_size=tokenizer.get_vocab_size(), path=file
+        _HuggingFace(tokenizer, file),
+        bos_id=bos_id,
+        eos_id=eos_id,
+        vocab_size=tokenizer.get_vocab_size(),
+        path=file,
+        data=data,
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import os
 
-from minigptv2.cluster.distributed import gpu_of
+import pytest
+import torch
+
+from minigptv2.cluster.distributed import choose_device, gpu_of
 from minigptv2.cluster.rendezvous import expand_hosts, rank_environment
 from minigptv2.errors import ConfigError
 
@@ -75,3 +78,20 @@ def test_a_rank_takes_its_own_gpu_or_the_only_one_it_is_shown(monkeypatch: pytes
         gpu_of(1, 1)
     monkeypatch.setenv("SLURM_LOCALID", "1")
     assert gpu_of(1, 1) == 0
+
+
+@pytest.mark.parametrize(("visible", "local", "gpu"), [(1, 3, 0), (1, 0, 0), (4, 3, 3)])
+def test_local_rank_is_the_number_of_the_gpu_that_srun_shows(
+    monkeypatch: pytest.MonkeyPatch, visible: int, local: int, gpu: int
+) -> None:
+    """Under `srun --gpus-per-task=1` every rank sees one GPU. DeepSpeed opens `cuda:$LOCAL_RANK`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name, value in (TASK | {"SLURM_LOCALID": str(local), "DS_ACCELERATOR": "cuda"}).items():
+        monkeypatch.setenv(name, value)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert choose_device() == torch.device("cuda", gpu) == chosen[0]
+    assert os.environ["LOCAL_RANK"] == str(gpu)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from minigptv2.cli import main
 from minigptv2.errors import CheckpointError
 from minigptv2.model.config import LoraConfig, ModelConfig
-from minigptv2.model.export import WEIGHTS_FILE, check_weights_file, load_info
+from minigptv2.model.export import WEIGHTS_FILE, load_info, open_weights
 from minigptv2.model.weights import check_finite
 from minigptv2.tokenizer import Tokenizer
 from tests.conftest import REFERENCE
@@ -247,6 +247,6 @@ def test_the_tokenizer_of_an_export_may_not_be_replaced(
     (a, first), (b, second) = list(vocabulary.items())[300:302]
     vocabulary |= {a: second, b: first}
     (folder / "tokenizer.json").write_text(json.dumps(document))
-    check_weights_file(load_info(folder))
+    open_weights(load_info(folder))
     assert main(["convert", "merge", str(folder), "--output", str(tmp_path / "out")]) == 4
     assert "the export was made with another tokenizer" in capsys.readouterr().err

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from minigptv2.cli import main as cli
-from minigptv2.corpora.typed_marks import answer_text, image_paths, query_text, without_image_marks
 from minigptv2.errors import DataError
 from minigptv2.shards.dropped import read_report
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tasks import TASKS, render_turn
+from minigptv2.typed_marks import answer_text, image_paths, query_text, without_image_marks
 from tests.corpora.miniatures.files import jpeg, put
 from tests.corpora.own_data import HERE
 

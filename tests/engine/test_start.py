@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_packing_check_stops_a_run_whose_attention_leaks(monkeypatch: pytest
 
         @staticmethod
         def of(position_ids: torch.Tensor) -> object:
-            return type("Empty", (), {"kwargs": staticmethod(dict)})()
+            return SimpleNamespace(kwargs=dict, shares_images=False)
 
     monkeypatch.setattr(model_module, "PackLayout", Leaky)
     with pytest.raises(LeakError, match=r"changed by [1-9].* with neighbors \(must be 0\)"):

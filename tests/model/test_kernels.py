@@ -9,6 +9,9 @@ import torch
 
 from minigptv2.config import Resume, fields_with
 from minigptv2.errors import ConfigError
+from minigptv2.model import attention, kernels
+from minigptv2.model.attention import choose_attention
+from minigptv2.model.build import CPU
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import ExportContent, load_info, save_export
 from minigptv2.model.kernels import choose_kernels, compile_blocks
@@ -16,15 +19,37 @@ from minigptv2.run_config import check_run_config, load_run_config
 from tests.conftest import REPOSITORY, World
 from tests.model.tiny import ALL_PARTS, tiny_config, tiny_model
 
+CUDA = torch.device("cuda")
+
 
 def test_kernels_that_cannot_run_here_are_refused() -> None:
-    assert choose_kernels("torch") == "torch"
-    assert choose_kernels("auto") == ("liger" if torch.cuda.is_available() else "torch")
+    assert choose_kernels("torch", CPU) == choose_kernels("auto", CPU) == "torch"
     with pytest.raises(ConfigError, match="is not one of auto, torch, liger"):
-        choose_kernels("magic")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r"needs CUDA and liger-kernel: pip install 'minigptv2\[gpu\]'"):
-            choose_kernels("liger")
+        choose_kernels("magic", CPU)
+    with pytest.raises(ConfigError, match=r"needs CUDA and liger-kernel: pip install 'minigptv2\[gpu\]'"):
+        choose_kernels("liger", CPU)
+
+
+@pytest.mark.parametrize("flash_attn", [True, False])
+def test_kernels_are_chosen_by_where_the_model_computes(monkeypatch: pytest.MonkeyPatch, flash_attn: bool) -> None:
+    """A machine with a GPU also runs models on the CPU (`make demo`) and in float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: name)
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: flash_attn)
+    assert choose_kernels("auto", CPU) == "torch" and choose_kernels("auto", CUDA) == "liger"
+    assert choose_attention("auto", CPU, torch.bfloat16) == choose_attention("auto", CUDA, torch.float32)
+    assert choose_attention("auto", CUDA, torch.float32) == "packed_sdpa"
+    assert {choose_attention("auto", CUDA, half) for half in (torch.bfloat16, torch.float16)} == {"packed_varlen"}
+    for name in ("flash_attention_2", "packed_varlen"):
+        with pytest.raises(ConfigError, match="needs CUDA and bf16 or fp16.*float32 on cuda"):
+            choose_attention(name, CUDA, torch.float32)
+        with pytest.raises(ConfigError, match="needs CUDA and bf16 or fp16.*bfloat16 on cpu"):
+            choose_attention(name, CPU, torch.bfloat16)
+    if flash_attn:
+        assert choose_attention("flash_attention_2", CUDA, torch.bfloat16) == "flash_attention_2"
+    else:
+        with pytest.raises(ConfigError, match=r"pip install 'minigptv2\[flash\]'"):
+            choose_attention("flash_attention_2", CUDA, torch.bfloat16)
 
 
 def test_an_export_of_a_large_machine_loads_on_a_small_one(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from minigptv2.batch import BATCH_KEYS, IGNORE, OPTIONAL_BATCH_KEYS, Batch, StepOutput
 from minigptv2.data.collate import collate
 from minigptv2.errors import CheckpointError
-from minigptv2.model.attention import PACKED, PackLayout, choose_attention
+from minigptv2.model.attention import PACKED, choose_attention
 from minigptv2.model.backbones import (
     LANGUAGE_MODELS,
     LanguageModelSpec,
@@ -20,9 +20,10 @@ from minigptv2.model.backbones import (
     language_spec,
     tokens_per_image,
 )
-from minigptv2.model.build import build_model
+from minigptv2.model.build import CPU, build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.model.pack_layout import PackLayout
 from minigptv2.model.weights import named_canonical, part_of
 from minigptv2.prompt import Example, PromptEncoder
 from minigptv2.tasks import TASKS
@@ -155,12 +156,13 @@ def test_a_neighbor_changes_a_sample_by_exactly_zero(attention: str, another_len
 
 def test_samples_of_different_lengths_share_no_padded_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import minigptv2.model.attention as attention
+    import minigptv2.model.pack_layout as pack_layout
 
     lengths = [50, 9, 30, 11, 12, 9, 40, 1]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     q, k, v = (torch.randn(1, heads, sum(lengths), 8) for heads in (6, 2, 2))
     together = PackLayout.of(positions)
-    monkeypatch.setattr(attention, "WORTH_SPLITTING", 0)
+    monkeypatch.setattr(pack_layout, "WORTH_SPLITTING", 0)
     apart = PackLayout.of(positions)
     assert together.batches == ((8, 50),) and apart.batches == ((2, 50), (1, 30), (4, 12), (1, 1))
     module = torch.nn.Module()
@@ -264,10 +266,10 @@ def test_forward_takes_the_keys_of_a_batch_and_returns_those_of_a_step_output() 
 def test_attention_that_cannot_run_here_is_refused() -> None:
     from minigptv2.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="flash-attn"):
-        choose_attention("flash_attention_2")
+    with pytest.raises(ConfigError, match="needs CUDA and bf16 or fp16"):
+        choose_attention("flash_attention_2", CPU, torch.bfloat16)
     with pytest.raises(ConfigError, match="not one of"):
-        choose_attention("magic")
+        choose_attention("magic", CPU, torch.float32)
 
 
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="needs the published code's outputs beside the repository")

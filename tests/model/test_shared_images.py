@@ -1,20 +1,39 @@
 """Tests question-answer pairs that share an image's tokens: each has the loss and gradient that it has alone."""
 
+import inspect
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn as VARLEN_ATTN
 
 from minigptv2.batch import IGNORE
 from minigptv2.data.collate import collate
 from minigptv2.errors import ConfigError
-from minigptv2.model.attention import PACKED, PackLayout, check_layout, packed_dense, packed_flex, packed_sdpa
+from minigptv2.model import attention as attention_module
+from minigptv2.model.attention import (
+    CAUSAL,
+    PACKED,
+    check_shared_images,
+    packed_dense,
+    packed_flex,
+    packed_sdpa,
+    packed_varlen,
+)
+from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.model.pack_layout import PackLayout
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, share_image
+from minigptv2.run_config import RunConfig
+from minigptv2.train import stage
+from tests.model.conftest import varlen_attn_stand_in
 from tests.model.tiny import ALL_PARTS, VOCABULARY, random_examples, tiny_model
 
-RUNS_HERE = ("packed_sdpa", "packed_dense")
-"""Attention over packs that trains on a CPU; `packed_flex` has no backward pass there, flash-attn needs CUDA."""
+RUNS_HERE = ("packed_sdpa", "packed_varlen", "packed_dense")
+"""Attention over packs that trains on a CPU, `packed_varlen` with a stand-in for its kernel. `packed_flex` has no
+backward pass there, and flash-attn needs CUDA."""
 Images = list[np.ndarray]
 
 
@@ -103,7 +122,25 @@ def test_all_attentions_over_packs_agree(seed: int) -> None:
     outputs = [f(torch.nn.Module(), q, k, v, None, pack_layout=layout)[0] for f in PACKED.values()]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=1e-5, rtol=1e-5)
-    assert list(PACKED.values()) == [packed_sdpa, packed_flex, packed_dense]
+    assert list(PACKED.values()) == [packed_sdpa, packed_varlen, packed_flex, packed_dense]
+
+
+def test_a_run_with_shared_images_stops_before_anything_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`flash_attention_2` in the config, on a GPU with flash-attn, where it would fail in the first batch."""
+    monkeypatch.setattr(attention_module, "is_flash_attn_2_available", lambda: True)
+    config = RunConfig(model=ModelConfig(attention="flash_attention_2"))
+    where = (torch.device("cuda"), {"bf16": {"enabled": True}})
+    with pytest.raises(ConfigError, match="share_images of the recipe is not supported"):
+        stage._check_attention(config, SimpleNamespace(shares_images=True), *where)  # type: ignore[arg-type]
+    stage._check_attention(config, SimpleNamespace(shares_images=False), *where)  # type: ignore[arg-type]
+    config.model.attention = "auto"
+    stage._check_attention(config, SimpleNamespace(shares_images=True), *where)  # type: ignore[arg-type]
+
+
+def test_torch_takes_the_arguments_with_which_its_kernel_is_called() -> None:
+    """The stand-in has the signature of torch 2.11. Later versions add arguments."""
+    for kernel in (VARLEN_ATTN, varlen_attn_stand_in):
+        inspect.signature(kernel).bind(*7 * [None], scale=None, window_size=CAUSAL)
 
 
 def test_position_ids_alone_define_the_attention() -> None:
@@ -115,9 +152,10 @@ def test_position_ids_alone_define_the_attention() -> None:
 
 
 def test_flash_attention_refuses_shared_images() -> None:
-    with pytest.raises(ConfigError, match="model.attention=packed_sdpa or packed_flex"):
-        check_layout("flash_attention_2", PackLayout.of(torch.tensor([[0, 1, 1]])))
-    check_layout("flash_attention_2", PackLayout.of(torch.tensor([[0, 1, 2, 0]])))
+    with pytest.raises(ConfigError, match="Set model.attention to auto, packed_sdpa or packed_flex"):
+        check_shared_images("flash_attention_2")
+    for attention in PACKED:
+        check_shared_images(attention)
 
 
 def test_pairs_of_different_images_or_with_supervised_prompts_cannot_share() -> None:

@@ -11,12 +11,15 @@ import pytest
 
 from minigptv2.cli import main as cli
 from minigptv2.engine.config import load_deepspeed_config
+from minigptv2.errors import ConfigError
 from minigptv2.model.backbones import Sizes, language_spec, vision_spec
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import ModelCosts
 from minigptv2.planner.hardware import GIB, describe
 from minigptv2.planner.step_time import Samples, layers_to_recompute, option, options, recommended
 from minigptv2.planner.zero_plan import ZeroPlan
+from minigptv2.run_config import load_run_config
+from minigptv2.train import limit
 from tests.conftest import REPOSITORY
 
 PLANS = {
@@ -47,6 +50,41 @@ def test_unsharded_frozen_weights_cost_no_traffic(costs: ModelCosts) -> None:
     int8 = PLANS["zero3_int8"].traffic(costs.parts, ranks=8, gpus_per_node=8, micro_batches=1)
     assert int8.frozen == zero3.frozen / 2
     assert hpz.frozen == 0 and hpz.inside_node == zero3.frozen
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 16])
+def test_8_bit_gathers_run_on_powers_of_two_up_to_16(costs: ModelCosts, ranks: int) -> None:
+    assert PLANS["zero3_int8"].refusal(costs.smallest_parameters, ranks) == ""
+
+
+@pytest.mark.parametrize("ranks", [3, 6, 12, 24, 32, 48, 64, 512])
+def test_8_bit_gathers_are_refused_where_deepspeed_asserts(costs: ModelCosts, ranks: int) -> None:
+    """1,408 elements of a bias of EVA ViT-g on 32 ranks are 44, which the quantizer does not take."""
+    why = PLANS["zero3_int8"].refusal(costs.smallest_parameters, ranks)
+    assert (
+        f"with {ranks} ranks some have another number. It runs on {min(16, 2 ** (ranks.bit_length() - 1))} ranks" in why
+    )
+    for other in ("zero3", "zero3_hpz", "zero2"):
+        assert PLANS[other].refusal(costs.smallest_parameters, ranks) == ""
+
+
+def test_the_plan_of_32_gpus_says_what_it_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = ["plan", "--config", "launch/configs/stage3_instruct.yaml", "--gpus", "32", "--gpu-memory", "80"]
+    assert cli([*words, "train.global_batch_size=96"]) == 0
+    said = capsys.readouterr().out
+    assert "not compared: zero3_int8.json gathers weights in 8 bits" in said and "recommended:" in said
+
+
+def test_a_run_on_ranks_that_cannot_quantize_stops_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit.distributed, "world_size", lambda: 32)
+    monkeypatch.chdir(REPOSITORY)
+    config = load_run_config("launch/configs/stage3_instruct.yaml").value
+    limit.check_ranks(config, load_deepspeed_config("deepspeed_configs/zero3.json"))
+    with pytest.raises(ConfigError, match="with 32 ranks"):
+        limit.check_ranks(config, load_deepspeed_config("deepspeed_configs/zero3_int8.json"))
 
 
 def test_a_rank_holds_its_share_of_a_sharded_model_and_all_of_an_unsharded_one(costs: ModelCosts) -> None:

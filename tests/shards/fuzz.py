@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +25,14 @@ from PIL import Image
 
 from minigptv2.corpora.sources import toy
 from minigptv2.errors import DataError
-from minigptv2.shards.image_files import MAX_PIXELS, open_image, square
+from minigptv2.shards.image_files import MAX_PIXELS, check_image, open_image, square
+from minigptv2.shards.image_header import PNG_START, png_chunks
 from minigptv2.shards.indexing import ScanOptions, scan_shard
 from minigptv2.shards.manifest import RECORDS
 from minigptv2.shards.reader import CorpusReader, split_name
 from minigptv2.shards.tar import BLOCK, Member, find_members
 from minigptv2.shards.writer import Sample, write_corpus
+from tests.images.making import chunk
 
 SAMPLES = 6
 MEMORY_LIMIT_MB = 500
@@ -224,7 +227,7 @@ def _decode_here(cases: int, seed: int, bombs: int) -> dict[str, Any]:
     grown = {}
     for case in range(cases):
         rng = random.Random(f"{seed}/image/{case}")
-        damage = rng.choice([cut, change_bytes, flip_a_bit, zero_a_range, insert_garbage, _change_the_head])
+        damage = rng.choice(IMAGE_DAMAGE)
         data = damage(rng.choice(pictures), rng)
         if case == 0:
             before = _restart_peak()
@@ -238,17 +241,70 @@ def _decode_here(cases: int, seed: int, bombs: int) -> dict[str, Any]:
 
 
 def _decode(data: bytes) -> str:
-    try:
-        pixels = square(open_image(data, "here"), 448)
-    except DataError as error:
-        assert str(error).startswith("here: ")
+    """How an image ends. A build's check must accept what is opened, and refuse the rest for the same reason."""
+    opened, checked = (_reason(see, data) for see in (open_image, check_image))
+    assert opened == checked, f"opening: {opened or 'accepted'}, checking: {checked or 'accepted'}"
+    if opened:
+        assert opened.startswith("here: ")
         return "refused by name"
-    assert pixels.shape == (3, 448, 448)
+    assert square(open_image(data, "here"), 448).shape == (3, 448, 448)
     return "decoded"
+
+
+def _reason(see: Callable[[bytes, str], object], data: bytes) -> str:
+    try:
+        see(data, "here")
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def reseal(damage: Damage) -> Damage:
+    """The damage to a PNG with checksums that hide it, so that it reaches the decoder. Other images: unchanged."""
+
+    def sealed(data: bytes, rng: random.Random) -> bytes:
+        if not data.startswith(PNG_START):
+            return damage(data, rng)
+        chunks = [(kind, data[start : start + length]) for kind, start, length in png_chunks(data)]
+        number = rng.choice([index for index, (kind, _) in enumerate(chunks) if kind == b"IDAT"] + [0])
+        chunks[number] = (chunks[number][0], damage(chunks[number][1], rng))
+        return PNG_START + b"".join(chunk(kind, content) for kind, content in chunks)
+
+    return sealed
+
+
+def damage_rows(data: bytes, rng: random.Random) -> bytes:
+    """A PNG whose rows were changed before they were compressed: filters, missing and additional bytes."""
+    if not data.startswith(PNG_START):
+        return data
+    chunks = [(kind, data[start : start + length]) for kind, start, length in png_chunks(data)]
+    rows = zlib.decompress(b"".join(content for kind, content in chunks if kind == b"IDAT"))
+    rows = rng.choice([flip_a_bit, cut, zero_a_range, insert_garbage, change_bytes])(rows, rng)
+    packed = zlib.compress(rows) + rng.choice([b"", b"x", bytes(9)])
+    at = rng.randrange(len(packed))
+    head = [(kind, content) for kind, content in chunks if kind not in (b"IDAT", b"IEND")]
+    return PNG_START + b"".join(
+        chunk(*one) for one in [*head, (b"IDAT", packed[:at]), (b"IDAT", packed[at:]), (b"IEND", b"")]
+    )
 
 
 def _change_the_head(data: bytes, rng: random.Random) -> bytes:
     return change_bytes(data[:64], rng) + data[64:]
+
+
+IMAGE_DAMAGE: tuple[Damage, ...] = (
+    cut,
+    change_bytes,
+    flip_a_bit,
+    zero_a_range,
+    insert_garbage,
+    _change_the_head,
+    reseal(flip_a_bit),
+    reseal(change_bytes),
+    reseal(insert_garbage),
+    reseal(cut),
+    damage_rows,
+)
 
 
 def _pictures() -> list[bytes]:
@@ -260,6 +316,9 @@ def _pictures() -> list[bytes]:
         ("CMYK", "JPEG", {}),
         ("RGBA", "PNG", {}),
         ("P", "PNG", {}),
+        ("RGB", "PNG", {}),
+        ("L", "PNG", {}),
+        ("1", "PNG", {}),
         ("RGB", "WEBP", {}),
         ("RGBA", "WEBP", {"lossless": True}),
     ):

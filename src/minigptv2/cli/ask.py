@@ -51,8 +51,9 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def readable(question: str) -> str:
-    """The question, stripped. Raises `DataError` if it is empty or not valid text."""
+    """The question about an image as it is asked. Raises `DataError` for an empty one, and for marks out of place."""
     from minigptv2.errors import DataError
+    from minigptv2.typed_marks import asked_question
 
     try:
         question.encode()
@@ -60,7 +61,7 @@ def readable(question: str) -> str:
         raise DataError(f"the question is not valid UTF-8: {error.reason}") from error
     if not question.strip():
         raise DataError("the question is empty")
-    return question.strip()
+    return asked_question(question, "the question", num_images=1)
 
 
 def check_drawing(file: Path) -> None:

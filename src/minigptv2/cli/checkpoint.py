@@ -91,15 +91,15 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from safetensors import safe_open
-
     from minigptv2.engine.checkpoint import WEIGHTS, load_state, verify_checkpoint
+    from minigptv2.errors import CheckpointError
+    from minigptv2.foreign_files import open_safetensors
 
     folder = _folders(args.path)[0]
     verify_checkpoint(folder)
     state = load_state(folder)
-    with safe_open(str(folder / f"{WEIGHTS}.safetensors"), framework="numpy") as opened:
-        tensors = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    opened = open_safetensors(folder / f"{WEIGHTS}.safetensors", CheckpointError, folder=folder)
+    tensors = {name: list(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     if args.json:
         counts = {"step": state.step, "position": state.position, "skipped": state.skipped}
         print_json(

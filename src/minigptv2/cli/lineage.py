@@ -35,12 +35,13 @@ def _lineage(args: argparse.Namespace) -> int:
 
 
 def _stage_lines(number: int, stage: Mapping[str, Any]) -> list[str]:
-    lines = [f"{number}. {stage['stage']}: {stage['steps']} steps, seed {stage['seed']}"]
+    lines = [f"{number}. {stage['stage']}: {stage['steps']} steps, seed {stage.get('seed')}"]
     for key in _SHOWN:
         if value := stage.get(key):
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
             lines.append(f"     {key}: {text}")
-    config = stage.get("config", {})
+    config = stage.get("config")
+    config = config if isinstance(config, dict) else {}
     lines.append(
         f"     config: {len(config)} keys; lr {config.get('train.learning_rate')}, "
         f"batch {config.get('train.global_batch_size')}, trained {config.get('model.trainable')}"

@@ -54,6 +54,16 @@ def _add_build(parser: Parser) -> None:
     )
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
+        "--format", default="", metavar="NAME", help="format of your own data. Default: the one that the path matches"
+    )
+    parser.add_argument(
+        "--negatives",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="ask COCO, YOLO and VOC images also for N classes that they do not have. Default: 0",
+    )
+    parser.add_argument(
         "--workers", type=at_least(0), metavar="N", help="processes that read images and write. Default: CPUs"
     )
     parser.add_argument("--samples-per-shard", type=at_least(1), metavar="N", help="samples in a shard")
@@ -169,22 +179,24 @@ def _add_workers_and_report(parser: Parser) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from minigptv2.corpora.own import FORMATS, OwnOptions, own_corpus
+    from minigptv2.corpora.own import OwnOptions, own_corpus
     from minigptv2.corpora.sources import CORPORA
 
     if args.corpus == EVERYTHING:
         return _build_all(args)
-    file = Path(args.corpus)
-    if file.suffix.lower() in FORMATS or "/" in args.corpus:
-        options = OwnOptions(args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels)
-        corpus, root = own_corpus(file, options), Path(args.root or file.parent)
-    elif args.corpus in CORPORA:
+    path = Path(args.corpus)
+    if args.corpus in CORPORA and not args.format:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
+    elif path.exists() or path.suffix or "/" in args.corpus:
+        options = OwnOptions(
+            args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels, args.format, args.negatives
+        )
+        corpus, root = own_corpus(path, options), Path(args.root or (path if path.is_dir() else path.parent))
     else:
         hint = nearest(args.corpus, list(CORPORA))
         raise ConfigError(
             f"unknown corpus '{args.corpus}'{hint}. `minigptv2 shards list` prints all names. "
-            "For your own data, give a .jsonl, .csv or .json file"
+            "For your own data, give a file or a folder (docs/your-own-data.md)"
         )
     _build_one(corpus, root, Path(args.output), args)
     return 0

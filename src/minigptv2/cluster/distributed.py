@@ -39,12 +39,14 @@ def world_size_from_environment() -> int:
 def choose_device() -> torch.device:
     """This rank's device: its GPU, or the CPU if there is none or `DS_ACCELERATOR=cpu` is set.
 
-    Raises `ConfigError` if a node runs more ranks than it has visible GPUs.
+    LOCAL_RANK becomes the number of that GPU, because DeepSpeed 0.19.8 takes its device from there (`zero.Init`, the
+    groups of hpZ). Raises `ConfigError` if a node runs more ranks than it has visible GPUs.
     """
     adopt_launcher()
     if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda":
         device = torch.device("cuda", gpu_of(int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)
         return device
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed reads it when it is imported
     return torch.device("cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,16 @@ from minigptv2.convert.llama import copy_small_files, write_llama, write_llama_c
 from minigptv2.convert.names import LANGUAGE, PEFT_PREFIX
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file, write_atomically
-from minigptv2.model.backbones import FOLDER_CONFIG
+from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
 from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases, open_llama
 from minigptv2.model.export import (
     INSIDE,
     ExportContent,
     ExportInfo,
     LineageEntry,
-    check_weights_file,
     load_info,
     new_folder,
+    open_weights,
     save_export,
     tokenizer_in,
     with_bases,
@@ -47,12 +46,11 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
 
     refuse_existing(output, overwrite, export)
     info = with_bases(load_info(export), None, language_weights)
-    check_weights_file(info)
+    tensors = open_weights(info)
     folder = info.model.language_weights
     if folder and Path(folder).is_dir():
         base = Base("language_model", Path(folder), open_llama(Path(folder)))
         check_base_hashes(info.base_sha256, hash_bases([base]), str(export), [base])
-    tensors = info.tensors
     if not info.model.lora.r:
         raise CheckpointError(f"{export} has no LoRA (r=0) for an adapter; `convert merge` writes a complete model")
     if any(part_of(name) == "language_model" for name in tensors):
@@ -108,12 +106,12 @@ def merge(
     """
     refuse_existing(output, overwrite, export, vision_weights, language_weights)
     info = with_bases(load_info(export), vision_weights, language_weights)
-    check_weights_file(info)
+    trained = open_weights(info)
     bases = open_bases(info.model)
     check_base_hashes(info.base_sha256, hash_bases(bases), str(export), bases)
     everything: Tensors = {}
     report = KeyReport()
-    for source, tensors in [*((str(base.folder), base.tensors) for base in bases), (str(export), info.tensors)]:
+    for source, tensors in [*((str(base.folder), base.tensors) for base in bases), (str(export), trained)]:
         everything |= tensors
         for name in tensors:
             merged_into = f"{name.split('.lora_')[0]}.weight (merged)" if part_of(name) == "lora" else name
@@ -151,7 +149,7 @@ def merge(
         write_llama(merged, inner)
         write_llama_config(_stock_config(stock, info, tokenizer.vocab_size), inner, str(cast).removeprefix("torch."))
         if not (inner / tokenizer.path.name).is_file():
-            write_atomically(inner / tokenizer.path.name, tokenizer.path.read_bytes())
+            write_atomically(inner / tokenizer.path.name, tokenizer.data)
 
     base_sha256 = {
         "vision_encoder": hash_tensors(plain_tensors(vision), str(export)),
@@ -171,8 +169,7 @@ def _inside(name: str, place: str) -> str:
 def _stock_config(folder: Path | None, info: ExportInfo, vocab_size: int) -> dict[str, Any]:
     """The Hugging Face config of the language model: from its folder, or built from its sizes without one."""
     if folder:
-        config: dict[str, Any] = json.loads((folder / FOLDER_CONFIG).read_bytes())
-        return config
+        return read_folder_config(folder / FOLDER_CONFIG)
     return llama_config(info.sizes.language_model, vocab_size).to_dict()
 
 

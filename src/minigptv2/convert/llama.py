@@ -16,6 +16,7 @@ from minigptv2.convert.names import LANGUAGE
 from minigptv2.convert.torch_files import read_torch
 from minigptv2.errors import CheckpointError
 from minigptv2.files import finish_file, write_atomically
+from minigptv2.foreign_files import open_regular
 from minigptv2.model.backbones import FOLDER_CONFIG
 from minigptv2.model.bases import open_llama, untie
 from minigptv2.model.weights import Tensors, plain_tensors, read_safetensors
@@ -52,14 +53,14 @@ def open_llama_source(folder: Path, report: KeyReport) -> LlamaSource:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         tensors = open_llama(folder)
-        for key in read_safetensors(files):
+        for key in read_safetensors(files, folder):
             if LANGUAGE + key not in tensors:
                 report.drop(str(folder), key, "a buffer, recomputed")
     else:
         files = sorted(folder.glob("pytorch_model*.bin"))
         tensors = {}
         for file in files:
-            for key, value in tensors_only(read_torch(file), file).items():
+            for key, value in tensors_only(read_torch(file, folder=folder), file).items():
                 if key.endswith("rotary_emb.inv_freq"):
                     report.drop(str(folder), key, "a buffer, recomputed")
                 else:
@@ -79,19 +80,18 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
     if source.files[0].suffix == ".bin":
         write_llama(source.tensors, target)
         return
-    index = source.folder / INDEX_FILE
-    if index.is_file():
-        shutil.copyfile(index, target / INDEX_FILE)
-    elif len(source.files) > 1:  # Hugging Face needs an index to find several files
-        weight_map = {key: file.name for file in source.files for key in read_safetensors([file])}
+    if len(source.files) > 1:  # Hugging Face needs an index to find several files. A copied one may name others.
+        weight_map = {key: file.name for file in source.files for key in read_safetensors([file], source.folder)}
         document = {"metadata": {}, "weight_map": weight_map}
         write_atomically(target / INDEX_FILE, json.dumps(document, indent=1).encode())
     total = sum(file.stat().st_size for file in source.files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="language model") as bar:
         for file in source.files:
-            shutil.copyfile(file, target / file.name)
+            with open_regular(file, CheckpointError, folder=source.folder) as stream:
+                with open(target / file.name, "xb") as copy:
+                    shutil.copyfileobj(stream, copy, 8 << 20)
+                bar.update(stream.tell())
             finish_file(target / file.name)
-            bar.update(file.stat().st_size)
 
 
 def copy_small_files(source: Path, target: Path) -> None:

@@ -48,8 +48,8 @@ from minigptv2.model.export import (
     ExportContent,
     ExportInfo,
     LineageEntry,
-    check_weights_file,
     load_info,
+    open_weights,
     save_export,
 )
 from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
@@ -337,10 +337,10 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
     """
     refuse_existing(output, overwrite, export)
     info = load_info(export)
-    check_weights_file(info)
+    tensors = open_weights(info)
     report = KeyReport()
     state: dict[str, Tensor] = {}
-    for name, tensor in tqdm(info.tensors.items(), desc=output.name, unit="tensor"):
+    for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
         key = names.published_name(name)
         if key is None:
             raise CheckpointError(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from minigptv2.boxes import Box
-from minigptv2.corpora.frames import CORNERS, SIZES, Frame
+from minigptv2.corpora.frames import CENTERS, CORNERS, SIZES, Frame
 
 MAX_SHARE = 0.01
 """The largest share of boxes that may leave their image by more than `TOLERANCE_PX`."""
@@ -39,11 +39,23 @@ def _fits(box: Box, frame: Frame) -> bool:
     return box.x2 - box.x1 >= 1 and box.y2 - box.y1 >= 1 and overshoot(box, frame) <= TOLERANCE_PX
 
 
-def _swap_form(given: GivenBox) -> Box:
-    x, y, right, bottom = given.box.x1, given.box.y1, given.box.x2, given.box.y2
-    if given.form == SIZES:
-        return given.frame.to_image(Box(x, y, right - x, bottom - y))
-    return given.frame.to_image(Box(x, y, x + right, y + bottom))
+def _numbers(given: GivenBox) -> tuple[float, float, float, float]:
+    """The four numbers of a box as its file has them."""
+    box, width, height = given.box, given.box.x2 - given.box.x1, given.box.y2 - given.box.y1
+    if given.form == CENTERS:
+        return box.x1 + width / 2, box.y1 + height / 2, width, height
+    return (box.x1, box.y1, width, height) if given.form == SIZES else (box.x1, box.y1, box.x2, box.y2)
+
+
+_FORMS: dict[str, Callable[[float, float, float, float], Box]] = {
+    CORNERS: Box,
+    SIZES: lambda x, y, width, height: Box(x, y, x + width, y + height),
+    CENTERS: lambda x, y, width, height: Box(x - width / 2, y - height / 2, x + width / 2, y + height / 2),
+}
+
+
+def _in_form(form: str) -> Callable[[GivenBox], Box]:
+    return lambda given: given.frame.to_image(_FORMS[form](*_numbers(given)))
 
 
 def _swap_axes(given: GivenBox) -> Box:
@@ -59,14 +71,15 @@ def _scale(unit: float) -> Callable[[GivenBox], Box]:
     return read
 
 
-_CAUSES: tuple[tuple[str, Callable[[GivenBox], Box]], ...] = (
-    ("", _swap_form),
-    ("y before x", _swap_axes),
-    ("values from 0 to 1", _scale(1)),
-    ("values from 0 to 100", _scale(100)),
-    ("values from 0 to 1000", _scale(1000)),
-)
-"""Other meanings of four numbers, the most frequent mistake first. The first is the other one of the two forms."""
+_CAUSES: dict[str, Callable[[GivenBox], Box]] = {
+    **{form: _in_form(form) for form in _FORMS},
+    "y before x": _swap_axes,
+    "pixels of the image": lambda given: given.box,
+    "values from 0 to 1": _scale(1),
+    "values from 0 to 100": _scale(100),
+    "values from 0 to 1000": _scale(1000),
+}
+"""Other meanings of four numbers, the most frequent mistake first."""
 
 
 @dataclass
@@ -89,9 +102,9 @@ class BoxCensus:
                 self.leaving += 1
                 if len(self.names) < _NAMES_SHOWN and given.name not in self.names:
                     self.names.append(given.name)
-            for words, read in _CAUSES:
-                if _fits(read(given), given.frame):
-                    self.explained[words or (CORNERS if given.form == SIZES else SIZES)] += 1
+            for words, read in _CAUSES.items():
+                if words != given.form and _fits(read(given), given.frame):
+                    self.explained[words] += 1
 
     @property
     def is_suspicious(self) -> bool:
@@ -111,8 +124,7 @@ class BoxCensus:
         """The likely cause, with the share of boxes that it would explain. Empty if nothing is wrong."""
         if self.fit == self.total:
             return ""
-        order = [words or form for words, _ in _CAUSES for form in ((CORNERS, SIZES) if not words else ("",))]
-        likely = max(order, key=lambda words: self.explained[words], default="")
+        likely = max(_CAUSES, key=lambda words: self.explained[words])
         count = self.explained[likely]
         if count <= self.fit or count < _LIKELY * self.total:
             return "No other meaning of the numbers explains most of them"

@@ -127,7 +127,7 @@ def build(
     An interrupted build resumes. Raises `ConfigError` for an unknown split or if `output` holds something else,
     `MissingFilesError` if files are missing, and `DataError` if they cannot be read.
     """
-    if split not in corpus.expected:
+    if split not in corpus.expected and not corpus.has_any_split:
         raise ConfigError(f"{corpus.name} has no split '{split}'. Its splits are {', '.join(corpus.expected)}")
     _refuse_another_corpus(corpus, split, output)
     began = time.monotonic()
@@ -178,7 +178,7 @@ def build(
         ),
         on_dropped=count_dropped,
     )
-    expected = None if options.limit is not None else corpus.expected[split]
+    expected = None if options.limit is not None else corpus.expected.get(split)
     dropped, seconds = summarize(reasons.values()), time.monotonic() - began
     report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
     notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())

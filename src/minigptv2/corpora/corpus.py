@@ -44,6 +44,8 @@ class CorpusSpec:
     """What it is for if no stage uses it, as the list of corpora prints it."""
     is_own: bool = False
     """Whether it is made from a file of the user."""
+    has_any_split: bool = False
+    """Whether its splits are known only when it is read. `drafts` raises `DataError` for one that does not exist."""
     strict: bool = False
     """Whether an image that cannot be used ends the build, naming all of them. Otherwise they are left out."""
 

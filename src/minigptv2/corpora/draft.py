@@ -184,7 +184,8 @@ def _frame(draft: Draft, header: ImageHeader) -> Frame:
 def _origin(draft: Draft, path: str) -> str:
     """Name of a draft and its image in messages: `line 2: a.jpg`, or `00000002 (a.jpg)` for a corpus without lines."""
     if draft.label:
-        return f"{draft.label}: {path}" if path and path not in draft.label else draft.label
+        named = not path or path in draft.label or path.endswith(draft.label)
+        return draft.label if named else f"{draft.label}: {path}"
     return f"{draft.key} ({path})" if path else draft.key
 
 

@@ -13,7 +13,7 @@ from minigptv2.boxes import Box
 from minigptv2.errors import DataError
 from minigptv2.shards.image_header import ImageHeader
 
-CORNERS, SIZES = "x1, y1, x2, y2", "x, y, width, height"
+CORNERS, SIZES, CENTERS = "x1, y1, x2, y2", "x, y, width, height", "x center, y center, width, height"
 """How the four numbers of a box are given."""
 TURNED = "image whose boxes were rotated upright with it"
 SCALED = "image whose boxes were scaled from another size"

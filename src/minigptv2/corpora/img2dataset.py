@@ -15,9 +15,10 @@ from typing import Any
 
 from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
+from minigptv2.damaged_text import BYTE_ORDER_MARK
 from minigptv2.errors import DataError, counted
 from minigptv2.shards.tar import Member
-from minigptv2.shards.tar_captions import BYTE_ORDER_MARK, CAPTION_KEYS, caption_of, facts_of
+from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, facts_of
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups, split_name
 

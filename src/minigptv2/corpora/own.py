@@ -1,12 +1,11 @@
-"""Makes a corpus of a user's file: JSON lines, a CSV of images and captions, a COCO detection file, or LLaVA's list.
+"""Makes a corpus of a user's file or folder, in one of the `formats`.
 
 `docs/your-own-data.md` describes each format. Image paths are relative to the file's folder (or to `--root`). Every
-mistake is reported with its line and its fix. A build stops and prints the first 30, unless they are to be skipped.
+mistake is reported with its place and its fix. A build stops and prints the first 30, unless they are to be skipped.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -24,8 +23,9 @@ from minigptv2.corpora.box_census import BoxCensus, GivenBox
 from minigptv2.corpora.build_corpus import MAX_SHOWN, list_mistakes
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, examine
+from minigptv2.corpora.formats import Format, OwnEntry, format_of
+from minigptv2.corpora.frames import CENTERS, CORNERS, SIZES
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
-from minigptv2.corpora.own_files import OwnEntry, read
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.shards.image_header import MAX_PIXELS
@@ -38,12 +38,12 @@ THREADS, CHUNK = 16, 64
 sending drafts costs more than it saves. Sixteen threads hide nine tenths of the time of a disk or a network that needs
 1 ms per image. They do not help for images in memory, where the interpreter lock is held."""
 _Result = tuple[list[str], list[GivenBox]]
-FORMATS = {
-    ".jsonl": "JSON lines",
-    ".csv": "a CSV of image and caption",
-    ".tsv": "a CSV with tabs",
-    ".json": "a COCO detection file or a list of conversations",
+_FORMS = {
+    SIZES: "bbox is x, y, width, height in pixels of the image",
+    CORNERS: "bndbox is xmin, ymin, xmax, ymax in pixels of the image",
+    CENTERS: "A row is a class and x center, y center, width, height, each as a share of the image's side",
 }
+"""How files of labeling tools give boxes, in words of these files."""
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,39 @@ class OwnOptions:
     ignore_extra: bool = False
     """Pass over unknown keys of conversations that hold no image, and count them."""
     max_pixels: int = MAX_PIXELS
+    format: str = ""
+    """The name of the format (`formats.FORMATS`). Empty: the first one that matches."""
+    negatives: int = 0
+    """Classes that an image does not have, for which detection files also ask: so many per image."""
 
 
-def own_corpus(file: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
-    """The corpus of a user's file, named after the file. Raises `DataError` for an unknown format.
+def own_corpus(path: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
+    """The corpus of a user's file or folder, named after it. Raises `DataError` for an unknown format.
 
     Reading its drafts raises `DataError` with every mistake that `options` do not accept.
     """
-    if file.suffix.lower() not in FORMATS:
-        known = ", ".join(f"{suffix} ({what})" for suffix, what in FORMATS.items())
-        raise DataError(f"{file}: unknown extension '{file.suffix}'. Supported: {known}")
-    if not os.path.isfile(file):  # Path.is_file raises for names that are too long
-        raise DataError(f"{file} is a folder; pass a file in it" if os.path.isdir(file) else f"{file} does not exist")
+    found = format_of(path, options.format)
+    folder = path if path.is_dir() else path.parent
+    name = folder.resolve().name if path.is_dir() or found.has_splits else path.stem
     return CorpusSpec(
-        name=re.sub(r"[^0-9A-Za-z_-]+", "_", file.stem),
-        title=f"your own: {FORMATS[file.suffix.lower()]}",
-        drafts=partial(_drafts, file=file, options=options),
+        name=re.sub(r"[^0-9A-Za-z_-]+", "_", name),
+        title=f"your own: {found.title}",
+        drafts=partial(_drafts, path=path, read_as=found, options=options),
         tasks=MIXED,
         expected={"train": None},
         counted="entries",
         license="yours",
         is_own=True,
+        has_any_split=found.has_splits,
         strict=not options.skip_faults,
     )
 
 
-def _drafts(raw: Raw, split: str, *, file: Path, options: OwnOptions) -> Iterator[Draft | Rejected]:
-    raw = replace(raw, ignore_extra=options.ignore_extra)
+def _drafts(raw: Raw, split: str, *, path: Path, read_as: Format, options: OwnOptions) -> Iterator[Draft | Rejected]:
+    raw = replace(raw, ignore_extra=options.ignore_extra, split=split, negatives=options.negatives)
     if not (options.skip_faults and options.cut_boxes):
-        check(file, raw, options)
-    for line in read(file, raw):
+        check(path, raw, options)
+    for line in read_as.read(path, raw):
         if line.draft is not None:
             yield line.draft
         else:
@@ -139,7 +142,7 @@ def _check_all(file: Path, raw: Raw, options: OwnOptions, decode_s: float = 0.0)
     shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
     examined = partial(_check_chunk, max_pixels=options.max_pixels, decode=decode_s > 0)
     with tqdm(**shape, disable=not sys.stderr.isatty()) as bar:
-        for results in _check_chunks(read(file, raw), examined):
+        for results in _check_chunks(format_of(file, options.format).read(file, raw), examined):
             for mistakes, boxes in results:
                 found.entries += 1
                 found.bad += bool(mistakes)
@@ -200,8 +203,8 @@ def _advice(rejected: Rejected, draft: Draft) -> str:
         boxes = [str(box) for turn in draft.turns for region in turn.regions for box in region.boxes]
         more = f" and {len(boxes) - MAX_BOXES_SHOWN} more" if len(boxes) > MAX_BOXES_SHOWN else ""
         change = (
-            "bbox is x, y, width, height in pixels of the image"
-            if draft.separate  # of a COCO file
+            _FORMS[draft.form]
+            if draft.separate  # of a labeling tool
             else f'Boxes are x1, y1, x2, y2 in pixels of the image. Add "boxes_in": "{XYWH}" for x, y, width, height '
             f'or "{NORMALISED}" for values from 0 to 1'
         )

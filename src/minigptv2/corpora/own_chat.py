@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from minigptv2.corpora.own_image import Reference, as_json, cut, references, require_one
-from minigptv2.corpora.typed_marks import TypedText, answer_text, image_paths, split_identifier, without_image_marks
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
+from minigptv2.typed_marks import TypedText, answer_text, image_paths, split_identifier, without_image_marks
 
 CONVERSATION_KEYS = ("conversations", "messages")
 _ROLE_KEYS, _TEXT_KEYS = ("from", "role"), ("value", "content")

@@ -14,10 +14,10 @@ from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS, holds_image, read_conversation
 from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
-from minigptv2.corpora.typed_marks import answer_text, phrase_text, query_text, without_image_marks
 from minigptv2.errors import DataError, nearest
 from minigptv2.record import Region, Turn
 from minigptv2.tasks import TASKS
+from minigptv2.typed_marks import answer_text, phrase_text, query_text, require_images, without_image_marks
 
 _TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
 KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, "width", "height", *CONVERSATION_KEYS, "id")
@@ -183,10 +183,7 @@ def _phrases(entry: dict[str, Any], task: str) -> tuple[str, ...]:
 def _query(text: str, task: str, what: str, has_image: bool) -> str:
     """A query without image marks and without the task's identifier. Raises `DataError` for what is left of them."""
     typed = without_image_marks(text, what)
-    if len(typed.marks) > int(has_image) or typed.paths:
-        several = f"the image mark '{typed.marks[0]}'" if len(typed.marks) == 1 else f"{len(typed.marks)} image marks"
-        there = "1 image: name it under image" if has_image else "no image: add image, or remove the mark"
-        raise DataError(f"{what} has {several}, and there is {there}")
+    require_images(typed, what, int(has_image))
     found = query_text(typed.text, task, what, has_image=has_image)
     if not found.strip():
         raise DataError(f"{what} has no text beside marks: an empty question")

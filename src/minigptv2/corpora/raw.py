@@ -39,7 +39,9 @@ class Raw:
     """The folder with original files, and the download to name if one is missing.
 
     `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
-    what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations.
+    what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations. `split` and
+    `negatives` are for readers of own datasets: the split that is built, and the number of classes for which each image
+    is also asked, although it does not have them.
     """
 
     root: Path
@@ -48,6 +50,8 @@ class Raw:
     found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
     notes: Counter[str] = field(default_factory=Counter, compare=False)
     ignore_extra: bool = False
+    split: str = "train"
+    negatives: int = 0
 
     def note(self, what: str, count: int = 1) -> None:
         """Count something that is passed over. `{count}` in the description stands for the number."""

@@ -42,8 +42,17 @@ def check_recipe(config: RunConfig) -> list[Finding]:
     except (MiniGPTv2Error, OSError) as error:
         do = "build the shards (`minigptv2 shards --help`), or point data.shards at them"
         return [*findings, Finding(BAD, "shards", str(error), do)]
+    if plan.shares_images and config.model.attention != "auto":
+        findings.append(_check_sharing(config.model.attention))
     samples = sum(len(corpus) for corpus in plan.corpora)
     return [*findings, Finding(GOOD, "shards", f"{samples:,} samples in {len(plan.corpora)} corpora, sizes match")]
+
+
+def _check_sharing(attention: str) -> Finding:
+    """Whether an attention that the config names can compute packs in which pairs share an image."""
+    from minigptv2.model.attention import check_shared_images
+
+    return _guarded("attention", lambda: check_shared_images(attention), f"{attention} supports share_images")
 
 
 def check_weights(config: RunConfig) -> list[Finding]:

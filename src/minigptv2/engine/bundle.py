@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
+from minigptv2.foreign_files import read_json
 from minigptv2.run_folder import RunFolder
 from minigptv2.text_files import write_json
 
@@ -121,7 +121,7 @@ def _write(
 def load_bundle(folder: Path) -> Bundle:
     """Return a saved step. Raises `CheckpointError` naming what is missing or damaged."""
     try:
-        about = json.loads((folder / BUNDLE_FILE).read_bytes())
+        about = read_json(folder / BUNDLE_FILE, CheckpointError, folder=folder)
         micro_batches = [
             KeptMicroBatch(rank, number, batch, samples)
             for rank in range(about["world_size"])
@@ -133,7 +133,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _rank_batches(folder: Path, rank: int) -> list[tuple[dict[str, Tensor], list[str]]]:
-    samples = json.loads((folder / f"rank{rank}.json").read_bytes())["samples"]
+    samples = read_json(folder / f"rank{rank}.json", CheckpointError, folder=folder)["samples"]
     batches: list[dict[str, Tensor]] = [{} for _ in samples]
     for name, tensor in read_tensors(folder / f"rank{rank}.safetensors").items():
         number, key = name.split("/", 1)

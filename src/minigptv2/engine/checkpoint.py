@@ -24,6 +24,7 @@ from torch import Tensor
 from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
+from minigptv2.foreign_files import open_safetensors, read_json
 from minigptv2.run_folder import RunFolder, checkpoint_step
 from minigptv2.text_files import json_text
 
@@ -74,7 +75,11 @@ class CheckpointState:
         """Return the state that `as_json` was made of. Raises `TypeError` or `KeyError` for another document."""
         values = {key: value for key, value in document.items() if key != "format"}
         values |= {"identity": Identity(**values["identity"]), "guard": GuardState(**values["guard"])}
-        return cls(**values)
+        state = cls(**values)
+        counts = (state.step, state.position, state.skipped)
+        if not isinstance(state.config, dict) or not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError("step, position and skipped must be whole numbers, config an object")
+        return state
 
 
 def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[str, Tensor]]) -> Path:
@@ -140,10 +145,10 @@ def _discard(folder: Path) -> None:
 def verify_checkpoint(folder: Path) -> None:
     """Raise `CheckpointError` naming the first file that is missing, truncated or changed."""
     checksum_file = folder / CHECKSUM_FILE
+    checksums = read_json(checksum_file, CheckpointError, folder=folder)
     try:
-        checksums = json.loads(checksum_file.read_bytes())
         expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in checksums.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{checksum_file}: cannot be read: {error}") from error
     needed = {STATE_FILE, *(f"{stem}.safetensors" for stem in (WEIGHTS, *MOMENTS))}
     if expected.keys() != needed:
@@ -178,26 +183,21 @@ def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | Non
 
 def load_state(folder: Path) -> CheckpointState:
     """Return the JSON part of a checkpoint. Raises `CheckpointError` if it cannot be read."""
+    document = read_json(folder / STATE_FILE, CheckpointError, folder=folder)
     try:
-        document = json.loads((folder / STATE_FILE).read_bytes())
         if document["format"] != FORMAT:
             raise CheckpointError(
                 f"{folder}: format {document['format']} is not supported; this version reads {FORMAT}"
             )
         return CheckpointState.from_json(document)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / STATE_FILE}: cannot be read: {error}") from error
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Return all tensors of a safetensors file, on the CPU. Raises `CheckpointError` if it cannot be read."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(file))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a valid safetensors file: {error}") from error
+    handle = open_safetensors(file, CheckpointError, folder=file.parent)
+    return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  # not a dictionary
 
 
 def _write_bytes(file: Path, data: bytes) -> dict[str, int | str]:

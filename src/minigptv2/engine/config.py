@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from minigptv2.config import MISSING, Resume, setting
 from minigptv2.config_values import check_finite
 from minigptv2.errors import ConfigError
-from minigptv2.files import disguise_of
+from minigptv2.foreign_files import read_json
 from minigptv2.shipped import find
 
 RUN_OWNED = (
@@ -150,12 +149,7 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
     path = find(file)
     if not path.is_file():
         raise ConfigError(f"train.deepspeed={file}: no such file. This package's configs are in deepspeed_configs/")
-    if disguise := disguise_of(path, binary=False):
-        raise ConfigError(f"{file} is {disguise}; expected the JSON of DeepSpeed")
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}") from error
+    document = read_json(path, ConfigError, kind="the JSON of DeepSpeed")
     sections = {"": document} | {
         key: document[key] for key in _SECTIONS if isinstance(document, dict) and key in document
     }
@@ -176,6 +170,12 @@ def load_deepspeed_config(file: str | Path) -> dict[str, Any]:
             "modules are built, before any weight is frozen. Set zero_quantized_weights to gather weights in 8 bits."
         )
     return document
+
+
+def compute_dtype(deepspeed_config: dict[str, Any]) -> str:
+    """Return the name of the dtype in which a DeepSpeed config computes: `bfloat16`, `float16` or `float32`."""
+    names = {"bf16": "bfloat16", "fp16": "float16"}
+    return next((name for key, name in names.items() if deepspeed_config.get(key, {}).get("enabled")), "float32")
 
 
 def resolve_deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from minigptv2.engine.checkpoint import (
 from minigptv2.engine.trainer import Trainer
 from minigptv2.engine.zero import shape_of
 from minigptv2.errors import CheckpointError
+from minigptv2.foreign_files import open_safetensors
 
 
 @dataclass
@@ -138,10 +139,8 @@ def restore_checkpoint(folder: Path, state: CheckpointState, trainer: Trainer) -
 
 
 def _check_shapes(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    from safetensors import safe_open
-
-    with safe_open(str(file), framework="pt") as opened:
-        found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    opened = open_safetensors(file, CheckpointError, folder=file.parent)
+    found = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if odd:
         shapes = f"expected {expected.get(odd[0])}, got {found.get(odd[0])}"

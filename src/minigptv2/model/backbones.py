@@ -5,13 +5,12 @@ Full-size and tiny models are specs in the same tables, so that small tests run 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import CheckpointError, ConfigError, nearest
-from minigptv2.files import disguise_of
+from minigptv2.foreign_files import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -122,10 +121,44 @@ class Sizes:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Sizes:
-        """Return the sizes that `as_json` was made of. Raises `KeyError` or `TypeError` for another document."""
+        """Return the sizes that `as_json` was made of.
+
+        Raises `KeyError`, `TypeError` or `ValueError` for another document.
+        """
         vision = dict(document["vision_encoder"])
         vision |= {key: tuple(vision[key]) for key in ("mean", "std")}
-        return cls(VisionEncoderSpec(**vision), LanguageModelSpec(**document["language_model"]))
+        sizes = cls(VisionEncoderSpec(**vision), LanguageModelSpec(**document["language_model"]))
+        check_spec(sizes.vision_encoder)
+        check_spec(sizes.language_model)
+        return sizes
+
+
+_MAX_SIZE = 1 << 20
+"""Largest width, depth or vocabulary of a file. Larger numbers are mistakes, and modules of them take all memory."""
+_MAX_DEPTH = 512
+
+
+def check_spec(spec: VisionEncoderSpec | LanguageModelSpec) -> None:
+    """Raise `ValueError` for sizes that no model can have, as a damaged or hostile file may state them."""
+    for one in fields(spec):
+        value = getattr(spec, one.name)
+        kind = str(one.type).removesuffix(" | None")
+        if value is None and kind != one.type:
+            continue
+        if kind == "int":
+            most = _MAX_DEPTH if one.name == "depth" else _MAX_SIZE
+            valid = type(value) is int and 0 < value <= most
+        elif kind == "str":
+            valid = value in ("eva", "dinov2")
+        else:
+            numbers = value if isinstance(value, tuple) and kind.startswith("tuple") and len(value) == 3 else (value,)
+            valid = all(type(number) in (int, float) and 0 < number < 1e9 for number in numbers)
+        if not valid:
+            raise ValueError(f"{one.name} is {str(value)[:40]!r}")
+    if spec.width % spec.heads:
+        raise ValueError(f"width {spec.width} is not a multiple of {spec.heads} heads")
+    if isinstance(spec, VisionEncoderSpec) and not spec.num_patches:
+        raise ValueError(f"patches of {spec.patch_size} pixels in an image of {spec.image_size}")
 
 
 def vision_spec(name: str) -> VisionEncoderSpec:
@@ -149,19 +182,16 @@ def language_spec(name: str) -> LanguageModelSpec:
     if not file.is_file():
         raise _unknown("model.language_model", name, list(LANGUAGE_MODELS), "a Hugging Face folder")
     try:
-        return _llama_spec(read_folder_config(file), file)
+        spec = _llama_spec(read_folder_config(file), file)
+        check_spec(spec)
+        return spec
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
 
 
 def read_folder_config(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a folder's config. Raises `CheckpointError` for a Git LFS pointer or a web page."""
-    if disguise := disguise_of(file, binary=False):
-        raise CheckpointError(f"{file} is {disguise}; expected a model's config")
-    try:
-        document = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not valid JSON: {error}") from error
+    """Return the JSON object in a folder's config. Raises `CheckpointError` for another file or another content."""
+    document = read_json(file, CheckpointError, folder=file.parent, kind="a model's config")
     if not isinstance(document, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(document).__name__}")
     return document

@@ -45,7 +45,7 @@ def open_bases(config: ModelConfig) -> list[Base]:
         folder = Path(config.vision_weights)
         if not (folder / VISION_FILE).is_file():
             raise ConfigError(f"model.vision_weights={folder}: {VISION_FILE} not found. `minigptv2 convert` writes it.")
-        bases.append(Base("vision_encoder", folder, read_safetensors([folder / VISION_FILE])))
+        bases.append(Base("vision_encoder", folder, read_safetensors([folder / VISION_FILE], folder)))
     if config.language_weights:
         bases.append(Base("language_model", Path(config.language_weights), open_llama(Path(config.language_weights))))
     return bases
@@ -58,7 +58,7 @@ def open_llama(folder: Path) -> Tensors:
         raise ConfigError(f"model.language_weights={folder}: no *.safetensors file found")
     tensors = {
         f"language_model.{name}": tensor
-        for name, tensor in read_safetensors(files).items()
+        for name, tensor in read_safetensors(files, folder).items()
         if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files
     }
     return untie(tensors, folder)

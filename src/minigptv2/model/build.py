@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import nn
 
 from minigptv2.errors import CheckpointError, ConfigError
@@ -15,6 +16,7 @@ from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import set_trainable
 from minigptv2.tasks import TASKS
 
+CPU = torch.device("cpu")
 MAX_PADDING = 1023
 """Vocabularies are padded to a multiple of up to 1,024 rows."""
 
@@ -25,8 +27,12 @@ def build_model(
     construction: AbstractContextManager[object] | None = None,
     *,
     sizes: Sizes | None = None,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> MiniGPTv2:
     """Return the model without weights. `construction` is the context in which modules are built (`zero.Init`).
+
+    `device` and `dtype` are those in which the model will compute. They decide about attention and kernels only.
 
     `sizes` replace the specs that the config names. LoRA is added after construction, because PEFT layers built inside
     `zero.Init` fail in the first forward pass (DeepSpeed 0.19.8). Raises `ConfigError` for a too large tokenizer and
@@ -43,10 +49,10 @@ def build_model(
             language,
             vocab_size=language.vocab_size or vocab_size,
             num_tasks=len(TASKS),
-            attention=choose_attention(config.attention),
+            attention=choose_attention(config.attention, device, dtype),
         )
     model.vision_batch = config.vision_batch
-    if choose_kernels(config.kernels) == "liger":
+    if choose_kernels(config.kernels, device) == "liger":
         use_liger(model.language_model)
     if config.lora.r:
         add_lora(model.language_model, config.lora)

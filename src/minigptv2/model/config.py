@@ -57,9 +57,10 @@ class ModelConfig:
     """Number of images that a frozen vision encoder processes at once; 0: all images of a pack. It lowers the memory of
     packs with many images. Not with ZeRO-3, where all ranks must call the encoder equally often."""
     attention: str = setting("auto", resume=Resume.MACHINE)
-    """Attention over packs: `flash_attention_2` (needs flash-attn and CUDA, no shared images), `packed_sdpa` (torch, on
-    any device), `packed_flex` (a block mask, needs CUDA), `packed_dense` (slow, for comparison), or `auto`, which uses
-    the first where it can run, else the second."""
+    """Attention over packs: `packed_varlen` (torch's kernel for rows of various lengths, needs CUDA and bf16 or fp16),
+    `packed_sdpa` (torch, on any device), `flash_attention_2` (needs flash-attn, CUDA and bf16 or fp16; no shared
+    images), `packed_flex` (a block mask, needs CUDA), `packed_dense` (slow, for comparison), or `auto`: the first where
+    it can run, else the second."""
 
 
 def check_model_config(config: ModelConfig) -> None:

@@ -100,6 +100,12 @@ class ModelCosts:
             if count
         ]
 
+    @property
+    def smallest_parameters(self) -> list[int]:
+        """Return elements of norms, biases and LoRA matrices. Those of any other parameter are a multiple of one."""
+        lora = [self.lora_r * side for shape in self.lora_shapes for side in shape]
+        return sorted({self.vision.width, self.vision.mlp_width, self.language.width, *lora})
+
     def flops(self, work: Work, *, recomputed_layers: int = 0) -> StepFlops:
         """Return the FLOPs of forward and backward over `work`."""
         language, depth = self.language, self.language.depth

@@ -7,26 +7,28 @@ and the lineage of stages. The tokenizer is beside it. Paths in the config are a
 
 from __future__ import annotations
 
-import json
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minigptv2.config import Resume, fields_with
+from minigptv2.config import Resume, config_of_plain, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import disguise_of, finish_file, sha256_of, sync_folder
+from minigptv2.files import disguise_in, finish_file, sha256_of, sync_folder
+from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
-from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors
+from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors, tensors_in
 from minigptv2.text_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
@@ -50,9 +52,13 @@ class LineageEntry:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> LineageEntry:
-        """Return the entry that `as_json` was made of. Raises `KeyError` for another document."""
-        details = {key: value for key, value in document.items() if key not in ("stage", "steps")}
-        return cls(document["stage"], document["steps"], details)
+        """Return the entry that `as_json` was made of. Raises `KeyError` or `ValueError` for another document."""
+        if not isinstance(document, dict):
+            raise ValueError(f"a stage of the lineage must be an object, got {type(document).__name__}")
+        stage, steps = document["stage"], document["steps"]
+        if not isinstance(stage, str) or type(steps) is not int or steps < 0:
+            raise ValueError("a stage of the lineage needs a name and a number of steps")
+        return cls(stage, steps, {key: value for key, value in document.items() if key not in ("stage", "steps")})
 
 
 @dataclass(frozen=True)
@@ -74,13 +80,13 @@ class ExportInfo:
     @property
     def title(self) -> str:
         """Return stage, folder, steps and hash, for logs."""
-        last = self.lineage[-1]
+        last = self.lineage[-1] if self.lineage else LineageEntry("unknown", 0)
         return f"{last.stage} ({self.folder}, {last.steps} steps, weights {(self.weights_sha256 or 'none')[:12]})"
 
     @property
     def tensors(self) -> Tensors:
         """Return the tensors of the export itself, unread."""
-        return read_safetensors([self.folder / WEIGHTS_FILE])
+        return read_safetensors([self.folder / WEIGHTS_FILE], self.folder)
 
 
 def load_info(folder: str | Path) -> ExportInfo:
@@ -91,10 +97,8 @@ def load_info(folder: str | Path) -> ExportInfo:
         raise CheckpointError(
             f"no export in {folder}: {FOLDER_CONFIG} is missing. A finished stage writes <run_dir>/export."
         )
-    if disguise := disguise_of(file, binary=False):
-        raise CheckpointError(f"{file} is {disguise}; expected the config of an export")
+    document = read_json(file, CheckpointError, folder=folder, kind="the config of an export")
     try:
-        document = json.loads(file.read_bytes())
         if "format" not in document or "lineage" not in document:
             raise CheckpointError(
                 f"{file}: not an export's config. `minigptv2 convert` writes one from published files."
@@ -104,25 +108,36 @@ def load_info(folder: str | Path) -> ExportInfo:
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
         model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
         model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
-        config = ModelConfig(**{**model, "lora": LoraConfig(**model["lora"])})
         info = ExportInfo(
-            config,
+            config_of_plain(ModelConfig, model),
             sizes,
-            document["weights_sha256"],
-            document["base_sha256"],
-            tuple(LineageEntry.from_json(entry) for entry in document["lineage"]),
+            _hash_or_none(document["weights_sha256"]),
+            {str(part): str(sha256) for part, sha256 in document["base_sha256"].items()},
+            _lineage(document["lineage"]),
             folder,
-            document.get("tokenizer_sha256"),
+            _hash_or_none(document.get("tokenizer_sha256")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
     for name, table, stated in (
-        (config.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),
-        (config.language_model, LANGUAGE_MODELS, sizes.language_model),
+        (info.model.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),
+        (info.model.language_model, LANGUAGE_MODELS, sizes.language_model),
     ):
         if name in table and table[name] != stated:
             raise CheckpointError(f"{file}: {name} was {stated} when this was written, now it is {table[name]}")
     return info
+
+
+def _lineage(entries: Any) -> tuple[LineageEntry, ...]:
+    if not isinstance(entries, list):
+        raise ValueError("lineage must be a list of stages")
+    return tuple(LineageEntry.from_json(entry) for entry in entries)
+
+
+def _hash_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"a hash must be a text, got {type(value).__name__}")
+    return value
 
 
 def _is_spec_name(key: str, value: str) -> bool:
@@ -134,6 +149,8 @@ def _resolve(key: str, value: str | None, folder: Path) -> str | None:
     """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept."""
     if value is None or _is_spec_name(key, value):
         return value
+    if ".." in Path(value).parts:
+        raise ValueError(f"{key} leads out of the folder")
     return str(folder / value)  # an absolute path stays what it is
 
 
@@ -170,7 +187,7 @@ def save_export(
             save_file(tensors, str(temporary / WEIGHTS_FILE))
             finish_file(temporary / WEIGHTS_FILE)
             sha256 = sha256_of(temporary / WEIGHTS_FILE)
-        shutil.copyfile(content.tokenizer.path, temporary / content.tokenizer.path.name)
+        (temporary / content.tokenizer.path.name).write_bytes(content.tokenizer.data)
         if more is not None:
             more(temporary)
         document = {
@@ -238,13 +255,17 @@ def load_export(
     file, bases that it was not trained on, an unexpected tensor, or a parameter without a tensor.
     """
     info = with_bases(load_info(folder), vision_weights, language_weights)
-    check_weights_file(info)
+    tensors = open_weights(info)
     bases = open_bases(info.model)
     check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
     tokenizer = tokenizer_in(info)
+    build = partial(build_model, info.model, tokenizer.vocab_size, sizes=info.sizes, device=torch.device(device))
+    parent = (str(info.folder), tensors)
+    # The files must fill a model of the stated sizes, before memory is taken for it.
+    fill_weights(build(torch.device("meta"), dtype=dtype), bases, parent, lambda parameter, value: None, seed=None)
     with _dtype(dtype):
-        model = build_model(info.model, tokenizer.vocab_size, _empty(device), sizes=info.sizes)
-    fill_weights(model, bases, (str(info.folder), info.tensors), assign_plain, seed=None)
+        model = build(_empty(device), dtype=dtype)
+    fill_weights(model, bases, parent, assign_plain, seed=None)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
 
@@ -259,20 +280,28 @@ def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: s
     return replace(info, model=model)
 
 
-def check_weights_file(info: ExportInfo) -> None:
-    """Raise `CheckpointError` unless the weights are present, match the hash in the config and are finite."""
+def open_weights(info: ExportInfo) -> Tensors:
+    """Return the tensors of an export, unread, of the very file that was checked.
+
+    Raises `CheckpointError` unless the weights are present, match the hash in the config and are finite.
+    """
     if info.weights_sha256 is None:
         raise CheckpointError(
             f"{info.folder} holds base weights only, without projector and LoRA. Train a stage on it, or convert with "
             "--checkpoint."
         )
     file = info.folder / WEIGHTS_FILE
-    if file.is_file() and (disguise := disguise_of(file, binary=True)):
-        raise CheckpointError(f"{file} is {disguise}; expected the weights that its {FOLDER_CONFIG} describes")
-    if not file.is_file() or sha256_of(file) != info.weights_sha256:
-        raise CheckpointError(f"{file}: missing, or not the file that its {FOLDER_CONFIG} describes")
-    for name, tensor in info.tensors.items():
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; its {FOLDER_CONFIG} describes it")
+    with open_regular(file, CheckpointError, folder=info.folder) as stream:
+        if disguise := disguise_in(stream, binary=True):
+            raise CheckpointError(f"{file} is {disguise}; expected the weights that its {FOLDER_CONFIG} describes")
+        if hashlib.file_digest(stream, "sha256").hexdigest() != info.weights_sha256:
+            raise CheckpointError(f"{file}: not the file that its {FOLDER_CONFIG} describes")
+        tensors = tensors_in(safetensors_in(stream, file, CheckpointError))
+    for name, tensor in tensors.items():
         check_finite(name, tensor.read(), str(file))
+    return tensors
 
 
 def tokenizer_in(info: ExportInfo) -> Tokenizer:

@@ -12,9 +12,12 @@ from minigptv2.errors import ConfigError
 KERNELS = ("auto", "torch", "liger")
 
 
-def choose_kernels(name: str) -> str:
-    """Return `liger` or `torch` for a value of `model.kernels`. Raises `ConfigError` if it cannot run here."""
-    runs_here = find_spec("liger_kernel") is not None and torch.cuda.is_available()
+def choose_kernels(name: str, device: torch.device) -> str:
+    """Return `liger` or `torch` for a value of `model.kernels` of a model on `device`.
+
+    Raises `ConfigError` if it cannot run there.
+    """
+    runs_here = find_spec("liger_kernel") is not None and device.type == "cuda"
     if name not in KERNELS:
         raise ConfigError(f"model.kernels={name} is not one of {', '.join(KERNELS)}")
     if name == "liger" and not runs_here:

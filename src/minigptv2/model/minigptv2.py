@@ -23,13 +23,14 @@ from transformers import (
 )
 
 from minigptv2.batch import IGNORE, StepOutput
-from minigptv2.model.attention import GENERATION, PackLayout, check_layout
+from minigptv2.model.attention import GENERATION, check_shared_images
 from minigptv2.model.backbones import (
     TOKENS_PER_GROUP,
     LanguageModelSpec,
     VisionEncoderSpec,
 )
 from minigptv2.model.head import chunk_head
+from minigptv2.model.pack_layout import PackLayout
 
 
 class Projector(nn.Module):
@@ -117,7 +118,8 @@ class MiniGPTv2(nn.Module):
     def _supervised(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
         layout = PackLayout.of(position_ids)
-        check_layout(self.attention, layout)
+        if layout.shares_images:
+            check_shared_images(self.attention)
         hidden = self.language_model.model(
             inputs_embeds=embeddings,
             position_ids=position_ids,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minigptv2.errors import CheckpointError
-from minigptv2.files import disguise_of
+from minigptv2.foreign_files import open_safetensors
 from minigptv2.model.config import PARTS
 
 Assign = Callable[[nn.Parameter, Callable[[], Tensor]], None]
@@ -155,22 +155,21 @@ def check_finite(name: str, tensor: Tensor, source: str) -> None:
     )
 
 
-def read_safetensors(files: Iterable[Path]) -> Tensors:
-    """Return all tensors in `files` by name, unread. Raises `CheckpointError` for a damaged or missing file."""
-    from safetensors import SafetensorError, safe_open
+def read_safetensors(files: Iterable[Path], folder: Path | None = None) -> Tensors:
+    """Return all tensors in `files` by name, unread. Raises `CheckpointError` for a damaged or missing file.
 
+    With `folder`, every file has to lie in it, as `foreign_files` defines.
+    """
     tensors: Tensors = {}
     for file in files:
-        try:
-            if disguise := disguise_of(file, binary=True):
-                raise CheckpointError(f"{file} is {disguise}; expected a safetensors file")
-            handle = safe_open(str(file), framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a valid safetensors file: {error}") from error
-        for name in list(handle.keys()):  # not a dictionary
-            shape = tuple(handle.get_slice(name).get_shape())
-            tensors[name] = LazyTensor(shape, TensorInFile(handle, name))
+        tensors |= tensors_in(open_safetensors(file, CheckpointError, folder=folder))
     return tensors
+
+
+def tensors_in(handle: Any) -> Tensors:
+    """Return all tensors of an open safetensors file by name, unread."""
+    names = list(handle.keys())  # not a dictionary
+    return {name: LazyTensor(tuple(handle.get_slice(name).get_shape()), TensorInFile(handle, name)) for name in names}
 
 
 @dataclass(frozen=True)

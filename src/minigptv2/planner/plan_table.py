@@ -50,7 +50,8 @@ def plan_run(
     """
     costs = costs_of(config)
     check_train_config(replace(config.train, micro_batch_size=1), hardware.gpus)
-    plans = [plan for plan in plans if plan.hpz <= hardware.gpus]
+    refused = [plan.refusal(costs.smallest_parameters, hardware.gpus) for plan in plans]
+    plans = [plan for plan, why in zip(plans, refused, strict=True) if plan.hpz <= hardware.gpus and not why]
     found = options(costs, plans, hardware, samples, global_batch=config.train.global_batch_size, fused=fused)
     best = recommended(found, hardware)
     lines = [_head(config, hardware, samples, costs), "", *_table(found, hardware), ""]
@@ -62,6 +63,7 @@ def plan_run(
         )
     else:
         lines += _recommendation(best, found, hardware, config)
+    lines += [f"not compared: {why}" for why in refused if why]
     lines += ["", *_assumptions(hardware)]
     return {
         "recommended": best.plan.name if best else None,

@@ -15,6 +15,7 @@ from minigptv2.model.costs import Part
 
 MASTER_AND_MOMENTS = 12
 """Bytes of the optimizer per trained parameter: fp32 weight and two fp32 moments."""
+QUANTIZED_ELEMENTS = 8
 PERSISTENCE_DEFAULT, LIVE_DEFAULT, BUCKET_DEFAULT = 1e5, 1e9, 5e7
 """Defaults of DeepSpeed 0.19.8."""
 
@@ -72,6 +73,26 @@ class ZeroPlan:
             reduce_to_all=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
             offload_frozen=zero.get("offload_param", {}).get("device") == "cpu",
             offload_optimizer=zero.get("offload_optimizer", {}).get("device") == "cpu",
+        )
+
+    def refusal(self, smallest_parameters: list[int], ranks: int) -> str:
+        """Return why DeepSpeed cannot run this plan on so many ranks, or an empty text.
+
+        Gathers in 8 bits need a multiple of `QUANTIZED_ELEMENTS` elements of each parameter on each rank. DeepSpeed
+        0.19.8 asserts it in its first gather, after the weights are loaded.
+        """
+
+        def fits(count: int) -> bool:
+            return all(elements % (count * QUANTIZED_ELEMENTS) == 0 for elements in smallest_parameters)
+
+        counts = [count for count in (ranks, self.hpz) if count > 1]
+        if not self.quantized or all(fits(count) for count in counts):
+            return ""
+        largest = max(count for count in range(1, max(counts) + 1) if count == 1 or fits(count))
+        return (
+            f"{self.name} gathers weights in 8 bits, which needs a multiple of {QUANTIZED_ELEMENTS} elements of each "
+            f"parameter on each rank; with {ranks} ranks some have another number. It runs on {largest} ranks. Set "
+            "train.deepspeed=deepspeed_configs/zero3.json or zero3_hpz.json for more"
         )
 
     @property

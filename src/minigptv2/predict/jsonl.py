@@ -2,7 +2,7 @@
 
 A line is `{"image": "a.jpg" | ["a.jpg", ...] | null, "turns": [{"question": .., "answer": ..}, ..], ..}`. Image paths
 are relative to the file. Further fields are copied to the output. A bad line is reported with its reason and skipped.
-Leading and trailing spaces of questions and answers are removed.
+Leading and trailing spaces of questions and answers are removed, and so are image marks in questions (`typed_marks`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Reque
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_convert import open_photo
 from minigptv2.tasks import task_of
+from minigptv2.typed_marks import asked_question
 
 CACHED_IMAGES = 128
 """The number of images kept in memory, prepared and encoded, for further questions about them."""
@@ -273,6 +274,9 @@ class _Run:
         names = [] if named is None else [named] if isinstance(named, str) else named
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"image must be a path, a list of paths or null, got {named!r}")
+        for index, turn in enumerate(fields["turns"]):
+            what = f"question {index + 1}"
+            turn["question"] = asked_question(turn["question"], what, num_images=len(names), is_first=index == 0)
         images = [self._image(name) for name in names]
         size = images[0][1] if images else (0, 0)
         return Line(number, digest, fields, tuple(image for image, _ in images), size)

@@ -14,6 +14,7 @@ from minigptv2.errors import DataError, MiniGPTv2Error, nearest
 from minigptv2.predict.requests import MIN_TEMPERATURE, MIN_TOP_P, Decoding
 from minigptv2.serve.config import MAX_TEMPERATURE, Limits
 from minigptv2.serve.uploads import decode_data_url
+from minigptv2.typed_marks import asked_question
 
 IGNORED_FIELDS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 """Fields that clients send and that have no effect."""
@@ -210,7 +211,16 @@ def _conversation(body: dict[str, Any], limits: Limits) -> tuple[tuple[tuple[str
         files = tuple(decode_data_url(url) for url in images)
     except DataError as error:
         raise RequestError(str(error), param="messages", code="invalid_image") from error
-    return tuple(zip(texts[0:-1:2], texts[1::2], strict=True)), texts[-1], files
+    questions = [_asked(text, number, len(files)) for number, text in enumerate(texts[::2])]
+    return tuple(zip(questions[:-1], texts[1::2], strict=True)), questions[-1], files
+
+
+def _asked(text: str, number: int, num_images: int) -> str:
+    """A question without image marks and with its identifier as it is trained."""
+    try:
+        return asked_question(text, f"user message {number + 1}", num_images=num_images, is_first=number == 0)
+    except DataError as error:
+        raise RequestError(str(error), param="messages") from error
 
 
 def _message(message: Any, where: str) -> tuple[str, str, list[str]]:

@@ -20,6 +20,7 @@ from minigptv2.predict.requests import Request, boxes_as_json, grounded_phrases
 from minigptv2.serve.batcher import Ticket
 from minigptv2.serve.uploads import UploadedImage, data_url
 from minigptv2.tasks import BOX_TASK, TASKS, GroundedPhrase, segments, task_of
+from minigptv2.typed_marks import asked_question
 
 
 @dataclass
@@ -63,10 +64,17 @@ class Session:
         self.image, self.turns, self.region, self.seed = image, [], None, 0
 
     def request(self, question: str, replaced: ChatTurn | None = None) -> Request:
-        """The question with the image and the earlier turns, except failed ones and the one to be `replaced`."""
+        """The question with the image and the earlier turns, except failed ones and the one to be `replaced`.
+
+        Raises `DataError` for marks in the question that have no place there.
+        """
         earlier = [turn for turn in self.turns if turn is not replaced and turn.state in ("done", "stopped")]
-        history = tuple((turn.question, turn.answer) for turn in earlier)
-        return Request(question, (self.image.prepared,) if self.image else (), history)
+        images = (self.image.prepared,) if self.image else ()
+        *before, last = (
+            asked_question(text, "the question", num_images=len(images), is_first=number == 0)
+            for number, text in enumerate([*(turn.question for turn in earlier), question])
+        )
+        return Request(last, images, tuple(zip(before, (turn.answer for turn in earlier), strict=True)))
 
     def mark(self, corners: list[float] | None) -> str | None:
         """Keep the region drawn on the image and return it as text, or None if there is no valid one.

@@ -22,6 +22,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request, grounded_phrases
 from minigptv2.shards.image_convert import Photo, open_photo
 from minigptv2.tasks import BOX_TASK, TASKS
+from minigptv2.typed_marks import asked_question
 
 HELP = """\
 /image FILE           start a conversation about another image
@@ -145,8 +146,10 @@ class Chat:
         """Stream the answer. If Ctrl-C stops it, the part so far stays in the conversation."""
         if not question:
             return
+        images = (self.image.image,) if self.image else ()
+        question = asked_question(question, "the question", num_images=len(images), is_first=not self.history)
         self.last_question = question
-        request = Request(question, (self.image.image,) if self.image else (), tuple(self.history))
+        request = Request(question, images, tuple(self.history))
         answer = ""
         try:
             with closing(self.predictor.stream(request, self.decoding)) as pieces:

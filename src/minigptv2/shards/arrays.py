@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import numpy as np
 
 from minigptv2.errors import DataError
 from minigptv2.files import close_and_remove, sha256_of, sync_file
+from minigptv2.foreign_files import open_regular, path_of_open
 
 _MAX_HASHED_BYTES = 1 << 20
 """Arrays are hashed when they are mapped if they are at most this large (a few milliseconds)."""
+
+_AGAIN = "`minigptv2 shards index` writes it again"
 
 
 class ArrayWriter:
@@ -62,13 +66,20 @@ def save_array(file: Path, array: np.ndarray) -> str:
 def map_array(file: Path, sha256: str, rows: int) -> np.ndarray:
     """The memory-mapped array of `rows` rows. Raises `DataError` if it is missing or is not what the manifest lists."""
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file}: cannot be read: {error}; `minigptv2 shards index` writes it again") from error
-    if array.shape != (rows,):
-        raise DataError(f"{file}: {array.shape} entries, manifest.json says {rows}")
-    if file.stat().st_size <= _MAX_HASHED_BYTES and sha256_of(file) != sha256:
-        raise DataError(f"{file}: does not match the hash in its manifest")
+        opened = open_regular(file, DataError, folder=file.parent)
+    except DataError as error:
+        raise DataError(f"{error}; {_AGAIN}") from error
+    with opened as stream:
+        try:
+            array = np.load(path_of_open(stream), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, RecursionError) as error:
+            raise DataError(f"{file}: cannot be read: {error}; {_AGAIN}") from error
+        if not isinstance(array, np.ndarray) or array.shape != (rows,):
+            found = getattr(array, "shape", type(array).__name__)
+            raise DataError(f"{file}: {found} entries, manifest.json says {rows}")
+        size = os.fstat(stream.fileno()).st_size
+        if size <= _MAX_HASHED_BYTES and hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+            raise DataError(f"{file}: does not match the hash in its manifest")
     return np.asarray(array)  # the mapped memory without numpy's subclass, whose every slice costs microseconds
 
 

@@ -26,14 +26,13 @@ from minigptv2.shards.image_cost import check_scans
 from minigptv2.shards.image_faults import name_content, truncation
 from minigptv2.shards.image_header import (
     MAX_PIXELS,
-    PNG_START,
     ImageFault,
     ImageHeader,
     Incomplete,
     TooLarge,
     parse_header,
-    png_chunks,
 )
+from minigptv2.shards.image_png import has_intact_rows, joined, kept_chunks
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 """Of shard members that are read as images. The writer uses all but `jpeg`."""
@@ -58,9 +57,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF 2.3, table 6: orientation to the transposition that makes a stored image upright."""
-_PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-"""Chunks that pixels depend on. Text, color profiles and other chunks are removed before Pillow sees them: it limits
-their size, refuses errors in them, and would otherwise unpack them."""
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -95,12 +91,17 @@ def image_size(data: bytes, where: str) -> tuple[str, int, int]:
     return header.kind, header.width, header.height
 
 
-def check_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Raise `DataError`, prefixed by `where`, for what `open_image` refuses. Decodes all data, as fast as it can."""
+def check_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """The header of an image that `open_image` opens. Raises the same `DataError` otherwise.
+
+    Unpacks all data, and computes no more pixels than it must.
+    """
     try:
         header = _affordable(data, max_pixels)
-        if header.kind != "JPEG" or _turbo(data, header, "GRAY", smallest=True) is None:
-            _pillow(data, header)
+        if not _is_intact(data, header):
+            image = _pillow(data, header)
+            _converted(image.crop((0, 0, image.width, 1)), header, 1)  # a wrong palette shows in every row
+        return header
     except ImageFault as fault:
         raise _located(fault, where) from fault
 
@@ -211,9 +212,17 @@ def _decode(data: bytes, where: str, max_pixels: int) -> tuple[np.ndarray | Imag
             return array, header.orientation
         image = _pillow(data, header)
         factor = reduction(header.width, header.height) if header.kind != "JPEG" else 1
+        return _converted(image, header, factor), header.orientation
     except ImageFault as fault:
         raise _located(fault, where) from fault
-    return to_rgb(image, factor), header.orientation
+
+
+def _converted(image: Image.Image, header: ImageHeader, factor: int) -> Image.Image:
+    """The image as RGB. Raises `ImageFault` if its palette or its transparency is damaged."""
+    try:
+        return to_rgb(image, factor)
+    except DECODER_ERRORS as error:
+        raise ImageFault(_damaged(header)) from error
 
 
 def _turbo(data: bytes, header: ImageHeader, color: str, *, smallest: bool = False) -> np.ndarray | None:
@@ -251,12 +260,19 @@ def _judge(message: str, data: bytes, header: ImageHeader) -> None:
         raise ImageFault("damaged: its JPEG data cannot be decoded")
 
 
+def _is_intact(data: bytes, header: ImageHeader) -> bool:
+    """Whether the image certainly decodes. Raises `ImageFault` for damage. False: Pillow has to decode it."""
+    if header.kind == "PNG":
+        return has_intact_rows(kept_chunks(data, header))
+    return header.kind == "JPEG" and _turbo(data, header, "GRAY", smallest=True) is not None
+
+
 def _pillow(data: bytes, header: ImageHeader) -> Image.Image:
     """The image as Pillow decodes it, in its own mode. Classes of formats are called directly, because `Image.open`
     imposes a limit of its own that can be changed only for the whole process."""
     try:
         if header.kind == "PNG":
-            image: Image.Image = PngImageFile(io.BytesIO(_png_pixels(data, header)))
+            image: Image.Image = PngImageFile(io.BytesIO(joined(kept_chunks(data, header))))
         elif header.kind == "WEBP":
             image = WebPImageFile(io.BytesIO(data))
         else:
@@ -277,22 +293,6 @@ def _pillow(data: bytes, header: ImageHeader) -> Image.Image:
 
 def _damaged(header: ImageHeader) -> str:
     return f"damaged: its {header.kind} data cannot be decoded"
-
-
-def _png_pixels(data: bytes, header: ImageHeader) -> bytes:
-    """The PNG with only the chunks that pixels depend on. Raises `ImageFault` for truncation and wrong checksums."""
-    pieces: list[bytes | memoryview] = [PNG_START]
-    view = memoryview(data)
-    try:
-        for kind, start, length in png_chunks(data):
-            if kind in _PNG_KEPT:
-                end = start + length
-                if zlib.crc32(view[start - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-                    raise ImageFault("damaged: a checksum of its PNG data is wrong")
-                pieces.append(view[start - 8 : end + 4])
-    except Incomplete as error:
-        raise ImageFault(truncation(data, header)) from error
-    return b"".join(pieces)
 
 
 def to_rgb(image: Image.Image, factor: int = 1) -> Image.Image:

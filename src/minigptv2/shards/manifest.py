@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from minigptv2.errors import DataError
 from minigptv2.files import sync_folder
+from minigptv2.foreign_files import parse_json, read_regular
 from minigptv2.secrets import redact_all
 from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
 from minigptv2.shards.image_header import MAX_PIXELS
@@ -46,12 +48,15 @@ INDEX_DTYPE = np.dtype(
 its text (record or caption) with header. Then the CRC-32 of the text, and of the sample's other members (0: none)."""
 MAX_MEMBER_BYTES = 65535 * 512
 """32 MiB: the largest image or record that an index entry can describe."""
+MAX_MANIFEST_BYTES = 4 << 20
+"""Largest manifest. Its size does not depend on that of the corpus."""
 _SHARDS_CHECKED = 64
 """Number of shards, evenly spread, that are checked for existence when a corpus is opened."""
 _NOT_WRITTEN = ("shards", "fingerprint")
 _ONLY_FOR_READERS_OF_JSON = ("num_shards", "bytes")
 
 TABLE_FIELDS = ("bytes", "samples", "sha256", "file")
+_TABLE_KINDS = {"bytes": "<u8", "samples": "<u4", "sha256": r"\|V32", "file": r"\|S\d{1,4}", "turns": "<u4"}
 TURNS_FIELD = "turns"
 """Column of the table with the number of separate turns of each shard, if some record has several."""
 
@@ -72,6 +77,9 @@ class ShardTable(Sequence[ShardInfo]):
     def __init__(self, rows: np.ndarray) -> None:
         if rows.dtype.names not in (TABLE_FIELDS, (*TABLE_FIELDS, TURNS_FIELD)):
             raise ValueError(f"{TABLE_FILE} has fields {rows.dtype.names}, expected {TABLE_FIELDS} or + {TURNS_FIELD}")
+        kinds = {name: rows.dtype[name].str for name in rows.dtype.names}
+        if any(not re.fullmatch(_TABLE_KINDS[name], kind) for name, kind in kinds.items()):
+            raise ValueError(f"{TABLE_FILE} has columns of other types: {kinds}")
         self._rows = rows
         self.starts: np.ndarray = self._starts("samples")
         """int64 [shards + 1]: number of each shard's first sample, then the total."""
@@ -83,9 +91,9 @@ class ShardTable(Sequence[ShardInfo]):
 
     def __getitem__(self, shard: int) -> ShardInfo:  # type: ignore[override]  # slices are not supported
         size, samples, sha256, name, *_ = self._rows[shard].item()
-        file = name.decode()
-        if file.startswith("/") or ".." in file.split("/") or ":" in file:
-            raise DataError(f"{TABLE_FILE}: shard '{file}' is not a path below the corpus folder")
+        file = name.decode("utf-8", "backslashreplace")
+        if not file.isprintable() or "\\" in file or file.startswith("/") or ".." in file.split("/") or ":" in file:
+            raise DataError(f"{TABLE_FILE}: shard {file!r} is not a path below the corpus folder")
         return ShardInfo(file, size, sha256.hex(), samples)
 
     def __iter__(self) -> Iterator[ShardInfo]:
@@ -269,14 +277,15 @@ def parse_manifest(folder: Path) -> Manifest:
             f"no {MANIFEST_FILE} in {folder}: build the corpus with `minigptv2 shards build {folder.name} "
             f"--output {folder}`, index existing tars with `minigptv2 shards index {folder}`, or set data.shards"
         )
-    data = file.read_bytes()
+    data = read_regular(file, DataError, limit=MAX_MANIFEST_BYTES, folder=folder)
     try:
-        document = json.loads(data)
+        document = parse_json(data)
         if document.get("format") != FORMAT:
             raise DataError(f"{file}: has format {document.get('format')}, expected {FORMAT}: build the corpus again")
         if document.pop("sha256") != _own_hash(document):
             raise ValueError("its content was changed after it was written; `minigptv2 shards index` writes it again")
         num_shards, _ = (document.pop(key) for key in _ONLY_FOR_READERS_OF_JSON)
+        _check_types(document)
         rows = map_array(folder / TABLE_FILE, document["shards_sha256"], num_shards)
         manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -289,6 +298,24 @@ def parse_manifest(folder: Path) -> Manifest:
         found = manifest.shards.starts[-1]
         raise DataError(f"{folder / TABLE_FILE}: {found} samples, {file.name} says {manifest.samples}")
     return manifest
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    """Raise `ValueError` for an entry of another type than that of its field in `Manifest`."""
+    for key, value in document.items():
+        hint = str(Manifest.__dataclass_fields__[key].type)
+        if hint.startswith("dict"):
+            valid = isinstance(value, dict) and all(_is_count(number) for number in value.values())
+        elif hint.startswith("int"):
+            valid = _is_count(value) or (value is None and hint.endswith("None"))
+        else:
+            valid = isinstance(value, str) or (value is None and hint.endswith("None"))
+        if not valid:
+            raise ValueError(f"{key} must be {hint}, got {str(value)[:40]!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def open_index(folder: Path, manifest: Manifest) -> np.ndarray:

@@ -27,7 +27,7 @@ from minigptv2.files import HashedFile, close_and_remove, sync_folder
 from minigptv2.record import Record, to_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
-from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, image_size
+from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, read_header
 from minigptv2.shards.image_header import MAX_PIXELS, TooLarge
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
 from minigptv2.shards.passed_over import Named
@@ -309,13 +309,13 @@ def _check_bytes(data: bytes, what: str, where: str) -> None:
 
 def _check_image(image: bytes, record: Record, where: str, job: ShardJob) -> tuple[bytes, str]:
     """The image as stored, and its extension. Raises `DataError` for what training would refuse."""
-    kind, width, height = image_size(image, where)
-    if (width, height) != (record.width, record.height):
+    decode = job.images.decode and job.bake_side is None
+    if job.bake_side is None:
+        _check_bytes(image, "image", where)
+    header = check_image(image, where, max_pixels=job.images.max_pixels) if decode else read_header(image, where)
+    if (header.width, header.height) != (record.width, record.height):
         stated = f"{record.width} x {record.height}"
-        raise DataError(f"{where}: the image is {width} x {height} px, its record says {stated}")
+        raise DataError(f"{where}: the image is {header.width} x {header.height} px, its record says {stated}")
     if job.bake_side is not None:
         return bake(image, job.bake_side, BAKED_QUALITY, where, max_pixels=job.images.max_pixels), "jpg"
-    _check_bytes(image, "image", where)
-    if job.images.decode:
-        check_image(image, where, max_pixels=job.images.max_pixels)
-    return image, EXTENSION_OF[kind]
+    return image, EXTENSION_OF[header.kind]

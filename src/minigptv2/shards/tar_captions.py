@@ -10,13 +10,12 @@ import codecs
 import json
 from typing import Any
 
+from minigptv2.damaged_text import checked
 from minigptv2.errors import DataError
 
 TEXT_EXTENSIONS = ("json", "txt")
 """Of members that may hold a caption, the preferred one first."""
 CAPTION_KEYS = ("caption", "text")
-BYTE_ORDER_MARK = "\ufeff"
-_LOST = "\ufffd"
 _ENCODINGS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
@@ -61,19 +60,6 @@ def decode_text(data: bytes, what: str) -> str:
     except ValueError as error:
         raise DataError(f"{what} is {error}") from error
     return checked(text, what)
-
-
-def checked(text: str, what: str) -> str:
-    """The text without byte order marks. Raises `DataError`, which names it as `what`, for damaged characters."""
-    if "\0" in text:
-        raise DataError(f"{what} contains NUL: it is UTF-16 without a byte order mark, or not a text")
-    if _LOST in text:
-        raise DataError(f"{what} contains U+FFFD, the sign of a character that an earlier conversion lost")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{what} contains half of a character (a surrogate)") from error
-    return text.replace(BYTE_ORDER_MARK, "")
 
 
 def _decoded(data: bytes, encoding: str) -> str:

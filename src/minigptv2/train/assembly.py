@@ -9,6 +9,7 @@ import torch
 
 from minigptv2.cluster import distributed
 from minigptv2.data.collate import fullest_pack
+from minigptv2.engine.config import compute_dtype
 from minigptv2.engine.progress import LoadProgress
 from minigptv2.engine.saver import restore_checkpoint
 from minigptv2.engine.trainer import Trainer
@@ -39,7 +40,13 @@ def build_trainer(
 
     `layers` of the language model are recomputed. Raises `CheckpointError` if weights are missing or do not fit.
     """
-    model = build_model(config.model, vocab_size, zero_backend(deepspeed_config).construction())
+    model = build_model(
+        config.model,
+        vocab_size,
+        zero_backend(deepspeed_config).construction(),
+        device=device,
+        dtype=getattr(torch, compute_dtype(deepspeed_config)),
+    )
     began = time.monotonic()
     inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
     fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from PIL import Image
 
 from minigptv2.cluster import distributed
+from minigptv2.errors import ConfigError
 from minigptv2.model.costs import ModelCosts, Work
 from minigptv2.planner.plan_table import costs_of
 from minigptv2.planner.step_time import Samples, layers_to_recompute
@@ -179,6 +180,13 @@ def _fastest(work: Callable[[], object], device: torch.device, *, repeats: int) 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_ranks(config: RunConfig, deepspeed_config: dict[str, Any]) -> None:
+    """Raise `ConfigError` if DeepSpeed cannot run the config on this number of ranks."""
+    plan = ZeroPlan.of(config.train.deepspeed, deepspeed_config)
+    if why := plan.refusal(costs_of(config).smallest_parameters, distributed.world_size()):
+        raise ConfigError(why)
 
 
 def recomputed_layers(config: RunConfig, deepspeed_config: dict[str, Any], device: torch.device) -> int:

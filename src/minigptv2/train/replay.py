@@ -51,7 +51,7 @@ def replay(folder: Path, *, device: str = "cpu") -> int:
     bundle = load_bundle(folder)
     about = bundle.about
     print(f"step {about['step']} on {about['world_size']} rank(s) was skipped: {about['reason']}")
-    model = _build(bundle).to(device).train()
+    model = _build(bundle, torch.device(device)).to(device).train()
     found = [_run(model, micro, about, device) for micro in bundle.micro_batches]
     for one in found:
         micro = one.micro_batch
@@ -72,9 +72,9 @@ def replay(folder: Path, *, device: str = "cpu") -> int:
     return int(ExitCode.STEP) if any(one.bad for one in found) else 0
 
 
-def _build(bundle: Bundle) -> MiniGPTv2:
+def _build(bundle: Bundle, device: torch.device) -> MiniGPTv2:
     config = load_run_config(bundle.folder / CONFIG_FILE).value
-    model = build_model(config.model, tokenizer_of(config.model).vocab_size)
+    model = build_model(config.model, tokenizer_of(config.model).vocab_size, device=device)
     parent = load_info(config.init_from) if config.init_from else None
     inherited = (str(parent.folder), parent.tensors) if parent else None
     fill_weights(model, open_bases(config.model), inherited, assign_plain, seed=config.seed)

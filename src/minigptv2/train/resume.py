@@ -16,7 +16,7 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
 from minigptv2.model.build import sizes_of
-from minigptv2.model.export import ExportInfo, check_weights_file, load_info, tokenizer_in
+from minigptv2.model.export import ExportInfo, load_info, open_weights, tokenizer_in
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_sample_order
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
@@ -102,7 +102,7 @@ def _load_parent(config: RunConfig, tokenizer: Tokenizer) -> ExportInfo | None:
 
     def read() -> tuple[ExportInfo, dict[str, int]]:
         info = load_info(folder)
-        check_weights_file(info)
+        open_weights(info)
         if difference := tokenizer.differences_from(tokenizer_in(info)):
             raise CheckpointError(
                 f"init_from={folder} was trained with another tokenizer than {tokenizer.path}: {difference}. "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 from contextlib import closing
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from minigptv2.cluster import distributed
 from minigptv2.cluster.owner import RunOwner
@@ -14,10 +17,11 @@ from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.config import Loaded
 from minigptv2.data.objective import MEANINGS, TOKEN
 from minigptv2.data.plan import DataPlan, load_recipe
-from minigptv2.engine.config import resolve_deepspeed_config
+from minigptv2.engine.config import compute_dtype, resolve_deepspeed_config
 from minigptv2.errors import ConfigError
 from minigptv2.heldout.monitor import PeriodicEvaluator
 from minigptv2.heldout.slice import HeldOutSlice
+from minigptv2.model.attention import check_shared_images, choose_attention
 from minigptv2.model.backbones import vision_spec
 from minigptv2.model.export import tokenizer_of
 from minigptv2.model.minigptv2 import MiniGPTv2
@@ -30,7 +34,7 @@ from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
 from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
-from minigptv2.train.limit import limit_report, recomputed_layers
+from minigptv2.train.limit import check_ranks, limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
 from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
@@ -70,6 +74,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             if not fresh:
                 refuse_other_order(config)
             plan = _data_plan(config, encoder)
+            _check_attention(config, plan, device, deepspeed_config)
+            check_ranks(config, deepspeed_config)
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
             lineage = [entry.as_json() for entry in start.parent.lineage] if start.parent else []
@@ -133,6 +139,13 @@ def _data_plan(config: RunConfig, encoder: PromptEncoder) -> DataPlan:
             f"Set train.steps to {plan.length // config.train.global_batch_size}, or remove `epochs` from one corpus."
         )
     return plan
+
+
+def _check_attention(config: RunConfig, plan: DataPlan, device: torch.device, document: dict[str, Any]) -> None:
+    """Raise `ConfigError` if the attention cannot run on `device` or cannot compute packs of this recipe."""
+    attention = choose_attention(config.model.attention, device, getattr(torch, compute_dtype(document)))
+    if plan.shares_images:
+        check_shared_images(attention)
 
 
 def _monitor(run: Run, model: MiniGPTv2) -> PeriodicEvaluator:

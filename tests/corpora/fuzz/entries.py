@@ -12,7 +12,7 @@ from typing import Any
 
 from minigptv2.boxes import Box
 from minigptv2.corpora.draft import finish
-from minigptv2.corpora.own_files import OwnEntry, read
+from minigptv2.corpora.formats import OwnEntry, format_of
 from minigptv2.corpora.raw import Raw
 from minigptv2.record import Region, Turn
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
@@ -244,7 +244,7 @@ def _problem(case: Case, rng: random.Random, folder: Path) -> str:
     ascii_only = rng.random() < 0.5 or case.turns is None  # half a surrogate pair can only be escaped
     file = folder / f"my{suffix}"
     file.write_bytes(json.dumps(document, ensure_ascii=ascii_only).encode(encoding))
-    (entry,) = read(file, Raw(folder, "my", ""))
+    (entry,) = format_of(file).read(file, Raw(folder, "my", ""))
     if case.turns is None:
         named = entry.problem and entry.name.startswith(("entry 1", "line 1"))
         return "" if entry.draft is None and named else f"accepted, expected an error: {entry.draft or entry.problem}"

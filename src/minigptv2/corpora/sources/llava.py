@@ -3,14 +3,14 @@
 Source: Liu et al. 2023 (huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K). The multi-task conversations come
 with MiniGPT-v2. License: CC BY 4.0, made with GPT-4: OpenAI's terms apply. Layout: a list (`id`, `image`,
 `conversations` of `from` and `value`). `image` may contain a folder, or be missing and follow from `id`. Turns of the
-multi-task conversations contain task identifiers and boxes on the grid, and are kept unchanged. Case and punctuation
-are kept: published training lower-cased them, which contradicts the purpose of this data. Expected conversations:
-56,681 (conversation), 23,240 (detail), 76,643 (reasoning).
+multi-task conversations contain task identifiers and boxes on the grid, and are kept unchanged. Image marks are removed
+by the rules of own conversations (`typed_marks`). Case and punctuation are kept: published training lower-cased them,
+which contradicts the purpose of this data. Expected conversations: 56,681 (conversation), 23,240 (detail), 76,643
+(reasoning).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -21,21 +21,21 @@ from minigptv2.corpora.raw import Raw, stream_json
 from minigptv2.corpora.sources.coco import GET_IMAGES, image_paths, require_images
 from minigptv2.errors import DataError
 from minigptv2.record import Turn
+from minigptv2.typed_marks import answer_text, asked_question
 
-_IMAGE_MARK = re.compile(r"\s*<(?:image|ImageHere)>\s*")
 _ASKS, _ANSWERS = ("human", "user"), ("gpt", "assistant")
 
 
-def turns_of(conversation: list[dict[str, Any]], *, has_image: bool = True) -> tuple[Turn, ...]:
-    """The turns of a conversation in LLaVA's format. Raises `DataError` with one of a few reasons."""
+def turns_of(conversation: list[dict[str, Any]]) -> tuple[Turn, ...]:
+    """The turns of a conversation about an image in LLaVA's format. Raises `DataError` with one of a few reasons."""
     if not conversation or len(conversation) % 2:
         raise DataError("conversation without an answer to each question")
-    turns = []
+    turns: list[Turn] = []
     for asked, answered in zip(conversation[::2], conversation[1::2], strict=True):
         if asked["from"] not in _ASKS or answered["from"] not in _ANSWERS:
             raise DataError("conversation that does not alternate between human and gpt")
-        question = _IMAGE_MARK.sub(" ", asked["value"]).strip()
-        turns.append(Turn("conversation" if has_image else "language", question, (answered["value"],)))
+        question = asked_question(asked["value"], "question", num_images=1, is_first=not turns)
+        turns.append(Turn("conversation", question, (answer_text(answered["value"], "answer"),)))
     return tuple(turns)
 
 

@@ -2,6 +2,7 @@
 
 A mark that is trained as letters teaches the model to write it. So an image mark is removed and counted, the identifier
 of the turn's own task is removed, and everything else is refused by name. Qwen-VL's boxes become boxes on our grid.
+Builds of corpora and all ways to ask a model share these rules.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import re
 from dataclasses import dataclass
 
 from minigptv2.boxes import Box, render_boxes
-from minigptv2.errors import DataError
+from minigptv2.damaged_text import checked
+from minigptv2.errors import DataError, counted
 from minigptv2.prompt import PROMPT_PARTS
-from minigptv2.shards.tar_captions import checked
 from minigptv2.tasks import TASKS
 from minigptv2.tasks.answers import bracket_in, render_phrase
 from minigptv2.tasks.base import QUERY_SLOT
@@ -75,6 +76,35 @@ def without_image_marks(text: str, what: str) -> TypedText:
     if found := _IMAGE_AT_EDGE.search(text):
         raise DataError(f"{what} contains '{found[0].strip()}' in the place of an image: give the image as image")
     return TypedText(_checked(text, what), marks, paths)
+
+
+def asked_question(text: str, what: str, *, num_images: int, is_first: bool = True) -> str:
+    """A whole question as it is asked: without image marks, and with its identifier, if any, spelled as it is trained.
+
+    Raises `DataError`, which names the question as `what`, for marks without their image or after the first question,
+    and for everything that the prompt writes itself.
+    """
+    typed = without_image_marks(text, what)
+    require_images(typed, what, num_images)
+    if typed.marks and not is_first:
+        raise DataError(f"{what} has an image mark, and is not the first question; a prompt begins with its images")
+    identifier, rest = split_identifier(typed.text, what, has_image=num_images > 0)
+    if not rest and (identifier or typed.marks):
+        raise DataError(f"{what} has no text beside marks: an empty question")
+    return f"{identifier} {rest}".strip()
+
+
+def require_images(typed: TypedText, what: str, num_images: int) -> None:
+    """Raise `DataError` if a question has more image marks than images, or a mark that contains a path."""
+    if len(typed.marks) <= num_images and not typed.paths:
+        return
+    several = f"the image mark '{typed.marks[0]}'" if len(typed.marks) == 1 else f"{len(typed.marks)} image marks"
+    there = f"there {'is' if num_images == 1 else 'are'} {counted(num_images, 'images')}"
+    if num_images == 0:
+        there = "there is no image: add image, or remove the mark"
+    elif typed.paths:
+        there += ": name it under image"
+    raise DataError(f"{what} has {several}, and {there}")
 
 
 def image_paths(text: str) -> list[str]:

@@ -1,0 +1,65 @@
+"""Lists the formats of users' own data: one format is one file that says what it matches and reads its entries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigptv2.corpora.formats import caption_folder, csv_captions, json_file, json_lines, voc, yolo
+from minigptv2.corpora.formats.entry import OwnEntry
+from minigptv2.corpora.raw import Raw
+from minigptv2.errors import ConfigError, DataError, nearest
+
+__all__ = ["FORMATS", "Format", "OwnEntry", "format_of"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its name for `--format`, what it is called in messages, and how it is recognized and read.
+
+    `has_splits`: a dataset may be divided into splits, one of which is read (`Raw.split`).
+    """
+
+    name: str
+    title: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, Raw], Iterator[OwnEntry]]
+    has_splits: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    one.name: one
+    for one in (
+        Format("jsonl", json_lines.TITLE, json_lines.matches, json_lines.read),
+        Format("csv", csv_captions.TITLE, csv_captions.matches, csv_captions.read),
+        Format("json", json_file.TITLE, json_file.matches, json_file.read),
+        Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True),
+        Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True),
+        Format("captions", caption_folder.TITLE, caption_folder.matches, caption_folder.read),
+    )
+}
+"""Every format by name. The first one that matches a path reads it."""
+
+
+def format_of(path: Path, name: str = "") -> Format:
+    """The format of a path, or the one of this name. Raises `DataError` if there is none."""
+    if not os.path.exists(path):  # Path.exists raises for names that are too long
+        raise DataError(f"{path} does not exist")
+    if name in FORMATS:
+        return FORMATS[name]
+    if name:
+        raise ConfigError(
+            f"unknown format '{name}'{nearest(name, tuple(FORMATS))} The formats are {', '.join(FORMATS)}"
+        )
+    found = next((one for one in FORMATS.values() if one.matches(path)), None)
+    if found is None:
+        known = ", ".join(f"{one.name} ({one.title})" for one in FORMATS.values())
+        what = (
+            "is a folder; pass a file in it, or a folder"
+            if path.is_dir()
+            else f"has the unknown extension '{path.suffix}'; pass a file or a folder"
+        )
+        raise DataError(f"{path} {what} of one of the formats {known}")
+    return found

@@ -1,0 +1,116 @@
+"""Finds the annotation files of a split of a Pascal VOC dataset, and the image of each.
+
+VOC and CVAT have `Annotations/`, `JPEGImages/` and lists in `ImageSets/Main/`, Label Studio `Annotations/` and
+`images/`, Roboflow `train/`, `valid/` and `test/`. LabelImg and Roboflow write the XML beside its image.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from minigptv2.corpora.formats.splits import TRAIN, chosen, split_folders
+from minigptv2.corpora.formats.stems import IMAGE_SUFFIXES, files_below, is_image
+from minigptv2.corpora.raw import Raw
+from minigptv2.errors import DataError
+from minigptv2.shards.tar_captions import decode_text
+
+_ANNOTATIONS, _LISTS = "Annotations", Path("ImageSets", "Main")
+_IMAGES = ("JPEGImages", "images", "")
+_XML = ".xml"
+_DEFAULT = "default"
+"""How CVAT names the only split of a task."""
+_ROOT = re.compile(rb"<annotation[\s>]")
+_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class VocLayout:
+    """The files of a split: the folder of the dataset, that of its annotations, and its annotation files.
+
+    `listed`: a file in `ImageSets` lists them. Otherwise they are all of their folder, which may hold images without
+    one.
+    """
+
+    folder: Path
+    annotations: Path
+    files: list[Path]
+    listed: bool
+
+
+def has_annotations(path: Path) -> bool:
+    """Whether a path is a folder with annotation files of Pascal VOC, of one of the known layouts."""
+    if not path.is_dir():
+        return False
+    places = [path / _ANNOTATIONS, path, *split_folders(path).values()]
+    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir()) if _is_xml(file)]
+    return (path / _ANNOTATIONS).is_dir() and not files or any(map(_is_annotation, files[:1]))
+
+
+def find_layout(path: Path, raw: Raw) -> VocLayout:
+    """The files of the split that is built. Raises `DataError` if the dataset does not have it."""
+    annotations = path / _ANNOTATIONS
+    lists = {file.stem: file for file in sorted((path / _LISTS).glob("*.txt")) if "_" not in file.stem}
+    if list(lists) == [_DEFAULT]:
+        lists = {TRAIN: lists[_DEFAULT]}
+    if not annotations.is_dir():
+        folder = chosen(split_folders(path), path, raw)
+        return VocLayout(folder, folder, list(filter(_is_xml, files_below(folder))), listed=False)
+    everything = list(filter(_is_xml, files_below(annotations)))
+    listing = chosen(lists, path, raw)
+    if not lists:
+        return VocLayout(path, annotations, everything, listed=False)
+    lines = decode_text(listing.read_bytes(), str(listing)).splitlines()
+    files = list(dict.fromkeys(_listed(line.strip(), annotations) for line in lines if line.strip()))
+    if left := len(set(everything) - set(files)):
+        raw.note(f"{{count}} annotation files that {_LISTS}/{listing.name} does not list are not read", left)
+    return VocLayout(path, annotations, files, listed=True)
+
+
+def _is_xml(file: Path) -> bool:
+    return file.suffix.lower() == _XML
+
+
+def _is_annotation(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        return _ROOT.search(stream.read(_HEAD_BYTES)) is not None
+
+
+def _listed(line: str, annotations: Path) -> Path:
+    """The annotation file of a line: the id of an image, which a label may follow."""
+    whole = annotations / f"{line}{_XML}"
+    return whole if whole.is_file() else annotations / f"{line.split()[0]}{_XML}"
+
+
+def image_of(file: Path, filename: str, layout: VocLayout, raw: Raw) -> tuple[str, ...]:
+    """Where the image of an annotation file is: the one that it names, else the one with its own stem.
+
+    Paths to look for if there is none. Raises `DataError` if both exist and are different files.
+    """
+    given = PurePosixPath(filename.replace("\\", "/"))
+    beside = file.parent.relative_to(layout.annotations)
+    folders = [
+        place / inner for place in (*(layout.folder / name for name in _IMAGES), raw.root) for inner in ("", beside)
+    ]
+    folders = list(dict.fromkeys([*folders, file.parent]))
+    named = [place / name for name in (given, given.name) for place in folders if given.name]
+    by_name = next(filter(Path.is_file, named), None)
+    spelled = [f"{file.stem}{one}" for suffix in IMAGE_SUFFIXES for one in (suffix, suffix.upper())]
+    by_stem = next((place / name for name in spelled for place in folders if (place / name).is_file()), None)
+    if by_name is not None and by_stem is not None and by_name.stem != file.stem:
+        raise DataError(
+            f"names the image {filename}, and {by_stem.name} exists, too: correct <filename>, or remove one"
+        )
+    if found := by_name or by_stem:
+        return (str(found),)
+    looked_for = named or [place / f"{file.stem}.jpg" for place in folders]
+    return str(looked_for[0]), str(looked_for[-1])
+
+
+def images_without_annotation(layout: VocLayout, used: set[str]) -> list[Path]:
+    """The images of a dataset without lists that no annotation belongs to."""
+    if layout.listed:
+        return []
+    places = [place for name in _IMAGES if (place := layout.folder / name).is_dir()]
+    return [file for file in files_below(places[0]) if is_image(file.name) and str(file) not in used]
