@@ -29,11 +29,11 @@ from hypothesis import strategies as st
 
 from minigptv2.cluster.attempts import Attempt, run_journal, slurm_journal
 from minigptv2.cluster.failure import Failure, write_failure
+from minigptv2.redacted_files import write_json, write_text
 from minigptv2.run_config import RunConfig
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import HIDDEN, guarded_output, redact, secret_values, sends_secret
 from minigptv2.shards.dropped import Dropped, DropReport
-from minigptv2.text_files import write_json, write_text
 from minigptv2.tracking.log import RunLog
 from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.resume import write_config

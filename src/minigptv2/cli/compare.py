@@ -24,7 +24,7 @@ def add_arguments(parser: Parser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from minigptv2.evaluate.compare import as_json, compare_runs, render
-    from minigptv2.text_files import write_text
+    from minigptv2.redacted_files import write_text
 
     comparisons = compare_runs(Path(args.run_a), Path(args.run_b))
     print(as_json(comparisons).rstrip() if args.json else render(comparisons, flips=args.flips))

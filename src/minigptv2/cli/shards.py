@@ -394,9 +394,9 @@ def _corpora(folders: list[Path]) -> list[Path]:
 
 
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
+    from minigptv2.redacted_files import write_text
     from minigptv2.shards.dropped import summarize
     from minigptv2.shards.tar_samples import at_least
-    from minigptv2.text_files import write_text
 
     if report is not None:
         write_text(report, "".join(f"{fault.to_json()}\n" for fault in faults))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import ExitCode
+from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder, checkpoint_step
-from minigptv2.text_files import json_lines
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.cluster.processes import short_name
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
-from minigptv2.text_files import write_json
 
 _LENGTH = 300
 """Characters of a message that a one-line summary keeps."""

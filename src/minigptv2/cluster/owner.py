@@ -26,8 +26,8 @@ from types import TracebackType
 from minigptv2.cluster.processes import host_name, is_running, machine, started_at
 from minigptv2.errors import ConfigError, ExitCode
 from minigptv2.files import write_atomically
+from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder
-from minigptv2.text_files import json_text
 
 BEAT_S = 5.0
 """Seconds between heartbeats."""

@@ -15,7 +15,7 @@ from minigptv2.model.backbones import Sizes
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.weights import Tensors, check_shapes, named_canonical, part_of
-from minigptv2.text_files import write_json
+from minigptv2.redacted_files import write_json
 
 REPORT_FILE = "conversion.json"
 

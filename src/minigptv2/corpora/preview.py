@@ -25,9 +25,9 @@ from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, PromptEncoder
 from minigptv2.record import Record
+from minigptv2.redacted_files import write_text
 from minigptv2.shards.image_files import square
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.text_files import write_text
 
 _MAX_CHECKED = 1000
 """Number of records whose boxes are checked together."""

@@ -21,10 +21,10 @@ from minigptv2.data.plan import measure_corpus
 from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
+from minigptv2.redacted_files import write_text
 from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote
-from minigptv2.text_files import write_text
 
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _COLORS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#eeca3b", "#b279a2", "#ff9da6", "#9d755d", "#bab0ac")

@@ -18,7 +18,7 @@ from minigptv2.demo.scoring import Evaluation
 from minigptv2.errors import ConfigError
 from minigptv2.heldout.pictures import CARD_STYLE, grid, html_card, html_image, tile
 from minigptv2.heldout.samples import HeldOutQuestion
-from minigptv2.text_files import write_json, write_text
+from minigptv2.redacted_files import write_json, write_text
 from minigptv2.tracking.log import read_metrics
 
 if TYPE_CHECKING:

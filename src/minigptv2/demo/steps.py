@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from minigptv2.cluster.rendezvous import free_port
 from minigptv2.errors import ConfigError, MiniGPTv2Error
-from minigptv2.text_files import write_text
+from minigptv2.redacted_files import write_text
 
 if TYPE_CHECKING:
     from minigptv2.heldout.samples import HeldOutQuestion

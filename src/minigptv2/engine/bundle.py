@@ -21,8 +21,8 @@ from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
 from minigptv2.foreign_files import read_json
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
-from minigptv2.text_files import write_json
 
 BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
 

@@ -25,8 +25,8 @@ from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_safetensors, read_json
+from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder, checkpoint_step
-from minigptv2.text_files import json_text
 
 FORMAT = 2
 WEIGHTS = "weights"

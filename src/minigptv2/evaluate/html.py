@@ -10,7 +10,7 @@ from typing import Any
 
 from minigptv2.evaluate.runner import BenchmarkResult
 from minigptv2.heldout.pictures import CARD_STYLE, html_card
-from minigptv2.text_files import write_text
+from minigptv2.redacted_files import write_text
 
 PAGE_FILE = "page.html"
 _STYLE = """

@@ -12,7 +12,7 @@ import numpy as np
 from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interval
 from minigptv2.evaluate.rules import YES, Scored
 from minigptv2.evaluate.runner import BenchmarkResult
-from minigptv2.text_files import write_json, write_text
+from minigptv2.redacted_files import write_json, write_text
 from minigptv2.tracking.log import finite
 
 RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"

@@ -14,8 +14,8 @@ from minigptv2.cluster import distributed
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.errors import CheckpointError
 from minigptv2.heldout.slice import EXPECTED_IOU, LOSS, HeldOutSlice, Metrics
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
-from minigptv2.text_files import write_json
 from minigptv2.tracking.log import RunLog
 
 

@@ -29,7 +29,7 @@ from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors, tensors_in
-from minigptv2.text_files import write_json
+from minigptv2.redacted_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1

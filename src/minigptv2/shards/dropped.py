@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from minigptv2.errors import DataError
+from minigptv2.redacted_files import append_json_lines, json_lines, json_text, write_text
 from minigptv2.run_folder import RunFolder
-from minigptv2.text_files import append_json_lines, json_lines, json_text, write_text
 
 DROPPED_FILE = "dropped.jsonl"
 """Dropped annotations and samples, in the folder of a corpus."""

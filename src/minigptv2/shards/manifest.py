@@ -22,11 +22,11 @@ import numpy as np
 from minigptv2.errors import DataError
 from minigptv2.files import sync_folder
 from minigptv2.foreign_files import parse_json, read_regular
+from minigptv2.redacted_files import write_json
 from minigptv2.secrets import redact_all
 from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
 from minigptv2.shards.image_header import MAX_PIXELS
 from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
-from minigptv2.text_files import write_json
 
 MANIFEST_FILE, TABLE_FILE, INDEX_FILE = "manifest.json", "shards.npy", "index.npy"
 FORMAT = 2

@@ -25,6 +25,7 @@ import numpy as np
 from minigptv2.errors import DataError
 from minigptv2.files import HashedFile, close_and_remove, sync_folder
 from minigptv2.record import Record, to_json
+from minigptv2.redacted_files import write_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, read_header
@@ -32,7 +33,6 @@ from minigptv2.shards.image_header import MAX_PIXELS, TooLarge
 from minigptv2.shards.manifest import INDEX_DTYPE, MAX_MEMBER_BYTES
 from minigptv2.shards.passed_over import Named
 from minigptv2.tasks import validate
-from minigptv2.text_files import write_json
 
 RECORD_EXTENSION = "json"
 BUILD_FOLDER = ".building"

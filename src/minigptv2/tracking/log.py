@@ -14,9 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minigptv2.files import write_atomically
+from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import guarded, redact_all
-from minigptv2.text_files import json_lines
 from minigptv2.tracking.trackers import TRACKERS, TrackedRun
 
 
