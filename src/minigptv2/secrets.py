@@ -132,7 +132,7 @@ class _Guarded:
 
     def __init__(self, stream: TextIO) -> None:
         self._wrapped = stream
-        """Named as tqdm names it, which compares streams by it: its bars make room for what is printed."""
+        """The name that tqdm compares streams by, so that its bars move below what is printed."""
 
     def write(self, text: str) -> int:
         self._wrapped.write(guarded(text))
