@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+Item = TypeVar("Item")
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _UNSAFE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_BIDI}\ud800-\udfff]")
 """Control characters of C0 and C1 except tab and newline, other line breaks, bidirectional controls, and bytes that
@@ -45,8 +47,8 @@ def unguarded(stream: TextIO) -> TextIO:
     return below
 
 
-def progress_bar(*, desc: str | None = None, **options: Any) -> tqdm[Any]:
-    """A progress bar of tqdm on stderr. It moves the cursor, so it writes to the unguarded stream."""
+def progress_bar(items: Iterable[Item] | None = None, *, desc: str | None = None, **options: Any) -> tqdm[Item]:
+    """A progress bar of tqdm on stderr, over `items`. It moves the cursor, so it writes to the unguarded stream."""
     from tqdm import tqdm
 
-    return tqdm(desc=one_line(desc) if desc else None, file=unguarded(sys.stderr), **options)
+    return tqdm(items, desc=one_line(desc) if desc else None, file=unguarded(sys.stderr), **options)

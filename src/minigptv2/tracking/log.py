@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from minigptv2.files import write_atomically
 from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import guarded, redact_all
+from minigptv2.terminal_text import progress_bar
 from minigptv2.tracking.trackers import TRACKERS, TrackedRun
 
 
@@ -38,7 +38,9 @@ class RunLog:
         self._trackers = [make(run) for make in TRACKERS.values()]
         self._stream = open(folder.log, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=run.step, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = (
+            progress_bar(total=total_steps, initial=run.step, unit="step", dynamic_ncols=True) if terminal else None
+        )
 
     def line(self, text: str) -> None:
         """Write one line to the terminal and to `log.txt`."""
