@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from minigptv2.corpora.box_census import BoxCensus, GivenBox
 from minigptv2.corpora.build_corpus import MAX_SHOWN, list_mistakes
@@ -141,7 +142,7 @@ def _mistakes_of(file: Path, found: _Findings) -> str:
 def _check_all(file: Path, raw: Raw, options: OwnOptions, decode_s: float = 0.0) -> _Findings:
     """What is found in all entries. With `decode_s` images are decoded, and the check ends after so many seconds."""
     found, ends = _Findings(), time.monotonic() + decode_s
-    shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
+    shape: dict[str, Any] = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
     examined = partial(_check_chunk, max_pixels=options.max_pixels, decode=decode_s > 0)
     with progress_bar(**shape, disable=not sys.stderr.isatty()) as bar:
         for results in _check_chunks(format_of(file, options.format).read(file, raw), examined):
