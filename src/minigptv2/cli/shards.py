@@ -237,15 +237,16 @@ def _build_all(args: argparse.Namespace) -> int:
 
 
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from minigptv2.cluster.processes import usable_cpus
     from minigptv2.corpora.build_corpus import BuildOptions, build
     from minigptv2.shards.shard_file import ImageRules
-    from minigptv2.terminal_text import progress_bar
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     read = corpus.has_files or corpus.is_own  # not drawn by the program
     workers = args.workers if args.workers is not None else usable_cpus() if read else 0
-    with progress_bar(
+    with tqdm(
         total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
     ) as bar:
         report = build(
@@ -393,12 +394,11 @@ def _corpora(folders: list[Path]) -> list[Path]:
 
 
 def _print_faults(faults: list[Dropped], report: Path | None) -> None:
-    from minigptv2.redacted_files import write_text
     from minigptv2.shards.dropped import summarize
     from minigptv2.shards.tar_samples import at_least
 
     if report is not None:
-        write_text(report, "".join(f"{fault.to_json()}\n" for fault in faults))
+        report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))
     for fault in faults if report is None else faults[:_SHOWN_FAULTS]:
         print(fault, file=sys.stderr)
     if len(faults) > 1:
@@ -407,6 +407,6 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
 
 
 def _bar(title: str, unit: str) -> Any:
-    from minigptv2.terminal_text import progress_bar
+    from tqdm import tqdm
 
-    return progress_bar(desc=title, unit=unit, disable=not sys.stderr.isatty())
+    return tqdm(desc=title, unit=unit, disable=not sys.stderr.isatty())
