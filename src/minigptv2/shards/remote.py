@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.files import write_atomically
+from minigptv2.secrets import sends_secret
 from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
 from minigptv2.shards.turn_counts import TURNS_FILE
 
@@ -66,9 +67,14 @@ def public_url(url: str) -> str:
 
 
 class RemoteFiles:
-    """Byte ranges of the files below a URL."""
+    """Byte ranges of the files below a URL. Raises `ConfigError` if the URL would send a secret of the environment."""
 
     def __init__(self, folder: str) -> None:
+        if sends_secret(folder):
+            raise ConfigError(
+                f"a {urlsplit(folder).scheme}:// URL of shards holds the value of a secret environment variable. "
+                "Nothing was sent. Give credentials in the store's own settings, for example AWS_PROFILE"
+            )
         self.folder = folder.rstrip("/")
 
     def read(self, file: str, size: int, offset: int, count: int) -> bytes:
