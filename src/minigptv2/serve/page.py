@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response
 from minigptv2.corpora.sources import toy
 from minigptv2.draw import PREDICTED_COLORS
 from minigptv2.errors import DataError
-from minigptv2.serve.batcher import Busy
 from minigptv2.serve.config import MAX_TEMPERATURE
 from minigptv2.serve.openai_api import RequestError, parse_json
 from minigptv2.serve.service import Service
@@ -149,8 +148,6 @@ async def _check_image(body: bytes, service: Service) -> dict[str, Any]:
     try:
         file = await asyncio.to_thread(decode_data_url, fields["image"])
         image = await service.open_image(file, to_show=True)
-    except Busy as error:
-        raise RequestError(str(error), status=429, code="busy") from error
     except DataError as error:
         raise RequestError(str(error), param="image", code="invalid_image") from error
     assert image.shown is not None, "it was opened to be shown"
