@@ -43,6 +43,21 @@ def test_what_is_not_shipped_is_left_as_it_is_given(copies: Path, path: str) -> 
     assert find(path) == Path(path) and find(copies / "none") == copies / "none"
 
 
+@pytest.mark.parametrize("path", [CONFIG, "deepspeed_configs/zero3_cpu.json", "data_recipes/stage3_instruct.yaml"])
+def test_a_source_tree_is_read_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find(path) == REPOSITORY / path
+    Path(path).parent.mkdir(parents=True)
+    Path(path).write_text("")
+    assert find(path) == Path(path)
+
+
+def test_a_config_extends_a_shipped_one_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(f"extends: {CONFIG}\nstage: mine\n")
+    assert main(["config", "mine.yaml"]) == 0
+
+
 def test_the_folders_are_those_of_the_repository() -> None:
     assert all((REPOSITORY / folder).is_dir() for folder in shipped.FOLDERS)
 

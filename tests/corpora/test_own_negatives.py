@@ -19,8 +19,10 @@ from minigptv2.record import Region, Turn
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tasks import TASKS, render_turn, segments
 from minigptv2.tokenizer import Tokenizer
+from tests.conftest import World
 from tests.corpora.miniatures.files import jpeg, put
 from tests.corpora.own_data import HERE, built
+from tests.model.tiny import save_tiny_export
 
 DETECTION = {"image": "a.jpg", "task": "detection"}
 CAT = {"phrase": "cat", "boxes": [[0, 0, 32, 24]]}
@@ -125,3 +127,40 @@ def test_an_answer_without_a_box_has_no_boxes_in_ask_predict_and_serve() -> None
     parsed = TASKS["detection"].parse("<p>dog</p>", 64, 48)
     assert boxes_as_json(parsed.grounded) == [] and parsed.text == "dog"
     assert grounded_phrases("<p>dog</p>", (64, 48)) == [] and segments("<p>dog</p>", 64, 48) == ["dog"]
+
+
+def test_the_command_that_evaluates_counts_absent_objects(tmp_path: Path, world: World) -> None:
+    built(tmp_path, file_of(tmp_path, {**DETECTION, **DOG}, {**DETECTION, **CAT}))
+    export = save_tiny_export(tmp_path / "export", world.tokenizer_folder)
+    words = ["evaluate", "--model", str(export), "--shards", str(tmp_path), "--corpus", "out"]
+    assert cli([*words, "--output", str(tmp_path / "results")]) == 0
+    absent, present = [json.loads(line) for line in next((tmp_path / "results").rglob("predictions.jsonl")).open()]
+    assert absent["truth"] == "<p>dog</p>" and absent["groups"] == {} and present["groups"] == {"size": "small"}
+    assert absent["score"] == float("{" not in absent["answer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("my.json", {"categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "elk"}]}),
+        ("my.csv", "image,caption\na.jpg,A.\n"),
+        ("my2.json", []),
+    ],
+)
+def test_negatives_of_a_file_without_classes_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: Any
+) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    if isinstance(content, dict):
+        images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "a.jpg"}]
+        boxes = [{"id": n, "image_id": 1, "category_id": n, "bbox": [1, 1, 9, 9], "iscrowd": n - 1} for n in (1, 2)]
+        content |= {"images": images, "annotations": boxes}
+    put(tmp_path / name, content)
+    words = ["shards", "build", str(tmp_path / name), "--output", str(tmp_path / "out"), *HERE, "--negatives", "9"]
+    code, told = cli(words), capsys.readouterr().err
+    if not isinstance(content, dict):
+        assert code in (2, 3) and "--negatives" in told
+        return
+    reader = CorpusReader(tmp_path / "out")
+    asked = [[turn.regions[0].phrases[0] for turn in reader.record(n).turns] for n in range(2)]
+    assert asked[0] == ["cat", "elk"] and sorted(asked[1]) == ["cat", "dog", "elk"], "a crowd of dogs is no negative"

@@ -23,11 +23,11 @@ from minigptv2.corpora.box_census import BoxCensus, GivenBox
 from minigptv2.corpora.build_corpus import MAX_SHOWN, list_mistakes
 from minigptv2.corpora.corpus import MIXED, CorpusSpec
 from minigptv2.corpora.draft import Draft, Rejected, examine
-from minigptv2.corpora.formats import Format, OwnEntry, format_of
+from minigptv2.corpora.formats import FORMATS, Format, OwnEntry, format_of
 from minigptv2.corpora.frames import CENTERS, CORNERS, SIZES
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.raw import Raw
-from minigptv2.errors import DataError
+from minigptv2.errors import ConfigError, DataError
 from minigptv2.shards.image_header import MAX_PIXELS
 
 MAX_BOXES_SHOWN = 8
@@ -69,6 +69,9 @@ def own_corpus(path: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
     Reading its drafts raises `DataError` with every mistake that `options` do not accept.
     """
     found = format_of(path, options.format)
+    if options.negatives and not found.has_classes:
+        named = ", ".join(one.name for one in FORMATS.values() if one.has_classes)
+        raise ConfigError(f"--negatives is for the formats {named}; {path} is {found.title}")
     folder = path if path.is_dir() else path.parent
     name = folder.resolve().name if path.is_dir() or found.has_splits else path.stem
     return CorpusSpec(

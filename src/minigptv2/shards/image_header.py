@@ -24,8 +24,9 @@ _VALUES = {1: "B", 3: "H", 4: "I"}
 """EXIF types of an integer to the format of `struct`."""
 _NO_FRAMES = (0xC4, 0xC8, 0xCC)
 """Markers from 0xC0 to 0xCF that do not begin a frame (ITU T.81, table B.1)."""
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
-"""A marker of a JPEG with a length. Decoders skip the others: restarts, the start and reserved ones."""
+_WITH_LENGTH = frozenset((*range(0xC0, 0xD0), *range(0xD9, 0xFF)))
+"""Markers of a JPEG with a length. Decoders skip the others: restarts, the start and reserved ones."""
+_MARKER = re.compile(b"\xff[" + re.escape(bytes(sorted(_WITH_LENGTH))) + b"]")
 SCAN, _JPEG_END = 0xDA, 0xD9
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _PARTS = 10_000
@@ -112,22 +113,26 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     Compressed data and other bytes between two markers are skipped, as libjpeg does, so that every scan it decodes is
     found. Raises `ImageFault` for too many segments. Ends early if the data does.
     """
-    at, between, scanned = 2, 0, False
+    at, between, scanned, size = 2, 0, False, len(data)
     for number in count():
-        require_parts(number, 0, 0, "segments")
-        found = _MARKER.search(data, at)
-        if found is None or found.start() + 4 > len(data):
+        if number > _PARTS:
+            require_parts(number, 0, 0, "segments")
+        if at + 4 > size:
             return
-        between += 0 if scanned else found.start() - at
+        if data[at] != 0xFF or data[at + 1] not in _WITH_LENGTH:
+            found = _MARKER.search(data, at)
+            if found is None or found.start() + 4 > size:
+                return
+            between += 0 if scanned else found.start() - at
+            at = found.start()
         if between > _MOST_BETWEEN:
             raise ImageFault("damaged: its JPEG segments are far apart")
-        at, marker = found.start(), data[found.start() + 1]
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         yield marker, at + 4, length - 2
         if marker == _JPEG_END:
             return
         scanned |= marker == SCAN
-        at += 2 + max(2, length)
+        at += 2 + (length if length > 2 else 2)
 
 
 def _parse_jpeg(data: bytes) -> ImageHeader:

@@ -53,6 +53,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str]] = {
         "a_jpg.rf.0b.xml",
     ),
     "labelimg": ({"a.xml": '<?xml version="1.0"?>\n' + xml("C:\\photos\\a.jpg"), "a.JPG": 1}, "a.xml"),
+    "utf-16": ({"a.xml": ('<?xml version="1.0" encoding="utf-16"?>' + xml()).encode("utf-16"), "a.jpg": 1}, "a.xml"),
     "renamed": ({"a.xml": xml("gone.jpg"), "a.png": 1}, "a.xml"),
     "without-name-and-size": ({"a.xml": xml("", size="<width>0</width><height>0</height>"), "a.jpg": 1}, "a.xml"),
 }
@@ -133,9 +134,11 @@ def test_a_file_whose_image_name_and_own_name_differ_is_a_mistake(
 
 
 def test_an_id_of_a_list_without_a_file_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {"Annotations/a.xml": xml(), "JPEGImages/a.jpg": 1, "ImageSets/Main/train.txt": "a -1\nb\n"}
+    files = {"Annotations/a.xml": xml(), "JPEGImages/a.jpg": 1, "ImageSets/Main/train.txt": "a -1\nb  1\nc d\nd 1\n"}
     assert build(write(tmp_path / "set", files)) == 3
-    assert "  b.xml: is listed, and does not exist" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "  b.xml: is listed, and does not exist" in told and "  c d.xml: is listed, and does not exist" in told
+    assert "  d 1.xml: is listed, and does not exist" in told
 
 
 def test_difficult_objects_are_kept_and_parts_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

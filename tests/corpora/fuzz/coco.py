@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.corpora.own import OwnOptions
-from tests.corpora.fuzz.outcome import TOLERANCE_PX, Case, Expected
+from tests.corpora.fuzz.frames import draw_frame
+from tests.corpora.fuzz.outcome import Case, Expected
 from tests.corpora.fuzz.photos import Box4, Photo, draw_box
 
 NAMES = ("cat", "tennis racket", "größer Hund", "犬", "traffic light", "O'Hare (3)")
-UNKNOWN_SIZES: tuple[dict[str, Any], ...] = ({}, {"width": None, "height": None}, {"width": 0, "height": 0})
 Entry = dict[str, Any]
 
 
@@ -62,7 +62,7 @@ def _file(rng: random.Random, photos: list[Photo]) -> File:
     document: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     file = File(document, {}, ascii_only=rng.random() < 0.5)
     for number, photo in enumerate(chosen, first):
-        stated, to_file, tolerance = _frame(rng, photo)
+        stated, to_file, tolerance = draw_frame(rng, photo)
         document["images"].append({"id": number, "file_name": photo.name, **stated})
         expected = file.samples[str(number)] = Expected(photo, tolerance_px=tolerance)
         for _ in range(rng.randint(1, 4)):
@@ -76,26 +76,6 @@ def _file(rng: random.Random, photos: list[Photo]) -> File:
         for part in rng.sample(sorted(document), 2):
             document[part] = document.pop(part)
     return file
-
-
-def _frame(rng: random.Random, photo: Photo) -> tuple[Entry, Callable[[Box4], Box4], float]:
-    """The size that the file states, how it gives a box, and how exactly the box can come back."""
-    kind = rng.choice(["unknown", "upright", "upright", "stored", "stored", "scaled"])
-    size, place = (photo.width, photo.height), (lambda box: box)
-    if kind == "unknown":
-        return rng.choice(UNKNOWN_SIZES), place, 0.01
-    if photo.orientation >= 5 and kind == "stored":
-        size, place = photo.stored, photo.box_in_stored
-    factor = rng.choice([0.5, 2.0, 3.0, 10.0]) if kind == "scaled" else 1.0
-    stated = {"width": round(size[0] * factor), "height": round(size[1] * factor)}
-    if rng.random() < 0.2:
-        stated = {key: float(value) for key, value in stated.items()}
-
-    def to_file(box: Box4) -> Box4:
-        x1, y1, x2, y2 = place(box)
-        return x1 * factor, y1 * factor, x2 * factor, y2 * factor
-
-    return stated, to_file, TOLERANCE_PX if kind == "scaled" else 0.01
 
 
 def _annotation(file: File, rng: random.Random) -> Entry:

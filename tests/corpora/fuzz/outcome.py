@@ -16,7 +16,8 @@ from typing import Any
 from minigptv2.corpora.build_corpus import build
 from minigptv2.corpora.own import OwnOptions, own_corpus
 from minigptv2.errors import MiniGPTv2Error
-from tests.corpora.fuzz.photos import Box4, Photo
+from tests.corpora.fuzz.photos import Box4, Photo, is_photo
+from tests.corpora.miniatures.files import put
 
 TOLERANCE_PX = 1.0
 EXACT_PX = 0.01
@@ -34,8 +35,9 @@ class Expected:
 
 @dataclass
 class Case:
-    """A file, the samples that must come of it by id, and the fault that must be named, if any.
+    """A file or a dataset, the samples that must come of it by id, and the fault that must be named, if any.
 
+    `files`: the files of a dataset by their path in the folder `file`. Without them, `file` holds `data`.
     With a fault, the build must end with it, and with the options `retry` must keep `samples` and name what is lost.
     `retry` None: no option makes the file acceptable. `silent`: names of images that are left out without an error.
     """
@@ -46,6 +48,20 @@ class Case:
     fault: str = ""
     retry: OwnOptions | None = OwnOptions(skip_faults=True)
     silent: tuple[str, ...] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Write the file, or the dataset in the place of an earlier one."""
+        if not self.files:
+            put(self.file, self.data)
+            return
+        shutil.rmtree(self.file, ignore_errors=True)  # it may not exist yet
+        for name, data in self.files.items():
+            put(self.file / name, data)
+
+    def __str__(self) -> str:
+        texts = {name: data for name, data in self.files.items() if not is_photo(name)}
+        return f"{texts or self.data!r}"[:1500]
 
 
 @dataclass
@@ -69,8 +85,10 @@ class Built:
 
 def problem_of(case: Case, output: Path) -> str:
     """What is wrong with the outcome of a case, or an empty text."""
-    case.file.parent.mkdir(parents=True, exist_ok=True)
-    case.file.write_bytes(case.data)
+    case.write()
+    if not case.fault and not case.samples:
+        nothing = _build(case.file, output, OwnOptions())
+        return "" if "nothing to write" in nothing.error else f"expected an error, as no image is left: {nothing}"
     if not case.fault:
         return _difference(case, _build(case.file, output, OwnOptions()), named=case.silent)
     refused = _build(case.file, output, OwnOptions())
@@ -91,7 +109,7 @@ def problem_of(case: Case, output: Path) -> str:
 def _build(file: Path, output: Path, options: OwnOptions) -> Built:
     shutil.rmtree(output, ignore_errors=True)  # it may not exist yet
     try:
-        build(own_corpus(file, options), file.parent, "train", output, workers=0)
+        build(own_corpus(file, options), file if file.is_dir() else file.parent, "train", output, workers=0)
     except MiniGPTv2Error as error:
         return Built({}, "", str(error) or "an error without text")
     samples: dict[str, tuple[dict[str, Any], bytes]] = {}

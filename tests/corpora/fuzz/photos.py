@@ -59,6 +59,10 @@ class Photo:
         return max(ImageStat.Stat(ImageChops.difference(seen, self.upright)).mean) < MAX_MEAN_DIFFERENCE
 
 
+def is_photo(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".png", ".webp"))
+
+
 def as_stored(upright: Image.Image, orientation: int) -> Image.Image:
     return upright if orientation == 1 else upright.transpose(_TO_STORED[orientation])
 

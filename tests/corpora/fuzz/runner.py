@@ -7,14 +7,20 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.corpora.fuzz import coco, csv_rows, entries
+from tests.corpora.fuzz import captions, coco, csv_rows, entries, voc, yolo
 from tests.corpora.fuzz.outcome import Case, Found, problem_of
 from tests.corpora.fuzz.photos import Photo, write_photos
 from tests.corpora.miniatures.files import put
 
 Draw = Callable[[random.Random, Path, list[Photo]], tuple[str, Case]]
-DRAWN: dict[str, Draw] = {"coco": coco.draw_case, "csv": csv_rows.draw_case}
-"""Formats whose cases are files, built as a user builds them."""
+DRAWN: dict[str, Draw] = {
+    "coco": coco.draw_case,
+    "csv": csv_rows.draw_case,
+    "yolo": yolo.draw_case,
+    "voc": voc.draw_case,
+    "captions": captions.draw_case,
+}
+"""Formats whose cases are files or datasets, built as a user builds them."""
 FORMATS = ("entries", *DRAWN)
 
 
@@ -34,7 +40,7 @@ def fuzz(name: str, numbers: Iterable[int], seed: int, folder: Path) -> Found:
         found.by_change[change] += 1
         found.kept, found.refused = found.kept + (not case.fault), found.refused + bool(case.fault)
         if problem:
-            found.wrong.append(f"case {number} ({change}): {problem}\n  {case.data[:1500]!r}")
+            found.wrong.append(f"case {number} ({change}): {problem}\n  {case}")
     return found
 
 

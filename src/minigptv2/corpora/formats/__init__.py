@@ -19,7 +19,8 @@ __all__ = ["FORMATS", "Format", "OwnEntry", "format_of"]
 class Format:
     """A format: its name for `--format`, what it is called in messages, and how it is recognized and read.
 
-    `has_splits`: a dataset may be divided into splits, one of which is read (`Raw.split`).
+    `has_splits`: a dataset may be divided into splits, one of which is read (`Raw.split`). `has_classes`: boxes are of
+    classes, of which some may be asked for although an image does not have them (`Raw.negatives`).
     """
 
     name: str
@@ -27,6 +28,7 @@ class Format:
     matches: Callable[[Path], bool]
     read: Callable[[Path, Raw], Iterator[OwnEntry]]
     has_splits: bool = False
+    has_classes: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -34,9 +36,9 @@ FORMATS: dict[str, Format] = {
     for one in (
         Format("jsonl", json_lines.TITLE, json_lines.matches, json_lines.read),
         Format("csv", csv_captions.TITLE, csv_captions.matches, csv_captions.read),
-        Format("json", json_file.TITLE, json_file.matches, json_file.read),
-        Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True),
-        Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True),
+        Format("json", json_file.TITLE, json_file.matches, json_file.read, has_classes=True),
+        Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True, has_classes=True),
+        Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True, has_classes=True),
         Format("captions", caption_folder.TITLE, caption_folder.matches, caption_folder.read),
     )
 }

@@ -11,7 +11,7 @@ from minigptv2.corpora.formats.text_files import read_document
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 
-TITLE = "a COCO file or a list of conversations"
+TITLE = "a COCO file of boxes or captions, or a list of conversations"
 
 
 def matches(path: Path) -> bool:
@@ -23,6 +23,8 @@ def read(file: Path, raw: Raw) -> Iterator[OwnEntry]:
     """The entries of the list, or of the images of the COCO file."""
     document = read_document(file)
     parts = set(document) if isinstance(document, dict) else set()
+    if raw.negatives and not parts.issuperset(coco_detection.PARTS):
+        raise DataError(f"{file}: --negatives asks for categories, and this file has none")
     if isinstance(document, list):
         for number, entry in enumerate(document, 1):
             yield entry_of(f"entry {number}", number, entry, file, raw)

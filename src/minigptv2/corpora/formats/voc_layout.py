@@ -19,9 +19,12 @@ from minigptv2.shards.tar_captions import decode_text
 _ANNOTATIONS, _LISTS = "Annotations", Path("ImageSets", "Main")
 _IMAGES = ("JPEGImages", "images", "")
 _XML = ".xml"
+_LABELED = re.compile(r"(\S+) (?: [01]|-1)")
+"""A line of a list of one class: an id, and in two columns whether the image has it (1), only difficult ones (0), or
+none (-1)."""
 _DEFAULT = "default"
 """How CVAT names the only split of a task."""
-_ROOT = re.compile(rb"<annotation[\s>]")
+_ROOT = re.compile(rb"<annotation[\s/>]")
 _HEAD_BYTES = 4096
 
 
@@ -43,9 +46,10 @@ def has_annotations(path: Path) -> bool:
     """Whether a path is a folder with annotation files of Pascal VOC, of one of the known layouts."""
     if not path.is_dir():
         return False
-    places = [path / _ANNOTATIONS, path, *split_folders(path).values()]
-    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir()) if _is_xml(file)]
-    return (path / _ANNOTATIONS).is_dir() and not files or any(map(_is_annotation, files[:1]))
+    if (path / _ANNOTATIONS).is_dir():
+        return True
+    places = (path, *split_folders(path).values())
+    return any(_is_annotation(file) for place in places for file in sorted(place.iterdir()) if _is_xml(file))
 
 
 def find_layout(path: Path, raw: Raw) -> VocLayout:
@@ -74,13 +78,14 @@ def _is_xml(file: Path) -> bool:
 
 def _is_annotation(file: Path) -> bool:
     with open(file, "rb") as stream:
-        return _ROOT.search(stream.read(_HEAD_BYTES)) is not None
+        head = stream.read(_HEAD_BYTES)
+    return _ROOT.search(head.replace(b"\0", b"")) is not None  # UTF-16 has a NUL in each of these letters
 
 
 def _listed(line: str, annotations: Path) -> Path:
     """The annotation file of a line: the id of an image, which a label may follow."""
-    whole = annotations / f"{line}{_XML}"
-    return whole if whole.is_file() else annotations / f"{line.split()[0]}{_XML}"
+    labeled = _LABELED.fullmatch(line)
+    return annotations / f"{labeled[1] if labeled else line}{_XML}"
 
 
 def image_of(file: Path, filename: str, layout: VocLayout, raw: Raw) -> tuple[str, ...]:
