@@ -85,7 +85,7 @@ def usable_connections(wanted: int) -> int:
 
 
 class Connections:
-    """The open connections. At a limit, the one that has waited longest for its client makes room for a new one.
+    """The open connections. At a limit, the one that has waited longest for its client is closed for a new one.
 
     A new connection is refused only if all others have sent complete requests. So clients that hold many unfinished
     requests do not lock out others, even at the same address.
@@ -96,7 +96,7 @@ class Connections:
         self._open: dict[str, list[LimitedProtocol]] = {}
 
     def admit(self, connection: LimitedProtocol) -> bool:
-        """Count `connection`. False if there is no room for it."""
+        """Count `connection`. False if the limit is reached and none can be closed."""
         own = self._open.get(connection.key, [])
         if len(own) >= self.clients.max_client_connections and connection.peer not in self._trusted:
             if not _drop_one(own):
