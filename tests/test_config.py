@@ -31,7 +31,7 @@ class Config:
     limit: float | None = None
     on: bool = False
     text: str = ""
-    place: str = setting("", resume=Resume.FREE, path=True)
+    place: str = setting("", resume=Resume.FREE, path=True, environment=True)
     numbers: list[float] = field(default_factory=list)
     pairs: list[list[float]] = field(default_factory=list)
     inner: Inner = field(default_factory=Inner)
@@ -174,7 +174,7 @@ def test_items_of_a_list_cannot_be_set_one_by_one(word: str) -> None:
         ("inner: &a\n  names: *a", "recursive"),
         ("rate: ${rate}", "config.yaml"),
         ("rate: ${nowhere}", "config.yaml"),
-        ("rate: ${oc.env:NOT_A_VARIABLE}", "config.yaml"),
+        ("place: ${oc.env:NOT_A_VARIABLE}", "config.yaml"),
         ("rate: ${", "config.yaml"),
         ("rate: ${text}\ntext: fast", "config.yaml"),
         ("count: !!set {a}", "a whole number"),
@@ -196,10 +196,9 @@ def test_bytes_that_are_no_text_are_one_error(data: bytes) -> None:
         load_config(Config, "config.yaml")
 
 
-def test_numbers_from_the_environment_are_finite_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RATE", "nan")
+def test_numbers_from_references_are_finite_too() -> None:
     with pytest.raises(ConfigError, match="config.yaml: rate must be a finite number, got nan"):
-        value_of("rate: ${oc.env:RATE}")
+        value_of("rate: ${text}\ntext: nan")
 
 
 def test_explicit_tags_read_no_other_base() -> None:

@@ -20,8 +20,20 @@ from tests.conftest import REPOSITORY
 PACKAGE = REPOSITORY / "src" / "minigptv2"
 
 LAYERS = [
-    {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped", "damaged_text"},
-    {"config", "config_values", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
+    {
+        "errors",
+        "files",
+        "foreign_files",
+        "secrets",
+        "secret_forms",
+        "terminal_text",
+        "redacted_files",
+        "boxes",
+        "batch",
+        "shipped",
+        "damaged_text",
+    },
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
     {"tasks", "cluster", "tracking"},
     {"prompt", "typed_marks"},
     {"shards", "model", "engine"},
@@ -34,8 +46,20 @@ LAYERS = [
 ]
 """From the lowest layer up. A module imports from its own package and from lower layers only."""
 SAME_LAYER = (
-    {"errors", "files", "foreign_files", "secrets", "boxes", "batch", "shipped", "damaged_text"},
-    {"config", "config_values", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
+    {
+        "errors",
+        "files",
+        "foreign_files",
+        "secrets",
+        "secret_forms",
+        "terminal_text",
+        "redacted_files",
+        "boxes",
+        "batch",
+        "shipped",
+        "damaged_text",
+    },
+    {"config", "config_values", "config_interpolation", "record", "tokenizer", "tokenizer_json", "draw", "run_folder"},
     {"prompt", "typed_marks"},
     {"cli", "api", "__main__"},
 )

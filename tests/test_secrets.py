@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minigptv2.cli import main
 from minigptv2.config import load_config
 from minigptv2.errors import ConfigError
 from minigptv2.run_config import RunConfig
@@ -50,3 +51,59 @@ def test_a_secret_on_the_command_line_is_refused_without_being_repeated() -> Non
     with pytest.raises(ConfigError, match="looks like a secret") as caught:
         load_config(RunConfig, None, ["data.shards=https://user:hunter2222@host/shards"])
     assert "hunter2222" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DB_PASS", "GITLAB_PAT", "SIGNING_KEY", "HF_TOKEN", "DATABASE_URL", "GPG_PASSPHRASE", "SENTRY_DSN", "SSHPASS"]
+    + ["PGPASSWORD", "MYSQL_PWD", "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK", "apiKey", "SLURM_JWT", "AUTH"],
+)
+def test_names_of_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, KNOWN)
+    assert redact(f"with {KNOWN}") == f"with {HIDDEN}"
+
+
+@pytest.mark.parametrize("name", ["KEYBOARD", "TOKENIZERS", "PATH_X", "COMPASSES", "AUTHORS", "SPINDLE", "BASE_URL"])
+def test_names_of_other_things(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, KNOWN)
+    assert redact(f"with {KNOWN}") == f"with {KNOWN}"
+
+
+@pytest.mark.parametrize("value", ["1", "true", "main", "disabled", "Required", "localhost", "/usr/bin", "        "])
+def test_ordinary_values_are_no_secrets(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", value)
+    text = "step 1 of main: true, optional is not Required, disabled on localhost in /usr/bin        end"
+    assert redact(text) == text
+
+
+def test_counts_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_TOKENS", "16777216")
+    assert redact("16777216 tokens") == "16777216 tokens"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTPS_PROXY", "http://me:hunter2hunter@proxy:3128"),
+        ("BASE_URL", "https://me:hunter2hunter@store/x"),
+        ("SETTINGS", "host=db port=5432 password=hunter2hunter user=me"),
+        ("DATABASE_URL", "postgres://me:hunter2%68unter@db/x"),
+    ],
+)
+def test_passwords_within_other_variables(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    assert "hunter2hunter" not in redact("FATAL: authentication failed for 'hunter2hunter'")
+
+
+def test_each_line_of_a_key_is_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIGNING_KEY", f"-----BEGIN KEY-----\n{KNOWN}\nQUJDREVGRw==\n-----END KEY-----\n")
+    assert redact(f"line 2 of the key: {KNOWN}") == f"line 2 of the key: {HIDDEN}"
+
+
+def test_a_usage_error_repeats_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", KNOWN)
+    for words in (["train", "--config", "x", f"--{KNOWN}"], [KNOWN], ["plan", "--config", f"https://h/{KNOWN}"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        printed = capsys.readouterr()
+        assert KNOWN not in printed.out + printed.err and HIDDEN in printed.err

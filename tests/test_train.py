@@ -308,11 +308,11 @@ CANARY = "canary-5f3a9c71d2"
 
 
 def test_no_secret_reaches_anything_a_run_writes(config: Path) -> None:
-    """The config reads a value from a secret variable. Covers a complete run, two crashes and their output."""
+    """The config holds the value of a secret variable. Covers a complete run, two crashes and their output."""
     folder = config.parent / "secretive"
     os.environ["SERVICE_TOKEN"] = CANARY
     try:
-        words = [f"run_dir={folder}", "stage=s-${oc.env:SERVICE_TOKEN}", "train.steps=2", "evaluate.every=0"]
+        words = [f"run_dir={folder}", f"stage=s-{CANARY}", "train.steps=2", "evaluate.every=0"]
         run(config, 1, *words)
         said = (config.parent / "rank0.log").read_text()
         run(config, 1, *words, "train.seed=1", expect=2)

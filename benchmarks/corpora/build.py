@@ -1,10 +1,11 @@
 """Measures the speed of building a corpus and of only writing its bytes: `make bench-build` (RECORDS=1000000).
 
 The corpus is synthetic: images of a given size in one large file, as in the tars of img2dataset, and one record with a
-question or a box for each. The build is that of `minigptv2 shards build`: one process makes drafts, and as many
+question or a box for each. The build is that of `minigptv2 shards build --fast`: one process makes drafts, and as many
 processes as cores read images, take sizes from headers, check and render records, and write tars with checksums and
-hashes. It is compared with the same processes writing as many bytes in files of the same size: plainly, with pages
-freed as the build frees them, and with all work of a build except records. Peak memory is that of the largest process.
+hashes. `decoding` measures what decoding the images adds. The build is compared with the same processes writing as many
+bytes in files of the same size: plainly, with pages freed as the build frees them, and with all work of a build except
+records. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from PIL import Image
 
 from benchmarks.results import report
 from minigptv2.boxes import Box
-from minigptv2.corpora.build_corpus import build
+from minigptv2.corpora.build_corpus import BuildOptions, build
 from minigptv2.corpora.corpus import CorpusSpec
 from minigptv2.corpora.draft import Draft, TarMember
 from minigptv2.corpora.raw import Raw
 from minigptv2.files import HashedFile
 from minigptv2.record import Region, Turn
 from minigptv2.shards import tar
+from minigptv2.shards.shard_file import ImageRules
 
 _DIFFERENT_PICTURES = 256
 _ROUNDS = 2
@@ -151,7 +153,8 @@ def measure(count: int, side: int, workers: int, folder: Path) -> dict[str, Any]
     seconds: dict[str, list[float]] = {name: [] for name in ("build", "plain", "freeing", "no records")}
     for _ in range(_ROUNDS):
         began = time.perf_counter()
-        done = build(corpus, folder, "train", folder / "out", workers=workers)
+        options = BuildOptions(images=ImageRules(decode=False))
+        done = build(corpus, folder, "train", folder / "out", workers=workers, options=options)
         seconds["build"].append(time.perf_counter() - began)
         assert done.manifest.samples == count and not done.dropped
         total, shards = done.manifest.shards.bytes, len(done.manifest.shards)

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from minigptv2.config_interpolation import Interpolations
 from minigptv2.config_values import check_finite, checked, parse_yaml
 from minigptv2.errors import ConfigError
 from minigptv2.files import disguise_of, home_expanded
@@ -57,13 +58,16 @@ class Resume(Enum):
     MACHINE = "as FREE, and reset to the default when an export is loaded, possibly on another machine"
 
 
-def setting(default: Any = MISSING, *, resume: Resume, path: bool = False) -> Any:
+def setting(default: Any = MISSING, *, resume: Resume, path: bool = False, environment: bool = False) -> Any:
     """A field of a config dataclass with its resume rule. `path` marks the path of a file or folder that is read.
+
+    `environment` marks a value that may hold `${oc.env:NAME}`: the place of something on this machine. Other values
+    never resolve the environment, because they are written to logs and exports, and recipes come from other people.
 
     `default` may be a list or a dict, which is copied for each object, or a dataclass, which is then built. A rule on a
     nested dataclass, or on a dict of them, covers all its leaves.
     """
-    metadata = {"resume": resume, "path": path}
+    metadata = {"resume": resume, "path": path, "environment": environment}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, (list, dict)):
@@ -122,6 +126,7 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
         for key in changed if layer.folder is None else ():
             searched.pop(key, None)
     where = str(file or "config")
+    _check_interpolations(schema, merged, origins)
     with _as_config_error(where):
         values = _with_home(OmegaConf.to_container(merged, resolve=True), where)
         final = OmegaConf.merge(OmegaConf.structured(schema), values)
@@ -130,6 +135,26 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
         check_finite(leaf, origins.get(key, where), key)
     places = {key: tuple(tried) for key, tried in searched.items() if flat.get(key) == tried[-1]}
     return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat, places)  # type: ignore[arg-type]
+
+
+def _check_interpolations(schema: type, merged: DictConfig, origins: dict[str, str]) -> None:
+    """Raise `ConfigError` naming the layer for an interpolation that is not allowed where it stands."""
+    found = Interpolations(OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
+    for key in found.keys:
+        try:
+            found.check(key, environment=_reads_environment(schema, key))
+        except ConfigError as error:
+            raise ConfigError(f"{origins.get(key, 'config')}: {error}") from error
+
+
+def _reads_environment(schema: type, key: str) -> bool:
+    """Whether the field of the dataclass `schema` with this dotted key is declared with `environment`."""
+    name, _, rest = key.partition(".")
+    found = next((one for one in fields(schema) if one.name == name), None)
+    if found is None or not rest:
+        return bool(found and found.metadata.get("environment"))
+    hint = get_type_hints(schema)[name]
+    return _is_dataclass_type(hint) and _reads_environment(hint, rest)
 
 
 def config_of_plain(schema: type[T], values: dict[str, Any]) -> T:
@@ -192,7 +217,7 @@ def _file_layers(file: Path) -> list[_Layer]:
         if current.resolve() in seen or len(seen) >= _MAX_EXTENDS:
             raise ConfigError(f"{file}: the extends: chain loops or has more than {_MAX_EXTENDS} files, at {current}")
         seen.append(current.resolve())
-        values = _load_yaml(current)
+        values = _load_yaml(current, extended=bool(layers))
         parent = values.pop(EXTENDS, None)
         layers.insert(0, _Layer(str(current), values, current.parent))
         current = None if parent is None else _extended(parent, current)
@@ -211,12 +236,13 @@ def _extended(parent: Any, file: Path) -> Path:
     raise ConfigError(f"{file}: {EXTENDS}: {parent}: config file not found; looked for {tried}")
 
 
-def _load_yaml(file: Path) -> dict[str, Any]:
+def _load_yaml(file: Path, *, extended: bool) -> dict[str, Any]:
+    """The mapping in a YAML file. Errors quote nothing of an `extended` file: it may be any file of this machine."""
     if not file.is_file():
         raise ConfigError(f"config file not found: {file}")
     if file.stat().st_size and (disguise := disguise_of(file, binary=False)):
         raise ConfigError(f"{file} is {disguise}; expected YAML")
-    values = parse_yaml(file.read_bytes(), str(file))
+    values = parse_yaml(file.read_bytes(), str(file), quote=not extended)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -228,8 +254,8 @@ def _override_layer(word: str) -> _Layer:
     key, equals, text = word.partition("=")
     if looks_secret(word):
         raise ConfigError(
-            f"{key}: the value looks like a secret, and all users of this machine can see a command line. "
-            f"Put it into an environment variable with a name like MY_TOKEN and write {key}='${{oc.env:MY_TOKEN}}'"
+            f"{key}: the value looks like a secret, and all users of this machine can see a command line. Give "
+            "credentials of a store in its own settings, for example AWS_PROFILE, and no secret in a config"
         )
     names = re.sub(r"\[([^\]]*)\]", r".\1", key).split(".")  # a[b] is another spelling of a.b
     if not equals or not all(names):

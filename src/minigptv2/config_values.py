@@ -18,6 +18,8 @@ import yaml
 from minigptv2.errors import ConfigError, nearest
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_QUOTED = re.compile(r"'.*'|\".*\"", re.S)
+_KEY = re.compile(r"[A-Za-z_][\w.-]{0,60}")
 _WHOLE = re.compile(r"[+-]?[0-9][0-9_]*")
 _SPECIAL = re.compile(r"[+-]?\.(inf|nan)", re.I)
 _SCALARS = ("bool", "int", "float", "timestamp", "binary")
@@ -53,13 +55,18 @@ for _name in _SCALARS:
     _Loader.add_constructor(f"tag:yaml.org,2002:{_name}", yaml.SafeLoader.construct_scalar)
 
 
-def parse_yaml(text: str | bytes, where: str) -> Any:
-    """The value of a YAML text: mappings, lists, texts and None. Raises `ConfigError` naming `where` and the line."""
+def parse_yaml(text: str | bytes, where: str, *, quote: bool = True) -> Any:
+    """The value of a YAML text: mappings, lists, texts and None. Raises `ConfigError` naming `where` and the line.
+
+    With `quote=False` the error repeats nothing of the text.
+    """
     try:
         return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{where}: not valid YAML: {line}{error.problem or error.context}") from error
+        problem = str(error.problem or error.context)
+        reason = problem if quote else _QUOTED.sub("'...'", problem)
+        raise ConfigError(f"{where}: not valid YAML: {line}{reason}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
 
@@ -94,6 +101,8 @@ def _fields(kind: type, value: Any, where: str, key: str) -> Iterator[tuple[str,
     """Each key of a mapping for the dataclass `kind` with the type of its field. Raises for an unknown key."""
     hints = get_type_hints(kind)
     for name in _require(value, Mapping, kind, where, key):
+        if name not in hints and not _KEY.fullmatch(name):  # not a config: its lines are not for a log
+            raise ConfigError(f"{where}: expected keys of a config, got a key that is no name")
         if name not in hints:
             raise ConfigError(f"{where}: unknown key '{_join(key, name)}'{_suggestion(kind, key, name)}")
         yield name, hints[name]

@@ -15,6 +15,7 @@ from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
 from minigptv2.shipped import find
+from minigptv2.terminal_text import one_line
 
 FILES = ("data.recipe", "train.deepspeed")
 """The inputs without which no config can be checked. The others may be made later."""
@@ -27,11 +28,11 @@ class RunConfig:
 
     stage: str = setting(MISSING, resume=Resume.EQUAL)
     """Name of the stage in logs and lineage."""
-    run_dir: str = setting(MISSING, resume=Resume.FREE)
+    run_dir: str = setting(MISSING, resume=Resume.FREE, environment=True)
     """Folder of the run: config, logs, checkpoints, export. The same command in a used folder resumes the run."""
     seed: int = setting(0, resume=Resume.EQUAL)
     """Seed of initial weights, data plan and dropout."""
-    init_from: str | None = setting(None, resume=Resume.CONTENT, path=True)
+    init_from: str | None = setting(None, resume=Resume.CONTENT, path=True, environment=True)
     """Export of the previous stage. null: base weights, and random weights for parts without base weights."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
@@ -47,10 +48,19 @@ def load_run_config(file: str | Path, overrides: list[str] | tuple[str, ...] = (
     """The run config in `file` with `key=value` overrides. A stage that names no tokenizer takes its parent's."""
     loaded = load_config(RunConfig, file, overrides)
     config = loaded.value
+    _check_names(config)
     if config.init_from is not None and config.model.tokenizer is None:
         config.model.tokenizer = loaded.flat[_TOKENIZER] = config.init_from
         loaded.origins[_TOKENIZER] = loaded.origins["init_from"]
     return loaded
+
+
+def _check_names(config: RunConfig) -> None:
+    """Raise `ConfigError` for a run folder or stage whose name would break lines of logs and of the batch scripts."""
+    for key in ("run_dir", "stage"):
+        value = getattr(config, key)
+        if one_line(value) != value:
+            raise ConfigError(f"{key}={one_line(value)} must not contain newlines or other control characters")
 
 
 def check_places(loaded: Loaded[RunConfig], keys: Collection[str] | None = None) -> None:

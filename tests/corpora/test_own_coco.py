@@ -186,3 +186,28 @@ def test_a_crowd_of_a_coco_file_is_left_out_whatever_its_box(tmp_path: Path) -> 
     put(tmp_path / "my.json", document)
     (record,) = built(tmp_path, "my.json")
     assert [region.boxes for turn in record.turns for region in turn.regions] == [(Box(1, 1, 6, 7),)]
+
+
+@pytest.mark.parametrize(
+    ("file", "image", "given"),
+    [
+        ("my.json", "images/a.jpg", "a.jpg"),
+        ("annotations/my.json", "images/a.jpg", "a.jpg"),
+        ("annotations/instances_train.json", "images/train/sub/a.jpg", "sub/a.jpg"),
+        ("annotations/instances_train2017.json", "train2017/a.jpg", "a.jpg"),
+        ("result.json", "images/1f0a-a.jpg", "/label-studio/data/media/upload/1/1f0a-a.jpg"),
+        ("result.json", "images/a.jpg", "C:\\photos\\a.jpg"),
+        ("result.json", "images/3/a.jpg", "images\\3\\a.jpg"),
+    ],
+)
+def test_images_of_a_coco_file_are_found_where_tools_put_them(
+    tmp_path: Path, file: str, image: str, given: str
+) -> None:
+    put(tmp_path / "set" / image, jpeg())
+    document = {
+        "images": [{"id": 1, "file_name": given}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 6]}],
+    }
+    put(tmp_path / "set" / file, document)
+    assert cli(["shards", "build", str(tmp_path / "set" / file), "--output", str(tmp_path / "out"), *HERE]) == 0

@@ -20,7 +20,7 @@ from minigptv2.errors import ConfigError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.config import Access
-from minigptv2.serve.terminal import Chat, half_blocks, printable
+from minigptv2.serve.terminal import Chat, half_blocks
 from minigptv2.shards.image_convert import Photo
 from tests.browser.world import PLACES, draw_picture, teacher
 from tests.model.tiny import save_tiny_export
@@ -45,7 +45,7 @@ def talk(lines: list[str], *, image: Image.Image | None = None, **options: Any) 
             raise EOFError from end
 
     photo = None if image is None else Photo(image, *image.size)
-    Chat(model, Decoding(), photo, read=read, write=said.append, **options).run()  # type: ignore[arg-type]
+    Chat(model, Decoding(), photo, read=read, write=said.append, write_colors=said.append, **options).run()  # type: ignore[arg-type]
     return "".join(said), model
 
 
@@ -87,11 +87,6 @@ def test_commands(tmp_path: Path) -> None:
     assert "no image" in said and "there is no question to answer again" in said and "never" not in said
     request, decoding = model.last
     assert request.history == () and decoding.seed == 1 and request.question.startswith("[identify] what is in {<")
-
-
-def test_an_answer_cannot_control_the_terminal() -> None:
-    hostile = "\x1b]0;owned\x07\x1b[2J red\nblue\x9b1m\u202e\r"
-    assert printable(hostile) == "\ufffd]0;owned\ufffd\ufffd[2J red\nblue\ufffd1m\ufffd\ufffd"
 
 
 def test_half_blocks_have_the_colors_of_the_image() -> None:

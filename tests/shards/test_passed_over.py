@@ -68,6 +68,32 @@ def test_samples_that_were_left_out_are_named(
         assert ("one.tar / z: " in told) == (BAD[0] in members) and ("one.tar / y: " in told) == (BAD[2] in members)
 
 
+def facts(key: str, **values: str) -> Members:
+    return [(f"{key}.json", json.dumps(values).encode())]
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ([*sample("a", "a dog"), *facts("a", caption="a card")], True),
+        ([*sample("a", b"a card\xff"), *facts("a", caption="a card")], True),
+        ([*sample("a", "a dog"), *facts("a", text="a card"), *sample("b", "x"), *facts("b", caption="x")], True),
+        ([*sample("a", " a card\n"), *facts("a", caption="a card")], False),
+        ([*sample("a", "a card"), *facts("a", url="http://x")], False),
+    ],
+    ids=["another text", "a damaged text", "one of two", "the same text", "no caption in the json"],
+)
+def test_a_text_that_the_json_contradicts_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], members: Members, named: bool
+) -> None:
+    index, verify, _ = commands(tmp_path / "sbu", members, capsys)
+    line = "used the json of 1 sample whose txt says something else: one.tar / a.txt"
+    assert (line in index) == (line in verify) == named
+    words = ["shards", "build", "sbu", "--root", str(tmp_path), "--output", str(tmp_path / "out"), *HERE]
+    assert cli(words) == 0
+    assert ("used the json of 1 samples whose txt says something else" in capsys.readouterr().out) == named
+
+
 def test_a_corpus_that_uses_everything_has_no_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for told in commands(tmp_path, sample("a"), capsys)[1:]:
         assert told == f"{tmp_path}: intact\n"

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from minigptv2.shards import remote
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote, public_url
 from minigptv2.shards.writer import Sample, write_corpus
+from tests.audit import audited, sent
 from tests.conftest import REPOSITORY
 
 SAMPLES = list(toy.samples("refer", 12, Path(), "val"))
@@ -264,3 +265,27 @@ def test_a_temporary_folder_that_somebody_else_made_is_not_trusted(
         place.chmod(0o777)
     used = remote._cache_folder()
     assert used != place and used.parent == tmp_path and used.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "http://user:{}@127.0.0.1:9/x",
+        "http://{}@127.0.0.1:9/x",
+        "http://127.0.0.1:9/x/{}/y",
+        "http://127.0.0.1:9/x?token={}",
+        "http://127.0.0.1:9/x#{}",
+        "http://{}.example.invalid/x",
+        "s3://bucket/{}",
+        "s3://{}/x",
+    ],
+)
+@pytest.mark.parametrize("encode", [str, str.upper, lambda text: "".join(f"%{ord(one):02x}" for one in text)])
+def test_a_url_with_a_secret_is_refused_before_any_request(
+    place: str, encode: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORE_PASS", "hunter2-hunter2")
+    address = place.format(encode("hunter2-hunter2"))
+    with audited() as events, pytest.raises(ConfigError, match="Nothing was sent") as caught:
+        CorpusReader(address)
+    assert not sent(events) and encode("hunter2-hunter2") not in str(caught.value)

@@ -94,12 +94,12 @@ def parse(words: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. A user's error is one message on stderr and a non-zero code."""
     open_standard_files()
-    args = parse(sys.argv[1:] if argv is None else argv)
     streams = sys.stdout, sys.stderr
-    if getattr(args, "outlives_reader", False):
-        make_durable()
     try:
         with guarded_output():
+            args = parse(sys.argv[1:] if argv is None else argv)
+            if getattr(args, "outlives_reader", False):
+                make_durable()
             return _run(args)
     finally:
         sys.stdout, sys.stderr = streams

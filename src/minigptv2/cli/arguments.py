@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.files import home_expanded
+from minigptv2.terminal_text import printable_json
 
 if TYPE_CHECKING:
     from minigptv2.predict.jsonl import Outcome
@@ -173,7 +173,7 @@ def add_json(parser: Parser) -> None:
 
 def print_json(value: Any) -> None:
     """Print a plain value as indented JSON."""
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(printable_json(value, 1))
 
 
 def add_model(parser: Parser, *, required: bool = True) -> None:

@@ -24,11 +24,12 @@ def add_arguments(parser: Parser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from minigptv2.evaluate.compare import as_json, compare_runs, render
+    from minigptv2.redacted_files import write_text
 
     comparisons = compare_runs(Path(args.run_a), Path(args.run_b))
     print(as_json(comparisons).rstrip() if args.json else render(comparisons, flips=args.flips))
     if args.output:
-        Path(args.output).write_text(as_json(comparisons), encoding="utf-8")
+        write_text(Path(args.output), as_json(comparisons))
         if not args.json:
             print(args.output)
     return 0

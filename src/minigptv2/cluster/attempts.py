@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from minigptv2.errors import ExitCode
+from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder, checkpoint_step
-from minigptv2.secrets import redact_all
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Journal:
     def _append(self, event: str, attempt: Attempt, keys: Mapping[str, str]) -> None:
         row = {"event": event} | {key: _json_value(attempt, field, key) for field, key in keys.items()}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.file, "a") as stream:
+        with open(self.file, "a", encoding="utf-8") as stream:
             stream.write("\n" if _lacks_newline(self.file) else "")
-            stream.write(json.dumps(redact_all(row)) + "\n")
+            stream.write(json_lines([row]))
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from minigptv2.cluster.processes import short_name
-from minigptv2.files import write_atomically
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact_all
 
 _LENGTH = 300
 """Characters of a message that a one-line summary keeps."""
@@ -84,11 +83,7 @@ def write_failure(run: Path, failure: Failure, *, rank: int) -> None:
     if known is not None and not (rank == 0 and known.kind == "lost" and known.rank == 0):
         return
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(
-        RunFolder(run).failure,
-        (json.dumps(redact_all(asdict(failure)), indent=1) + "\n").encode(),
-        writer=f"rank{rank}",
-    )
+    write_json(RunFolder(run).failure, asdict(failure), writer=f"rank{rank}")
 
 
 def read_failure(run: Path, start: str) -> Failure | None:

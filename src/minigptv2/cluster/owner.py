@@ -26,6 +26,7 @@ from types import TracebackType
 from minigptv2.cluster.processes import host_name, is_running, machine, started_at
 from minigptv2.errors import ConfigError, ExitCode
 from minigptv2.files import write_atomically
+from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder
 
 BEAT_S = 5.0
@@ -222,7 +223,7 @@ def _newest(folder: Path) -> _Entry:
 
 
 def _text(owner: Owner, *, released: bool = False) -> bytes:
-    return json.dumps(asdict(owner) | {"released": released}, indent=1).encode()
+    return json_text(asdict(owner) | {"released": released}).encode()
 
 
 def _create(file: Path, owner: Owner) -> bool:

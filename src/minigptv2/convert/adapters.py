@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.llama import copy_small_files, write_llama, write_llama_config
@@ -32,6 +31,7 @@ from minigptv2.model.export import (
 )
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
+from minigptv2.terminal_text import progress_bar
 
 PROJECTOR_FILE, ADAPTER_FILE = "projector.safetensors", "adapter_model.safetensors"
 
@@ -58,7 +58,7 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
             f"{export}: the language model was trained, so an adapter on the original one would differ"
         )
     adapter, projector, report = {}, {}, KeyReport()
-    for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
+    for name, tensor in progress_bar(tensors.items(), desc=output.name, unit="tensor"):
         if part_of(name) == "lora":
             key = PEFT_PREFIX + name.removeprefix(LANGUAGE)
             adapter[key] = tensor.read()

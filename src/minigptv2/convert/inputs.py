@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 
 from minigptv2.errors import CheckpointError
-from minigptv2.files import write_atomically
 from minigptv2.model.backbones import Sizes
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.weights import Tensors, check_shapes, named_canonical, part_of
+from minigptv2.redacted_files import write_json
 
 REPORT_FILE = "conversion.json"
 
@@ -72,7 +71,7 @@ class KeyReport:
     def write_file(self, file: Path) -> None:
         """Write every key as JSON."""
         document = {"taken": self.taken, "dropped": self.dropped}
-        write_atomically(file, json.dumps(document, indent=1).encode())
+        write_json(file, document)
 
 
 def report_of(output: Path) -> Path:

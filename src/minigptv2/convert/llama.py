@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from minigptv2.convert.inputs import KeyReport, tensors_only
 from minigptv2.convert.names import LANGUAGE
@@ -20,6 +19,7 @@ from minigptv2.foreign_files import open_regular
 from minigptv2.model.backbones import FOLDER_CONFIG
 from minigptv2.model.bases import open_llama, untie
 from minigptv2.model.weights import Tensors, plain_tensors, read_safetensors
+from minigptv2.terminal_text import progress_bar
 
 SHARD_BYTES = 4_000_000_000
 """The largest file that is written, which is also the memory that writing needs."""
@@ -85,7 +85,7 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
         document = {"metadata": {}, "weight_map": weight_map}
         write_atomically(target / INDEX_FILE, json.dumps(document, indent=1).encode())
     total = sum(file.stat().st_size for file in source.files)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="language model") as bar:
+    with progress_bar(total=total, unit="B", unit_scale=True, desc="language model") as bar:
         for file in source.files:
             with open_regular(file, CheckpointError, folder=source.folder) as stream:
                 with open(target / file.name, "xb") as copy:
@@ -118,7 +118,7 @@ def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) 
         pending.clear()
         size = 0
 
-    for name, tensor in tqdm(sorted(tensors.items()), desc="language model", unit="tensor"):
+    for name, tensor in progress_bar(sorted(tensors.items()), desc="language model", unit="tensor"):
         value = tensor.read().contiguous()
         bytes_ = value.numel() * value.element_size()
         if pending and size + bytes_ > shard_bytes:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.llama import write_llama, write_llama_config
@@ -30,6 +29,7 @@ from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import INSIDE, ExportContent, ExportInfo, LineageEntry, save_export
 from minigptv2.model.weights import check_shapes, hash_tensors, named_canonical, part_of, plain_tensors
+from minigptv2.terminal_text import progress_bar
 from minigptv2.tokenizer import load_tokenizer
 
 VISION_ROW, LANGUAGE_ROW = "dinov2_vit_s", "smollm2_135m"
@@ -119,7 +119,7 @@ def _read_dinov2(file: Path, spec: VisionEncoderSpec, report: KeyReport) -> dict
     if len(positions) != 2 or loose[positions[0]][1] != 1:
         raise CheckpointError(f"{file}: expected positions of the class token and of the patches, got {loose}")
     found: dict[str, Tensor] = {}
-    for name, tensor in tqdm(constants.items(), desc="vision encoder", unit="tensor"):
+    for name, tensor in progress_bar(constants.items(), desc="vision encoder", unit="tensor"):
         key = keys.get(name, "")
         block = re.match(r"encoder\.layer\.(\d+)\.", key)
         if name in positions:

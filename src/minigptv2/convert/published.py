@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from tqdm import tqdm
 
 from minigptv2.convert import names
 from minigptv2.convert.inputs import (
@@ -53,6 +52,7 @@ from minigptv2.model.export import (
     save_export,
 )
 from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
+from minigptv2.terminal_text import progress_bar
 from minigptv2.tokenizer import load_tokenizer
 
 PUBLISHED_SPECS = ("eva_vit_g", ("llama2_7b", "llama2_13b"))
@@ -126,7 +126,9 @@ def from_published(
     def write_bases(folder: Path) -> None:
         from safetensors.torch import save_file
 
-        with tqdm(total=_bytes(vision_tensors.values()), unit="B", unit_scale=True, desc="vision encoder") as bar:
+        with progress_bar(
+            total=_bytes(vision_tensors.values()), unit="B", unit_scale=True, desc="vision encoder"
+        ) as bar:
             save_file({n: t.contiguous() for n, t in vision_tensors.items()}, str(folder / VISION_FILE))
             finish_file(folder / VISION_FILE)
             bar.update(bar.total)
@@ -340,7 +342,7 @@ def to_published(export: Path, output: Path, *, newer_spelling: bool = False, ov
     tensors = open_weights(info)
     report = KeyReport()
     state: dict[str, Tensor] = {}
-    for name, tensor in tqdm(tensors.items(), desc=output.name, unit="tensor"):
+    for name, tensor in progress_bar(tensors.items(), desc=output.name, unit="tensor"):
         key = names.published_name(name)
         if key is None:
             raise CheckpointError(

@@ -18,7 +18,7 @@ from minigptv2.corpora.raw import Raw
 from minigptv2.damaged_text import BYTE_ORDER_MARK
 from minigptv2.errors import DataError, counted
 from minigptv2.shards.tar import Member
-from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, facts_of
+from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, facts_of, is_other_text
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups, split_name
 
@@ -48,6 +48,12 @@ class Entry:
     def caption(self) -> str:
         """The caption, empty if there is none. Raises `DataError` for one that cannot be read without loss."""
         return caption_of(self.facts, self.text)
+
+    @property
+    def has_other_text(self) -> bool:
+        """Whether the txt says something else than the caption of the json, which is used."""
+        caption = caption_of(self.facts)
+        return bool(caption and self.text and is_other_text(self.text, caption))
 
     @property
     def has_mark(self) -> bool:
@@ -87,8 +93,12 @@ def entries(file: Path, raw: Raw) -> Iterator[Entry | Rejected]:
         try:
             content = read_groups(view)
             for group in content.groups:
-                if not group.is_extra:
-                    yield _entry(f"{file.stem}-{group.key}", group, view, file)
+                if group.is_extra:
+                    continue
+                entry = _entry(f"{file.stem}-{group.key}", group, view, file)
+                if isinstance(entry, Entry) and entry.has_other_text:
+                    raw.note("used the json of {count} samples whose txt says something else")
+                yield entry
         finally:
             view.release()
     if content.damage:

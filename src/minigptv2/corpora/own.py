@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from minigptv2.corpora.box_census import BoxCensus, GivenBox
 from minigptv2.corpora.build_corpus import MAX_SHOWN, list_mistakes
@@ -29,6 +28,7 @@ from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.shards.image_header import MAX_PIXELS
+from minigptv2.terminal_text import progress_bar
 
 MAX_BOXES_SHOWN = 8
 DECODE_S = 20.0
@@ -142,9 +142,9 @@ def _mistakes_of(file: Path, found: _Findings) -> str:
 def _check_all(file: Path, raw: Raw, options: OwnOptions, decode_s: float = 0.0) -> _Findings:
     """What is found in all entries. With `decode_s` images are decoded, and the check ends after so many seconds."""
     found, ends = _Findings(), time.monotonic() + decode_s
-    shape = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
+    shape: dict[str, Any] = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
     examined = partial(_check_chunk, max_pixels=options.max_pixels, decode=decode_s > 0)
-    with tqdm(**shape, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(**shape, disable=not sys.stderr.isatty()) as bar:
         for results in _check_chunks(format_of(file, options.format).read(file, raw), examined):
             for mistakes, boxes in results:
                 found.entries += 1

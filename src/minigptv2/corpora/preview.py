@@ -23,9 +23,9 @@ from minigptv2.boxes import Box, parse_boxes
 from minigptv2.corpora.stats import describe_corpus, spread
 from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError
-from minigptv2.files import write_atomically
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, PromptEncoder
 from minigptv2.record import Record
+from minigptv2.redacted_files import write_text
 from minigptv2.shards.image_files import square
 from minigptv2.shards.reader import CorpusReader
 
@@ -83,7 +83,7 @@ def write_preview(
         f"<p>Images are {image_size} x {image_size} px, as the model sees them. Boxes are parsed from the trained "
         f"text. <mark>Supervised</mark> parts carry the loss.</p>{''.join(articles)}</html>"
     )
-    write_atomically(output, page.encode())
+    write_text(output, page)
     return PreviewSummary(len(articles), flagged, warnings)
 
 

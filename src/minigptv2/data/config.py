@@ -17,9 +17,9 @@ SHORTEST_TEXT_TOKENS = 16
 class DataConfig:
     """Where the samples of a stage come from, and how they are packed."""
 
-    recipe: str = setting(MISSING, resume=Resume.CONTENT, path=True)
+    recipe: str = setting(MISSING, resume=Resume.CONTENT, path=True, environment=True)
     """Path of the recipe, a YAML in `data_recipes/` that lists the corpora and their ratios."""
-    shards: str = setting("data/shards", resume=Resume.CONTENT, path=True)
+    shards: str = setting("data/shards", resume=Resume.CONTENT, path=True, environment=True)
     """Folder that holds one folder of shards per corpus, named as in the recipe."""
     max_tokens: int = setting(1024, resume=Resume.EQUAL)
     """Maximum number of text tokens of an example, so of all its tokens except image tokens. Longer text is cut there,

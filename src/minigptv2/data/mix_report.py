@@ -21,6 +21,7 @@ from minigptv2.data.plan import measure_corpus
 from minigptv2.data.units import Units
 from minigptv2.errors import ConfigError
 from minigptv2.prompt import PromptEncoder
+from minigptv2.redacted_files import write_text
 from minigptv2.shards.manifest import MANIFEST_FILE
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.remote import below, is_remote
@@ -245,7 +246,7 @@ def save_chart(mixed: Mix, file: Path, title: str) -> None:
     """
     if file.suffix == ".html":
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(_page(mixed, title))
+        write_text(file, _page(mixed, title))
     elif file.suffix == ".png":
         file.parent.mkdir(parents=True, exist_ok=True)
         _draw(mixed, file, title)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from minigptv2.demo.scoring import Evaluation
 from minigptv2.errors import ConfigError
 from minigptv2.heldout.pictures import CARD_STYLE, grid, html_card, html_image, tile
 from minigptv2.heldout.samples import HeldOutQuestion
+from minigptv2.redacted_files import write_json, write_text
 from minigptv2.tracking.log import read_metrics
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def write_report(
     ]
     sheets.append(grid([tile(i, a) for i, a in _some_of_each_task(photographs, 2 if scenes else 5)], columns=5))
     html_file, png_file = output / "report.html", output / "report.png"
-    html_file.write_text("\n".join(page))
+    write_text(html_file, "\n".join(page))
     _stack(sheets).save(png_file)
     return html_file, png_file
 
@@ -174,4 +174,4 @@ def _stack(images: list[Image.Image]) -> Image.Image:
 
 def write_results(file: Path, document: dict[str, Any]) -> None:
     """Write the scores of a run as JSON."""
-    file.write_text(json.dumps(document, indent=1))
+    write_json(file, document)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from minigptv2.cluster.rendezvous import free_port
 from minigptv2.errors import ConfigError, MiniGPTv2Error
+from minigptv2.redacted_files import write_text
 
 if TYPE_CHECKING:
     from minigptv2.heldout.samples import HeldOutQuestion
@@ -62,7 +63,7 @@ def prepare_folder(output: Path, kind: str) -> None:
         output.rename(aside)
         print(f"renamed {output}, which contains a {held} demonstration, to {aside}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{kind}\n")
+    write_text(note, f"{kind}\n")
 
 
 def launch(config: str, words: list[str], processes: int, environment: dict[str, str]) -> None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
 from minigptv2.foreign_files import read_json
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact_all
 
 BUNDLE_FILE, WEIGHTS_FILE, CONFIG_FILE = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -101,7 +100,7 @@ def _write(
         for key, value in batch.inputs_on(torch.device("cpu")).items()
     }
     save_file(tensors, str(folder / f"rank{rank}.safetensors"))
-    (folder / f"rank{rank}.json").write_text(json.dumps(redact_all({"samples": samples, "suspects": report.suspects})))
+    write_json(folder / f"rank{rank}.json", {"samples": samples, "suspects": report.suspects})
     if distributed.is_main():
         save_file(weights, str(folder / WEIGHTS_FILE))
         if RunFolder(run).config.is_file():
@@ -116,7 +115,7 @@ def _write(
             "supervised": report.supervised,
             "weight": report.weight,
         }
-        (folder / BUNDLE_FILE).write_text(json.dumps(about, indent=1))
+        write_json(folder / BUNDLE_FILE, about)
 
 
 def load_bundle(folder: Path) -> Bundle:

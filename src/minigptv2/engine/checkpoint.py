@@ -25,6 +25,7 @@ from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
 from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_safetensors, read_json
+from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder, checkpoint_step
 
 FORMAT = 2
@@ -88,7 +89,7 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
     """
     folder = RunFolder(run).checkpoint(state.step)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    document = json.dumps(state.as_json(), indent=1).encode()
+    document = json_text(state.as_json()).encode()
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

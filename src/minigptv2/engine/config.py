@@ -47,7 +47,7 @@ class GuardConfig:
 class TrainConfig:
     """Steps, batch sizes, optimizer and log and checkpoint intervals. The DeepSpeed JSON sets ZeRO and precision."""
 
-    deepspeed: str = setting("deepspeed_configs/zero3.json", resume=Resume.FREE, path=True)
+    deepspeed: str = setting("deepspeed_configs/zero3.json", resume=Resume.FREE, path=True, environment=True)
     """DeepSpeed JSON: ZeRO stage, buckets, offload, precision. It must not set a value of this class."""
     steps: int = setting(MISSING, resume=Resume.FREE)
     """Optimizer steps of the stage."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from minigptv2.evaluate.runner import BenchmarkResult
 from minigptv2.heldout.pictures import CARD_STYLE, html_card
+from minigptv2.redacted_files import write_text
 
 PAGE_FILE = "page.html"
 _STYLE = """
@@ -45,7 +46,7 @@ def write_page(
             f"<h3>Random {len(random)}</h3>",
             *(_card(result, i) for i in random),
         ]
-    file.write_text("\n".join(parts), encoding="utf-8")
+    write_text(file, "\n".join(parts))
 
 
 def pick(result: BenchmarkResult, samples: int, seed: int) -> tuple[list[int], list[int]]:

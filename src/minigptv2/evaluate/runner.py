@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from minigptv2.cluster import distributed
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.evaluate.protocols import Benchmark
@@ -29,6 +27,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.reader import CorpusReader
+from minigptv2.terminal_text import progress_bar
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _PART_FILE = "answers.{rank}.jsonl"
@@ -195,7 +194,7 @@ class _BenchmarkRun:
         shown = sys.stderr.isatty() and distributed.is_main()
         with (
             open(part, "ab") as stream,
-            tqdm(total=len(questions), desc=self._spec.name, unit="question", disable=not shown) as bar,
+            progress_bar(total=len(questions), desc=self._spec.name, unit="question", disable=not shown) as bar,
         ):
             for window in _windows(questions, self._settings.batch_size * _WINDOW):
                 for chosen, predictions in self._batches(window):

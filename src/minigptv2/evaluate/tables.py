@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from minigptv2.evaluate.metrics.statistics import auroc, bootstrap, mean_interval
 from minigptv2.evaluate.rules import YES, Scored
 from minigptv2.evaluate.runner import BenchmarkResult
-from minigptv2.files import write_atomically
+from minigptv2.redacted_files import write_json, write_text
 from minigptv2.tracking.log import finite
 
 RESULTS_FILE, MARKDOWN_FILE = "results.json", "results.md"
@@ -115,9 +114,8 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
 
 def write_tables(summaries: Sequence[dict[str, Any]], output: Path) -> None:
     """Write `results.json` and `results.md` into `output`."""
-    text = json.dumps(finite(list(summaries)), indent=1, allow_nan=False)
-    write_atomically(output / RESULTS_FILE, (text + "\n").encode())
-    write_atomically(output / MARKDOWN_FILE, markdown(summaries).encode())
+    write_json(output / RESULTS_FILE, finite(list(summaries)))
+    write_text(output / MARKDOWN_FILE, markdown(summaries))
 
 
 def _printed(name: str, value: float, scale: float) -> float | None:

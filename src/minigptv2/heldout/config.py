@@ -11,7 +11,7 @@ from minigptv2.config import Resume, setting
 class EvaluateConfig:
     """A fixed set of held-out samples, scored and drawn during training, for the log, `heldout.jsonl` and trackers."""
 
-    shards: str = setting("", resume=Resume.FREE, path=True)
+    shards: str = setting("", resume=Resume.FREE, path=True, environment=True)
     """Folder of held-out shards with one folder per corpus. Empty: no evaluation during training."""
     corpora: list[str] = field(default_factory=list)
     """Corpora to read from that folder."""

@@ -13,8 +13,8 @@ from typing import Any
 from minigptv2.cluster import distributed
 from minigptv2.cluster.watchdog import Watchdog
 from minigptv2.errors import CheckpointError
-from minigptv2.files import write_atomically
 from minigptv2.heldout.slice import EXPECTED_IOU, LOSS, HeldOutSlice, Metrics
+from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
 from minigptv2.tracking.log import RunLog
 
@@ -81,7 +81,7 @@ def best_until(file: Path, name: str, step: int) -> float | None:
     """The best value of metric `name` recorded in `best.json` up to `step`, or None. Later entries are removed."""
     kept = [entry for entry in _read(file) if entry["step"] <= step and entry["metric"] == name]
     if file.is_file():
-        write_atomically(file, json.dumps(kept, indent=1).encode())
+        write_json(file, kept)
     return kept[-1]["value"] if kept else None
 
 
@@ -95,7 +95,7 @@ def describe(metrics: Metrics) -> str:
 
 
 def _append(file: Path, entry: dict[str, Any]) -> None:
-    write_atomically(file, json.dumps([*_read(file), entry], indent=1).encode())
+    write_json(file, [*_read(file), entry])
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ and the lineage of stages. The tokenizer is beside it. Paths in the config are a
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from minigptv2.config import Resume, config_of_plain, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import disguise_in, finish_file, sha256_of, sync_folder, write_atomically
+from minigptv2.files import disguise_in, finish_file, sha256_of, sync_folder
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
@@ -30,6 +29,7 @@ from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors, tensors_in
+from minigptv2.redacted_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
@@ -201,7 +201,7 @@ def save_export(
             "tokenizer_sha256": content.tokenizer.sha256,
             "lineage": [entry.as_json() for entry in content.lineage],
         }
-        write_atomically(temporary / FOLDER_CONFIG, json.dumps(document, indent=1).encode())
+        write_json(temporary / FOLDER_CONFIG, document)
     return load_info(folder)
 
 

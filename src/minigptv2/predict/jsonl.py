@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
@@ -24,6 +23,7 @@ from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Reque
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_convert import open_photo
 from minigptv2.tasks import task_of
+from minigptv2.terminal_text import progress_bar
 from minigptv2.typed_marks import asked_question
 
 CACHED_IMAGES = 128
@@ -204,7 +204,7 @@ class _Run:
         with open(self._source, "rb") as stream:
             total = sum(1 for _ in stream)
         self._output.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._output, "ab") as stream, tqdm(total=total, unit="line", desc=self._output.name) as bar:
+        with open(self._output, "ab") as stream, progress_bar(total=total, unit="line", desc=self._output.name) as bar:
             for batch in self._batches(done, check, batch_size, bar):
                 for line, result in zip(batch, work(batch, self._seen), strict=True):
                     if isinstance(result, DataError):

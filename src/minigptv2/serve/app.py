@@ -97,6 +97,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
         service.metrics.requests.labels(route, error.status).inc()
         return JSONResponse(error.as_json(), status_code=error.status)
 
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> Response:
+        return await refused(request, RequestError(str(error), status=429, code="busy"))
+
     @app.get("/health")
     async def health() -> Response:
         load = service.batcher.load
@@ -136,8 +140,6 @@ async def _answer(request: Request, chat: ChatRequest, service: Service) -> Resp
         images = [await service.open_image(file) for file in chat.images]
         question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
         ticket = await service.submit(question, chat.decoding, stop=chat.stop)
-    except Busy as error:
-        raise RequestError(str(error), status=429, code="busy") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)

@@ -22,6 +22,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request, grounded_phrases
 from minigptv2.shards.image_convert import Photo, open_photo
 from minigptv2.tasks import BOX_TASK, TASKS
+from minigptv2.terminal_text import one_line, printable, unguarded
 from minigptv2.typed_marks import asked_question
 
 HELP = """\
@@ -41,11 +42,6 @@ def open_file(path: str) -> Photo:
     if not file.is_file():
         raise DataError(f"no image {file}")
     return open_photo(file.read_bytes(), str(file))
-
-
-def printable(text: str) -> str:
-    """`text` with control characters, which could control a terminal, replaced by a question mark in a diamond."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def half_blocks(image: Image.Image, columns: int = BLOCK_COLUMNS) -> str:
@@ -69,8 +65,9 @@ def _rgb(pixel: object) -> str:
 class Chat:
     """A conversation about `image`.
 
-    `read` gives the next line and raises `EOFError` at the end, and `write` prints. The boxes of the latest answer are
-    drawn to the file `draw` and, with `blocks`, in the terminal.
+    `read` gives the next line and raises `EOFError` at the end, `write` prints, and `write_colors` prints
+    control characters too. The boxes of the latest answer are drawn to the file `draw` and, with `blocks`, in the
+    terminal.
     """
 
     predictor: Predictor
@@ -79,7 +76,8 @@ class Chat:
     draw: Path | None = None
     blocks: bool = False
     read: Callable[[str], str] = input
-    write: Callable[[str], object] = sys.stdout.write
+    write: Callable[[str], object] = lambda text: sys.stdout.write(text)
+    write_colors: Callable[[str], object] = lambda text: unguarded(sys.stdout).write(text)
     history: list[tuple[str, str]] = field(default_factory=list)
     last_question: str | None = None
 
@@ -100,7 +98,7 @@ class Chat:
             try:
                 self._command(line) if line.startswith("/") else self._answer(line)
             except MiniGPTv2Error as error:
-                self._print(f"{error}\n")
+                self._print(f"{printable(str(error))}\n")
 
     def _print(self, text: str) -> None:
         self.write(text)
@@ -169,7 +167,7 @@ class Chat:
             (box, item.phrase) for item in grounded_phrases(answer, (image.width, image.height)) for box in item.boxes
         ]
         for box, phrase in boxes:
-            self._print(f"box {box} px" + (f"  {printable(phrase)}" if phrase else "") + "\n")
+            self._print(f"box {box} px" + (f"  {one_line(phrase)}" if phrase else "") + "\n")
         if not boxes or not (self.draw or self.blocks):
             return
         drawn = draw_boxes(image.image, boxes, size=(image.width, image.height))
@@ -177,4 +175,4 @@ class Chat:
             drawn.save(self.draw)
             self._print(f"wrote {self.draw} with {len(boxes)} box(es)\n")
         if self.blocks:
-            self._print(half_blocks(drawn, min(BLOCK_COLUMNS, shutil.get_terminal_size().columns)))
+            self.write_colors(half_blocks(drawn, min(BLOCK_COLUMNS, shutil.get_terminal_size().columns)))

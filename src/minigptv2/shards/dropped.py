@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from minigptv2.errors import DataError
+from minigptv2.redacted_files import append_json_lines, json_lines, json_text, write_text
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact_all
 
 DROPPED_FILE = "dropped.jsonl"
 """Dropped annotations and samples, in the folder of a corpus."""
@@ -35,7 +35,7 @@ class Dropped:
 
     def to_json(self, **more: object) -> str:
         """One line of a report."""
-        return json.dumps({**more, **asdict(self)}, ensure_ascii=False)
+        return json_text({**more, **asdict(self)}, indent=None)
 
 
 def summarize(dropped: Iterable[Dropped]) -> dict[str, int]:
@@ -101,9 +101,7 @@ class DropLimit:
 
 
 def _append(file: Path, rows: list[tuple[int, int, Dropped]]) -> None:
-    with open(file, "a") as stream:
-        for step, rank, dropped in rows:
-            stream.write(Dropped(**redact_all(asdict(dropped))).to_json(step=step, rank=rank) + "\n")
+    append_json_lines(file, ({"step": step, "rank": rank, **asdict(dropped)} for step, rank, dropped in rows))
 
 
 def save_unreported_drops(run: Path, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
@@ -123,7 +121,7 @@ class DropReport:
         kept = [row for row in read_report(self.file) if int(str(row["step"])) <= step]
         self.count = len(kept)
         if self.file.exists():
-            self.file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+            write_text(self.file, json_lines(kept))
 
     def add(self, dropped_samples: Iterable[tuple[int, int, Dropped]]) -> None:
         """Append (step, rank, sample) rows, sorted by step and rank."""

@@ -42,7 +42,7 @@ from minigptv2.shards.manifest import (
 from minigptv2.shards.passed_over import PassedOver
 from minigptv2.shards.reader import record_of_caption
 from minigptv2.shards.tar import printable
-from minigptv2.shards.tar_captions import TEXT_EXTENSIONS, caption_of, facts_of
+from minigptv2.shards.tar_captions import TEXT_EXTENSIONS, caption_of, facts_of, is_other_text
 from minigptv2.shards.tar_files import find_tars
 from minigptv2.shards.tar_samples import IMAGE, Group, read_groups
 from minigptv2.tasks import validate
@@ -172,6 +172,13 @@ class _Scanner:
         self.images += image is not None
         if later_frames:
             self.passed_over.later_frames.add([f"{self.shard} / {printable(group.members[IMAGE].name)}"])
+        if kind == "json" and (other := group.members.get("txt")) is not None:
+            self._add_other_text(other, record)
+
+    def _add_other_text(self, text: tar.Member, record: Record) -> None:
+        """Name the txt beside a record, or beside a json with another caption: nobody reads it."""
+        if self.options.layout == RECORDS or is_other_text(bytes(self._bytes(text)), record.turns[0].answers[0]):
+            self.passed_over.other_texts.add([f"{self.shard} / {printable(text.name)}"])
 
     def _text_kind(self, group: Group) -> str:
         """The extension of the member that holds the record or the caption."""

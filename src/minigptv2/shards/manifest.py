@@ -20,8 +20,10 @@ from typing import Any, Self
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import sync_folder, write_atomically
+from minigptv2.files import sync_folder
 from minigptv2.foreign_files import parse_json, read_regular
+from minigptv2.redacted_files import write_json
+from minigptv2.secrets import redact_all
 from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
 from minigptv2.shards.image_header import MAX_PIXELS
 from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
@@ -220,8 +222,9 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
         if getattr(manifest, key) in (MAX_PIXELS, {}):
             del document[key]
     document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
+    document = redact_all(document)
     document["sha256"] = _own_hash(document)
-    write_atomically(folder / MANIFEST_FILE, json.dumps(document, indent=1).encode())
+    write_json(folder / MANIFEST_FILE, document)
     sync_folder(folder)
     return load_manifest(folder)
 

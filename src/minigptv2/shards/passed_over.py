@@ -52,6 +52,8 @@ class PassedOver:
     kinds: Counter[str] = field(default_factory=Counter)
     later_frames: Named = field(default_factory=Named)
     """Images with several frames or pages, of which the first is used."""
+    other_texts: Named = field(default_factory=Named)
+    """Texts beside a json that says something else, and is what is used."""
     left_out: Named = field(default_factory=Named)
     """Samples that were left out when the corpus was indexed."""
 
@@ -75,9 +77,10 @@ class PassedOver:
             f"passed over {self.macos.number:,} {MACOS}",
             f"passed over {counted(self.extras.number, 'members')} not an image, json or txt ({kinds})",
             f"used the first frame or page of {counted(self.later_frames.number, 'images')} with several",
+            f"used the json of {counted(self.other_texts.number, 'samples')} whose txt says something else",
             f"left out when indexed: {counted(self.left_out.number, 'samples')}",
         )
         return [f"{head}: {named}" for head, named in zip(heads, self._all(), strict=True) if named.number]
 
     def _all(self) -> tuple[Named, ...]:
-        return self.macos, self.extras, self.later_frames, self.left_out
+        return self.macos, self.extras, self.later_frames, self.other_texts, self.left_out

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import HashedFile, close_and_remove, sync_folder, write_atomically
+from minigptv2.files import HashedFile, close_and_remove, sync_folder
 from minigptv2.record import Record, to_json
+from minigptv2.redacted_files import write_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import Dropped
 from minigptv2.shards.image_files import EXTENSION_OF, bake, check_image, read_header
@@ -145,7 +146,7 @@ def write_or_reuse(job: ShardJob) -> FinishedShard:
         ):
             return finished
     finished = _write(job, digest)
-    write_atomically(entry, json.dumps(asdict(finished)).encode())
+    write_json(entry, asdict(finished))
     sync_folder(entry.parent)
     return finished
 

@@ -52,6 +52,14 @@ def caption_of(facts: dict[str, Any], text: bytes | None = None) -> str:
     return decode_text(text, "its txt") if text else ""
 
 
+def is_other_text(text: bytes, caption: str) -> bool:
+    """Whether the txt of a sample says something else than its caption from the json. White space does not count."""
+    try:
+        return decode_text(text, "the txt").split() != caption.split()
+    except DataError:
+        return True
+
+
 def decode_text(data: bytes, what: str) -> str:
     """The text of a file. Raises `DataError`, which names the file as `what`, if it cannot be read without loss."""
     encoding = next((encoding for mark, encoding in _ENCODINGS if data.startswith(mark)), "utf-8")

@@ -304,7 +304,7 @@ class _DropFile:
         self._file = output / DROPPED_FILE
         self._temporary = output / f".{DROPPED_FILE}.tmp"
         self._annotations = 0
-        self._stream = open(self._temporary, "w")  # noqa: SIM115  # closed by `finish` or when the context ends
+        self._stream = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115  # closed by `finish` or when the context ends
 
     def __enter__(self) -> Self:
         return self

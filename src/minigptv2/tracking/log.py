@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from minigptv2.files import write_atomically
+from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact
+from minigptv2.secrets import guarded, redact_all
+from minigptv2.terminal_text import progress_bar
 from minigptv2.tracking.trackers import TRACKERS, TrackedRun
 
 
@@ -35,15 +36,17 @@ class RunLog:
         for file in (self._metrics, self._heldout):
             _remove_after(file, run.step)
         self._trackers = [make(run) for make in TRACKERS.values()]
-        self._stream = open(folder.log, "a")  # noqa: SIM115  # open as long as the run
+        self._stream = open(folder.log, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=run.step, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = (
+            progress_bar(total=total_steps, initial=run.step, unit="step", dynamic_ncols=True) if terminal else None
+        )
 
     def line(self, text: str) -> None:
         """Write one line to the terminal and to `log.txt`."""
         if not self._active:
             return
-        text = redact(text)
+        text = guarded(text)
         self._stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._stream.flush()
         if self._bar is not None:
@@ -86,9 +89,9 @@ class RunLog:
             self._stream.close()
 
     def _write(self, file: Path, step: int, values: Mapping[str, Any]) -> None:
-        with open(file, "a") as stream:
+        with open(file, "a", encoding="utf-8") as stream:
             stream.write(_as_line({"step": step, "time": time.time(), **values}))
-        scalars = _flatten(values)
+        scalars = _flatten(redact_all(values))
         for tracker in self._trackers:
             tracker.scalars(step, scalars)
 
@@ -119,7 +122,7 @@ def _remove_after(file: Path, step: int) -> None:
 
 def _as_line(values: Mapping[str, Any]) -> str:
     """The values as a line of JSON. A number that is not finite, such as a skipped step's loss, becomes null."""
-    return json.dumps(finite(values), allow_nan=False) + "\n"
+    return json_lines([finite(values)])
 
 
 def finite(value: Any) -> Any:

@@ -19,7 +19,7 @@ from minigptv2.model.build import sizes_of
 from minigptv2.model.export import ExportInfo, load_info, open_weights, tokenizer_in
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_sample_order
 from minigptv2.run_folder import RunFolder
-from minigptv2.secrets import redact, redact_all
+from minigptv2.secrets import redact_all
 from minigptv2.tokenizer import Tokenizer
 
 
@@ -179,13 +179,14 @@ def _prepare_run_folder(
         check_sample_order(state.identity.sample_order, identity.sample_order, run, folder)
         changes = check_resume(state.config, known, folder)
         check_identity(asdict(state.identity), asdict(identity), folder)
-    distributed.on_main(lambda: _write_config(config))
+    distributed.on_main(lambda: write_config(config))
     return checkpoint, changes
 
 
-def _write_config(config: RunConfig) -> None:
+def write_config(config: RunConfig) -> None:
+    """Write `config.yaml` of the run. Raises `ConfigError` if the folder cannot be used."""
     file = RunFolder(Path(config.run_dir)).config
     try:
-        write_atomically(file, redact(render_yaml(config)).encode())
+        write_atomically(file, render_yaml(redact_all(asdict(config))).encode())
     except OSError as error:
         raise ConfigError(f"run_dir={config.run_dir} cannot be used: {error.strerror or error} ({file})") from error

@@ -112,6 +112,7 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "aaaaaaaaaa"><!ENTITY 
         (xml("d.jpg", size="<width>48</width><height>64</height>"), "width and height seem to be exchanged"),
         (xml("d.jpg", size="<width>64</width><height>64</height>"), "another shape: the image was cropped"),
         (xml("none.jpg"), "a.xml: image file missing; looked for"),
+        (xml("x" * 5000), "a.xml: "),
         (xml("b.jpg"), "b.xml: its image b.jpg is that of a.xml: correct <filename>"),
     ],
 )
@@ -134,11 +135,15 @@ def test_a_file_whose_image_name_and_own_name_differ_is_a_mistake(
 
 
 def test_an_id_of_a_list_without_a_file_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {"Annotations/a.xml": xml(), "JPEGImages/a.jpg": 1, "ImageSets/Main/train.txt": "a -1\nb  1\nc d\nd 1\n"}
+    files = {
+        "Annotations/a.xml": xml(),
+        "JPEGImages/a.jpg": 1,
+        "ImageSets/Main/train.txt": "a -1\nb  1\nc d\nd 1\n/etc/x\n",
+    }
     assert build(write(tmp_path / "set", files)) == 3
     told = capsys.readouterr().err
     assert "  b.xml: is listed, and does not exist" in told and "  c d.xml: is listed, and does not exist" in told
-    assert "  d 1.xml: is listed, and does not exist" in told
+    assert "  d 1.xml: is listed, and does not exist" in told and "  etc/x.xml: is listed, and" in told
 
 
 def test_difficult_objects_are_kept_and_parts_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,11 @@ def test_a_row_that_is_no_box_is_named_and_can_be_left_out(
         ),
         ({"data.yaml": "names: [cat]\nval: images\n"}, "has no split 'train': its splits are val"),
         ({"data.yaml": NAMES, "b.yaml": NAMES}, "has b.yaml and data.yaml: give one of them"),
+        ({"data.yaml": "names: [größe]\n".encode("latin-1")}, "data.yaml: not valid YAML"),
+        ({"data.yaml": "names: " + "[" * 5000}, "data.yaml: not valid YAML"),
+        ({"data.yaml": "names: [cat]\ntrain: {a: b}\n"}, 'data.yaml: {"a": "b"} is no path or list of paths'),
+        ({"train.txt": "a.jpg\n" + "x" * 5000 + ".jpg\n"}, "is listed in train.txt, and does not exist; looked for"),
+        ({"train.txt": "a.jpg\nsub/none.jpg\n"}, "  sub/none.jpg: is listed in train.txt, and does not exist"),
         ({"a.jpg": b"<html>"}, "a.jpg: a web page"),
     ],
 )

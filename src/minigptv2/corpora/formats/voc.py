@@ -6,6 +6,7 @@ counted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _annotation(file: Path) -> VocAnnotation:
     try:
         return parse_annotation(file.read_bytes())
     except OSError as error:
-        reason = "is listed, and does not exist" if not file.exists() else f"cannot be read: {error.strerror}"
+        reason = f"cannot be read: {error.strerror}" if os.path.exists(file) else "is listed, and does not exist"
         raise DataError(reason) from error
 
 

@@ -6,6 +6,7 @@ VOC and CVAT have `Annotations/`, `JPEGImages/` and lists in `ImageSets/Main/`, 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -85,7 +86,7 @@ def _is_annotation(file: Path) -> bool:
 def _listed(line: str, annotations: Path) -> Path:
     """The annotation file of a line: the id of an image, which a label may follow."""
     labeled = _LABELED.fullmatch(line)
-    return annotations / f"{labeled[1] if labeled else line}{_XML}"
+    return annotations / f"{labeled[1] if labeled else line}{_XML}".lstrip("/")
 
 
 def image_of(file: Path, filename: str, layout: VocLayout, raw: Raw) -> tuple[str, ...]:
@@ -100,9 +101,9 @@ def image_of(file: Path, filename: str, layout: VocLayout, raw: Raw) -> tuple[st
     ]
     folders = list(dict.fromkeys([*folders, file.parent]))
     named = [place / name for name in (given, given.name) for place in folders if given.name]
-    by_name = next(filter(Path.is_file, named), None)
+    by_name = next(filter(os.path.isfile, named), None)
     spelled = [f"{file.stem}{one}" for suffix in IMAGE_SUFFIXES for one in (suffix, suffix.upper())]
-    by_stem = next((place / name for name in spelled for place in folders if (place / name).is_file()), None)
+    by_stem = next((place / name for name in spelled for place in folders if os.path.isfile(place / name)), None)
     if by_name is not None and by_stem is not None and by_name.stem != file.stem:
         raise DataError(
             f"names the image {filename}, and {by_stem.name} exists, too: correct <filename>, or remove one"

@@ -55,7 +55,7 @@ def _located(layout: YoloLayout, source: str) -> Path:
     tails += [str(PurePosixPath(*PurePosixPath(given).parts[skip:])) for skip in range(1, len(Path(given).parts))]
     for tail in tails:
         for base in layout.bases:
-            if tail and (base / tail).exists():
+            if tail and os.path.exists(base / tail):
                 return base / tail
     tried = " and ".join(str(base / given) for base in layout.bases)
     raise DataError(f"{layout.folder}: {source}, which holds or lists images, does not exist; looked for {tried}")
@@ -86,7 +86,7 @@ def _without_image(layout: YoloLayout, label: Path, raw: Raw) -> YoloImage:
     for stem in dict.fromkeys((label.stem, _HASH.sub("", label.stem))):
         for suffix in IMAGE_SUFFIXES:
             for spelled in (suffix, suffix.upper()):
-                if (image := raw.root / f"{stem}{spelled}").is_file():
+                if os.path.isfile(image := raw.root / f"{stem}{spelled}"):
                     return YoloImage(image.name, (str(image),), label)
     problem = f"has no image {label.stem}.jpg (or .png, ...). Add it, set --root to the folder of the images, or remove"
     return YoloImage(_relative(label, layout), problem=f"{problem} the label file")
@@ -102,9 +102,13 @@ def _in_list(layout: YoloLayout, file: Path, raw: Raw) -> Iterator[YoloImage]:
         paths = [base / tail for tail in tails for base in (*bases, raw.root)]
         stems = [stem for path in paths for stem in _label_stems(os.path.splitext(path)[0])]
         label = next(filter(None, map(_label_file, stems)), None)
-        found = next((str(path) for path in paths if path.is_file()), None)
-        tried = (found,) if found else tuple(dict.fromkeys((str(paths[0]), str(raw.root / tails[0]))))
-        yield YoloImage(given, tried, label)
+        found = next((str(path) for path in paths if os.path.isfile(path)), None)
+        if found is None:
+            tried = " and ".join(dict.fromkeys((str(paths[0]), str(raw.root / tails[0]))))
+            problem = f"is listed in {file.name}, and does not exist; looked for {tried}. Set --root to its folder"
+            yield YoloImage(given, problem=problem)
+        else:
+            yield YoloImage(given, (found,), label)
 
 
 def _label_stems(stem: str) -> list[str]:
@@ -117,7 +121,7 @@ def _label_stems(stem: str) -> list[str]:
 
 def _label_file(stem: str) -> Path | None:
     found = (Path(f"{stem}{suffix}") for suffix in (".txt", ".TXT"))
-    return next((file for file in found if _is_label(file) and file.is_file()), None)
+    return next((file for file in found if _is_label(file) and os.path.isfile(file)), None)
 
 
 def _is_label(file: Path) -> bool:

@@ -5,6 +5,7 @@ Ultralytics and Roboflow write a `data.yaml`, Darknet an `obj.data`, CVAT and La
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from minigptv2.typed_marks import phrase_text
 
 _YAML = (".yaml", ".yml")
 _DARKNET = "obj.data"
+_NAMES = b"names:"
 NAME_LISTS = ("obj.names", "classes.txt", "_darknet.labels", "predefined_classes.txt")
 """Files of class names, one a line: of Darknet and CVAT, Label Studio and LabelImg, Roboflow, LabelImg."""
 
@@ -69,10 +71,16 @@ def find_layout(path: Path) -> YoloLayout | None:
 
 
 def _describes(file: Path) -> bool:
-    """Whether a YAML file describes a dataset. A folder may hold others, such as settings of a run."""
+    """Whether a YAML file describes a dataset. A folder may hold others, such as settings of a run.
+
+    Raises `DataError` for one that seems to, and cannot be read.
+    """
+    data = file.read_bytes()
     try:
-        return isinstance(document := parse_yaml(file.read_bytes(), str(file)), dict) and "names" in document
-    except ConfigError:
+        return isinstance(document := parse_yaml(data, str(file)), dict) and "names" in document
+    except ConfigError as error:
+        if _NAMES in data:
+            raise DataError(str(error)) from error
         return False
 
 
@@ -130,7 +138,7 @@ def _from_darknet(file: Path) -> YoloLayout:
     pairs = [line.partition("=") for line in _lines(file)]
     values = {key.strip(): value.strip() for key, _, value in pairs}
     given = values.get("names", NAME_LISTS[0])
-    names = next((path for path in (file.parent / given, file.parent / Path(given).name) if path.is_file()), None)
+    names = next((path for path in (file.parent / given, file.parent / Path(given).name) if os.path.isfile(path)), None)
     if names is None:
         raise DataError(f"{file}: names is {given}, which does not exist beside it")
     layout = _from_names(file.parent, names)
