@@ -9,7 +9,6 @@ run programs.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -23,9 +22,11 @@ from urllib.parse import urlsplit
 
 from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.files import write_atomically
+from minigptv2.foreign_files import parse_json
 from minigptv2.secrets import sends_secret
-from minigptv2.shards.manifest import INDEX_FILE, MANIFEST_FILE, TABLE_FILE
-from minigptv2.shards.turn_counts import TURNS_FILE
+from minigptv2.shards.http_ranges import read_range
+from minigptv2.shards.manifest import INDEX_DTYPE, INDEX_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, TABLE_FILE
+from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
 
 Result = TypeVar("Result")
 
@@ -37,6 +38,10 @@ TIMEOUT_S = 30
 """Per attempt. All attempts and pauses of one read take less time than the loader waits for a worker."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 _PART_BYTES = 16 << 20
+_MAX_TABLE_ROW = 10_048
+_ARRAY_HEADER = 1 << 12
+_MAX_ARRAY_BYTES = 4 << 30
+"""Largest array beside the tars: an index of 268 million samples."""
 _MAX_READS = 3
 """How often a file is read as a whole while its content is not the expected one."""
 
@@ -84,29 +89,31 @@ class RemoteFiles:
         """
         return self._read_range(file, offset, offset + count, size)
 
-    def read_all(self, file: str) -> bytes:
-        """A whole file, read in parts. Raises as `read` does."""
-        size = self._size_of(file)
-        starts = range(0, size, _PART_BYTES)
-        return b"".join(self._read_range(file, start, min(size, start + _PART_BYTES), size) for start in starts)
+    def read_all(self, file: str, limit: int) -> bytes:
+        """A whole file, read in parts. Raises as `read` does, and `DataError` for more than `limit` bytes."""
+        part, size = self._read_part(file, 0, min(_PART_BYTES, limit + 1))
+        if size > limit:
+            raise DataError(f"{public_url(self.folder)}/{file} has {size:,} bytes; at most {limit:,} are read")
+        starts = range(len(part), size, _PART_BYTES)
+        return part + b"".join(self._read_range(file, one, min(size, one + _PART_BYTES), size) for one in starts)
 
     def _read_range(self, file: str, start: int, end: int, size: int) -> bytes:
-        def attempt(system: Any, url: str) -> bytes:
-            data = system.cat_file(url, start=start, end=end)
-            if len(data) == size and (start, end) != (0, size):  # a server without range support sends everything
-                data = data[start:end]
-            if len(data) != end - start:
-                raise OSError(f"received {len(data)} bytes instead of {end - start}")
-            return data
+        data, found = self._read_part(file, start, end)
+        if len(data) != end - start:
+            raise DataError(f"{public_url(self.folder)}/{file}: has {found} bytes, expected {size}")
+        return data
 
-        return self._retry(file, attempt)
+    def _read_part(self, file: str, start: int, end: int) -> tuple[bytes, int]:
+        """The bytes from `start` to `end` or to the end of the file, and the size of the file."""
 
-    def _size_of(self, file: str) -> int:
-        def attempt(system: Any, url: str) -> int:
-            size = system.info(url).get("size")
-            if size is None:
-                raise OSError("the server does not report its size")
-            return int(size)
+        def attempt(system: Any, url: str) -> tuple[bytes, int]:
+            if urlsplit(url).scheme != "s3":
+                return read_range(system, url, start, end, TIMEOUT_S)
+            size = int(system.info(url)["size"])
+            data: bytes = system.cat_file(url, start=start, end=min(end, size))
+            if len(data) != min(end, size) - start:
+                raise OSError(f"received {len(data)} bytes instead of {min(end, size) - start}")
+            return data, size
 
         return self._retry(file, attempt)
 
@@ -134,13 +141,13 @@ def mirror(folder: str) -> Path:
     Raises `DataError` if they are not what the manifest lists, and `StorageError` if the store is unreachable.
     """
     files = RemoteFiles(folder)
-    manifest, hashes = _manifest(files)
+    manifest, hashes, limits = _manifest(files)
     local = _cache_folder() / hashlib.sha256(public_url(folder).encode() + manifest).hexdigest()[:24]
     if (local / MANIFEST_FILE).is_file():
         return local
     local.mkdir(parents=True, exist_ok=True)
     for name, expected in hashes.items():
-        write_atomically(local / name, _hashed(files, name, expected))
+        write_atomically(local / name, _hashed(files, name, expected, limits[name]))
     write_atomically(local / MANIFEST_FILE, manifest)
     return local
 
@@ -170,25 +177,33 @@ def _private_folder(folder: Path) -> Path:
     return folder if ours else Path(tempfile.mkdtemp(prefix="minigptv2-"))
 
 
-def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str]]:
-    """The manifest's bytes, and the hashes of the arrays that it lists. Read again if it is not valid JSON."""
+def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str], dict[str, int]]:
+    """The manifest's bytes, and hash and largest size of the arrays that it lists. Read again if it is not valid."""
     problem = ""
     for _ in range(_MAX_READS):
-        data = files.read_all(MANIFEST_FILE)
+        data = files.read_all(MANIFEST_FILE, MAX_MANIFEST_BYTES)
         try:
-            document = json.loads(data)
+            document = parse_json(data)
             hashes = {TABLE_FILE: document["shards_sha256"], INDEX_FILE: document["index_sha256"]}
-            turn_counts = document.get("turn_counts_sha256")
-            return data, {**hashes, **({TURNS_FILE: turn_counts} if turn_counts else {})}
-        except (ValueError, KeyError, TypeError) as error:
+            if turn_counts := document.get("turn_counts_sha256"):
+                hashes[TURNS_FILE] = turn_counts
+            return data, hashes, _limits(document["num_shards"], document["samples"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a valid manifest: {problem}")
 
 
-def _hashed(files: RemoteFiles, name: str, sha256: str) -> bytes:
+def _limits(num_shards: int, samples: int) -> dict[str, int]:
+    """The largest size of each array of a corpus. Raises `TypeError` unless both are numbers."""
+    rows = {TABLE_FILE: num_shards * _MAX_TABLE_ROW, INDEX_FILE: samples * INDEX_DTYPE.itemsize}
+    rows[TURNS_FILE] = samples * TURNS_DTYPE.itemsize
+    return {name: min(_ARRAY_HEADER + int(size), _MAX_ARRAY_BYTES) for name, size in rows.items()}
+
+
+def _hashed(files: RemoteFiles, name: str, sha256: str, limit: int) -> bytes:
     """The whole file, read again if a server reported a smaller size than it has."""
     for _ in range(_MAX_READS):
-        data = files.read_all(name)
+        data = files.read_all(name, limit)
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
     raise DataError(f"{public_url(files.folder)}/{name}: does not match the hash in its manifest")
@@ -205,7 +220,7 @@ def _file_system(url: str) -> Any:
     if scheme == "s3":
         return fsspec.filesystem("s3")
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout})
+    return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout, "auto_decompress": False})
 
 
 def _transient_errors() -> tuple[type[Exception], ...]:
