@@ -123,9 +123,14 @@ def mount_page(app: FastAPI, service: Service, examples: Path | None) -> None:
             assert header is not None, "the image was opened"
             app.get(f"/page/examples/{number}")(_constant(example.image, f"image/{header.kind.lower()}"))
 
+    parsing = asyncio.Semaphore(1)  # see `app`
+
     @app.post("/page/image")
     async def check_image(request: Request) -> Response:
-        return JSONResponse(await _check_image(await request.body(), service))
+        body = await request.body()
+        async with parsing:
+            fields = await asyncio.to_thread(parse_json, body)
+        return JSONResponse(await _check_image(fields, service))
 
 
 def _constant(content: bytes, media_type: str) -> Callable[[Request], Response]:
@@ -140,9 +145,8 @@ def _constant(content: bytes, media_type: str) -> Callable[[Request], Response]:
     return answer
 
 
-async def _check_image(body: bytes, service: Service) -> dict[str, Any]:
-    """The image in `body` as the model sees it: upright, as a JPEG to show, with its size in pixels."""
-    fields = await asyncio.to_thread(parse_json, body)
+async def _check_image(fields: dict[str, Any], service: Service) -> dict[str, Any]:
+    """The image in a request as the model sees it: upright, as a JPEG to show, with its size in pixels."""
     if list(fields) != ["image"] or not isinstance(fields["image"], str):
         raise RequestError('the body must be {"image": "data:image/png;base64,..."}', param="image")
     try:
