@@ -71,13 +71,11 @@ def _serve(args: argparse.Namespace) -> int:
     clients = ClientLimits(args.max_connections, args.max_client_connections)
     _check_port(access)
     examples = Path(args.examples) if args.examples else None
+    _need_packages()
     if examples and not args.api_only:
-        _need_page()
         from minigptv2.serve.page import load_examples
 
         load_examples(examples)  # errors are reported before the model is loaded
-    elif not args.api_only:
-        _need_page()
     from minigptv2.serve.app import serve
 
     name = args.name or Path(args.model).resolve().name
@@ -93,13 +91,13 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _need_page() -> None:
-    """Raise `ConfigError` if the packages of the page are not installed."""
+def _need_packages() -> None:
+    """Raise `ConfigError` if the packages of the server are not installed."""
     from importlib.util import find_spec
 
     from minigptv2.errors import ConfigError
 
-    if find_spec("gradio") is None or find_spec("prometheus_client") is None:
+    if not all(map(find_spec, ("fastapi", "uvicorn", "prometheus_client"))):
         raise ConfigError("serving needs more packages: pip install 'minigptv2[serve]'")
 
 

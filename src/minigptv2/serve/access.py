@@ -1,7 +1,6 @@
 """Checks every request before it reaches a route: host name, password, body size, and the list of routes.
 
-It is a plain ASGI app around the API and the page. Routes of the page's library that are not listed below (uploads,
-files, proxies, its own API) answer 404.
+It is a plain ASGI app around the API and the page. Routes that are not listed below answer 404.
 """
 
 from __future__ import annotations
@@ -26,23 +25,13 @@ ROUTES = {
         "/metrics",
         "/v1/models",
         "/",
-        "/config",
-        "/theme.css",
-        "/favicon.ico",
-        "/robots.txt",
-        "/gradio_api/queue/data",
-        "/gradio_api/startup-events",
-        "/gradio_api/app_id",
     ),
     "POST": (
         "/v1/chat/completions",
-        "/gradio_api/queue/join",
-        "/gradio_api/run/predict",
-        "/gradio_api/cancel",
-        "/gradio_api/reset",
+        "/page/image",
     ),
 }
-FOLDERS = ("/v1/models/", "/assets/", "/static/", "/gradio_api/heartbeat/")
+FOLDERS = ("/v1/models/", "/page/")
 """Prefixes of read-only routes that end in a name."""
 OPEN_TO_ALL = ("/health",)
 """Routes that need no password, because health probes have none."""
@@ -55,11 +44,13 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
-        b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
-        b"'unsafe-inline'; frame-ancestors 'none'; form-action 'none'; object-src 'none'; base-uri 'self'",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+        b"trusted-types 'none'",
     ),
 )
-"""Headers of every response: the browser loads nothing from other hosts and shows the page in no frame."""
+"""Headers of every response: the browser loads nothing from other hosts, runs no script but the files of the page, and
+shows the page in no frame."""
 
 
 class Guard:

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, TooLongError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Request as Question
 from minigptv2.predict.requests import boxes_as_json, grounded_phrases
@@ -59,7 +59,7 @@ def build_app(
     if page:
         from minigptv2.serve.page import mount_page
 
-        api = mount_page(api, service, examples)
+        mount_page(api, service, examples)
     guarded = Guard(api, access, limits.bodies)
     if not access.cors_origins:
         return guarded
@@ -140,6 +140,8 @@ async def _answer(request: Request, chat: ChatRequest, service: Service) -> Resp
         images = [await service.open_image(file) for file in chat.images]
         question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
         ticket = await service.submit(question, chat.decoding, stop=chat.stop)
+    except TooLongError as error:
+        raise RequestError(str(error), param="messages", code="context_length_exceeded") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)
