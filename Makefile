@@ -53,11 +53,14 @@ test-metrics: $(STAMP)  ## compare every metric with the official implementation
 	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.rows
 	$(BIN)/python -m pytest tests/evaluate/test_golden.py tests/evaluate/test_rows.py -m "soak or not soak"
 
-test-browser: $(VENV)/.browser  ## test the chat page in headless Chromium (apt-get install chromium chromium-driver)
+AXE := 4.14.1
+
+test-browser: $(VENV)/.browser  ## test the chat page in headless Chromium (apt-get install chromium chromium-driver npm)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests/browser -m browser $(PYTEST)
 
 $(VENV)/.browser: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve,browser]'
+	mkdir -p build/axe && cd build/axe && npm pack --silent axe-core@$(AXE) && tar xzf axe-core-$(AXE).tgz package/axe.min.js
 	touch $@
 
 test-docs: $(STAMP)  ## run the commands of the documentation that need no GPU, cluster or download, in a clean checkout
@@ -116,6 +119,11 @@ soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the
 
 races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
+
+.PHONY: attack
+SECONDS ?= 600
+attack: $(STAMP)  ## attack a server on this machine beside an ordinary client (SECONDS=600 SEED=1)
+	$(BIN)/python -m tests.soak.attack $(SECONDS) --seed $(SEED)
 
 fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=1)
 	$(BIN)/python -m tests.shards.fuzz --cases $(N) --seed $(SEED)

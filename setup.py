@@ -40,8 +40,7 @@ setup(
         "minigptv2": [
             "corpora/sources/*.json",
             "evaluate/metrics/*.txt",
-            "serve/page.js",
-            "serve/page.css",
+            "serve/static/*",
             "README.md",
         ]
     },
@@ -66,9 +65,10 @@ setup(
     extras_require={
         "gpu": ["liger-kernel>=0.8"],
         "flash": ["flash-attn>=2.8"],
-        "serve": ["gradio>=6.20", "fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "prometheus_client>=0.20"],
         "bench": ["megatron-energon", "litdata", "binpacking"],
-        "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        # `photographs` reads images of these packages. gradio is never imported.
+        "demo": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8", "gradio>=6.20"],
         "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "s3fs>=2025.3"],
         "metrics": ["pycocoevalcap>=1.2", "simplemma>=2.0"],
         "corpora": ["pyarrow>=20"],

@@ -21,9 +21,8 @@ from minigptv2.predict.requests import Case, Decoding, Reply, Request, Score
 from minigptv2.prompt import PromptStyle
 from minigptv2.serve.config import Limits
 from minigptv2.serve.openai_api import parse_chat
-from minigptv2.serve.session import ChatTurn, Session
 from minigptv2.serve.terminal import Chat
-from minigptv2.serve.uploads import UploadedImage, data_url
+from minigptv2.serve.uploads import data_url
 from minigptv2.shards.image_convert import Photo
 from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import Tokenizer
@@ -87,13 +86,6 @@ def chat(questions: list[str], num_images: int, folder: Path) -> tuple[str, ...]
     return model.asked[-1]
 
 
-def page(questions: list[str], num_images: int, folder: Path) -> tuple[str, ...]:
-    before = [ChatTurn(question, "an answer", "done") for question in questions[:-1]]
-    session = Session(UploadedImage(IMAGE, 8, 8) if num_images else None, before)
-    request = session.request(questions[-1])
-    return (*(question for question, _ in request.history), request.question)
-
-
 def api(questions: list[str], num_images: int, folder: Path) -> tuple[str, ...]:
     messages: list[dict[str, Any]] = []
     for question in questions:
@@ -124,7 +116,7 @@ def _file(command: str) -> Callable[[list[str], int, Path], tuple[str, ...]]:
     return asked
 
 
-WAYS = {"ask": ask, "chat": chat, "page": page, "api": api, "predict": _file("predict"), "score": _file("score")}
+WAYS = {"ask": ask, "chat": chat, "api": api, "predict": _file("predict"), "score": _file("score")}
 LATER = {name: way for name, way in WAYS.items() if name != "ask"}
 
 

@@ -49,6 +49,10 @@ class DataError(MiniGPTv2Error):
     exit_code = ExitCode.DATA
 
 
+class TooLongError(DataError):
+    """A conversation and its answer do not fit into the context of the model."""
+
+
 class MissingFilesError(DataError):
     """Source files of a corpus were not found. The message names the folder and where to download them."""
 

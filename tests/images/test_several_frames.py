@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from minigptv2.cli import main as cli
+from minigptv2.shards.image_convert import open_photo
 from minigptv2.shards.image_frames import has_more_frames
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.shards.tar import END_OF_ARCHIVE, header_of, padded
-from tests.images.making import CONVERTED, KINDS, animated, build, captions, encode, scene, with_blocks
+from tests.images.making import CONVERTED, KINDS, animated, build, captions, encode, scene, tiff, with_blocks
 
 SEVERAL = {
     "a.gif": animated("GIF", duration=40, loop=0),
@@ -55,9 +56,19 @@ def test_a_thumbnail_is_no_page() -> None:
     second = int.from_bytes(data[second : second + 4], "little")
     tags = range(second + 2, second + 2 + 12 * int.from_bytes(data[second : second + 2], "little"), 12)
     assert has_more_frames(bytes(data))
-    first = next(iter(tags))  # the width, the lowest number, becomes the kind of page: reduced
-    data[first : first + 12] = b"\xfe\0\4\0\1\0\0\0\1\0\0\0"
+    last = tags[-1]  # becomes the kind of page: reduced
+    data[last : last + 12] = b"\xfe\0\4\0\1\0\0\0\1\0\0\0"
     assert not has_more_frames(bytes(data))
+
+
+@pytest.mark.parametrize("target", [8, 0, 4, 1 << 31], ids=["itself", "none", "the header", "outside"])
+def test_a_loop_of_directories_ends(target: int) -> None:
+    strips = {273: (4, 1, 1000), 279: (4, 1, 64 * 64)}
+    data = bytearray(tiff(strips, bytes(64 * 64)))
+    after = 10 + 12 * int.from_bytes(data[8:10], "little")
+    data[after : after + 4] = target.to_bytes(4, "little")
+    assert not has_more_frames(bytes(data))
+    assert open_photo(bytes(data), "").width == 64
 
 
 def test_a_build_counts_and_names_them_and_uses_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

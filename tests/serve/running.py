@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from minigptv2.predict.requests import Request
 from minigptv2.serve import app as app_module
 from minigptv2.serve import service as service_module
 from minigptv2.serve.batcher import Batcher, _Row
-from minigptv2.serve.config import Access, Limits
+from minigptv2.serve.config import Access, ClientLimits, Limits
+from minigptv2.serve.connections import server_config
 
 NAME = "tiny"
 Script = Callable[[Request], str]
@@ -45,6 +47,7 @@ def running(
     *,
     limits: Limits | None = None,
     access: Access | None = None,
+    clients: ClientLimits | None = None,
     page: bool = False,
     script: Script | None = None,
     slow_s: float = 0.0,
@@ -58,9 +61,14 @@ def running(
         if script:
             patch.setattr(service_module, "Batcher", scripted(script, slow_s))
         app = app_module.build_app(predictor, name=NAME, limits=limits, access=access, page=page, **options)
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=1)
+    config = server_config(
+        app,
+        replace(access or Access(), port=port),
+        clients or ClientLimits(),
+        log_level="error",
+        timeout_graceful_shutdown=1,
     )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

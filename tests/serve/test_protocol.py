@@ -23,9 +23,9 @@ from tests.serve.running import NAME, running
 from tests.serve.tiny import picture
 
 
-def url_of(image: Image.Image, format: str = "PNG") -> str:
+def url_of(image: Image.Image, format: str = "PNG", **options: Any) -> str:
     stream = io.BytesIO()
-    image.save(stream, format)
+    image.save(stream, format, **options)
     return f"data:image/{format.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 

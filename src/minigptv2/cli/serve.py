@@ -7,14 +7,14 @@ import os
 from pathlib import Path
 
 from minigptv2.cli.arguments import Parser, add_model, add_names, at_least, load_model
-from minigptv2.serve.config import Access, Limits
+from minigptv2.serve.config import Access, ClientLimits, Limits
 
 PASSWORD_VARIABLE = "MINIGPTV2_PASSWORD"
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the options of `serve`."""
-    defaults, access = Limits(), Access()
+    defaults, access, clients = Limits(), Access(), ClientLimits()
     parser.description = (
         "Serve a chat page and the chat-completions protocol on one port. The server listens on this machine alone. "
         f"--host changes that, and then requires a password (--password-file, or {PASSWORD_VARIABLE})."
@@ -28,6 +28,8 @@ def add_arguments(parser: Parser) -> None:
         "--password-file", metavar="FILE", help="file whose first line is the password, and the API key of programs"
     )
     add_names(parser, "--allowed-host", metavar="NAME", help="host name that requests may use for this server")
+    add_names(parser, "--cors-origin", metavar="NAME", help="origin whose pages may use the API: https://name")
+    add_names(parser, "--trusted-proxy", metavar="NAME", help="proxy whose X-Forwarded-For header names clients")
     parser.add_argument("--api-only", action="store_true", help="API only")
     parser.add_argument("--examples", metavar="FILE", help="JSON lines of questions, in the format of `predict`")
     for option, default, text in (
@@ -38,6 +40,8 @@ def add_arguments(parser: Parser) -> None:
         ("--max-images", defaults.max_images, "maximum images in a conversation"),
         ("--max-megapixels", defaults.max_megapixels, "maximum size of an image"),
         ("--max-body-mib", defaults.max_body_mib, "maximum size of a request"),
+        ("--max-connections", clients.max_connections, "maximum number of connections"),
+        ("--max-client-connections", clients.max_client_connections, "maximum number of connections of one address"),
     ):
         about = f"{text}. Default: {default}"
         least = 0 if option == "--max-waiting" else 1
@@ -56,30 +60,44 @@ def _serve(args: argparse.Namespace) -> int:
         args.max_batch_size,
         args.max_waiting,
     )
-    access = Access(args.host, args.port, _password(args.password_file), tuple(args.allowed_host))
+    access = Access(
+        args.host,
+        args.port,
+        _password(args.password_file),
+        allowed_hosts=tuple(args.allowed_host),
+        trusted_proxies=tuple(args.trusted_proxy),
+        cors_origins=tuple(args.cors_origin),
+    )
+    clients = ClientLimits(args.max_connections, args.max_client_connections)
     _check_port(access)
     examples = Path(args.examples) if args.examples else None
+    _need_packages()
     if examples and not args.api_only:
-        _need_page()
         from minigptv2.serve.page import load_examples
 
         load_examples(examples)  # errors are reported before the model is loaded
-    elif not args.api_only:
-        _need_page()
     from minigptv2.serve.app import serve
 
     name = args.name or Path(args.model).resolve().name
-    serve(load_model(args), name=name, limits=limits, access=access, page=not args.api_only, examples=examples)
+    serve(
+        load_model(args),
+        name=name,
+        limits=limits,
+        access=access,
+        clients=clients,
+        page=not args.api_only,
+        examples=examples,
+    )
     return 0
 
 
-def _need_page() -> None:
-    """Raise `ConfigError` if the packages of the page are not installed."""
+def _need_packages() -> None:
+    """Raise `ConfigError` if the packages of the server are not installed."""
     from importlib.util import find_spec
 
     from minigptv2.errors import ConfigError
 
-    if find_spec("gradio") is None or find_spec("prometheus_client") is None:
+    if not all(map(find_spec, ("fastapi", "uvicorn", "prometheus_client"))):
         raise ConfigError("serving needs more packages: pip install 'minigptv2[serve]'")
 
 

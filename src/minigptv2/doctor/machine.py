@@ -14,14 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from minigptv2.doctor.finding import BAD, GOOD, WARNING, Finding
 
 VERSION_FLOORS = {
-    "torch": ("2.10", "CVE-2026-24747: a checkpoint can corrupt memory even with weights_only", True),
-    "transformers": ("5.3", "CVE-2026-4372: a model's config.json can load code from the hub", True),
-    "deepspeed": ("0.19.8", "applies NaN gradients under bf16 ZeRO-3, fails with LoRA and recomputation", True),
-    "pillow": ("12.3", "CVE-2026-40192 and others: small images that take all memory", True),
-    "gradio": ("6.20", "CVE-2026-59806 and others: files and redirects of the server", False),
-    "safetensors": ("0.6", "older files and newer readers were not tested together", True),
+    "torch": ("2.10", "CVE-2026-24747: a checkpoint can corrupt memory even with weights_only"),
+    "transformers": ("5.3", "CVE-2026-4372: a model's config.json can load code from the hub"),
+    "deepspeed": ("0.19.8", "applies NaN gradients under bf16 ZeRO-3, fails with LoRA and recomputation"),
+    "pillow": ("12.3", "CVE-2026-40192 and others: small images that take all memory"),
+    "safetensors": ("0.6", "older files and newer readers were not tested together"),
 }
-"""Package: oldest version without the known vulnerability, the vulnerability, whether training needs the package."""
+"""Package: oldest version without the known vulnerability, and the vulnerability."""
 PYTHON_FLOORS = {(3, 11): 14, (3, 12): 12, (3, 13): 6}
 """Oldest patch of a Python whose tarfile does not loop forever on a crafted tar (CVE-2025-8194)."""
 SHM_GIB = 1.0
@@ -44,11 +43,10 @@ def parse_version(text: str) -> tuple[int, ...]:
 def check_versions(installed: Mapping[str, str | None] | None = None) -> list[Finding]:
     """Compare packages with VERSION_FLOORS, and Python. `installed` replaces the versions of this machine."""
     findings = []
-    for package, (floor, hole, needed) in VERSION_FLOORS.items():
+    for package, (floor, hole) in VERSION_FLOORS.items():
         here = _installed(package) if installed is None else installed.get(package)
         if here is None:
-            if needed:
-                findings.append(Finding(BAD, package, "not installed", "make install, or pip install minigptv2"))
+            findings.append(Finding(BAD, package, "not installed", "make install, or pip install minigptv2"))
         elif parse_version(here) < parse_version(floor):
             findings.append(Finding(BAD, package, f"{here}: {hole}", f"pip install '{package}>={floor}'"))
         else:

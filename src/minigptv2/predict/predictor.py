@@ -20,7 +20,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from minigptv2.batch import IGNORE
-from minigptv2.errors import CheckpointError, ConfigError, DataError
+from minigptv2.errors import CheckpointError, ConfigError, DataError, TooLongError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.predict.requests import Case, Decoding, ImageRef, ImageTokens, Reply, Request, Score
@@ -226,12 +226,12 @@ class Predictor:
         return next(self.model.parameters()).device
 
     def prompt_ids(self, request: Request, decoding: Decoding) -> np.ndarray:
-        """Token ids int64 [L] of the prompt. Raises `DataError` if prompt and answer exceed the model's context."""
+        """Token ids int64 [L] of the prompt. Raises `TooLongError` if prompt and answer exceed the model's context."""
         prompt = self.encoder.encode_question(
             request.question, num_images=len(request.images), history=request.history, style=self.style
         )
         if len(prompt) + decoding.max_new_tokens > self.model.max_positions:
-            raise DataError(
+            raise TooLongError(
                 f"prompt ({len(prompt)} tokens) and max_new_tokens ({decoding.max_new_tokens}) must fit into the "
                 f"{self.model.max_positions} positions of the model"
             )

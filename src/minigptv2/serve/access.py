@@ -1,27 +1,21 @@
 """Checks every request before it reaches a route: host name, password, body size, and the list of routes.
 
-It is a plain ASGI app around the API and the page. Routes of the page's library that are not listed below (uploads,
-files, proxies, its own API) answer 404.
+It is a plain ASGI app around the API and the page. Routes that are not listed below answer 404.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import hmac
 import json
-from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
-from minigptv2.serve.config import Access
+from minigptv2.serve.bodies import BodyMemory, Message, Receive, too_large
+from minigptv2.serve.config import Access, BodyLimits
+from minigptv2.serve.connections import MAX_HEAD, client_key
 from minigptv2.serve.openai_api import RequestError
+from minigptv2.serve.passwords import Password
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -31,52 +25,41 @@ ROUTES = {
         "/metrics",
         "/v1/models",
         "/",
-        "/config",
-        "/theme.css",
-        "/favicon.ico",
-        "/robots.txt",
-        "/gradio_api/queue/data",
-        "/gradio_api/startup-events",
-        "/gradio_api/app_id",
     ),
     "POST": (
         "/v1/chat/completions",
-        "/gradio_api/queue/join",
-        "/gradio_api/run/predict",
-        "/gradio_api/cancel",
-        "/gradio_api/reset",
+        "/page/image",
     ),
 }
-FOLDERS = ("/v1/models/", "/assets/", "/static/", "/gradio_api/heartbeat/")
+FOLDERS = ("/v1/models/", "/page/")
 """Prefixes of read-only routes that end in a name."""
 OPEN_TO_ALL = ("/health",)
 """Routes that need no password, because health probes have none."""
 JSON_ONLY = "POST"
 """The method that requires JSON: a foreign page can make a browser post a form unasked, but not JSON."""
-WRONG_PASSWORD_S = 0.5
-"""Delay of the answer to a wrong password, in seconds."""
-BODIES_AT_ONCE = 8
-"""The memory for the bodies of all unanswered requests, in bodies of the largest size."""
-SILENCE_S = 30.0
-"""The longest pause between two parts of a body, in seconds."""
+MAX_TARGET = 8 * 2**10
+"""The longest path with its query, in bytes."""
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
-        b"default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
-        b"'unsafe-inline'; frame-ancestors 'none'; form-action 'none'; object-src 'none'; base-uri 'self'",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+        b"trusted-types 'none'",
     ),
 )
-"""Headers of every response: the browser loads nothing from other hosts and shows the page in no frame."""
+"""Headers of every response: the browser loads nothing from other hosts, runs no script but the files of the page, and
+shows the page in no frame."""
 
 
 class Guard:
     """An ASGI app around `app` that passes on the requests which `access` and the list of routes allow."""
 
-    def __init__(self, app: App, access: Access, *, max_body: int) -> None:
-        self._app, self._access, self._max_body = app, access, max_body
-        self._budget = _MemoryBudget(BODIES_AT_ONCE * max_body)
+    def __init__(self, app: App, access: Access, bodies: BodyLimits) -> None:
+        self._app, self._access = app, access
+        self._memory = BodyMemory(bodies)
+        self._password = Password(access.password) if access.password else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -85,9 +68,10 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        body = _LimitedBody(receive, self._max_body, self._budget)
+        client = client_key((scope.get("client") or ("", 0))[0])
+        body = self._memory.open(receive, client)
         try:
-            await self._check(scope)
+            await self._check(scope, client)
             if await body.read():
                 await self._app(scope, body, _with_headers(send))
         except RequestError as error:
@@ -95,7 +79,8 @@ class Guard:
         finally:
             body.close()
 
-    async def _check(self, scope: Scope) -> None:
+    async def _check(self, scope: Scope, client: str) -> None:
+        _check_size(scope)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], scope["method"]
         if not self._access.admits_host(headers.get("host", "")):
@@ -105,26 +90,21 @@ class Guard:
             )
         if not _exists(method, path):
             raise RequestError(f"no route {method} {path}", status=404)
-        if self._access.password and path not in OPEN_TO_ALL and not self._knows_password(headers):
-            await asyncio.sleep(WRONG_PASSWORD_S)
-            raise RequestError("wrong or missing password", status=401, code="invalid_api_key")
+        if self._password and path not in OPEN_TO_ALL:
+            await self._password.check(client, headers.get("authorization", ""))
         if method == JSON_ONLY and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             raise RequestError("Content-Type must be application/json", status=415)
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > self._max_body:
-            raise _too_large(self._max_body)
+        length, largest = headers.get("content-length", "0"), self._memory.limits.max_bytes
+        if not (length.isascii() and length.isdigit()) or len(length) > 20 or int(length) > largest:
+            raise too_large(largest)
 
-    def _knows_password(self, headers: dict[str, str]) -> bool:
-        """Whether the Authorization header holds the password: Bearer (an API key) or Basic (with any user name)."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "basic":
-            try:
-                given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
-                return False
-        elif scheme.lower() != "bearer":
-            return False
-        return hmac.compare_digest(given.encode(), (self._access.password or "").encode())
+
+def _check_size(scope: Scope) -> None:
+    """Raise `RequestError` if the path or the headers are too long."""
+    if len(scope["path"]) + len(scope.get("query_string", b"")) > MAX_TARGET:
+        raise RequestError(f"the path exceeds the limit of {MAX_TARGET} bytes", status=414)
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+        raise RequestError(f"the headers exceed the limit of {MAX_HEAD} bytes", status=431)
 
 
 def _exists(method: str, path: str) -> bool:
@@ -132,59 +112,6 @@ def _exists(method: str, path: str) -> bool:
     if path in ROUTES.get(reading, ()):
         return True
     return reading == "GET" and path.startswith(FOLDERS) and ".." not in path.split("/")
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError(f"the body exceeds the limit of {limit // 2**20} MiB", status=413)
-
-
-@dataclass
-class _MemoryBudget:
-    """The bytes that are still free for the bodies of all requests together."""
-
-    left: int
-
-
-class _LimitedBody:
-    """The body of a request, received completely before the app is called.
-
-    Reading stops at `limit` bytes, also if the request states no length or a wrong one. The bytes count against
-    `budget` until `close`.
-    """
-
-    def __init__(self, receive: Receive, limit: int, budget: _MemoryBudget) -> None:
-        self._receive, self._limit, self._budget = receive, limit, budget
-        self._size = 0
-        self._messages: deque[Message] = deque()
-
-    async def read(self) -> bool:
-        """Receive the body. False if the client disconnected. Raises `RequestError` at a limit or after a pause."""
-        more = True
-        while more:
-            try:
-                message = await asyncio.wait_for(self._receive(), SILENCE_S)
-            except TimeoutError as error:
-                raise RequestError(f"received nothing of the request body for {SILENCE_S:g} s", status=408) from error
-            if message["type"] == "http.disconnect":
-                return False
-            length = len(message.get("body", b""))
-            self._size += length
-            self._budget.left -= length
-            if self._size > self._limit:
-                raise _too_large(self._limit)
-            if self._budget.left < 0:
-                raise RequestError("the memory for request bodies is full: try again later", status=429, code="busy")
-            self._messages.append(message)
-            more = message.get("more_body", False)
-        return True
-
-    async def __call__(self) -> Message:
-        return self._messages.popleft() if self._messages else await self._receive()
-
-    def close(self) -> None:
-        """Return the bytes to the budget."""
-        self._budget.left += self._size
-        self._size = 0
 
 
 def _with_headers(send: Send) -> Send:
@@ -202,7 +129,6 @@ async def refuse(send: Send, error: RequestError) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="minigptv2", charset="UTF-8"'))
-    if error.status in (408, 413, 429):  # the connection cannot be reused: the rest of the body is unread
-        headers.append((b"connection", b"close"))
+    headers.append((b"connection", b"close"))  # the rest of the body is unread
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

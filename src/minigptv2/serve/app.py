@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, TooLongError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Request as Question
 from minigptv2.predict.requests import boxes_as_json, grounded_phrases
 from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Busy, Ticket
-from minigptv2.serve.config import Access, Limits
+from minigptv2.serve.config import Access, ClientLimits, Limits
+from minigptv2.serve.connections import server_config
 from minigptv2.serve.openai_api import ChatRequest, Envelope, RequestError, parse_chat, parse_json, usage_of
 from minigptv2.serve.service import Service, pieces
 
@@ -52,17 +54,29 @@ def build_app(
         yield
         await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _add_api(app, service)
+    api = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    _add_api(api, service)
     if page:
         from minigptv2.serve.page import mount_page
 
-        app = mount_page(app, service, examples)
-    return Guard(app, access, max_body=limits.max_body_mib * 2**20)
+        mount_page(api, service, examples)
+    guarded = Guard(api, access, limits.bodies)
+    if not access.cors_origins:
+        return guarded
+    return CORSMiddleware(
+        guarded, allow_origins=access.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
 
 
 def serve(
-    predictor: Predictor, *, name: str, limits: Limits, access: Access, page: bool, examples: Path | None
+    predictor: Predictor,
+    *,
+    name: str,
+    limits: Limits,
+    access: Access,
+    clients: ClientLimits,
+    page: bool,
+    examples: Path | None,
 ) -> None:
     """Serve until interrupted."""
     import uvicorn
@@ -70,10 +84,11 @@ def serve(
     app = build_app(predictor, name=name, limits=limits, access=access, page=page, examples=examples)
     address = f"http://{f'[{access.host}]' if ':' in access.host else access.host}:{access.port}"
     print(f"{name}: {f'page {address}/  ' if page else ''}API {address}/v1  (Ctrl-C stops)", flush=True)
-    uvicorn.run(app, host=access.host, port=access.port, log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(server_config(app, access, clients, log_level="warning", timeout_graceful_shutdown=5)).run()
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
+    parsing = asyncio.Semaphore(1)  # a text with one emoji takes four times its bytes while it is parsed
     card = {"id": service.name, "object": "model", "created": service.started_at, "owned_by": "minigptv2"}
 
     @app.exception_handler(RequestError)
@@ -111,8 +126,13 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         body = await request.body()
-        chat = parse_chat(await asyncio.to_thread(parse_json, body), model=service.name, limits=service.limits)
+        async with parsing:
+            chat = await asyncio.to_thread(_parse, body, service)
         return await _answer(request, chat, service)
+
+
+def _parse(body: bytes, service: Service) -> ChatRequest:
+    return parse_chat(parse_json(body), model=service.name, limits=service.limits)
 
 
 async def _answer(request: Request, chat: ChatRequest, service: Service) -> Response:
@@ -120,6 +140,8 @@ async def _answer(request: Request, chat: ChatRequest, service: Service) -> Resp
         images = [await service.open_image(file) for file in chat.images]
         question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
         ticket = await service.submit(question, chat.decoding, stop=chat.stop)
+    except TooLongError as error:
+        raise RequestError(str(error), param="messages", code="context_length_exceeded") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)

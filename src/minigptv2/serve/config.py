@@ -37,6 +37,60 @@ class Limits:
             if value < (0 if name == "max_waiting" else 1):
                 raise ConfigError(f"--{name.replace('_', '-')} must be a positive number, got {value}")
 
+    @property
+    def bodies(self) -> BodyLimits:
+        """The limits of request bodies that follow from these."""
+        max_bytes, max_text_bytes = self.max_body_mib * 2**20, 12 * self.max_text + 2**17
+        return BodyLimits(max_bytes, self.max_text, max_text_bytes, max_marks=self.max_text + 20_000)
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """The limits of request bodies. They hold while a body arrives, before it is parsed."""
+
+    max_bytes: int
+    """The largest body."""
+    max_text: int
+    """The characters of a conversation, as errors state them."""
+    max_text_bytes: int
+    """The most bytes of a body outside its images. A character takes up to 12 bytes as JSON escapes."""
+    max_marks: int
+    """The most brackets, commas and colons outside images. They bound the elements and the nesting of the document, and
+    so the memory and time of the parser."""
+    at_once: int = 8
+    """The memory for the bodies of all unanswered requests, in bodies of the largest size."""
+    client_share: float = 0.5
+    """The part of that memory that one client may use. Beyond it, its oldest unfinished body is dropped."""
+    pause_s: float = 30.0
+    """The longest pause between two parts of a body."""
+    timeout_s: float = 300.0
+    """The longest time for a whole body."""
+    grace_s: float = 10.0
+    """The time before the least rate applies."""
+    min_bytes_per_s: float = 16 * 2**10
+    """The least rate after `grace_s`, on average."""
+
+
+@dataclass(frozen=True)
+class ClientLimits:
+    """The limits of connections. A client is an IPv4 address or a /64 network of IPv6."""
+
+    max_connections: int = 1024
+    """Open connections. Fewer if the process may not open that many files."""
+    max_client_connections: int = 256
+    """Open connections of one client."""
+    head_timeout_s: float = 20.0
+    """The longest time from a connection, or the first byte of a further request, to a complete head."""
+    keep_alive_s: int = 5
+    """The longest pause after an answer before the next request."""
+    write_timeout_s: float = 60.0
+    """The longest time for a client to read a part of an answer."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be a positive number, got {value}")
+
 
 @dataclass(frozen=True)
 class Access:
@@ -51,6 +105,11 @@ class Access:
     allowed_hosts: tuple[str, ...] = ()
     """Host names that requests may use besides the address. Other names are refused, so that a foreign page cannot
     reach the server through a name of its own (DNS rebinding)."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses of proxies whose `X-Forwarded-For` header names the client. Without them, all clients of a proxy count
+    as one."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, such as https://chat.example, whose pages may use the API. The server's own page needs none."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 2**16:

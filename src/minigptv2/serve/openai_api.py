@@ -204,7 +204,12 @@ def _conversation(body: dict[str, Any], limits: Limits) -> tuple[tuple[tuple[str
     if not texts[-1]:
         raise RequestError("the last message has no text", param="messages")
     if (length := sum(map(len, texts))) > limits.max_text:
-        raise RequestError(f"{length} characters exceed the limit of {limits.max_text}", status=413, param="messages")
+        raise RequestError(
+            f"{length} characters exceed the limit of {limits.max_text}",
+            status=413,
+            param="messages",
+            code="context_length_exceeded",
+        )
     if len(images) > limits.max_images:
         raise RequestError(f"{len(images)} images exceed the limit of {limits.max_images}", param="messages")
     try:

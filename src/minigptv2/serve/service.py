@@ -10,11 +10,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
-from minigptv2.errors import DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request
 from minigptv2.serve.batcher import Batcher, Ticket
-from minigptv2.serve.config import MAX_TEMPERATURE, Limits
+from minigptv2.serve.config import Limits
 from minigptv2.serve.decoding import DecodingPool
 from minigptv2.serve.prometheus import Metrics
 from minigptv2.serve.uploads import ImageStore, UploadedImage
@@ -45,16 +44,6 @@ class Service:
     async def submit(self, request: Request, decoding: Decoding, *, stop: tuple[str, ...] = ()) -> Ticket:
         """Tokenize `request` in a thread and queue it. Raises `Busy` for a full queue and `DataError` if too long."""
         return await asyncio.to_thread(self.batcher.submit, request, decoding, stop=stop)
-
-    def check(self, question: str, decoding: Decoding) -> None:
-        """Raise `DataError` for a question or decoding options over the limits of one request."""
-        if len(question) > self.limits.max_text:
-            raise DataError(f"{len(question)} characters exceed the limit of {self.limits.max_text}")
-        if decoding.max_new_tokens > self.limits.max_new_tokens or decoding.temperature > MAX_TEMPERATURE:
-            raise DataError(
-                f"the limits are {self.limits.max_new_tokens} tokens and a temperature of {MAX_TEMPERATURE:g}, got "
-                f"{decoding.max_new_tokens} and {decoding.temperature:g}"
-            )
 
     def finish(self, ticket: Ticket) -> None:
         """Stop the model if the answer is not complete, and count the ticket. Call it once per ticket."""

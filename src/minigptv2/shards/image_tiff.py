@@ -46,10 +46,12 @@ def check_first_page(data: bytes) -> None:
 
 
 def has_more_pages(data: bytes) -> bool:
-    """Whether there is a second page that is no thumbnail and no mask."""
+    """Whether there is a second page with a size that is no thumbnail and no mask."""
     pages = _directories(data)
     next(pages, None)
-    return any(not _first(data, tags, _SUBFILE_TYPE) & _REDUCED_OR_MASK for tags in pages)
+    return any(
+        _first(data, tags, _WIDTH) and not _first(data, tags, _SUBFILE_TYPE) & _REDUCED_OR_MASK for tags in pages
+    )
 
 
 def _directories(data: bytes) -> Iterator[dict[int, Tag]]:

@@ -117,6 +117,8 @@ class Task(Protocol):
     """The task's name in records, recipes and logs."""
     identifier: str
     """The text that begins each question, such as `[vqa]`; empty for a task without one, which menus leave out."""
+    label: str = ""
+    """The words for the task in menus. Without them, `menu_label` is the name."""
     instructions: tuple[str, ...] = (QUERY_SLOT,)
     """Wordings of the question, with `{query}` in the place of the query. Evaluation takes the first one."""
     headline: str
@@ -133,6 +135,11 @@ class Task(Protocol):
     """
     answer: Literal["text", "box", "grounded"]
     """What an answer is: plain text, one box, or text with phrases and boxes."""
+
+    @property
+    def menu_label(self) -> str:
+        """The words for the task in menus."""
+        return self.label or self.name.replace("_", " ").capitalize()
 
     def render(self, turn: Turn, width: int, height: int, pick: Pick) -> RenderedTurn:
         """The question and answer of `turn`. `pick` chooses among alternatives first and the wording last.

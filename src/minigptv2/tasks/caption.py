@@ -12,6 +12,7 @@ class CaptionTask(Task):
 
     name = "caption"
     identifier = "[caption]"
+    label = "Caption"
     instructions = (
         "Describe this image in one sentence.",
         "Write a short caption.",

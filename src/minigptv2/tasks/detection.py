@@ -16,6 +16,7 @@ class DetectionTask(Task):
 
     name = "detection"
     identifier = "[detection]"
+    label = "Detect objects"
     instructions = (
         "{query}",
         "find every {query}",

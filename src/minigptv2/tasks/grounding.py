@@ -14,6 +14,7 @@ class GroundingTask(Task):
 
     name = "grounding"
     identifier = "[grounding]"
+    label = "Caption with boxes"
     instructions = (
         "Describe this image and point at what you mention.",
         "Write a caption with a box for each thing.",

@@ -13,6 +13,7 @@ class IdentifyTask(Task):
 
     name = "identify"
     identifier = "[identify]"
+    label = "Describe a region"
     instructions = (
         "what is in {query}?",
         "{query}",

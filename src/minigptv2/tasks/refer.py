@@ -13,6 +13,7 @@ class ReferTask(Task):
 
     name = "refer"
     identifier = "[refer]"
+    label = "Find an object"
     instructions = (
         "give me the location of {query}",
         "{query}",

@@ -12,6 +12,7 @@ class VqaTask(Task):
 
     name = "vqa"
     identifier = "[vqa]"
+    label = "Short answer"
     instructions = (
         "Based on the image, respond to this question with a short answer: {query}",
         "{query}",
