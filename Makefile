@@ -120,6 +120,11 @@ soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the
 races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
 
+.PHONY: attack
+SECONDS ?= 600
+attack: $(STAMP)  ## attack a server on this machine beside an ordinary client (SECONDS=600 SEED=1)
+	$(BIN)/python -m tests.soak.attack $(SECONDS) --seed $(SEED)
+
 fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=1)
 	$(BIN)/python -m tests.shards.fuzz --cases $(N) --seed $(SEED)
 

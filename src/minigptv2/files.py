@@ -7,6 +7,8 @@ import io
 import os
 import shutil
 import socket
+import stat
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -93,8 +95,10 @@ def write_atomically(file: Path, data: bytes, *, writer: str = "") -> None:
     """
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}{writer and f'.{writer}'}.tmp")
     try:
-        temporary.write_bytes(data)
-        sync_file(temporary)
+        with new_file(temporary) as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -107,6 +111,33 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_or_report(path: Path) -> None:
+    """As `remove_tree`, but prints what stays and why: for what nobody needs any more, after a result or an error."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        print(f"warning: {path} could not be removed: {error.strerror} ({error.filename})", file=sys.stderr, flush=True)
+
+
+def new_file(file: Path, mode: int = 0o666) -> BinaryIO:
+    """A new file, open for writing, in the place of an old one. A link that stands there is removed, not followed."""
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    return os.fdopen(descriptor, "wb")
+
+
+def own_folder(folder: Path) -> None:
+    """Make `folder` for this user alone. Raises `ConfigError` for a link and for a folder that others can write to."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise ConfigError(f"{folder} is a link or a file; expected a folder of this user")
+    if facts.st_uid != os.getuid() or facts.st_mode & 0o022:
+        raise ConfigError(f"{folder} belongs to another user, or others can write to it; choose a folder of your own")
 
 
 def close_and_remove(stream: IO[Any], file: Path) -> None:

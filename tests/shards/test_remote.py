@@ -289,3 +289,22 @@ def test_a_url_with_a_secret_is_refused_before_any_request(
     with audited() as events, pytest.raises(ConfigError, match="Nothing was sent") as caught:
         CorpusReader(address)
     assert not sent(events) and encode("hunter2-hunter2") not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["link", "file", "open to others"])
+def test_a_cache_that_somebody_else_made_is_not_trusted(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = tmp_path / "cache" / "minigptv2" / "manifests"
+    place.parent.mkdir(parents=True)
+    if what == "link":
+        (tmp_path / "theirs").mkdir()
+        place.symlink_to(tmp_path / "theirs")
+    elif what == "file":
+        place.touch()
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    assert remote._cache_folder() == tmp_path / "home" / ".cache" / "minigptv2" / "manifests"

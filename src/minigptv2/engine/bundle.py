@@ -20,6 +20,7 @@ from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import read_tensors
 from minigptv2.engine.trainer import StepReport, Trainer
 from minigptv2.errors import CheckpointError
+from minigptv2.files import remove_or_report
 from minigptv2.foreign_files import read_json
 from minigptv2.redacted_files import write_json
 from minigptv2.run_folder import RunFolder
@@ -74,7 +75,7 @@ def keep_bundle(
         failed = True
     if distributed.any_over_ranks([failed])[0]:
         if distributed.is_main():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_or_report(folder)
         return None
     return folder
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
-from minigptv2.files import HashedFile, remove_tree, sha256_of, sync_folder
+from minigptv2.files import HashedFile, remove_or_report, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_safetensors, read_json
 from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder, checkpoint_step
@@ -91,7 +90,7 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
     temporary = folder.with_name(f".{folder.name}.tmp")
     document = json_text(state.as_json()).encode()
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
         temporary.mkdir(parents=True)
         sums = {
             f"{stem}.safetensors": _write_tensors(temporary / f"{stem}.safetensors", named)
@@ -104,7 +103,7 @@ def write_checkpoint(run: Path, state: CheckpointState, tensors: dict[str, dict[
         os.rename(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_or_report(temporary)
         reason = f"{error.strerror or error} ({error.filename or temporary})"
         raise CheckpointError(f"{folder}: failed to save: {reason}") from error
     return folder

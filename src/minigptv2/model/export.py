@@ -8,7 +8,6 @@ and the lineage of stages. The tokenizer is beside it. Paths in the config are a
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from minigptv2.config import Resume, config_of_plain, fields_with
 from minigptv2.errors import CheckpointError, ConfigError
-from minigptv2.files import disguise_in, finish_file, sha256_of, sync_folder
+from minigptv2.files import disguise_in, finish_file, remove_or_report, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
@@ -225,20 +224,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = folder.resolve() if folder.is_symlink() else folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, replaced = (folder.with_name(f".{folder.name}.{what}") for what in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_tree(temporary)
     temporary.mkdir()
     try:
         yield temporary
         sync_folder(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_or_report(temporary)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_tree(replaced)
     if folder.exists():
         folder.rename(replaced)
     temporary.rename(folder)
     sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_or_report(replaced)
 
 
 def load_export(

@@ -9,6 +9,7 @@ warning.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,9 +19,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from minigptv2.errors import ConfigError
-from minigptv2.files import home_expanded
+from minigptv2.files import home_expanded, new_file, own_folder
 
 FOLDER, SIZE = "MINIGPTV2_CACHE", "MINIGPTV2_CACHE_GIB"
 _GIB = 1 << 30
@@ -52,9 +54,11 @@ class ShardCache:
     def open(self, source: Path, num_bytes: int) -> int:
         """A file descriptor for the shard `source`, which has `num_bytes`: of the node's copy, or of the original.
 
-        Raises `OSError` if the source cannot be opened.
+        Raises `OSError` if the source cannot be opened, and `ConfigError` if others can write to the folder.
         """
         copy = self._copy_of(source, num_bytes)
+        if os.path.lexists(self.folder):
+            own_folder(self.folder)
         descriptor = self._open_copy(copy, num_bytes)
         if descriptor is not None:
             return descriptor
@@ -64,7 +68,7 @@ class ShardCache:
             self._warn(f"{source} is larger than the whole cache ({SIZE})")
             return os.open(source, os.O_RDONLY)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            own_folder(self.folder)
             with self._locked(copy.name + ".lock"):  # one process copies a shard, the others find the copy
                 descriptor = self._open_copy(copy, num_bytes)
                 return self._fetch(source, copy, num_bytes) if descriptor is None else descriptor
@@ -80,9 +84,13 @@ class ShardCache:
 
     def _open_copy(self, copy: Path, num_bytes: int) -> int | None:
         try:
-            descriptor = os.open(copy, os.O_RDONLY)
+            descriptor = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link, which the copy replaces
+                return None
+            raise
         if os.fstat(descriptor).st_size != num_bytes:
             os.close(descriptor)
             return None
@@ -94,10 +102,10 @@ class ShardCache:
         part = copy.with_name(copy.name + _COPYING)
         with self._locked("room.lock"):  # one process at a time frees and claims space
             self._free_space(num_bytes)
-            with open(part, "wb") as stream:
+            with new_file(part, 0o600) as stream:
                 os.posix_fallocate(stream.fileno(), 0, max(1, num_bytes))
         try:
-            with open(source, "rb") as reader, open(part, "r+b") as writer:
+            with open(source, "rb") as reader, os.fdopen(os.open(part, os.O_RDWR | os.O_NOFOLLOW), "r+b") as writer:
                 shutil.copyfileobj(reader, writer, 8 << 20)
                 writer.truncate()
             os.replace(part, copy)
@@ -125,7 +133,7 @@ class ShardCache:
         """Whether a running process holds the copy's lock. An incomplete copy of a dead process is removed."""
         lock = part.with_name(part.name.removesuffix(_COPYING) + ".lock")
         try:
-            with open(lock, "w") as stream:
+            with _open_lock(lock) as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -145,7 +153,7 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with open(self.folder / name, "w") as stream:
+        with _open_lock(self.folder / name) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)  # the kernel releases it when its holder dies
             yield
 
@@ -153,3 +161,7 @@ class ShardCache:
         if not self._warned:
             self._warned = True
             print(f"warning: shard cache {self.folder}: {text}", file=sys.stderr, flush=True)
+
+
+def _open_lock(file: Path) -> IO[bytes]:
+    return os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b")

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from minigptv2.errors import ConfigError, DataError, StorageError
-from minigptv2.files import write_atomically
+from minigptv2.files import own_folder, write_atomically
 from minigptv2.foreign_files import parse_json
 from minigptv2.secrets import sends_secret
 from minigptv2.shards.http_ranges import read_range
@@ -158,8 +158,8 @@ def _cache_folder() -> Path:
         folder = Path(base) / "minigptv2" / "manifests"
         if folder.is_absolute():  # a user without a home folder leaves `~` as it is
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError:
+                own_folder(folder)
+            except (OSError, ConfigError):  # not usable, or others could change what is trusted there
                 continue
             if os.access(folder, os.W_OK):
                 return folder
