@@ -158,3 +158,13 @@ def test_files_of_another_shape_are_refused(
     file = tmp_path / Path(name).parts[0]
     assert cli(["shards", "build", str(file), "--output", str(tmp_path / "out"), *HERE]) == 3
     assert advice in capsys.readouterr().err
+
+
+def test_a_folder_of_several_formats_is_an_error_that_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "my" / "classes.txt", "dog\n")
+    put(tmp_path / "my" / "a.jpg", jpeg())
+    put(tmp_path / "my" / "a.xml", "<annotation><filename>a.jpg</filename></annotation>")
+    assert cli(["shards", "build", str(tmp_path / "my"), "--output", str(tmp_path / "out"), *HERE]) == 3
+    assert "matches several formats, yolo (YOLO boxes), voc" in capsys.readouterr().err

@@ -58,7 +58,7 @@ class OwnOptions:
     """Pass over unknown keys of conversations that hold no image, and count them."""
     max_pixels: int = MAX_PIXELS
     format: str = ""
-    """The name of the format (`formats.FORMATS`). Empty: the first one that matches."""
+    """The name of the format (`formats.FORMATS`). Empty: the one that matches."""
     negatives: int = 0
     """Classes that an image does not have, for which detection files also ask: so many per image."""
 

@@ -28,6 +28,7 @@ class Format:
     matches: Callable[[Path], bool]
     read: Callable[[Path, Raw], Iterator[OwnEntry]]
     has_splits: bool = False
+    is_fallback: bool = False
     has_classes: bool = False
 
 
@@ -39,14 +40,14 @@ FORMATS: dict[str, Format] = {
         Format("json", json_file.TITLE, json_file.matches, json_file.read, has_classes=True),
         Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True, has_classes=True),
         Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True, has_classes=True),
-        Format("captions", caption_folder.TITLE, caption_folder.matches, caption_folder.read),
+        Format("captions", caption_folder.TITLE, caption_folder.matches, caption_folder.read, is_fallback=True),
     )
 }
-"""Every format by name. The first one that matches a path reads it."""
+"""Every format by name."""
 
 
 def format_of(path: Path, name: str = "") -> Format:
-    """The format of a path, or the one of this name. Raises `DataError` if there is none."""
+    """The format of a path, or the one of this name. Raises `DataError` if none or several match."""
     if not os.path.exists(path):  # Path.exists raises for names that are too long
         raise DataError(f"{path} does not exist")
     if name in FORMATS:
@@ -55,8 +56,12 @@ def format_of(path: Path, name: str = "") -> Format:
         raise ConfigError(
             f"unknown format '{name}'{nearest(name, tuple(FORMATS))} The formats are {', '.join(FORMATS)}"
         )
-    found = next((one for one in FORMATS.values() if one.matches(path)), None)
-    if found is None:
+    found = [one for one in FORMATS.values() if one.matches(path)]
+    specific = [one for one in found if not one.is_fallback] or found
+    if len(specific) > 1:
+        listed = ", ".join(f"{one.name} ({one.title})" for one in specific)
+        raise DataError(f"{path} matches several formats, {listed}: choose one with --format")
+    if not specific:
         known = ", ".join(f"{one.name} ({one.title})" for one in FORMATS.values())
         what = (
             "is a folder; pass a file in it, or a folder"
@@ -64,4 +69,4 @@ def format_of(path: Path, name: str = "") -> Format:
             else f"has the unknown extension '{path.suffix}'; pass a file or a folder"
         )
         raise DataError(f"{path} {what} of one of the formats {known}")
-    return found
+    return specific[0]
