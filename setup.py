@@ -72,6 +72,7 @@ setup(
         "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "s3fs>=2025.3"],
         "metrics": ["pycocoevalcap>=1.2", "simplemma>=2.0"],
         "corpora": ["pyarrow>=20"],
+        "tables": ["pyarrow>=20"],
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
         "dev": [
             "pytest>=9.0",
@@ -83,6 +84,7 @@ setup(
             "openai>=2.0",
             "httpx>=0.28",
             "pyarrow>=20",
+            "datasets>=4.0",
         ],
         "browser": ["selenium>=4.30"],
     },

@@ -11,6 +11,7 @@ from minigptv2.data.config import CorpusShare, Recipe
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.tokenizer import Tokenizer
+from tests.corpora.formats import tables
 from tests.corpora.own_data import HERE
 from tests.corpora.training import STEP, one_step
 from tests.public.tools import unpack
@@ -42,7 +43,11 @@ CAPTIONS = [
 
 def built(folder: Path, archive: str, path: str) -> CorpusReader:
     """The corpus of an archive, in which `verify` finds no fault."""
-    place = unpack(archive, folder) / path
+    return built_from(unpack(archive, folder) / path, folder)
+
+
+def built_from(place: Path, folder: Path) -> CorpusReader:
+    """The corpus of a dataset, in which `verify` finds no fault."""
     assert cli(["shards", "build", str(place), "--output", str(folder / "shards/my"), *HERE]) == 0
     assert cli(["shards", "verify", str(folder / "shards/my"), "--workers", "0"]) == 0
     return CorpusReader(folder / "shards/my")
@@ -87,6 +92,26 @@ def test_captions_of_a_tool_are_built_verified_and_trained(
     assert answers == [
         (f"A {color} card.", f"A card that is {color}.")[:count] for color, count in zip(colors, captions, strict=False)
     ]
+    train_two_steps(tmp_path, tokenizer, model)
+
+
+@pytest.mark.parametrize("name", tables.CAPTIONS)
+def test_a_table_of_captions_is_built_verified_and_trained(
+    tmp_path: Path, tokenizer: Tokenizer, model: MiniGPTv2, name: str
+) -> None:
+    path, write = tables.CAPTIONS[name]
+    write(tmp_path / path)
+    assert len(built_from(tmp_path / path, tmp_path)) == 3
+    train_two_steps(tmp_path, tokenizer, model)
+
+
+@pytest.mark.parametrize("task", tables.TASKS)
+def test_a_table_of_a_task_is_built_verified_and_trained(
+    tmp_path: Path, tokenizer: Tokenizer, model: MiniGPTv2, task: str
+) -> None:
+    tables.TASKS[task]().to_parquet(tmp_path / "my.parquet")
+    reader = built_from(tmp_path / "my.parquet", tmp_path)
+    assert {turn.task for turn in reader.record(0).turns} == {task}
     train_two_steps(tmp_path, tokenizer, model)
 
 

@@ -148,6 +148,14 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def column(text: str) -> tuple[str, str]:
+    """A `type=` for a key and the column of a table that holds it. argparse reports any other text."""
+    key, equals, name = text.partition("=")
+    if not key or not equals or not name:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=COLUMN, for example image=img")
+    return key, name
+
+
 def add_names(parser: Parser, option: str, *, metavar: str, help: str) -> None:
     """Add an option that takes several names: `--option A --option B`, or `--option A,B`."""
     parser.add_argument(

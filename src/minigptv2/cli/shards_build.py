@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigptv2.cli.arguments import Parser, at_least, megapixels
+from minigptv2.cli.arguments import Parser, at_least, column, megapixels
 from minigptv2.errors import ConfigError, DataError, ExitCode, MissingFilesError, counted, nearest
 from minigptv2.shards.image_header import MAX_PIXELS
 
@@ -29,6 +29,15 @@ def add_build(parser: Parser) -> None:
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
         "--format", default="", metavar="NAME", help="format of your own data. Default: the one that the path matches"
+    )
+    parser.add_argument(
+        "--columns",
+        action="extend",
+        nargs="+",
+        type=column,
+        default=[],
+        metavar="KEY=COLUMN",
+        help="columns of your table for keys of an entry: image=img answer=caption. unused=COLUMN leaves one out",
     )
     parser.add_argument(
         "--negatives",
@@ -88,7 +97,13 @@ def _build(args: argparse.Namespace) -> int:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
     elif path.exists() or path.suffix or "/" in args.corpus:
         options = OwnOptions(
-            args.skip_faults, args.cut_boxes, args.ignore_extra, args.max_pixels, args.format, args.negatives
+            args.skip_faults,
+            args.cut_boxes,
+            args.ignore_extra,
+            args.max_pixels,
+            args.format,
+            args.negatives,
+            tuple(args.columns),
         )
         corpus, root = own_corpus(path, options), Path(args.root or (path if path.is_dir() else path.parent))
     else:

@@ -61,6 +61,8 @@ class OwnOptions:
     """The name of the format (`formats.FORMATS`). Empty: the one that matches."""
     negatives: int = 0
     """Classes that an image does not have, for which detection files also ask: so many per image."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Keys of an entry, each with the column of a table that holds it."""
 
 
 def own_corpus(path: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
@@ -73,7 +75,9 @@ def own_corpus(path: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
         named = ", ".join(one.name for one in FORMATS.values() if one.has_classes)
         raise ConfigError(f"--negatives is for the formats {named}; {path} is {found.title}")
     folder = path if path.is_dir() else path.parent
-    name = folder.resolve().name if path.is_dir() or found.has_splits else path.stem
+    name = folder.resolve().name if path.is_dir() or found.describes_folder else path.stem
+    if options.columns and not found.has_columns:
+        raise ConfigError(f"--columns names columns of tables, but {path} is read as {found.title}")
     return CorpusSpec(
         name=re.sub(r"[^0-9A-Za-z_-]+", "_", name),
         title=f"your own: {found.title}",
@@ -89,7 +93,13 @@ def own_corpus(path: Path, options: OwnOptions = OwnOptions()) -> CorpusSpec:
 
 
 def _drafts(raw: Raw, split: str, *, path: Path, read_as: Format, options: OwnOptions) -> Iterator[Draft | Rejected]:
-    raw = replace(raw, ignore_extra=options.ignore_extra, split=split, negatives=options.negatives)
+    raw = replace(
+        raw,
+        ignore_extra=options.ignore_extra,
+        split=split,
+        negatives=options.negatives,
+        columns=options.columns,
+    )
     if not (options.skip_faults and options.cut_boxes):
         check(path, raw, options)
     for line in read_as.read(path, raw):

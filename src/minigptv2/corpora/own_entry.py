@@ -22,13 +22,13 @@ from minigptv2.typed_marks import answer_text, phrase_text, query_text, require_
 _TASK_KEYS = ("question", "answer", "phrase", "boxes", "objects", "boxes_in")
 KEYS = (*IMAGE_KEYS, "task", *_TASK_KEYS, "width", "height", *CONVERSATION_KEYS, "id")
 PIXELS, XYWH, NORMALISED = "pixels", "xywh", "normalised"
-_DESCRIPTIONS = (
+DESCRIPTIONS = (
     *("model", "source", "data_source", "dataset", "dataset_name", "split", "subset", "category", "type", "topic"),
     *("language", "lang", "license", "version", "score", "uid", "idx", "index", "question_id", "qid", "task"),
     *("conversation_id", "question_type", "meta", "metadata", "created_at", "tags"),
 )
 """Keys with which known tools describe a conversation. They are passed over, and counted in the report of the build."""
-_DESCRIPTIONS_OF_IMAGES = (
+DESCRIPTIONS_OF_IMAGES = (
     *("image_id", "img_id", "width", "height", "image_width", "image_height", "image_size", "width_list"),
     *("height_list", "url", "coco_url", "flickr_url", "file_name", "filename", "sha256", "md5"),
 )
@@ -38,8 +38,8 @@ _IMAGE_KEY = re.compile(
     "im(age|g)|pic|photo|visual|media|frame|figure|screenshot|scan|thumb|attach|asset|src|video|audio|file|path",
     re.IGNORECASE,
 )
-_EMPTY: tuple[Any, ...] = (None, "", [], {})
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=lambda value: "")
 _HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair, which JSON can contain and UTF-8 cannot encode."""
 
@@ -52,7 +52,7 @@ def draft_of(number: int, entry: Any, file: Path, raw: Raw) -> Draft:
         raise DataError(f"contains {as_json(half[0])}, half of a character: a text was truncated within a character")
     conversations = [key for key in CONVERSATION_KEYS if entry.get(key) is not None]
     if len(conversations) > 1:
-        conversations = [key for key in conversations if entry[key] not in _EMPTY] or conversations[:1]
+        conversations = [key for key in conversations if entry[key] not in EMPTY] or conversations[:1]
     if len(conversations) > 1:
         raise DataError("conversations and messages are both given: remove one of them")
     images = image_of(entry)
@@ -95,31 +95,36 @@ def _check_key(key: str, entry: dict[str, Any], conversations: list[str], has_im
         if key not in KEYS:
             raise DataError(f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} The keys are {', '.join(KEYS)}")
         return
-    is_image = _names_image(value)
+    is_image = names_image(value)
     if key == "id" and is_image and not has_image:
         raise DataError(f"id is {as_json(value)}, and there is no image: give the image as image, or change the id")
-    if key in (*IMAGE_KEYS, *CONVERSATION_KEYS, "system", "id") or value in _EMPTY:
+    if key in (*IMAGE_KEYS, *CONVERSATION_KEYS, "system", "id") or value in EMPTY:
         return
     if key in _TASK_KEYS or key == "task" and isinstance(value, str) and value in TASKS and TASKS[value].identifier:
         raise DataError(f"{key} is given beside {conversations[0]}: an entry is one or the other; remove one of them")
-    described = key in _DESCRIPTIONS or has_image and key in _DESCRIPTIONS_OF_IMAGES
-    passed = raw.ignore_extra and not _IMAGE_KEY.search(key)
+    described = key in DESCRIPTIONS or has_image and key in DESCRIPTIONS_OF_IMAGES
+    passed = raw.ignore_extra and not is_named_like_an_image(key)
     if (described or passed) and (has_image or not is_image):
         raw.note(f"passed over key '{cut(key)}' in {{count}} of the entries")
         return
-    if is_image or _IMAGE_KEY.search(key):
+    if is_image or is_named_like_an_image(key):
         raise DataError(f"unknown key '{cut(key)}', {as_json(value)}: an image is given as image or images")
     raise DataError(
         f"unknown key '{cut(key)}'{nearest(cut(key), KEYS)} Remove it, or pass over such keys with --ignore-extra"
     )
 
 
-def _names_image(value: Any) -> bool:
+def is_named_like_an_image(key: str) -> bool:
+    """Whether the name of a key says that it may hold an image, or a path."""
+    return bool(_IMAGE_KEY.search(key))
+
+
+def names_image(value: Any) -> bool:
     """Whether a value, or one inside it, looks like the path, the URL or the bytes of an image."""
     if isinstance(value, dict):
-        return any(map(_names_image, value.values()))
+        return any(map(names_image, value.values()))
     if isinstance(value, list):
-        return any(map(_names_image, value))
+        return any(map(names_image, value))
     return isinstance(value, str) and bool(_IMAGE_NAME.search(value))
 
 
@@ -162,7 +167,7 @@ def _refuse_unused(entry: dict[str, Any], task: str) -> None:
     used |= {"answer"} if shape.answers or shape.regions != "some" and not is_phrase else set()
     used |= {"phrase", "boxes", "boxes_in"} if shape.regions != "none" else set()
     used |= {"objects"} if shape.regions == "some" else set()
-    given = [key for key in _TASK_KEYS if entry.get(key) not in _EMPTY]
+    given = [key for key in _TASK_KEYS if entry.get(key) not in EMPTY]
     for key in given:
         if key not in used:
             raise DataError(f"task '{task}' does not use \"{key}\": remove it, or change the task")
@@ -212,7 +217,7 @@ def _objects(entry: dict[str, Any], *, absent: bool) -> list[Region]:
         raise DataError('expected "objects": [{"phrase": "a dog", "boxes": [[x1, y1, x2, y2]]}, ...]')
     for one in listed if "objects" in entry else ():
         for key in one:
-            if key not in ("phrase", "boxes") and one[key] not in _EMPTY:
+            if key not in ("phrase", "boxes") and one[key] not in EMPTY:
                 raise DataError(f"an object of objects has the unknown key '{cut(key)}': it has phrase and boxes")
     regions = [
         Region(

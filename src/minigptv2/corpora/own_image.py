@@ -47,16 +47,19 @@ def require_one(found: list[Reference], what: str) -> None:
 
 
 def references(value: Any, what: str) -> list[Reference]:
-    """The images that a value names: a path, an object with `path`, `url` or `bytes`, or a list of these."""
+    """The images that a value names: a path, bytes, an object with `path`, `url` or `bytes`, or a list of these."""
     if isinstance(value, list):
         return [one for item in value for one in references(item, what)]
+    if isinstance(value, bytes):
+        return [value]
     if isinstance(value, dict):
         filled = {key: item for key, item in value.items() if item is not None}
         named = [key for key in ("path", "url", "image") if isinstance(filled.get(key), str)]
         if len(named) == 1 and set(filled) <= {named[0], "detail"}:
             return [_reference(filled[named[0]], f"{what}.{named[0]}")]
-        if isinstance(filled.get("bytes"), str) and set(filled) <= {"bytes", "path"}:
-            return [_decoded(filled["bytes"], f"{what}.bytes")]
+        data = filled.get("bytes")
+        if isinstance(data, str | bytes) and set(filled) <= {"bytes", "path"}:
+            return [data if isinstance(data, bytes) else _decoded(data, f"{what}.bytes")]
         raise DataError(f"{what} is {as_json(value)}; expected the path of an image")
     if not is_text(value):
         raise DataError(f"{what} is {as_json(value)}; expected the path of an image")
@@ -102,7 +105,12 @@ def is_text(value: Any) -> bool:
 
 def as_json(value: Any) -> str:
     """The beginning of a value as JSON, in ASCII, so that it can be printed to any stream."""
-    return cut(json.dumps(value))
+    return cut(json.dumps(value, default=_described))
+
+
+def _described(value: Any) -> str:
+    """A value of a table that JSON does not have, such as the bytes of an image, as a message shows it."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else f"{type(value).__name__} {value}"
 
 
 def cut(text: str) -> str:

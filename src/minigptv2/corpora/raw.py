@@ -41,7 +41,7 @@ class Raw:
     `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
     what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations. `split` and
     `negatives` are for readers of own datasets: the split that is built, and the number of classes for which each image
-    is also asked, although it does not have them.
+    is also asked, although it does not have them. `columns` gives the column of a table that holds a key of an entry.
     """
 
     root: Path
@@ -52,6 +52,7 @@ class Raw:
     ignore_extra: bool = False
     split: str = "train"
     negatives: int = 0
+    columns: tuple[tuple[str, str], ...] = ()
 
     def note(self, what: str, count: int = 1) -> None:
         """Count something that is passed over. `{count}` in the description stands for the number."""

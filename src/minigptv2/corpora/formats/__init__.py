@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigptv2.corpora.formats import caption_folder, csv_captions, json_file, json_lines, voc, yolo
+from minigptv2.corpora.formats import (
+    caption_folder,
+    csv_captions,
+    image_folder,
+    json_file,
+    json_lines,
+    table,
+    voc,
+    yolo,
+)
 from minigptv2.corpora.formats.entry import OwnEntry
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError, nearest
@@ -20,7 +29,10 @@ class Format:
     """A format: its name for `--format`, what it is called in messages, and how it is recognized and read.
 
     `has_splits`: a dataset may be divided into splits, one of which is read (`Raw.split`). `has_classes`: boxes are of
-    classes, of which some may be asked for although an image does not have them (`Raw.negatives`).
+    classes, of which some may be asked for although an image does not have them (`Raw.negatives`). `has_columns`: it
+    is a table whose columns may be named (`Raw.columns`). `is_fallback`: it also matches folders of other formats, so
+    it reads a path only if no other format matches. `describes_folder`: a file of it describes its folder, which names
+    the corpus.
     """
 
     name: str
@@ -30,6 +42,8 @@ class Format:
     has_splits: bool = False
     is_fallback: bool = False
     has_classes: bool = False
+    has_columns: bool = False
+    describes_folder: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -38,8 +52,18 @@ FORMATS: dict[str, Format] = {
         Format("jsonl", json_lines.TITLE, json_lines.matches, json_lines.read),
         Format("csv", csv_captions.TITLE, csv_captions.matches, csv_captions.read),
         Format("json", json_file.TITLE, json_file.matches, json_file.read, has_classes=True),
-        Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True, has_classes=True),
-        Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True, has_classes=True),
+        Format("yolo", yolo.TITLE, yolo.matches, yolo.read, has_splits=True, describes_folder=True, has_classes=True),
+        Format("voc", voc.TITLE, voc.matches, voc.read, has_splits=True, describes_folder=True, has_classes=True),
+        Format("table", table.TITLE, table.matches, table.read, has_splits=True, has_classes=True, has_columns=True),
+        Format(
+            "imagefolder",
+            image_folder.TITLE,
+            image_folder.matches,
+            image_folder.read,
+            has_splits=True,
+            has_classes=True,
+            has_columns=True,
+        ),
         Format("captions", caption_folder.TITLE, caption_folder.matches, caption_folder.read, is_fallback=True),
     )
 }

@@ -26,7 +26,7 @@ def read(file: Path, raw: Raw) -> Iterator[OwnEntry]:
     """A row is named after the line on which it begins, since a caption in quotes may contain line ends."""
     delimiter, between = _DELIMITERS[file.suffix.lower()]
     with open_text(file) as stream:
-        rows = _rows(stream, delimiter)
+        rows = rows_of(stream, delimiter)
         first, columns, problem = next(rows, (1, [], ""))
         if problem or sorted(filter(None, columns)) != ["caption", "image"]:
             found = problem or f"the columns are {as_json(columns)}"
@@ -45,7 +45,7 @@ def read(file: Path, raw: Raw) -> Iterator[OwnEntry]:
                 yield entry_of(name, number, entry, file, raw)
 
 
-def _rows(stream: IO[str], delimiter: str) -> Iterator[tuple[int, list[str], str]]:
+def rows_of(stream: IO[str], delimiter: str) -> Iterator[tuple[int, list[str], str]]:
     """The rows of a CSV that are not blank: the line on which each begins, its cells, and its problem, if any."""
     rows = csv.reader(stream, delimiter=delimiter, strict=True)
     while True:
