@@ -21,7 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.config_interpolation import Interpolations
-from minigptv2.config_values import check_finite, checked, parse_yaml
+from minigptv2.config_values import MAX_YAML_BYTES, check_finite, checked, parse_yaml
 from minigptv2.errors import ConfigError
 from minigptv2.files import disguise_of, home_expanded
 from minigptv2.secrets import looks_secret
@@ -240,6 +240,8 @@ def _load_yaml(file: Path, *, extended: bool) -> dict[str, Any]:
     """The mapping in a YAML file. Errors quote nothing of an `extended` file: it may be any file of this machine."""
     if not file.is_file():
         raise ConfigError(f"config file not found: {file}")
+    if file.stat().st_size > MAX_YAML_BYTES:
+        raise ConfigError(f"{file} has more than {MAX_YAML_BYTES:,} bytes and is no config")
     if file.stat().st_size and (disguise := disguise_of(file, binary=False)):
         raise ConfigError(f"{file} is {disguise}; expected YAML")
     values = parse_yaml(file.read_bytes(), str(file), quote=not extended)

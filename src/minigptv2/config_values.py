@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
@@ -27,6 +28,13 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 _MISSING = "???"
 """What stands for a mandatory value that another layer sets."""
 _MAPPING = "a mapping (name: value)"
+MAX_YAML_BYTES = 1 << 17
+"""Largest YAML text, which takes at most about 3 s to parse. That of a run has 2 KiB."""
+MAX_YAML_VALUES = 50_000
+"""Largest number of values in a YAML text."""
+_IN_PROGRESS = -1
+_MAX_DIGITS = 40
+_MAX_SHOWN = 80
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,13 +47,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         """The mapping with the text of each key, and no key twice."""
-        written = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        written = Counter(_text_of(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
         self.flatten_mapping(node)
         found: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a text", key.start_mark)
-            if written.count(key.value) > 1:
+            if written[key.value] > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"duplicate key '{key.value}'", key.start_mark)
             found[key.value] = self.construct_object(value, deep=True)
         return found
@@ -61,7 +69,7 @@ def parse_yaml(text: str | bytes, where: str, *, quote: bool = True) -> Any:
     With `quote=False` the error repeats nothing of the text.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+        return _parsed(text)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = str(error.problem or error.context)
@@ -69,6 +77,40 @@ def parse_yaml(text: str | bytes, where: str, *, quote: bool = True) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {line}{reason}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _parsed(text: str | bytes) -> Any:
+    if len(text) > MAX_YAML_BYTES:
+        raise yaml.YAMLError(f"it has {len(text):,} bytes, at most {MAX_YAML_BYTES:,} are read")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values_of(node, {}) > MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"it has more than {MAX_YAML_VALUES:,} values when its aliases are expanded")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _values_of(node: yaml.Node, known: dict[int, int]) -> int:
+    """The number of values in a tree with every alias expanded, because a value is copied where it is used."""
+    if known.get(id(node)) == _IN_PROGRESS:
+        raise yaml.YAMLError("found a recursive value")
+    if id(node) not in known:
+        known[id(node)] = _IN_PROGRESS
+        below: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            below = node.value
+        known[id(node)] = 1 + sum(_values_of(part, known) for part in below)
+    return known[id(node)]
+
+
+def _text_of(key: yaml.Node) -> str:
+    return key.value if isinstance(key, yaml.ScalarNode) else ""
 
 
 def checked(hint: Any, value: Any, where: str, key: str = "") -> Any:
@@ -142,7 +184,7 @@ def _scalar(kind: Any, value: Any, where: str, key: str) -> Any:
             raise wrong
         return _BOOLEANS[text.lower()]
     if kind is int:
-        if not _WHOLE.fullmatch(text):
+        if not _WHOLE.fullmatch(text) or len(text) > _MAX_DIGITS:
             raise wrong
         return int(text)
     if kind is float:
@@ -188,4 +230,7 @@ def _expected(kind: Any) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, list) else f"'{value}'"
+    if isinstance(value, list):
+        return "a list"
+    text = str(value)
+    return f"'{text}'" if len(text) <= _MAX_SHOWN else f"'{text[:_MAX_SHOWN]}...'"
