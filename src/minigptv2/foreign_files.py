@@ -9,6 +9,7 @@ the user names are followed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -67,8 +68,31 @@ def _lies_in(place: Path, folder: Path) -> bool:
 
 def _check_kind(file: Path, mode: int, error: type[MiniGPTv2Error]) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
-        raise error(f"{file} is {kind}; expected a regular file")
+        raise error(f"{file} is {_kind_of(mode)}; expected a regular file")
+
+
+def _kind_of(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def open_data(file: Path) -> int:
+    """A descriptor of the regular file `file`, for reading. Links are followed: corpora may be spread over disks.
+
+    Raises `OSError`, also for a named pipe or a device, which is not opened.
+    """
+    _require_regular(file, os.stat(file).st_mode)
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _require_regular(file, os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(file: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"is {_kind_of(mode)}; expected a regular file", str(file))
 
 
 def path_of_open(stream: BinaryIO) -> str:

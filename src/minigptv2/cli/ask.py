@@ -24,13 +24,13 @@ def _ask(args: argparse.Namespace) -> int:
     from minigptv2.draw import draw_boxes
     from minigptv2.errors import DataError
     from minigptv2.predict.requests import Request, boxes_as_json
-    from minigptv2.shards.image_convert import open_photo
+    from minigptv2.shards.image_convert import read_photo
     from minigptv2.tasks import task_of
 
     file = Path(args.image)
     if not file.is_file():
         raise DataError(f"no image {file}")
-    photo = open_photo(file.read_bytes(), str(file))
+    photo = read_photo(file, str(file))
     question = readable(args.question)
     if args.draw:
         check_drawing(Path(args.draw))

@@ -8,6 +8,7 @@ knows no ranks; `engine/saver.py` does.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from minigptv2.engine.guard import GuardState
 from minigptv2.errors import CheckpointError
-from minigptv2.files import HashedFile, remove_or_report, remove_tree, sha256_of, sync_folder
-from minigptv2.foreign_files import open_safetensors, read_json
+from minigptv2.files import HashedFile, remove_or_report, remove_tree, sync_folder
+from minigptv2.foreign_files import open_regular, open_safetensors, read_json
 from minigptv2.redacted_files import json_text
 from minigptv2.run_folder import RunFolder, checkpoint_step
 
@@ -154,13 +155,14 @@ def verify_checkpoint(folder: Path) -> None:
         raise CheckpointError(f"{checksum_file}: lists {sorted(expected)}, expected {sorted(needed)}")
     for name, (size, sha256) in expected.items():
         file = folder / name
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise CheckpointError(f"{file}: missing")
-        found = file.stat().st_size
-        if found != size:
-            raise CheckpointError(f"{file}: expected {size} bytes, got {found}")
-        if sha256_of(file) != sha256:
-            raise CheckpointError(f"{file}: checksum mismatch")
+        with open_regular(file, CheckpointError, folder=folder) as stream:
+            found = os.fstat(stream.fileno()).st_size
+            if found != size:
+                raise CheckpointError(f"{file}: expected {size} bytes, got {found}")
+            if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
+                raise CheckpointError(f"{file}: checksum mismatch")
 
 
 def newest_good_checkpoint(run: Path, warn: Callable[[str], None]) -> Path | None:

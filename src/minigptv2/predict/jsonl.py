@@ -21,7 +21,7 @@ from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
 from minigptv2.prompt import PromptStyle
-from minigptv2.shards.image_convert import open_photo
+from minigptv2.shards.image_convert import read_photo
 from minigptv2.tasks import task_of
 from minigptv2.terminal_text import progress_bar
 from minigptv2.typed_marks import asked_question
@@ -285,10 +285,7 @@ class _Run:
         """The prepared image and its size in pixels. A file gives one object, so that it is encoded once."""
         if name not in self._images:
             file = self._source.parent / name
-            try:
-                photo = open_photo(file.read_bytes(), name)
-            except OSError as error:
-                raise DataError(f"{file}: {error.strerror}") from error
+            photo = read_photo(file, name)
             self._images[name] = (self._predictor.prepare(photo.image), (photo.width, photo.height))
         return self._images[name]
 

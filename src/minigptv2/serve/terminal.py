@@ -20,7 +20,7 @@ from minigptv2.draw import draw_boxes
 from minigptv2.errors import DataError, MiniGPTv2Error
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding, Request, grounded_phrases
-from minigptv2.shards.image_convert import Photo, open_photo
+from minigptv2.shards.image_convert import Photo, read_photo
 from minigptv2.tasks import BOX_TASK, TASKS
 from minigptv2.terminal_text import one_line, printable, unguarded
 from minigptv2.typed_marks import asked_question
@@ -41,7 +41,7 @@ def open_file(path: str) -> Photo:
     file = Path(path)
     if not file.is_file():
         raise DataError(f"no image {file}")
-    return open_photo(file.read_bytes(), str(file))
+    return read_photo(file, str(file))
 
 
 def half_blocks(image: Image.Image, columns: int = BLOCK_COLUMNS) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from minigptv2.foreign_files import open_regular, path_of_open
 _MAX_HASHED_BYTES = 1 << 20
 """Arrays are hashed when they are mapped if they are at most this large (a few milliseconds)."""
 
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, RecursionError),
+    tokenize.TokenError,  # numpy parses the header as Python's literals
+)
 _AGAIN = "`minigptv2 shards index` writes it again"
 
 
@@ -72,7 +77,7 @@ def map_array(file: Path, sha256: str, rows: int) -> np.ndarray:
     with opened as stream:
         try:
             array = np.load(path_of_open(stream), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, OverflowError, SyntaxError, MemoryError, RecursionError) as error:
+        except _DAMAGED as error:
             raise DataError(f"{file}: cannot be read: {error}; {_AGAIN}") from error
         if not isinstance(array, np.ndarray) or array.shape != (rows,):
             found = getattr(array, "shape", type(array).__name__)

@@ -23,6 +23,7 @@ from typing import IO
 
 from minigptv2.errors import ConfigError
 from minigptv2.files import home_expanded, new_file, own_folder
+from minigptv2.foreign_files import open_data
 
 FOLDER, SIZE = "MINIGPTV2_CACHE", "MINIGPTV2_CACHE_GIB"
 _GIB = 1 << 30
@@ -63,10 +64,10 @@ class ShardCache:
         if descriptor is not None:
             return descriptor
         if source.stat().st_size != num_bytes:
-            return os.open(source, os.O_RDONLY)  # differs from its manifest: the reader reports it
+            return open_data(source)  # differs from its manifest: the reader reports it
         if num_bytes > self.max_bytes:
             self._warn(f"{source} is larger than the whole cache ({SIZE})")
-            return os.open(source, os.O_RDONLY)
+            return open_data(source)
         try:
             own_folder(self.folder)
             with self._locked(copy.name + ".lock"):  # one process copies a shard, the others find the copy
@@ -74,7 +75,7 @@ class ShardCache:
                 return self._fetch(source, copy, num_bytes) if descriptor is None else descriptor
         except OSError as error:
             self._warn(f"{error}; shards are read from their original place")
-            return os.open(source, os.O_RDONLY)
+            return open_data(source)
 
     def _copy_of(self, source: Path, num_bytes: int) -> Path:
         """The name contains a hash of path, size and modification time, so that a rebuilt shard gets another copy."""
@@ -105,7 +106,8 @@ class ShardCache:
             with new_file(part, 0o600) as stream:
                 os.posix_fallocate(stream.fileno(), 0, max(1, num_bytes))
         try:
-            with open(source, "rb") as reader, os.fdopen(os.open(part, os.O_RDWR | os.O_NOFOLLOW), "r+b") as writer:
+            reading, writing = open_data(source), os.open(part, os.O_RDWR | os.O_NOFOLLOW)
+            with os.fdopen(reading, "rb") as reader, os.fdopen(writing, "r+b") as writer:
                 shutil.copyfileobj(reader, writer, 8 << 20)
                 writer.truncate()
             os.replace(part, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -11,6 +12,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from minigptv2.errors import DataError
+from minigptv2.foreign_files import read_regular
 from minigptv2.shards.image_cost import check_runs
 from minigptv2.shards.image_files import (
     DECODER_ERRORS,
@@ -30,6 +32,8 @@ _CLASSES: tuple[tuple[bytes, str, type[Image.Image]], ...] = (
     (b"II*\0", "TIFF", TiffImageFile),
     (b"MM\0*", "TIFF", TiffImageFile),
 )
+MAX_FILE_BYTES = 256 << 20
+"""Largest image file that people ask about: 64 megapixels without compression have 192 MB."""
 _UNKNOWN_RANGE = ("F", "I")
 """Pillow's modes of 32 bits per pixel. What is black and what is white is not known."""
 
@@ -44,6 +48,11 @@ class Photo:
     image: Image.Image
     width: int
     height: int
+
+
+def read_photo(file: Path, where: str) -> Photo:
+    """The image in a file, as `open_photo` gives it. Raises `DataError` also for what is no regular file."""
+    return open_photo(read_regular(file, DataError, limit=MAX_FILE_BYTES), where)
 
 
 def open_photo(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, convert: bool = True) -> Photo:

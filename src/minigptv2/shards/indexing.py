@@ -22,6 +22,7 @@ import numpy as np
 
 from minigptv2.errors import DataError
 from minigptv2.files import write_atomically
+from minigptv2.foreign_files import open_data
 from minigptv2.record import Record, from_json
 from minigptv2.shards import tar
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped
@@ -110,7 +111,7 @@ def unused_members(file: Path, name: str) -> PassedOver:
 
 
 def _map(file: Path) -> memoryview:
-    with open(file, "rb") as stream:
+    with open(open_data(file), "rb") as stream:
         empty = stream.seek(0, 2) == 0  # an empty file cannot be mapped
         return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 

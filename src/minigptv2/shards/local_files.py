@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from minigptv2.errors import DataError, StorageError
+from minigptv2.foreign_files import open_data
 from minigptv2.shards.cache import ShardCache
 
 _MAX_OPEN_SHARDS = 256
@@ -76,7 +77,7 @@ class LocalFiles:
             _open_files.move_to_end(known)
             return _open_files[known]
         source = self.folder / file
-        descriptor = os.open(source, os.O_RDONLY) if self._cache is None else self._cache.open(source, size)
+        descriptor = open_data(source) if self._cache is None else self._cache.open(source, size)
         try:
             self._check_size(file, descriptor, size)
         except DataError:
@@ -106,7 +107,7 @@ class ScatteredFiles(LocalFiles):
     """
 
     def _pread(self, file: str, size: int, length: int, offset: int) -> bytes:
-        descriptor = os.open(self.folder / file, os.O_RDONLY)
+        descriptor = open_data(self.folder / file)
         try:
             self._check_size(file, descriptor, size)
             return os.pread(descriptor, length, offset)

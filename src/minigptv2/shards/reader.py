@@ -103,6 +103,10 @@ class CorpusReader:
         reason = str(error).removeprefix(f"{self.where(sample)}: ")
         return Dropped(self.manifest.corpus, self.shard_file(sample), self.key(sample), reason)
 
+    def index_of(self, shard: int) -> np.ndarray:
+        """The rows of the index (`INDEX_DTYPE`) for the samples of a shard."""
+        return self._index[int(self.shard_starts[shard]) : int(self.shard_starts[shard + 1])]
+
     def record(self, sample: int) -> Record:
         """The validated record. Raises `DataError` if it is not the one that was written, or is invalid."""
         name, data = self._text(sample)

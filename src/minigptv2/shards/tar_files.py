@@ -101,6 +101,8 @@ def _add(path: Path, top: Path, found: TarFiles, seen: set[tuple[int, int]]) -> 
         found.repeated.append(name)
     elif is_folder:
         return _walk(path, top, found, seen)
+    elif is_tar and not _is_utf8(name):
+        found.unreadable[name] = "its name is not UTF-8: rename it"
     elif is_tar:
         seen.add((status.st_dev, status.st_ino))
         found.tars.append(path)
@@ -109,6 +111,15 @@ def _add(path: Path, top: Path, found: TarFiles, seen: set[tuple[int, int]]) -> 
     elif (not path.name.startswith(".") or path.suffix.lower() == _TAR) and name not in _OURS:
         found.unused.append(name)
     return []
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a path can be written in a table. Bytes that are not UTF-8 are halves of surrogate pairs in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _why(path: Path, error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from minigptv2.errors import DataError
+from minigptv2.errors import DataError, counted
 from minigptv2.files import sha256_of
 from minigptv2.shards.dropped import DROPPED_FILE, Dropped, read_report
-from minigptv2.shards.indexing import ScanOptions, map_in_order, scan_shard, unused_members
+from minigptv2.shards.indexing import ScanOptions, ShardScan, map_in_order, scan_shard, unused_members
 from minigptv2.shards.manifest import (
     INDEX_FILE,
     MANIFEST_FILE,
@@ -70,7 +71,7 @@ def verify_corpus(
     options = ScanOptions(corpus, manifest.layout, manifest.baked_side, decode, limit, ignore_extra=True)
     check = partial(_check_shard, folder, options, known)
     passed_over = PassedOver()
-    for found in map_in_order(check, _shards_to_check(manifest, counts), workers):
+    for found in map_in_order(check, _shards_to_check(reader, counts), workers):
         faults += found.faults
         passed_over.merge(found.passed_over)
         if progress is not None:
@@ -92,21 +93,24 @@ def _unused_files(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _ShardToCheck:
-    """A shard, its number, and the number of turns of each of its samples, None if version 0.1 did not count them."""
+    """A shard, its number, its rows of the index, and the turns of its samples, None if version 0.1 did not count them.
+
+    `turn_counts` are running sums.
+    """
 
     number: int
     info: ShardInfo
+    index: np.ndarray
     turn_counts: np.ndarray | None
 
 
-def _shards_to_check(manifest: Manifest, counts: TurnCounts | None) -> list[_ShardToCheck]:
-    known = manifest.turn_counts_sha256 is not None
-    return [
-        _ShardToCheck(number, info, counts.of_shard(number) if counts else np.arange(1, info.samples + 1))
-        if known
-        else _ShardToCheck(number, info, None)
-        for number, info in enumerate(manifest.shards)
-    ]
+def _shards_to_check(reader: CorpusReader, counts: TurnCounts | None) -> list[_ShardToCheck]:
+    known = reader.manifest.turn_counts_sha256 is not None
+    shards = []
+    for number, info in enumerate(reader.manifest.shards):
+        turns = counts.of_shard(number) if counts else np.arange(1, info.samples + 1)
+        shards.append(_ShardToCheck(number, info, reader.index_of(number), turns if known else None))
+    return shards
 
 
 def _unlisted_files(folder: Path, manifest: Manifest) -> list[Dropped]:
@@ -140,7 +144,8 @@ def _check_shard(
     shard = checked.info
     file = folder / shard.file
     if not file.is_file():
-        return _Findings([Dropped(options.corpus, shard.file, "", "missing", shard.samples)])
+        reason = "is not a regular file" if os.path.lexists(file) else "missing"
+        return _Findings([Dropped(options.corpus, shard.file, "", reason, shard.samples)])
     size = file.stat().st_size
     if size != shard.bytes:
         reason = f"{size} bytes, the manifest says {shard.bytes}"
@@ -161,6 +166,7 @@ def _check_shard(
         f"{shard.file} / {key}: has extra members" for key in scan.with_extras if left_out[key]
     )
     faults += _wrong_counts(options.corpus, checked, scan.turn_counts)
+    faults += _wrong_index(options.corpus, checked, scan)
     return _Findings(faults, scan.passed_over)
 
 
@@ -179,6 +185,16 @@ def _wrong_counts(corpus: str, checked: _ShardToCheck, found: np.ndarray) -> lis
         )
         for sample in np.flatnonzero(stated != found).tolist()
     ]
+
+
+def _wrong_index(corpus: str, checked: _ShardToCheck, scan: ShardScan) -> list[Dropped]:
+    """A fault if rows of the index describe no sample of the shard, beyond the samples that are faults already."""
+    present = {row.tobytes() for row in scan.rows}
+    wrong = sum(row.tobytes() not in present for row in checked.index)
+    if wrong <= len(scan.faults):
+        return []
+    reason = f"{counted(wrong, 'rows')} of the index describe no sample of it; `minigptv2 shards index` writes it again"
+    return [Dropped(corpus, checked.info.file, "", reason, wrong)]
 
 
 def _changed_samples(folder: Path, number: int, shard: ShardInfo) -> list[Dropped]:
