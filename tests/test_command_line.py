@@ -17,13 +17,13 @@ import pytest
 
 from minigptv2 import __version__
 from minigptv2.cli import COMMANDS, build_parser, main, parse
-from minigptv2.cli.arguments import PATHS, Parser, at_least, names, not_negative, positive
+from minigptv2.cli.arguments import PATHS, Parser, at_least, column, names, not_negative, positive
 from minigptv2.errors import ConfigError
 from tests.conftest import REPOSITORY, World
 
 WITHOUT_PATHS = {
     *("COMMAND", "QUESTION", "NAME", "N", "K", "S", "GIB", "GB/S", "PIXELS", "SIDE", "key=value", "{blocks,none}"),
-    *("[BENCHMARK=]NAME", "MEGAPIXELS"),
+    *("[BENCHMARK=]NAME", "MEGAPIXELS", "KEY=COLUMN"),
 }
 """Metavars of arguments that are no files or folders."""
 WITHOUT_METAVAR = {
@@ -33,7 +33,7 @@ WITHOUT_METAVAR = {
 """The same, of arguments that have no metavar."""
 NOT_COUNTS = ("--seed", "--code", "--port", "--local_rank", "--show")
 """A seed may be negative, the code is the launcher's, `serve` checks its port itself, and --show is no number."""
-OTHER_TYPES = (None, float, positive, not_negative, names, Path)
+OTHER_TYPES = (None, float, positive, not_negative, names, column, Path)
 
 
 def parsers(parser: Parser) -> Iterator[Parser]:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.corpora.fuzz import captions, coco, csv_rows, entries, voc, yolo
+from tests.corpora.fuzz import captions, coco, csv_rows, entries, tables, voc, yolo
 from tests.corpora.fuzz.outcome import Case, Found, problem_of
 from tests.corpora.fuzz.photos import Photo, write_photos
 from tests.corpora.miniatures.files import put
@@ -19,6 +19,7 @@ DRAWN: dict[str, Draw] = {
     "yolo": yolo.draw_case,
     "voc": voc.draw_case,
     "captions": captions.draw_case,
+    "table": tables.draw_case,
 }
 """Formats whose cases are files or datasets, built as a user builds them."""
 FORMATS = ("entries", *DRAWN)

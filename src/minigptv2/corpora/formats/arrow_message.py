@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from typing import IO
 
 _CONTINUATION = 0xFFFFFFFF
-_RECORD_BATCH = 3
+_DICTIONARY, _RECORD_BATCH = 2, 3
 _TYPE, _HEADER, _BODY_LENGTH = 1, 2, 3
 """Fields of a message, by their place in its table."""
 _BUFFERS, _COMPRESSION = 2, 3
 """Fields of a record batch."""
+_DATA = 1
+"""The field of a dictionary that is a record batch."""
 _MAX_HEADER = 1 << 26
 
 
 def unpacked_bytes(stream: IO[bytes]) -> Iterator[int]:
-    """The bytes that each record batch takes in memory. Ends at the end of the stream, or at what is no message."""
+    """The bytes to which each record batch and dictionary is unpacked. Ends where no message comes next."""
     while header := _next_header(stream):
         try:
             message = _table(header, 0)
@@ -29,7 +31,10 @@ def unpacked_bytes(stream: IO[bytes]) -> Iterator[int]:
             body = _body_length(header, message)
             start = stream.tell()
             if kind == _RECORD_BATCH:
-                yield _size(stream, header, _table(header, batch), start, body)
+                yield _size(stream, header, _table(header, batch), start)
+            elif kind == _DICTIONARY:
+                data = _table(header, _place(header, _table(header, batch), _DATA))
+                yield _size(stream, header, data, start)
         except (struct.error, IndexError):  # pyarrow names the damage
             return
         if body < 0 or start + body > os.fstat(stream.fileno()).st_size:
@@ -46,10 +51,10 @@ def _next_header(stream: IO[bytes]) -> bytes:
     return stream.read(length) if 0 < length <= _MAX_HEADER else b""
 
 
-def _size(stream: IO[bytes], header: bytes, batch: int, start: int, body: int) -> int:
-    """The bytes of a batch: its body, or if it is compressed the stated sizes of its buffers."""
+def _size(stream: IO[bytes], header: bytes, batch: int, start: int) -> int:
+    """The stated sizes of the buffers of a compressed batch. 0 if it is not compressed: it is mapped, not read."""
     if not _offset(header, batch, _COMPRESSION):
-        return body
+        return 0
     vector = _table(header, _place(header, batch, _BUFFERS))
     total = 0
     for number in range(struct.unpack_from("<I", header, vector)[0]):

@@ -28,7 +28,7 @@ BATCH_BYTES = 32 << 20
 MAX_BATCH_BYTES = 1 << 30
 """Limit of a batch in memory. A row group of Parquet may be larger, since it is read in batches."""
 MAX_UNPACKED = 200
-"""Limit of the bytes of a column in a row group relative to its compressed bytes, above `BATCH_BYTES`."""
+"""Limit of the bytes of a row group relative to those of the file, above `BATCH_BYTES`."""
 _MAX_ROWS = 1024
 _END_OF_STREAM = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
 """Marks with which a complete Arrow stream ends, of the present and of the former format."""
@@ -60,10 +60,19 @@ def open_table(path: Path) -> TableFile:
                 schema = pa.ipc.open_file(stream).schema
             else:
                 schema = pa.ipc.open_stream(stream).schema
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        names = schema.names
+        for field in schema:
+            _names_within(field.type)
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise DataError(f"{path}: the column '{repeated[0]}' occurs {schema.names.count(repeated[0])} times")
+        raise DataError(f"{path}: the column '{repeated[0]}' occurs {names.count(repeated[0])} times")
     return TableFile(path, schema, kind)
+
+
+def _names_within(kind: pa.DataType) -> list[str]:
+    """The names of the fields inside a column. Reading them raises if they are not UTF-8."""
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    return [name for field in fields for name in (field.name, *_names_within(field.type))]
 
 
 def require_pyarrow(path: Path) -> None:
@@ -81,7 +90,7 @@ def batches(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
             batch = next(reader, None)
         if batch is None:
             return
-        if batch.nbytes > MAX_BATCH_BYTES:
+        if file.kind == PARQUET and batch.nbytes > MAX_BATCH_BYTES:
             raise DataError(
                 f"{file.path}: rows {done + 1} to {done + batch.num_rows} take {_mib(batch.nbytes)} in memory, the "
                 f"limit is {_mib(MAX_BATCH_BYTES)}: write the file with smaller batches"
@@ -130,34 +139,27 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
     with open(path, "rb") as stream:
         file = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
-        next(file.iter_batches(batch_size=1, columns=columns, use_threads=False), None)  # raises if it is encrypted
-        rows = _rows_per_batch(path, file, set(columns))
+        rows = _rows_per_batch(path, file.metadata)
         yield from file.iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
 
-def _rows_per_batch(path: Path, file: pq.ParquetFile, columns: set[str]) -> int:
+def _rows_per_batch(path: Path, metadata: pq.FileMetaData) -> int:
     """Rows whose values take about `BATCH_BYTES`, by the sizes in the footer. Raises `DataError` for a bomb.
 
-    A value of a dictionary is stored once and may be in every row, so the size of dictionaries limits the rows, too.
-    Only columns that can be read are looked at: for an encrypted one pyarrow ends the process.
+    A value of a dictionary is stored once and may be in every row, so the size of a row group limits the rows, too.
+    The sizes of columns are not looked at: for encrypted or damaged ones pyarrow ends the process instead of raising.
     """
-    rows, paths = _MAX_ROWS, [file.schema.column(place).path for place in range(len(file.schema))]
-    used = [place for place, name in enumerate(paths) if {name, name.split(".")[0]} & columns]
-    for number in range(file.metadata.num_row_groups):
-        group, largest = file.metadata.row_group(number), 0
-        for place in used:
-            chunk, name = group.column(place), paths[place]
-            packed, unpacked = max(1, chunk.total_compressed_size), chunk.total_uncompressed_size
-            if unpacked > BATCH_BYTES and unpacked > MAX_UNPACKED * packed:
-                raise DataError(
-                    f"{path}: column '{name}' of row group {number + 1} grows from {_mib(packed)} to {_mib(unpacked)}, "
-                    f"more than {MAX_UNPACKED} times: it is damaged, or made to fill the memory"
-                )
-            largest += unpacked
-            if chunk.has_dictionary_page and chunk.dictionary_page_offset is not None:
-                values = packed - (chunk.data_page_offset - chunk.dictionary_page_offset)
-                rows = min(rows, MAX_BATCH_BYTES // 2 // max(1, unpacked - max(0, values)))
-        rows = min(rows, BATCH_BYTES * max(1, group.num_rows) // max(1, largest))
+    rows, packed = _MAX_ROWS, path.stat().st_size
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        unpacked = group.total_byte_size
+        if unpacked > max(BATCH_BYTES, MAX_UNPACKED * packed):
+            raise DataError(
+                f"{path}: row group {number + 1} grows to {_mib(unpacked)}, more than {MAX_UNPACKED} times the size of "
+                "the file: it is damaged, or made to fill the memory"
+            )
+        by_size = BATCH_BYTES * max(1, group.num_rows) // max(1, unpacked)
+        rows = min(rows, by_size, MAX_BATCH_BYTES // 2 // max(1, unpacked))
     return max(1, rows)
 
 
@@ -168,7 +170,8 @@ def _arrow(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(file.path)) as stream:
         for batch in _whole_batches(file, stream):
             chosen = batch.select(columns)
-            rows = max(1, min(_MAX_ROWS, BATCH_BYTES * max(1, batch.num_rows) // max(1, chosen.nbytes)))
+            size = max(1, chosen.get_total_buffer_size())  # does not read offsets, which are not validated yet
+            rows = max(1, min(_MAX_ROWS, BATCH_BYTES * batch.num_rows // size))
             for start in range(0, batch.num_rows, rows):
                 yield chosen.slice(start, rows)
 

@@ -14,7 +14,7 @@ from minigptv2.corpora.formats.table_feature import Feature, classes_of, named, 
 from minigptv2.corpora.frames import CORNERS, SIZES
 from minigptv2.corpora.own_chat import CONVERSATION_KEYS
 from minigptv2.corpora.own_entry import NORMALISED, PIXELS, XYWH, is_box, is_id, names_image, stated_size
-from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, located
+from minigptv2.corpora.own_image import IMAGE_KEYS, as_json, cut, image_of, is_text, located
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import DataError
 from minigptv2.typed_marks import phrase_text
@@ -183,6 +183,8 @@ def _phrase_of(one: Any, what: str) -> str:
     if not texts:
         found = f"{keys[0]} is {as_json(one[keys[0]])}, a number without a name" if keys else "it has no category"
         raise DataError(f"{what}: {found}; store the name of the class, or the feature ClassLabel of `datasets`")
+    if not is_text(one[texts[0]]):
+        raise DataError(f"{what}: {texts[0]} is {as_json(one[texts[0]])}; expected a text")
     return phrase_text(one[texts[0]], f"{what}: {texts[0]}")
 
 
