@@ -89,9 +89,7 @@ def test_local_rank_is_the_number_of_the_gpu_that_srun_shows(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    for name, value in (TASK | {"SLURM_LOCALID": str(local), "DS_ACCELERATOR": "cuda"}).items():
-        monkeypatch.setenv(name, value)
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+    task = TASK | {"SLURM_LOCALID": str(local), "DS_ACCELERATOR": "cuda"}
+    monkeypatch.setattr(os, "environ", task)  # a copy: the variables of a rank must not reach other tests
     assert choose_device() == torch.device("cuda", gpu) == chosen[0]
     assert os.environ["LOCAL_RANK"] == str(gpu)
