@@ -145,11 +145,12 @@ def _is_spec_name(key: str, value: str) -> bool:
 
 
 def _resolve(key: str, value: str | None, folder: Path) -> str | None:
-    """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept."""
+    """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept.
+
+    Base weights may lie anywhere. They are read like any foreign file: regular files, and never code.
+    """
     if value is None or _is_spec_name(key, value):
         return value
-    if ".." in Path(value).parts:
-        raise ValueError(f"{key} leads out of the folder")
     return str(folder / value)  # an absolute path stays what it is
 
 

@@ -20,9 +20,9 @@ from typing import Any, Self
 import numpy as np
 
 from minigptv2.errors import DataError
-from minigptv2.files import sync_folder
+from minigptv2.files import sync_folder, write_atomically
 from minigptv2.foreign_files import parse_json, read_regular
-from minigptv2.redacted_files import write_json
+from minigptv2.redacted_files import json_text
 from minigptv2.secrets import redact_all
 from minigptv2.shards.arrays import ArrayWriter, map_array, save_array
 from minigptv2.shards.image_header import MAX_PIXELS
@@ -224,7 +224,7 @@ def save_manifest(folder: Path, shards: Iterable[ShardInfo], index: IndexWriter,
     document |= {"num_shards": len(shards), "bytes": manifest.shards.bytes}
     document = redact_all(document)
     document["sha256"] = _own_hash(document)
-    write_json(folder / MANIFEST_FILE, document)
+    write_atomically(folder / MANIFEST_FILE, json_text(document).encode())
     sync_folder(folder)
     return load_manifest(folder)
 
