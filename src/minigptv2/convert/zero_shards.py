@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minigptv2.convert.pickles import MAX_DIMENSIONS, whole
 from minigptv2.convert.torch_files import read_torch
+from minigptv2.engine.config import ZERO_VARIANTS, ZeroVariant
 from minigptv2.errors import CheckpointError
 
 _RANK_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d{1,6})_mp_rank_(\d+)_(optim|model)_states\.pt")
@@ -29,9 +30,9 @@ _EXPERTS = ("autoep_layers", "ds_autoep_layers")
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The read files of a checkpoint. Under ZeRO 1 and 2 `models` has one entry, under ZeRO 3 one per rank."""
+    """The read files of a checkpoint. `models` has one entry, or one per rank if the parameters were sharded."""
 
-    stage: int
+    variant: ZeroVariant
     models: list[dict[str, Any]]
     optimizers: list[dict[str, Any]]
 
@@ -45,13 +46,13 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
     checkpoint = _read(folder)
     try:
         state = _buffers(checkpoint.models[0])
-        if checkpoint.stage == 3:
+        if checkpoint.variant.shards_parameters:
             state |= _frozen_shards(checkpoint) | _trained_by_parameter(checkpoint)
         else:
             state |= checkpoint.models[0].get("frozen_param_fragments") or {}
             state |= _trained_by_group(checkpoint)
-        # Under ZeRO 1 frozen parameters are in the state of the module only.
-        state = {**(checkpoint.models[0].get("module") or {}), **state} if checkpoint.stage < 3 else state
+            # Under ZeRO 1 frozen parameters are in the state of the module only.
+            state = {**(checkpoint.models[0].get("module") or {}), **state}
         for name, same in checkpoint.models[0].get("shared_params", {}).items():
             if same in state:
                 state[name] = state[same]
@@ -79,16 +80,18 @@ def _read(folder: Path) -> _Checkpoint:
         raise CheckpointError(f"{folder} has no *_optim_states.pt and is not a checkpoint of ZeRO 1, 2 or 3")
     optimizers = _in_order(ranks["optim"], folder)
     first = optimizers[0].get(_OPTIMIZER, {}).get("zero_stage")
-    if first not in (1, 2, 3):
+    variant = ZERO_VARIANTS.get(first) if isinstance(first, int) else None
+    if variant is None or not variant.shards_optimizer:
         raise CheckpointError(f"{folder}: ZeRO stage {first!r} is not supported; expected 1, 2 or 3")
-    models = _in_order(ranks["model"], folder) if first == 3 else [_document(folder / _MODEL_FILE, folder)]
+    by_rank = variant.shards_parameters
+    models = _in_order(ranks["model"], folder) if by_rank else [_document(folder / _MODEL_FILE, folder)]
     if any(model.get(key) for model in models for key in _EXPERTS):
         raise CheckpointError(f"{folder}: checkpoints of partitioned experts (AutoEP) are not supported")
-    if first == 3 and len(models) != len(optimizers):
+    if by_rank and len(models) != len(optimizers):
         raise CheckpointError(
             f"{folder}: its shards cannot be joined: {len(optimizers)} optimizer files, but {len(models)} model files"
         )
-    return _Checkpoint(first, models, optimizers)
+    return _Checkpoint(variant, models, optimizers)
 
 
 def _in_order(files: dict[int, Path], folder: Path) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ def read(path: Path, raw: Raw) -> Iterator[OwnEntry]:
             except DataError as error:
                 yield OwnEntry(name, None, str(error))
             else:
-                yield entry_of(number, name, name, (str(images[0]),), captions, raw)
+                yield entry_of(number, (str(images[0]),), captions, raw, name=name, key=name)
 
 
 def _groups(folder: Path) -> Iterator[tuple[list[Path], list[Path]]]:

@@ -10,8 +10,11 @@ from minigptv2.record import Turn
 from minigptv2.typed_marks import answer_text
 
 
-def entry_of(number: int, name: str, key: str, image: Where, captions: list[str], raw: Raw) -> OwnEntry:
-    """The entry of an image, the `number`th of its corpus, or its problem. `name` calls it in messages."""
+def entry_of(number: int, image: Where, captions: list[str], raw: Raw, *, name: str, key: str) -> OwnEntry:
+    """The entry of an image, the `number`th of its corpus, or its problem.
+
+    `name` calls it in messages, and `key` is its id in the record.
+    """
     try:
         answers = tuple(answer_text(caption, "caption") for caption in captions)
     except DataError as error:

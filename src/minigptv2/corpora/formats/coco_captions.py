@@ -50,7 +50,9 @@ def entries(document: dict[str, Any], file: Path, raw: Raw) -> Iterator[OwnEntry
     for number, (key, path) in enumerate(images.items(), 1):
         name = f"image {key} ({cut(path)})"
         if captions[key]:
-            yield captioned_image.entry_of(number, name, str(key), image_paths(path, file, raw), captions[key], raw)
+            yield captioned_image.entry_of(
+                number, image_paths(path, file, raw), captions[key], raw, name=name, key=str(key)
+            )
         else:
             yield OwnEntry(name, None, _NO_CAPTION, mistake=False)
 

@@ -47,7 +47,7 @@ def read(path: Path, raw: Raw) -> Iterator[OwnEntry]:
         except DataError as error:
             yield OwnEntry(name, None, str(error))
             continue
-        yield from _entries(number, name, annotation, paths, raw, classes)
+        yield from _entries(number, annotation, paths, raw, name=name, classes=classes)
     for image in images_without_annotation(layout, set(used)):
         yield OwnEntry(str(image.relative_to(layout.folder)), None, _UNLABELED, mistake=False)
 
@@ -72,7 +72,7 @@ def _classes(layout: VocLayout) -> list[str]:
 
 
 def _entries(
-    number: int, name: str, annotation: VocAnnotation, paths: tuple[str, ...], raw: Raw, classes: list[str]
+    number: int, annotation: VocAnnotation, paths: tuple[str, ...], raw: Raw, *, name: str, classes: list[str]
 ) -> Iterator[OwnEntry]:
     """The mistakes in the objects of an image, then the image with its other boxes."""
     boxes, faults = [], 0
