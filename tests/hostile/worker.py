@@ -25,7 +25,7 @@ from typing import Any
 
 from tests.hostile.payload import SECRET, Payload
 from tests.hostile.table import PAYLOADS
-from tests.shards.fuzz import _peak_mb, _restart_peak
+from tests.memory import peak_mb, restart_peak
 
 TIME_LIMIT_S = 60
 """After which a command is ended. The test asks for less."""
@@ -80,7 +80,7 @@ def run(payload: Payload, assets: Path, watch: Watch) -> dict[str, Any]:
         before = snapshot(place)
         os.chdir(folder)
         out, err = io.StringIO(), io.StringIO()
-        memory, start = _restart_peak(), time.monotonic()
+        memory, start = restart_peak(), time.monotonic()
         watch.seen, watch.folder = [], folder
         signal.alarm(TIME_LIMIT_S)
         try:
@@ -94,7 +94,7 @@ def run(payload: Payload, assets: Path, watch: Watch) -> dict[str, Any]:
         finally:
             signal.alarm(0)
             watch.folder = None
-        seconds, grown = time.monotonic() - start, _peak_mb() - memory
+        seconds, grown = time.monotonic() - start, peak_mb() - memory
         os.chdir("/")
         said = out.getvalue() + err.getvalue()
         return {

@@ -33,6 +33,7 @@ from minigptv2.shards.reader import CorpusReader, split_name
 from minigptv2.shards.tar import BLOCK, Member, find_members
 from minigptv2.shards.writer import Sample, write_corpus
 from tests.images.making import chunk
+from tests.memory import peak_mb, restart_peak
 
 SAMPLES = 6
 MEMORY_LIMIT_MB = 500
@@ -230,13 +231,13 @@ def _decode_here(cases: int, seed: int, bombs: int) -> dict[str, Any]:
         damage = rng.choice(IMAGE_DAMAGE)
         data = damage(rng.choice(pictures), rng)
         if case == 0:
-            before = _restart_peak()
+            before = restart_peak()
         outcome[_decode(data)] += 1
-    grown["damaged images"] = round(_peak_mb() - before, 1)
+    grown["damaged images"] = round(peak_mb() - before, 1)
     for name, bomb in _bombs(bombs).items():
-        before = _restart_peak()
+        before = restart_peak()
         outcome[_decode(bomb)] += 1
-        grown[name] = round(_peak_mb() - before, 1)
+        grown[name] = round(peak_mb() - before, 1)
     return {"outcomes": dict(outcome), "grown_mb": grown}
 
 
@@ -358,23 +359,6 @@ def _bombs(count: int) -> dict[str, bytes]:
         if done.returncode == 0:
             made[name] = done.stdout
     return made
-
-
-def _restart_peak() -> float:
-    """Memory in use now, in MB; the peak is counted anew from here (proc(5), `clear_refs`)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory_mb("VmRSS")
-
-
-def _peak_mb() -> float:
-    return _memory_mb("VmHWM")
-
-
-def _memory_mb(entry: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(entry):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"no {entry} in /proc/self/status: this needs Linux")
 
 
 def main() -> int:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,142 +16,9 @@ import pyarrow as pa
 from pyarrow import feather
 from pyarrow import parquet as pq
 
-from minigptv2.corpora.own import OwnOptions
-from tests.corpora.fuzz.frames import draw_frame
-from tests.corpora.fuzz.outcome import Case, Expected
-from tests.corpora.fuzz.photos import Photo, draw_box
-
-NAMES = ["cat", "tennis racket", "größer Hund", "犬"]
-WORDS = ("a", "dog", "größer", "犬", "x,y", 'the "big" one', "two\nlines", "😀", "[0]", "<3")
-SUFFIXES = ("parquet", "parquet", "feather", "arrow")
-STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@dataclass
-class Table:
-    """Columns of values, what must come of each row by its number, and how the table is written."""
-
-    columns: dict[str, list[Any]]
-    samples: dict[int, Expected]
-    folder: Path
-    types: dict[str, pa.DataType] = field(default_factory=dict)
-    raw: dict[str, pa.Array] = field(default_factory=dict)
-    """Columns that are written as they are."""
-    metadata: dict[str, str] = field(default_factory=dict)
-    repeated: str = ""
-    fault: str = ""
-    retry: OwnOptions | None = OwnOptions(skip_faults=True)
-    silent: list[str] = field(default_factory=list)
-    data: Callable[[bytes], bytes] = lambda data: data
-
-    @property
-    def is_captions(self) -> bool:
-        return "objects" not in self.columns
-
-    def lose(self, number: int, fault: str = "") -> None:
-        """Expect an error at a row, and the table without it."""
-        self.fault = fault or f"row {number}"
-        del self.samples[number]
-
-    def lose_all(self, fault: str) -> None:
-        self.fault, self.samples = fault, {}
-
-    def refuse(self, fault: str) -> None:
-        self.fault, self.retry = fault, None
-
-
-def _image(form: str, photo: Photo, folder: Path) -> Any:
-    data = (folder / photo.name).read_bytes()
-    return {
-        "path": photo.name,
-        "bytes": data,
-        "struct": {"bytes": data, "path": f"elsewhere/{photo.name}"},
-        "struct of path": {"bytes": None, "path": photo.name},
-        "list": [{"bytes": data, "path": None}],
-        "uri": f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
-    }[form]
-
-
-def _table(rng: random.Random, folder: Path, photos: list[Photo]) -> Table:
-    chosen = rng.sample(photos, rng.randint(1, 5))
-    form = rng.choice(["path", "bytes", "struct", "struct", "struct of path", "list", "uri"])
-    columns: dict[str, list[Any]] = {"image": [_image(form, photo, folder) for photo in chosen]}
-    table = Table(columns, {}, folder)
-    if form.startswith("struct"):
-        table.types["image"] = STRUCT
-    (_captions if rng.random() < 0.5 else _boxes)(table, rng, chosen)
-    return table
-
-
-def _captions(table: Table, rng: random.Random, chosen: list[Photo]) -> None:
-    several = rng.random() < 0.3
-    captions = [["A " + " ".join(rng.choices(WORDS, k=3)) for _ in range(1 + several)] for _ in chosen]
-    table.columns["caption"] = captions if several else [one for (one,) in captions]
-    table.samples = {
-        number: Expected(photo, answers=texts)
-        for number, (photo, texts) in enumerate(zip(chosen, captions, strict=True), 1)
-    }
-
-
-def _boxes(table: Table, rng: random.Random, chosen: list[Photo]) -> None:
-    """Objects as a list, or as an object of lists, and classes as names, or as numbers with the features."""
-    as_lists, as_numbers = rng.random() < 0.5, rng.random() < 0.5
-    sizes: dict[str, list[Any]] = {"width": [], "height": []}
-    listed = []
-    for number, photo in enumerate(chosen, 1):
-        stated, to_file, tolerance = draw_frame(rng, photo)
-        expected = table.samples[number] = Expected(photo, tolerance_px=tolerance)
-        objects = []
-        for _ in range(rng.randint(1, 4)):
-            name, box = rng.choice(NAMES), draw_box(rng, photo)
-            expected.boxes.setdefault(name, []).append(box)
-            x1, y1, x2, y2 = to_file(box)
-            bbox = [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
-            objects.append({"bbox": bbox, "category": NAMES.index(name) if as_numbers else name})
-        listed.append(objects)
-        for side, values in sizes.items():
-            values.append(stated.get(side))
-    if as_lists:
-        table.columns["objects"] = [{key: [one[key] for one in row] for key in ("bbox", "category")} for row in listed]
-    else:
-        table.columns["objects"] = listed
-    if any(value is not None for value in sizes["width"]):
-        table.columns |= sizes
-    if as_numbers:
-        label: Any = {"names": NAMES, "_type": "ClassLabel"}
-        box: Any = {"feature": {"dtype": "float32", "_type": "Value"}, "length": 4, "_type": "List"}
-        fields = {"bbox": box, "category": label}
-        wrapped = {key: {"feature": one, "_type": "List"} for key, one in fields.items()}
-        features = {"objects": wrapped if as_lists else {"feature": fields, "_type": "List"}}
-        table.metadata["huggingface"] = json.dumps({"info": {"features": features}})
-
-
-def _objects(table: Table, number: int) -> list[dict[str, Any]]:
-    """The objects of a row as a list."""
-    row = table.columns["objects"][number - 1]
-    if isinstance(row, list):
-        return row
-    return [dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)]
-
-
-def _put_objects(table: Table, number: int, objects: list[dict[str, Any]]) -> None:
-    row = table.columns["objects"][number - 1]
-    table.columns["objects"][number - 1] = (
-        objects if isinstance(row, list) else {key: [one[key] for one in objects] for key in row}
-    )
-
-
-def _row(table: Table, rng: random.Random) -> int:
-    return rng.randint(1, len(table.columns["image"]))
-
-
-def _text_column(table: Table, rng: random.Random) -> tuple[int, str]:
-    """A row, and its caption. The captions become one text each."""
-    table.columns["caption"] = [one[0] if isinstance(one, list) else one for one in table.columns["caption"]]
-    for number, expected in table.samples.items():
-        expected.answers = [table.columns["caption"][number - 1]]
-    number = _row(table, rng)
-    return number, table.columns["caption"][number - 1]
+from tests.corpora.fuzz.drawn_table import SUFFIXES, Table, draw_row, draw_table, objects_of, put_objects, text_column
+from tests.corpora.fuzz.outcome import Case
+from tests.corpora.fuzz.photos import Photo
 
 
 def nothing(table: Table, rng: random.Random) -> None:
@@ -211,7 +76,7 @@ def drop_a_column(table: Table, rng: random.Random) -> None:
 
 
 def null_a_cell(table: Table, rng: random.Random) -> None:
-    number, name = _row(table, rng), rng.choice(["image", "caption" if table.is_captions else "objects"])
+    number, name = draw_row(table, rng), rng.choice(["image", "caption" if table.is_captions else "objects"])
     table.types.setdefault(name, _type_of(table.columns[name]))
     table.columns[name][number - 1] = None
     table.lose(number, f"row {number}: column '{name}' is null")
@@ -247,7 +112,7 @@ def write_a_date(table: Table, rng: random.Random) -> None:
 def save_as_latin1(table: Table, rng: random.Random) -> None:
     if not table.is_captions:
         return
-    number, _ = _text_column(table, rng)
+    number, _ = text_column(table, rng)
     texts = [text.encode() for text in table.columns["caption"]]
     texts[number - 1] = "größer".encode("latin-1")
     table.raw["caption"] = pa.array(texts, pa.binary()).view(pa.string())
@@ -257,20 +122,20 @@ def save_as_latin1(table: Table, rng: random.Random) -> None:
 def spoil_a_text(table: Table, rng: random.Random) -> None:
     if not table.is_captions:
         return
-    number, text = _text_column(table, rng)
+    number, text = text_column(table, rng)
     spoiled = [f"{text}\ufffd", f"{text}\0", "", "  ", f"<image> {text}", f"[refer] {text}"]
     table.columns["caption"][number - 1] = rng.choice(spoiled)
     table.lose(number)
 
 
 def lose_the_photo(table: Table, rng: random.Random) -> None:
-    number = _row(table, rng)
+    number = draw_row(table, rng)
     _set_image(table, number, path="photos/none.jpg", data=b"")
     table.lose(number)
 
 
 def damage_the_photo(table: Table, rng: random.Random) -> None:
-    number = _row(table, rng)
+    number = draw_row(table, rng)
     name = table.samples[number].photo.name
     path = rng.choice([f"truncated/{name}", "page.jpg", "empty.jpg"])
     _set_image(table, number, path=path, data=(table.folder / path).read_bytes())
@@ -291,7 +156,7 @@ def _set_image(table: Table, number: int, *, path: str, data: bytes) -> None:
 
 
 def add_a_second_image(table: Table, rng: random.Random) -> None:
-    number = _row(table, rng)
+    number = draw_row(table, rng)
     images = [one if isinstance(one, list) else [one] for one in table.columns["image"]]
     images[number - 1] = images[number - 1] * 2
     table.columns["image"] = images
@@ -303,22 +168,22 @@ def add_a_second_image(table: Table, rng: random.Random) -> None:
 def spoil_a_box(table: Table, rng: random.Random) -> None:
     if table.is_captions:
         return
-    number = _row(table, rng)
-    objects = [dict(one) for one in _objects(table, number)]
+    number = draw_row(table, rng)
+    objects = [dict(one) for one in objects_of(table, number)]
     box = rng.choice([[1.0, 2.0, 3.0], [], [5.0, 5.0, 0.0, 9.0], [5.0, 5.0, 9.0, -9.0], [1.0, 2.0, 9.0, float("nan")]])
     rng.choice(objects)["bbox"] = box
-    _put_objects(table, number, objects)
+    put_objects(table, number, objects)
     table.lose(number)
 
 
 def spoil_a_category(table: Table, rng: random.Random) -> None:
     if table.is_captions:
         return
-    number = _row(table, rng)
-    objects = [dict(one) for one in _objects(table, number)]
+    number = draw_row(table, rng)
+    objects = [dict(one) for one in objects_of(table, number)]
     one = rng.choice(objects)
     one["category"] = rng.choice([99, -1, None]) if isinstance(one["category"], int) else rng.choice(["", None, "a <b"])
-    _put_objects(table, number, objects)
+    put_objects(table, number, objects)
     table.lose(number)
 
 
@@ -333,10 +198,10 @@ def remove_the_objects(table: Table, rng: random.Random) -> None:
     """An image without boxes is left out, and is no mistake."""
     if table.is_captions:
         return
-    number = _row(table, rng)
+    number = draw_row(table, rng)
     kind = _type_of(table.columns["objects"])
     table.types["objects"] = kind
-    _put_objects(table, number, [])
+    put_objects(table, number, [])
     table.silent.append(f"row {number}")
     del table.samples[number]
 
@@ -344,14 +209,14 @@ def remove_the_objects(table: Table, rng: random.Random) -> None:
 def write_corners(table: Table, rng: random.Random) -> None:
     if table.is_captions:
         return
-    number = _row(table, rng)
+    number = draw_row(table, rng)
     photo = table.samples[number].photo
     if "width" in table.columns:
         table.columns["width"][number - 1], table.columns["height"][number - 1] = photo.width, photo.height
-    objects = [dict(one) for one in _objects(table, number)]
+    objects = [dict(one) for one in objects_of(table, number)]
     for one in objects:
         one["bbox"] = [photo.width - 20.0, photo.height - 20.0, photo.width - 3.0, photo.height - 2.0]
-    _put_objects(table, number, objects)
+    put_objects(table, number, objects)
     table.refuse("leave the image by more than a pixel")
 
 
@@ -418,7 +283,7 @@ def _written(table: Table, rng: random.Random, suffix: str) -> bytes:
 
 def draw_case(rng: random.Random, folder: Path, photos: list[Photo]) -> tuple[str, Case]:
     """A table with one change, and the name of the change."""
-    table, change = _table(rng, folder, photos), rng.choice(CHANGES)
+    table, change = draw_table(rng, folder, photos), rng.choice(CHANGES)
     change(table, rng)
     suffix = rng.choice(SUFFIXES)
     data = table.data(_written(table, rng, suffix))
