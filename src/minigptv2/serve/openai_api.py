@@ -14,7 +14,7 @@ from typing import Any
 from minigptv2.errors import nearest
 from minigptv2.predict.requests import MIN_TEMPERATURE, MIN_TOP_P, Decoding
 from minigptv2.serve.config import MAX_TEMPERATURE, Limits
-from minigptv2.serve.openai_messages import Conversation, parse_messages
+from minigptv2.serve.openai_messages import ChatConversation, parse_messages
 from minigptv2.serve.request_error import RequestError, short
 
 IGNORED_FIELDS = (
@@ -82,7 +82,7 @@ _TYPE_NAMES = {str: "a string", bool: "a boolean", list: "a list", dict: "an obj
 class ChatRequest:
     """A valid request: the conversation and the options."""
 
-    conversation: Conversation
+    conversation: ChatConversation
     decoding: Decoding
     stop: tuple[str, ...]
     stream: bool

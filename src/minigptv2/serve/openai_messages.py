@@ -23,7 +23,7 @@ IGNORED_MESSAGE_FIELDS = ("name", "boxes", "refusal", "annotations", "reasoning"
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ChatConversation:
     """The question, the earlier turns, and the image files with the number of each turn, in order."""
 
     question: str
@@ -52,7 +52,7 @@ class _Turn:
         return sum(map(len, (*self.system, *self.texts, *self.answers)))
 
 
-def parse_messages(messages: list[Any], limits: Limits) -> Conversation:
+def parse_messages(messages: list[Any], limits: Limits) -> ChatConversation:
     """The conversation in `messages`. Raises `RequestError` that names the message concerned."""
     if not 1 <= len(messages) <= MAX_MESSAGES:
         raise RequestError(f"messages must hold 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages")
@@ -75,7 +75,7 @@ def parse_messages(messages: list[Any], limits: Limits) -> Conversation:
         raise RequestError("the last message has no text", param="messages")
     questions = [_question(turns[: number + 1]) for number in range(len(turns))]
     answers = ["\n".join(turn.answers) for turn in turns[:-1]]
-    return Conversation(
+    return ChatConversation(
         questions[-1],
         tuple(zip(questions[:-1], answers, strict=True)),
         images,
