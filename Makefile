@@ -53,6 +53,18 @@ test-metrics: $(STAMP)  ## compare every metric with the official implementation
 	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.rows
 	$(BIN)/python -m pytest tests/evaluate/test_golden.py tests/evaluate/test_rows.py -m "soak or not soak"
 
+.PHONY: test-clients
+CLIENTS := build/clients
+test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server and the plugin with other people's clients (needs node and npm; installs packages)
+	DS_ACCELERATOR=cpu CLIENTS=$(abspath $(CLIENTS)) CLIENTS_TABLE=docs/tools.md $(BIN)/python -m pytest tests/clients -m clients $(PYTEST)
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt --editable .
+	cp tests/clients/package.json $(CLIENTS)/ && cd $(CLIENTS) && npm install --silent --no-audit --no-fund
+	touch $@
+
 AXE := 4.14.1
 
 test-browser: $(VENV)/.browser  ## test the chat page in headless Chromium (apt-get install chromium chromium-driver npm)

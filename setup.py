@@ -89,5 +89,8 @@ setup(
         ],
         "browser": ["selenium>=4.30"],
     },
-    entry_points={"console_scripts": ["minigptv2=minigptv2.cli:main"]},
+    entry_points={
+        "console_scripts": ["minigptv2=minigptv2.cli:main"],
+        "lmms_eval.models": ["minigptv2=minigptv2.integrations.lmms_manifest:manifest"],
+    },
 )

@@ -7,6 +7,7 @@ forward pass is a collective operation.
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Event, RLock, Thread
 from typing import Any
@@ -216,6 +217,14 @@ class Predictor:
     def check(self, request: Request, decoding: Decoding) -> None:
         """Raise `DataError` for a request that is too long for the model."""
         self.prompt_ids(request, decoding)
+
+    def fitted(self, requests: list[Request], decoding: Decoding) -> Decoding:
+        """`decoding` with as many new tokens as the context has left after each of `requests`, if fewer are left.
+
+        Raises `TooLongError` if none is left.
+        """
+        longest = max(len(self.prompt_ids(request, replace(decoding, max_new_tokens=1))) for request in requests)
+        return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, self.model.max_positions - longest))
 
     def check_case(self, case: Case) -> None:
         """Raise `DataError` for a case that is too long for the model."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -148,9 +148,8 @@ class Batcher:
         decoding = decoding or Decoding()
         if decoding.beams > 1:
             raise ConfigError("beam search cannot be batched continuously or streamed: set beams=1")
-        prompt = self.predictor.prompt_ids(request, replace(decoding, max_new_tokens=1))
-        room = self.predictor.model.max_positions - len(prompt)
-        decoding = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
+        decoding = self.predictor.fitted([request], decoding)
+        prompt = self.predictor.prompt_ids(request, decoding)
         ticket = Ticket(request, decoding, stop, len(prompt))
         with self._changed:
             if self._closed:
