@@ -18,7 +18,7 @@ help:  ## list the targets
 
 install: $(STAMP)  ## create a virtual environment in .venv with the tested versions
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,demo,serve]'
@@ -53,6 +53,16 @@ test-metrics: $(STAMP)  ## compare every metric with the official implementation
 	OFFICIAL=build/official $(BIN)/python -m tests.evaluate.rows
 	$(BIN)/python -m pytest tests/evaluate/test_golden.py tests/evaluate/test_rows.py -m "soak or not soak"
 
+.PHONY: test-wheel
+WHEEL := build/wheel
+test-wheel: $(STAMP)  ## build the wheel, install it into an environment of its own, and use it in an empty folder
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/empty
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(WHEEL)/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(WHEEL)/minigptv2-*.whl
+	cd $(WHEEL)/empty && env -u PYTHONPATH PATH=$(abspath $(WHEEL))/venv/bin:$$PATH DS_ACCELERATOR=cpu bash $(abspath tests/wheel.sh)
+
 .PHONY: test-clients
 CLIENTS := build/clients
 test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server and the plugin with other people's clients (needs node and npm; installs packages)
@@ -62,6 +72,7 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt --editable .
+	$(CLIENTS)/bin/python -c "import torchvision" 2>/dev/null || $(CLIENTS)/bin/pip uninstall --quiet --yes torchvision  # built for another torch
 	cp tests/clients/package.json $(CLIENTS)/ && cd $(CLIENTS) && npm install --silent --no-audit --no-fund
 	touch $@
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from minigptv2 import shipped
-from minigptv2.cli import main
+from minigptv2.cli import main, parse
 from minigptv2.shipped import find
 from tests.conftest import REPOSITORY
 
+CONFIG_1, CONFIG_2 = "launch/configs/stage1_pretrain.yaml", "launch/configs/toy_stage2.yaml"
+CONFIG_3 = "launch/configs/toy_stage3.yaml"
 CONFIG = "launch/configs/toy_stage1.yaml"
 
 
@@ -94,3 +96,64 @@ def test_a_missing_config_is_named_as_it_was_given(
     monkeypatch.chdir(tmp_path)
     assert main(["config", "launch/configs/none.yaml"]) == 2
     assert "launch/configs/none.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "file"), [("stage1", CONFIG_1), ("toy_stage2", CONFIG_2), ("toy_stage3", CONFIG_3)])
+def test_a_config_is_found_by_its_name(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find(name) == find(file) != Path(name)
+    assert main(["config", name, "--json"]) == main(["config", file, "--json"]) == 0
+    Path(name).write_text("stage: mine\n")
+    assert find(name) == Path(name)
+
+
+@pytest.mark.parametrize("name", ["stage", "stage1_", "none", "toy_"])
+def test_an_unknown_name_lists_the_configs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", name]) == 2
+    assert f"not found: {name}; the package has base, pretrained, stage1_pretrain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stage1"],
+        ["--config", "stage1"],
+        ["data.seed=3", "stage1"],
+        ["stage1", "data.seed=3"],
+        ["--gpus", "4", "stage1"],
+    ],
+    ids=str,
+)
+def test_the_config_is_a_word_or_an_option(words: list[str]) -> None:
+    args = parse(["plan", *words])
+    assert args.config == "stage1" and args.overrides == [word for word in words if "=" in word]
+
+
+@pytest.mark.parametrize("words", [[], ["stage1", "stage2"], ["--config", "stage1", "stage2"]], ids=str)
+def test_no_config_and_two_configs_are_errors(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main(["plan", *words]) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert "--config" in capsys.readouterr().err or len(words) > 1
+
+
+def test_the_files_are_listed_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs", "list"]) == 0
+    listed = capsys.readouterr().out.split()
+    assert main(["configs", "copy", "mine"]) == 0
+    copies = sorted(str(file.relative_to("mine")) for file in Path("mine").rglob("*.*"))
+    assert copies == sorted(listed) and f"{len(listed)} files" in capsys.readouterr().out
+    for name in listed:
+        assert Path("mine", name).read_bytes() == (REPOSITORY / name).read_bytes()
+    monkeypatch.chdir("mine")
+    Path(CONFIG_1).write_text(Path(CONFIG_1).read_text() + "seed: 77\n")
+    assert main(["config", CONFIG_1]) == 0 and "77" in capsys.readouterr().out
+    Path("deepspeed_configs/zero2.json").unlink()
+    assert main(["configs", "copy", "."]) == 2 and not Path("deepspeed_configs/zero2.json").exists()
+    assert "exists, and is not overwritten" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from minigptv2.config_values import MAX_YAML_BYTES, check_finite, checked, parse
 from minigptv2.errors import ConfigError
 from minigptv2.files import disguise_of, home_expanded
 from minigptv2.secrets import looks_secret
-from minigptv2.shipped import find
+from minigptv2.shipped import config_names, find
 
 __all__ = [
     "MISSING",
@@ -239,7 +239,9 @@ def _extended(parent: Any, file: Path) -> Path:
 def _load_yaml(file: Path, *, extended: bool) -> dict[str, Any]:
     """The mapping in a YAML file. Errors quote nothing of an `extended` file: it may be any file of this machine."""
     if not file.is_file():
-        raise ConfigError(f"config file not found: {file}")
+        is_name = len(file.parts) == 1 and not file.suffix
+        hint = f"; the package has {', '.join(config_names())}" if is_name else ""
+        raise ConfigError(f"config file not found: {file}{hint}")
     if file.stat().st_size > MAX_YAML_BYTES:
         raise ConfigError(f"{file} has more than {MAX_YAML_BYTES:,} bytes and is no config")
     if file.stat().st_size and (disguise := disguise_of(file, binary=False)):

@@ -134,7 +134,13 @@ def test_schemathesis_finds_no_fault(
     command = [str(tools / "bin/schemathesis"), "run", f"{server}/openapi.json", *words]
     done = subprocess.run(command, text=True, capture_output=True, timeout=600, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:]
-    results.append(("schemathesis", version_of("schemathesis"), "`/openapi.json`, all checks but the acceptance of every body, 100 examples"))
+    results.append(
+        (
+            "schemathesis",
+            version_of("schemathesis"),
+            "`/openapi.json`, all checks but the acceptance of every body, 100 examples",
+        )
+    )
 
 
 def test_the_model_knows_the_colors(server: str) -> None:

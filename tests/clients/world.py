@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from minigptv2.cli import main
 from minigptv2.record import Record, Turn
 from minigptv2.shards.shard_file import Sample
 from minigptv2.shards.writer import write_corpus
@@ -69,7 +71,8 @@ def make_color_world(world: World, folder: Path) -> ColorWorld:
         learning_rate=2.0e-3,
         warmup_steps=5,
     )
-    assert main(["train", "--config", str(config)]) == 0
+    command = [sys.executable, "-m", "minigptv2", "train", "--config", str(config)]
+    subprocess.run(command, check=True, env={key: value for key, value in os.environ.items() if key != "RANK"})
     return ColorWorld(folder / "run" / "export", folder / "data", _questions(folder))
 
 

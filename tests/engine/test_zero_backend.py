@@ -47,7 +47,7 @@ def test_the_installed_deepspeed_is_the_one_that_was_checked() -> None:
     import deepspeed
 
     assert deepspeed.__version__ == CHECKED_WITH, "read the private names of the new version, then change CHECKED_WITH"
-    assert '"deepspeed>=0.19.8,<0.20"' in (REPOSITORY / "setup.py").read_text()
+    assert '"deepspeed>=0.19.8,<0.20"' in (REPOSITORY / "pyproject.toml").read_text()
 
 
 def look_at_private_names(folder: str, zero: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ COMMANDS = (
     Command("tokenizer", "train a small tokenizer on shards"),
     Command("mix", "show the shares, epochs and images of a recipe over a run"),
     Command("config", "print a run's resolved config and the origin of each value"),
+    Command("configs", "list the configs that come with the package, or copy them to edit them"),
     Command("checkpoint", "list, verify or show the checkpoints of a run"),
     Command("lineage", "show the stages that an export was trained in"),
     Command("replay", "run a skipped step again on one machine, one micro-batch at a time"),

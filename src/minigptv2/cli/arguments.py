@@ -34,6 +34,8 @@ class Parser(argparse.ArgumentParser):
         """Old spelling of an option to the present one. Not in the help."""
         self.removed: dict[str, str] = {}
         """Removed option to what replaces it. Not in the help."""
+        self.takes_config = self.needs_config = False
+        """Whether `--config` may, or must, be given, as an option or as a word without `=`."""
         self.commands: dict[str, Parser] = {}
         """The parsers of the commands below this one."""
         keywords.setdefault("formatter_class", partial(argparse.HelpFormatter, max_help_position=28))
@@ -79,7 +81,18 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             option = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
             self.error(f"unknown argument '{option}'{nearest(option, self.options)}")
+        if self.takes_config:
+            self._adopt_config(args)
         return args
+
+    def _adopt_config(self, args: argparse.Namespace) -> None:
+        """Take a single word without `=` for the config."""
+        words = [word for word in args.overrides if "=" not in word]
+        if args.config is None and len(words) == 1:
+            args.config = _path(str, False, words[0])
+            args.overrides = [word for word in args.overrides if word is not words[0]]
+        if args.config is None and self.needs_config:
+            self.error("the following arguments are required: --config")
 
     def _present_spelling(self, word: str) -> str:
         option, equals, value = word.partition("=")
@@ -164,8 +177,9 @@ def add_names(parser: Parser, option: str, *, metavar: str, help: str) -> None:
 
 
 def add_config(parser: Parser, *, required: bool = True, help: str = "YAML file, as in launch/configs") -> None:
-    """Add `--config FILE` and the `key=value` words that override its keys."""
-    parser.add_argument("--config", required=required, metavar="FILE", help=help)
+    """Add `--config FILE` and the `key=value` words that override its keys. A first word without `=` is the config."""
+    parser.add_argument("--config", metavar="FILE", help=help)
+    parser.takes_config, parser.needs_config = True, required
     add_overrides(parser)
 
 

@@ -20,7 +20,7 @@ def add_arguments(parser: Parser) -> None:
         "Train one stage. The same command in a used run folder resumes from the newest intact checkpoint. Every "
         "launcher that sets RANK and WORLD_SIZE (torchrun, deepspeed, srun) starts it on several ranks."
     )
-    parser.epilog = "example: minigptv2 train --config launch/configs/toy_stage1.yaml --processes 2 train.steps=100"
+    parser.epilog = "example: minigptv2 train toy_stage1 --processes 2 train.steps=100"
     add_config(parser)
     parser.add_argument("--fresh", action="store_true", help="delete earlier results, start at step 0")
     parser.add_argument("--resume", action="store_true", help="fail if there is no checkpoint to resume from")

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigptv2.cluster.rendezvous import free_port
-from minigptv2.errors import ConfigError, MiniGPTv2Error
+from minigptv2.errors import MiniGPTv2Error
 from minigptv2.redacted_files import write_text
 
 if TYPE_CHECKING:
     from minigptv2.heldout.samples import HeldOutQuestion
 
 
-LAUNCHER = "launch/train.py"
 KIND_FILE = ".kind"
 """The file in a demonstration's folder that names its kind."""
 
@@ -50,12 +49,7 @@ def run(words: list[str], environment: dict[str, str]) -> None:
 
 
 def prepare_folder(output: Path, kind: str) -> None:
-    """Make `output` the folder of this kind of demonstration. A folder of another kind (quick, whole) is renamed.
-
-    Raises `ConfigError` outside the repository, because its recipes and launcher are needed.
-    """
-    if not Path(LAUNCHER).is_file():
-        raise ConfigError(f"{LAUNCHER} does not exist here. Run the demonstrations in the repository's own folder.")
+    """Make `output` the folder of this kind of demonstration. A folder of another kind (quick, whole) is renamed."""
     note = output / KIND_FILE
     held = note.read_text().strip() if note.is_file() else kind
     if held != kind:
@@ -67,7 +61,7 @@ def prepare_folder(output: Path, kind: str) -> None:
 
 
 def launch(config: str, words: list[str], processes: int, environment: dict[str, str]) -> None:
-    """Run `deepspeed launch/train.py` on CPU processes. Raises `MiniGPTv2Error` if it fails."""
+    """Train on CPU processes by the deepspeed launcher. Raises `MiniGPTv2Error` if it fails."""
     launcher = shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
     if launcher is None:
         raise MiniGPTv2Error("the deepspeed launcher is not on the PATH. Install it with: pip install deepspeed")
@@ -77,7 +71,8 @@ def launch(config: str, words: list[str], processes: int, environment: dict[str,
         "--master_port",
         str(free_port()),
     ]  # other runs may use the default port
-    command = [launcher, *alone, LAUNCHER, "--config", config, *words]
+    program = ["--no_local_rank", "--module", "minigptv2", "train"]  # an installed package has no `launch/train.py`
+    command = [launcher, *alone, *program, "--config", config, *words]
     _check(command, environment | {"DS_ACCELERATOR": "cpu"})  # the demonstrations run on CPUs
 
 
