@@ -2,7 +2,7 @@
 
 The client is that of s3fs, which signs the request and follows the redirects between regions. Its own `cat_file` reads
 a body to its end. Here the announced range is checked first, and the body is read in pieces. The body of an error
-reply is read by the client, without a limit of ours.
+reply is read by the client, without a limit here.
 """
 
 from __future__ import annotations
