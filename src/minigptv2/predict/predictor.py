@@ -229,7 +229,11 @@ class Predictor:
     def prompt_ids(self, request: Request, decoding: Decoding) -> np.ndarray:
         """Token ids int64 [L] of the prompt. Raises `TooLongError` if prompt and answer exceed the model's context."""
         prompt = self.encoder.encode_question(
-            request.question, num_images=len(request.images), history=request.history, style=self.style
+            request.question,
+            num_images=len(request.images),
+            history=request.history,
+            style=self.style,
+            images_by_turn=request.images_by_turn,
         )
         if len(prompt) + decoding.max_new_tokens > self.model.max_positions:
             raise TooLongError(
