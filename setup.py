@@ -85,6 +85,7 @@ setup(
             "httpx>=0.28",
             "pyarrow>=20",
             "datasets>=4.0",
+            "jsonschema>=4.23",
         ],
         "browser": ["selenium>=4.30"],
     },

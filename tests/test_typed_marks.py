@@ -92,8 +92,8 @@ def api(questions: list[str], num_images: int, folder: Path) -> tuple[str, ...]:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": "an answer"}]
     picture = {"type": "image_url", "image_url": {"url": data_url(encode(scene()))}}
     messages[0]["content"] = [picture] * num_images + [{"type": "text", "text": questions[0]}]
-    request = parse_chat({"model": "m", "messages": messages[:-1]}, model="m", limits=Limits())
-    return (*(question for question, _ in request.history), request.question)
+    asked = parse_chat({"model": "m", "messages": messages[:-1]}, model="m", limits=Limits()).conversation
+    return (*(question for question, _ in asked.history), asked.question)
 
 
 def _file(command: str) -> Callable[[list[str], int, Path], tuple[str, ...]]:

@@ -235,15 +235,23 @@ class PromptEncoder:
         num_images: int,
         history: tuple[tuple[str, str], ...] = (),
         style: PromptStyle = PromptStyle.TRAINED,
+        images_by_turn: tuple[int, ...] = (),
     ) -> np.ndarray:
-        """Token ids int64 [L] of a prompt: `question` after a `history` of (question, answer) pairs."""
+        """Token ids int64 [L] of a prompt: `question` after a `history` of (question, answer) pairs.
+
+        Without `images_by_turn`, all images belong to the first turn. Raises `ValueError` if it does not state a number
+        for each turn, `num_images` in all.
+        """
+        images_by_turn = images_by_turn or (num_images, *(0 for _ in history))
+        if len(images_by_turn) != len(history) + 1 or sum(images_by_turn) != num_images:
+            raise ValueError(f"{len(history) + 1} turns with {num_images} images, got images_by_turn {images_by_turn}")
         published = style is PromptStyle.PUBLISHED
         spaced = (num_images > 0 or bool(history)) and not published
         writer = _Writer()
         if published:
             writer.add([self.tokenizer.bos_id])
         for number, (text, answer) in enumerate((*history, (question, None))):
-            for part in self._question_parts(text or "", num_images if number == 0 else 0, spaced=spaced):
+            for part in self._question_parts(text or "", images_by_turn[number], spaced=spaced):
                 writer.add(part)
             if answer is not None:
                 writer.add([*self.tokenizer.encode(answer), self.tokenizer.eos_id])

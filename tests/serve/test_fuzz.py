@@ -14,7 +14,8 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from minigptv2.serve.config import Limits
-from minigptv2.serve.openai_api import ALLOWED_VALUES, KNOWN_FIELDS, RequestError, parse_chat, parse_json
+from minigptv2.serve.openai_api import ALLOWED_VALUES, KNOWN_FIELDS, parse_chat, parse_json
+from minigptv2.serve.request_error import RequestError
 
 LIMITS = Limits()
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))

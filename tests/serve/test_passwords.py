@@ -9,8 +9,8 @@ import time
 import pytest
 
 from minigptv2.serve import passwords as passwords_module
-from minigptv2.serve.openai_api import RequestError
 from minigptv2.serve.passwords import Password
+from minigptv2.serve.request_error import RequestError
 
 RIGHT, WRONG = "Bearer correct horse", "Bearer battery staple"
 

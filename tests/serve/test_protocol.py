@@ -106,11 +106,21 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
         "image_url.url",
     ),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "surrogate"),
-    ({"messages": [USER, USER]}, 400, "must alternate"),
-    ({"messages": [MODEL]}, 400, "must alternate"),
+    ({"messages": [MODEL]}, 400, "must be from the user"),
+    ({"messages": [MODEL, USER]}, 400, "first message must be from the user"),
+    ({"messages": [USER, MODEL, {"role": "system", "content": "x"}]}, 400, "must be from the user"),
+    ({"messages": [{"role": "system", "content": "x"}]}, 400, "must be from the user"),
+    ({"messages": [{"role": "system", "content": "x"}, ask("", SMALL)]}, 400, "has no text"),
+    ({"messages": [{"role": "system", "content": "see <image>"}, ask("x", SMALL)]}, 400, "the system message of user"),
+    (
+        {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": SMALL}}]}, USER]},
+        400,
+        "not supported",
+    ),
+    ({"messages": [USER, {**MODEL, "tool_calls": [{"id": "1"}]}, USER]}, 400, "tool_calls"),
+    ({"messages": [USER, {"role": "assistant", "content": None}, USER]}, 400, "must be a text or a list"),
+    ({"messages": [ask("x", SMALL), MODEL, ask("<image> and this?")]}, 400, "is not the first question"),
     ({"messages": [USER, MODEL]}, 400, "must be from the user"),
-    ({"messages": [USER, MODEL, ask("and this?", SMALL)]}, 400, "only the first user message"),
-    ({"messages": [{"role": "system", "content": "be kind"}, USER]}, 400, "trained without system messages"),
     ({"messages": [{"role": "tool", "content": "x"}]}, 400, "must have a role"),
     ({"messages": [ask("x", SMALL.replace("base64,", "base64,!!"))]}, 400, "not valid base64"),
     ({"messages": [ask("x", "data:image/png;base64,AAAA")]}, 400, "3 zero bytes"),
@@ -118,25 +128,25 @@ MALFORMED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "gpt-4o"}, 404, "this server serves 'tiny'"),
     ({"model": None}, 400, "model is missing"),
     ({"model": 3}, 400, "must be a string"),
-    ({"max_tokens": 0}, 400, "must be 1 to 300"),
-    ({"max_tokens": 10**30}, 400, "must be 1 to 300"),
+    ({"max_tokens": 0}, 400, "must be at least 1"),
     ({"max_tokens": 2.5}, 400, "must be a whole number"),
-    ({"max_tokens": True}, 400, "must be a whole number"),
-    ({"temperature": -1}, 400, "must be 0 or 0.001 to 2"),
+    ({"max_tokens": True}, 400, "must be a number"),
+    ({"temperature": -1}, 400, "must be 0 to 2"),
     ({"temperature": "hot"}, 400, "must be a number"),
-    ({"temperature": 1e-45}, 400, "temperature must be 0 or 0.001 to 2, got 1e-45"),
-    ({"temperature": float("nan")}, 400, "temperature must be 0 or 0.001 to 2, got nan"),
-    ({"top_p": 0}, 400, "top_p must be 1e-06 to 1, got 0"),
-    ({"top_p": 1e-300, "temperature": 1}, 400, "top_p must be 1e-06 to 1, got 1e-300"),
-    ({"top_p": float("nan")}, 400, "top_p must be 1e-06 to 1, got nan"),
-    ({"top_p": 10**400}, 400, "top_p must be 1e-06 to 1"),
+    ({"temperature": 2.5}, 400, "temperature must be 0 to 2, got 2.5"),
+    ({"temperature": float("nan")}, 400, "temperature must be 0 to 2, got nan"),
+    ({"top_p": float("nan")}, 400, "top_p must be 0 to 1, got nan"),
+    ({"top_p": 10**400}, 400, "top_p must be 0 to 1"),
     ({"seed": 2**70}, 400, "64-bit integer"),
     ({"n": 2}, 400, "n must be 1"),
+    ({"top_k": 5}, 400, "top_k must be -1 or 0"),
+    ({"repetition_penalty": 1.2}, 400, "repetition_penalty must be 1"),
+    ({"frequency_penalty": 0.5}, 400, "frequency_penalty must be 0"),
     ({"tools": [{"type": "function"}]}, 400, "tools must be []"),
     ({"logprobs": True}, 400, "logprobs must be false"),
     ({"response_format": {"type": "json_object"}}, 400, "response_format must be"),
-    ({"stop": [""]}, 400, "up to 4"),
-    ({"stop": ["a"] * 5}, 400, "up to 4"),
+    ({"stop": [""]}, 400, "up to 16"),
+    ({"stop": ["a"] * 17}, 400, "up to 16"),
     ({"stream": "yes"}, 400, "must be a boolean"),
     ({"stream_options": 1}, 400, "must be an object"),
     ({"temprature": 1}, 400, "did you mean 'temperature'"),
@@ -166,14 +176,6 @@ def test_a_malformed_request_gets_the_reason(server: str, change: dict[str, Any]
 def test_a_body_that_is_no_json_object_is_refused(server: str, body: bytes) -> None:
     reply = httpx.post(server + "/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 400 and "JSON" in reply.json()["error"]["message"]
-
-
-def test_fields_without_effect_are_accepted(server: str) -> None:
-    more = {"user": "me", "n": 1, "logprobs": None, "presence_penalty": 0.0, "tools": [], "metadata": {"a": "b"}}
-    assert httpx.post(server + "/v1/chat/completions", json={**GOOD, **more}).status_code == 200
-    system = {"role": "system", "content": ""}
-    reply = httpx.post(server + "/v1/chat/completions", json={**GOOD, "messages": [system, *GOOD["messages"]]})  # type: ignore[misc]
-    assert reply.status_code == 200
 
 
 def test_fifty_clients_at_once_get_their_own_answers(client: openai.OpenAI, predictor: Predictor) -> None:

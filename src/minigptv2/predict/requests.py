@@ -20,11 +20,15 @@ MIN_TEMPERATURE, MIN_TOP_P = 1e-3, 1e-6
 
 @dataclass(frozen=True)
 class Request:
-    """A question, its images (none: text only), and the earlier turns as (question, answer) pairs."""
+    """A question, its images (none: text only), and the earlier turns as (question, answer) pairs.
+
+    The images belong to the first turn, as in training, unless `images_by_turn` states their number for each turn.
+    """
 
     question: str
     images: tuple[Image.Image, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
+    images_by_turn: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

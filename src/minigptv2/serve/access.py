@@ -12,8 +12,8 @@ from typing import Any
 from minigptv2.serve.bodies import BodyMemory, Message, Receive, too_large
 from minigptv2.serve.config import Access, BodyLimits
 from minigptv2.serve.connections import MAX_HEAD, client_key
-from minigptv2.serve.openai_api import RequestError
 from minigptv2.serve.passwords import Password
+from minigptv2.serve.request_error import RequestError
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -23,6 +23,7 @@ ROUTES = {
     "GET": (
         "/health",
         "/metrics",
+        "/openapi.json",
         "/v1/models",
         "/",
     ),
@@ -89,7 +90,10 @@ class Guard:
                 status=421,
             )
         if not _exists(method, path):
-            raise RequestError(f"no route {method} {path}", status=404)
+            allow = tuple(each for each in ROUTES if _exists(each, path))
+            if not allow:
+                raise RequestError(f"no route {method} {path}", status=404)
+            raise RequestError(f"{path} allows {', '.join(allow)}, got {method}", status=405, allow=allow)
         if self._password and path not in OPEN_TO_ALL:
             await self._password.check(client, headers.get("authorization", ""))
         if method == JSON_ONLY and headers.get("content-type", "").split(";")[0].strip() != "application/json":
@@ -129,6 +133,8 @@ async def refuse(send: Send, error: RequestError) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="minigptv2", charset="UTF-8"'))
+    if error.allow:
+        headers.append((b"allow", ", ".join(error.allow).encode()))
     headers.append((b"connection", b"close"))  # the rest of the body is unread
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -24,7 +24,10 @@ from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Busy, Ticket
 from minigptv2.serve.config import Access, ClientLimits, Limits
 from minigptv2.serve.connections import server_config
-from minigptv2.serve.openai_api import ChatRequest, Envelope, RequestError, parse_chat, parse_json, usage_of
+from minigptv2.serve.heap import keep_heap_small
+from minigptv2.serve.openai_api import ChatRequest, Envelope, parse_chat, parse_json, usage_of
+from minigptv2.serve.openapi import openapi_document
+from minigptv2.serve.request_error import RequestError
 from minigptv2.serve.service import Service, pieces
 
 log = logging.getLogger(__name__)
@@ -51,11 +54,13 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        trimming = asyncio.create_task(keep_heap_small())
         yield
+        trimming.cancel()
         await asyncio.to_thread(service.close)
 
     api = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    _add_api(api, service)
+    _add_api(api, service, has_password=bool(access.password))
     if page:
         from minigptv2.serve.page import mount_page
 
@@ -87,9 +92,10 @@ def serve(
     uvicorn.Server(server_config(app, access, clients, log_level="warning", timeout_graceful_shutdown=5)).run()
 
 
-def _add_api(app: FastAPI, service: Service) -> None:
+def _add_api(app: FastAPI, service: Service, *, has_password: bool) -> None:
     parsing = asyncio.Semaphore(1)  # a text with one emoji takes four times its bytes while it is parsed
     card = {"id": service.name, "object": "model", "created": service.started_at, "owned_by": "minigptv2"}
+    document = openapi_document(service.name, service.limits, has_password=has_password)
 
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
@@ -110,6 +116,10 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         return Response(service.metrics.text(service.batcher), media_type=METRICS_FORMAT)
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document)
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -136,16 +146,18 @@ def _parse(body: bytes, service: Service) -> ChatRequest:
 
 
 async def _answer(request: Request, chat: ChatRequest, service: Service) -> Response:
+    talk = chat.conversation
     try:
-        images = [await service.open_image(file) for file in chat.images]
-        question = Question(chat.question, tuple(image.prepared for image in images), chat.history)
+        images = [await service.open_image(file) for file in talk.images]
+        question = Question(talk.question, tuple(image.prepared for image in images), talk.history, talk.images_by_turn)
         ticket = await service.submit(question, chat.decoding, stop=chat.stop)
     except TooLongError as error:
         raise RequestError(str(error), param="messages", code="context_length_exceeded") from error
     except DataError as error:
         raise RequestError(str(error), param="messages") from error
     envelope = Envelope(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), service.name)
-    size = (images[0].width, images[0].height) if images else (0, 0)
+    shown = images[talk.boxes_image] if images else None
+    size = (shown.width, shown.height) if shown else None
     service.metrics.requests.labels(request.url.path, 200).inc()
     if chat.stream:
         events = _events(ticket, chat, envelope, size, service)
@@ -159,18 +171,18 @@ async def _answer(request: Request, chat: ChatRequest, service: Service) -> Resp
     finally:
         service.finish(ticket)
     usage = usage_of(ticket.prompt_tokens, ticket.completion_tokens)
-    return JSONResponse(envelope.response(ticket.text, _reason(ticket), _boxes(ticket, chat, size), usage))
+    return JSONResponse(envelope.response(ticket.text, _reason(ticket), _boxes(ticket, size), usage))
 
 
 async def _events(
-    ticket: Ticket, chat: ChatRequest, envelope: Envelope, size: tuple[int, int], service: Service
+    ticket: Ticket, chat: ChatRequest, envelope: Envelope, size: tuple[int, int] | None, service: Service
 ) -> AsyncIterator[str]:
     """Yield the answer as server-sent events. The model stops if the client disconnects."""
     try:
         yield _event(envelope.chunk({"role": "assistant", "content": ""}))
         async for piece in pieces(ticket):
             yield _event(envelope.chunk({"content": piece}))
-        yield _event(envelope.chunk({"boxes": _boxes(ticket, chat, size)}, _reason(ticket)))
+        yield _event(envelope.chunk({"boxes": _boxes(ticket, size)}, _reason(ticket)))
         if chat.include_usage:
             yield _event(envelope.usage_chunk(usage_of(ticket.prompt_tokens, ticket.completion_tokens)))
     except Exception:
@@ -185,8 +197,9 @@ def _event(document: dict[str, Any]) -> str:
     return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
 
-def _boxes(ticket: Ticket, chat: ChatRequest, size: tuple[int, int]) -> list[dict[str, Any]]:
-    return boxes_as_json(grounded_phrases(ticket.text, size)) if chat.images else []
+def _boxes(ticket: Ticket, size: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """The boxes of the answer in pixels of an image of `size`. None: there is no image and so no box."""
+    return boxes_as_json(grounded_phrases(ticket.text, size)) if size else []
 
 
 def _reason(ticket: Ticket) -> str:

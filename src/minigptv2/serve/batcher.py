@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -141,14 +141,16 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request: Request, decoding: Decoding | None = None, *, stop: tuple[str, ...] = ()) -> Ticket:
-        """A ticket for the answer, which ends before the first of the texts in `stop`.
+        """A ticket for the answer, which ends before the first of the texts in `stop`, or at the end of the context.
 
         Raises `Busy` for a full queue, `DataError` for a prompt that is too long, `ConfigError` for beam search.
         """
         decoding = decoding or Decoding()
         if decoding.beams > 1:
             raise ConfigError("beam search cannot be batched continuously or streamed: set beams=1")
-        prompt = self.predictor.prompt_ids(request, decoding)
+        prompt = self.predictor.prompt_ids(request, replace(decoding, max_new_tokens=1))
+        room = self.predictor.model.max_positions - len(prompt)
+        decoding = replace(decoding, max_new_tokens=min(decoding.max_new_tokens, room))
         ticket = Ticket(request, decoding, stop, len(prompt))
         with self._changed:
             if self._closed:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from minigptv2.serve.config import BodyLimits
-from minigptv2.serve.openai_api import RequestError
+from minigptv2.serve.request_error import RequestError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -1,7 +1,8 @@
 """Parses chat-completions requests and builds their responses, as the OpenAI API defines them.
 
-Requests for features that the model does not have (tools, several choices, a system message) are refused with the
-reason, not ignored. Besides the text, answers hold their boxes as data, in pixels of the first image.
+Fields that ask for what the model does anyway are accepted: a penalty of 0, one choice, no tools. Requests for features
+that it does not have are refused with the reason, not ignored. Besides the text, answers hold their boxes as data, in
+pixels of the image that was given last.
 """
 
 from __future__ import annotations
@@ -10,13 +11,23 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minigptv2.errors import DataError, MiniGPTv2Error, nearest
+from minigptv2.errors import nearest
 from minigptv2.predict.requests import MIN_TEMPERATURE, MIN_TOP_P, Decoding
 from minigptv2.serve.config import MAX_TEMPERATURE, Limits
-from minigptv2.serve.uploads import decode_data_url
-from minigptv2.typed_marks import asked_question
+from minigptv2.serve.openai_messages import ChatConversation, parse_messages
+from minigptv2.serve.request_error import RequestError, short
 
-IGNORED_FIELDS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+IGNORED_FIELDS = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "request_id",
+    "priority",
+    "verbosity",
+)
 """Fields that clients send and that have no effect."""
 ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -30,8 +41,27 @@ ALLOWED_VALUES: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "logit_bias": ({},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "reasoning_effort": ("none",),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "include_stop_str_in_output": (False,),
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
-"""Fields that are accepted with these values, or null, only."""
+"""Fields that are accepted with these values, or null, only. The later ones are those of vLLM and SGLang."""
 KNOWN_FIELDS = (
     "model",
     "messages",
@@ -44,36 +74,15 @@ KNOWN_FIELDS = (
     "seed",
     "stop",
 )
-MAX_MESSAGES = 200
-_TYPE_NAMES = {str: "a string", int: "a whole number", bool: "a boolean", list: "a list", dict: "an object"}
-
-
-class RequestError(MiniGPTv2Error):
-    """A refused request: the HTTP `status`, the reason, the field concerned (`param`), and an error `code`."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(_encodable(message))
-        self.status, self.param, self.code = status, param and _encodable(param), code
-
-    def as_json(self) -> dict[str, Any]:
-        """The error in the form of the OpenAI API."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
-
-
-def _encodable(text: str) -> str:
-    """`text` with unpaired surrogates, which JSON can hold but UTF-8 cannot, written as escapes."""
-    return text.encode(errors="backslashreplace").decode()
+MAX_STOPS, MAX_STOP_LENGTH = 16, 100
+_TYPE_NAMES = {str: "a string", bool: "a boolean", list: "a list", dict: "an object"}
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A valid request: the question, the earlier turns, the image files of the first message, and the options."""
+    """A valid request: the conversation and the options."""
 
-    question: str
-    history: tuple[tuple[str, str], ...]
-    images: tuple[bytes, ...]
+    conversation: ChatConversation
     decoding: Decoding
     stop: tuple[str, ...]
     stream: bool
@@ -96,17 +105,14 @@ def parse_chat(body: dict[str, Any], *, model: str, limits: Limits) -> ChatReque
     _check_fields(body)
     if _value(body, "model", str, required=True) != model:
         raise RequestError(
-            f"unknown model {_short(body['model'])}: this server serves {model!r}",
+            f"unknown model {short(body['model'])}: this server serves {model!r}",
             status=404,
             param="model",
             code="model_not_found",
         )
-    history, question, images = _conversation(body, limits)
     options = _value(body, "stream_options", dict) or {}
     return ChatRequest(
-        question,
-        history,
-        images,
+        parse_messages(_value(body, "messages", list, required=True), limits),
         _decoding(body, limits),
         _stops(body),
         stream=bool(_value(body, "stream", bool)),
@@ -119,11 +125,13 @@ def _check_fields(body: dict[str, Any]) -> None:
         if name in KNOWN_FIELDS or name in IGNORED_FIELDS:
             continue
         if name not in ALLOWED_VALUES:
+            if value is None:
+                continue
             hint = nearest(name[:80], KNOWN_FIELDS)
-            raise RequestError(f"unknown field {_short(name)}{hint}", param=name[:80], code="unknown_parameter")
+            raise RequestError(f"unknown field {short(name)}{hint}", param=name[:80], code="unknown_parameter")
         if value is not None and value not in ALLOWED_VALUES[name]:
             allowed = " or ".join(json.dumps(each) for each in ALLOWED_VALUES[name])
-            raise RequestError(f"{name} must be {allowed}, got {_short(value)}", param=name)
+            raise RequestError(f"{name} must be {allowed}, got {short(value)}", param=name)
 
 
 def _value(body: dict[str, Any], name: str, kind: type | tuple[type, ...], *, required: bool = False) -> Any:
@@ -134,127 +142,54 @@ def _value(body: dict[str, Any], name: str, kind: type | tuple[type, ...], *, re
         return None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = _TYPE_NAMES[kind] if isinstance(kind, type) else "a number"
-        raise RequestError(f"{name} must be {expected}, got {_short(value)}", param=name)
+        raise RequestError(f"{name} must be {expected}, got {short(value)}", param=name)
     return value
 
 
-def _short(value: object) -> str:
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        text = "..."
-    return text if len(text) <= 80 else text[:80] + "..."
+def _whole(body: dict[str, Any], name: str) -> int | None:
+    """A whole number, also in the form 16.0."""
+    value = _value(body, name, (int, float))
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise RequestError(f"{name} must be a whole number, got {short(value)}", param=name)
+        value = int(value)
+    return value
 
 
 def _decoding(body: dict[str, Any], limits: Limits) -> Decoding:
-    given = [_value(body, name, int) for name in ("max_completion_tokens", "max_tokens")]
+    """The decoding options. More tokens than the limit are the limit, and the answer ends with the reason `length`."""
+    given = [_whole(body, name) for name in ("max_completion_tokens", "max_tokens")]
     tokens = next((value for value in given if value is not None), limits.max_new_tokens)
-    if not 1 <= tokens <= limits.max_new_tokens:
-        raise RequestError(f"max_tokens must be 1 to {limits.max_new_tokens}, got {tokens}", param="max_tokens")
+    if tokens < 1:
+        raise RequestError(f"max_tokens must be at least 1, got {tokens}", param="max_tokens")
     temperature = _value(body, "temperature", (int, float)) or 0.0
     top_p = _value(body, "top_p", (int, float))
-    seed = _value(body, "seed", int) or 0
-    if not (temperature == 0 or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE):
-        expected = f"0 or {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
-        raise RequestError(f"temperature must be {expected}, got {temperature}", param="temperature")
-    if not MIN_TOP_P <= (1 if top_p is None else top_p) <= 1:
-        raise RequestError(f"top_p must be {MIN_TOP_P:g} to 1, got {top_p}", param="top_p")
+    top_p = 1.0 if top_p is None else top_p
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise RequestError(f"temperature must be 0 to {MAX_TEMPERATURE:g}, got {temperature}", param="temperature")
+    if not 0 <= top_p <= 1:
+        raise RequestError(f"top_p must be 0 to 1, got {top_p}", param="top_p")
+    if temperature < MIN_TEMPERATURE or top_p < MIN_TOP_P:  # the most likely token, always
+        temperature, top_p = 0.0, 1.0
+    seed = _whole(body, "seed") or 0
     if not -(2**63) <= seed < 2**63:
         raise RequestError(f"seed must be a 64-bit integer, got {seed}", param="seed")
-    return Decoding(tokens, float(temperature), 1.0 if top_p is None else float(top_p), seed=seed)
+    return Decoding(min(tokens, limits.max_new_tokens), float(temperature), float(top_p), seed=seed % 2**63)
 
 
 def _stops(body: dict[str, Any]) -> tuple[str, ...]:
     stop = body.get("stop")
     stops = [] if stop is None else [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(s, str) and 0 < len(s) < 101 for s in stops):
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(map(_is_stop, stops)):
         raise RequestError(
-            f"stop must be a text or up to 4 texts, of 1 to 100 characters, got {_short(stop)}", param="stop"
+            f"stop must be a text or up to {MAX_STOPS} texts, of 1 to {MAX_STOP_LENGTH} characters, got {short(stop)}",
+            param="stop",
         )
     return tuple(stops)
 
 
-def _conversation(body: dict[str, Any], limits: Limits) -> tuple[tuple[tuple[str, str], ...], str, tuple[bytes, ...]]:
-    """The earlier turns, the question, and the image files of the first message."""
-    messages = _value(body, "messages", list, required=True)
-    if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise RequestError(f"messages must hold 1 to {MAX_MESSAGES} messages, got {len(messages)}", param="messages")
-    texts: list[str] = []
-    images: list[str] = []
-    for number, message in enumerate(messages):
-        where = f"messages[{number}]"
-        role, text, urls = _message(message, where)
-        if role in ("system", "developer"):
-            if text or urls:
-                raise RequestError(
-                    f"{where}: the model was trained without {role} messages; use the first user message",
-                    param=where,
-                )
-            continue
-        if role != ("assistant" if len(texts) % 2 else "user"):
-            raise RequestError(
-                f"{where}: user and assistant messages must alternate, the first and last from the user", param=where
-            )
-        if urls and texts:
-            raise RequestError(f"{where}: only the first user message may have images", param=where)
-        texts.append(text)
-        images += urls
-    if len(texts) % 2 == 0:
-        raise RequestError("the last message must be from the user", param="messages")
-    if not texts[-1]:
-        raise RequestError("the last message has no text", param="messages")
-    if (length := sum(map(len, texts))) > limits.max_text:
-        raise RequestError(
-            f"{length} characters exceed the limit of {limits.max_text}",
-            status=413,
-            param="messages",
-            code="context_length_exceeded",
-        )
-    if len(images) > limits.max_images:
-        raise RequestError(f"{len(images)} images exceed the limit of {limits.max_images}", param="messages")
-    try:
-        files = tuple(decode_data_url(url) for url in images)
-    except DataError as error:
-        raise RequestError(str(error), param="messages", code="invalid_image") from error
-    questions = [_asked(text, number, len(files)) for number, text in enumerate(texts[::2])]
-    return tuple(zip(questions[:-1], texts[1::2], strict=True)), questions[-1], files
-
-
-def _asked(text: str, number: int, num_images: int) -> str:
-    """A question without image marks and with its identifier as it is trained."""
-    try:
-        return asked_question(text, f"user message {number + 1}", num_images=num_images, is_first=number == 0)
-    except DataError as error:
-        raise RequestError(str(error), param="messages") from error
-
-
-def _message(message: Any, where: str) -> tuple[str, str, list[str]]:
-    """The role, the text and the image addresses of a message."""
-    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant", "system", "developer"):
-        raise RequestError(f"{where} must have a role (user or assistant) and content", param=where)
-    content = message.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise RequestError(f"{where}.content must be a text or a list of parts", param=where)
-    texts, urls = [], []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"].strip())
-        elif kind == "image_url" and message["role"] == "user":
-            address = part.get("image_url")
-            url = address.get("url") if isinstance(address, dict) else None
-            if not isinstance(url, str):
-                raise RequestError(f"{where} must have image_url.url", param=where)
-            urls.append(url)
-        else:
-            raise RequestError(f"{where}: parts of type {_short(kind)} are not supported", param=where)
-    text = " ".join(text for text in texts if text)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{where}: the text holds an unpaired surrogate", param=where) from error
-    return message["role"], text, urls
+def _is_stop(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_STOP_LENGTH
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from minigptv2.corpora.sources import toy
 from minigptv2.draw import PREDICTED_COLORS
 from minigptv2.errors import DataError
 from minigptv2.serve.config import MAX_TEMPERATURE
-from minigptv2.serve.openai_api import RequestError, parse_json
+from minigptv2.serve.openai_api import parse_json
+from minigptv2.serve.request_error import RequestError
 from minigptv2.serve.service import Service
 from minigptv2.serve.uploads import data_url, decode_data_url
 from minigptv2.shards.image_header import parse_header

@@ -13,7 +13,7 @@ import binascii
 import hmac
 from collections import OrderedDict
 
-from minigptv2.serve.openai_api import RequestError
+from minigptv2.serve.request_error import RequestError
 
 PACE_S = 0.5
 """The time between two attempts of a client, and the delay of the answer to a wrong password."""
