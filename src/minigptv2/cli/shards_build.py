@@ -23,8 +23,8 @@ def add_build(parser: Parser) -> None:
     parser.add_argument(
         "corpus",
         metavar="CORPUS",
-        help="name of a public corpus (`minigptv2 shards list`), `all`, or a file or folder of your own data: JSONL, JSON "
-        "(conversations, COCO), CSV, Parquet, Arrow, YOLO, Pascal VOC, or images with captions beside them",
+        help="name of a public corpus (`minigptv2 shards list`), `all`, or a file or folder of your own data: JSONL, "
+        "JSON (conversations, COCO), CSV, Parquet, Arrow, YOLO, Pascal VOC, or images with captions beside them",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
     parser.add_argument(
