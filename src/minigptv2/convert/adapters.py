@@ -18,7 +18,6 @@ from minigptv2.files import finish_file, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
 from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases, open_llama
 from minigptv2.model.export import (
-    INSIDE,
     ExportContent,
     ExportInfo,
     LineageEntry,
@@ -29,6 +28,7 @@ from minigptv2.model.export import (
     tokenizer_in,
     with_bases,
 )
+from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
 from minigptv2.terminal_text import progress_bar

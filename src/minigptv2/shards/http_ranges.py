@@ -7,11 +7,13 @@ host, port or scheme, or is too slow gives an error before its bytes are kept.
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 _MAX_REDIRECTS = 5
-_PIECE = 1 << 16
+PIECE_BYTES = 1 << 16
+"""How much of a body is read at once."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MISSING = (404, 410)
@@ -32,15 +34,20 @@ def read_range(system: Any, url: str, start: int, end: int, timeout_s: float) ->
 
 async def _read(system: Any, url: str, start: int, end: int) -> tuple[bytes, int]:
     session = await system.set_session()
-    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = {"Range": range_header(start, end), "Accept-Encoding": "identity"}
     for _ in range(_MAX_REDIRECTS):
         async with session.get(url, headers=headers, allow_redirects=False) as response:
             if response.status in _REDIRECTS:
                 url = _redirected(url, response.headers.get("Location", ""))
                 continue
-            length, size = _announced(response.status, response.headers, start, end)
-            return await _body(response, length), size
+            length, size = announced_range(response.status, response.headers, start, end)
+            return await bounded_body(response.content.iter_chunked(PIECE_BYTES), length), size
     raise OSError(f"more than {_MAX_REDIRECTS} redirects")
+
+
+def range_header(start: int, end: int) -> str:
+    """The value of the header `Range` for bytes `start` to `end`."""
+    return f"bytes={start}-{end - 1}"
 
 
 def _redirected(url: str, location: str) -> str:
@@ -55,18 +62,19 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme)
 
 
-def _announced(status: int, headers: Any, start: int, end: int) -> tuple[int, int]:
+def announced_range(status: int, headers: Mapping[str, str], start: int, end: int) -> tuple[int, int]:
     """The bytes that will come and the size of the file, from the header. Raises `OSError` for another range."""
     if status in _MISSING:
         raise FileNotFoundError
-    if headers.get("Content-Encoding", "identity").lower() != "identity":
+    stated_by_name = {name.lower(): value for name, value in headers.items()}
+    if stated_by_name.get("content-encoding", "identity").lower() != "identity":
         raise OSError("the server compresses, which was not asked for")
-    stated = headers.get("Content-Length", "")
+    stated = stated_by_name.get("content-length", "")
     if status == 200:  # the whole file: fine if it was asked for
         if start or not stated.isascii() or not stated.isdigit() or int(stated) > end:
             raise OSError("the server ignores byte ranges")
         return int(stated), int(stated)
-    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    found = _CONTENT_RANGE.fullmatch(stated_by_name.get("content-range", ""))
     if status != 206 or found is None:
         raise OSError(f"the server answers with status {status}")
     first, last, size = (int(number) for number in found.groups())
@@ -77,9 +85,10 @@ def _announced(status: int, headers: Any, start: int, end: int) -> tuple[int, in
     return last - first + 1, size
 
 
-async def _body(response: Any, length: int) -> bytes:
+async def bounded_body(pieces: AsyncIterator[bytes], length: int) -> bytes:
+    """The body in `pieces`. Raises `OSError` if it is not `length` bytes long, as soon as it is longer."""
     data = bytearray()
-    async for piece in response.content.iter_chunked(_PIECE):
+    async for piece in pieces:
         data += piece
         if len(data) > length:
             raise OSError(f"the server sends more than the {length} bytes that it stated")

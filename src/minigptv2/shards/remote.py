@@ -24,7 +24,7 @@ from minigptv2.errors import ConfigError, DataError, StorageError
 from minigptv2.files import own_folder, write_atomically
 from minigptv2.foreign_files import parse_json
 from minigptv2.secrets import sends_secret
-from minigptv2.shards.http_ranges import read_range
+from minigptv2.shards import http_ranges, s3_ranges
 from minigptv2.shards.manifest import INDEX_DTYPE, INDEX_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, TABLE_FILE
 from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
 
@@ -107,13 +107,8 @@ class RemoteFiles:
         """The bytes from `start` to `end` or to the end of the file, and the size of the file."""
 
         def attempt(system: Any, url: str) -> tuple[bytes, int]:
-            if urlsplit(url).scheme != "s3":
-                return read_range(system, url, start, end, TIMEOUT_S)
-            size = int(system.info(url)["size"])
-            data: bytes = system.cat_file(url, start=start, end=min(end, size))
-            if len(data) != min(end, size) - start:
-                raise OSError(f"received {len(data)} bytes instead of {min(end, size) - start}")
-            return data, size
+            ranges = s3_ranges if urlsplit(url).scheme == "s3" else http_ranges
+            return ranges.read_range(system, url, start, end, TIMEOUT_S)
 
         return self._retry(file, attempt)
 
@@ -188,7 +183,7 @@ def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str], dict[str, int]
             if turn_counts := document.get("turn_counts_sha256"):
                 hashes[TURNS_FILE] = turn_counts
             return data, hashes, _limits(document["num_shards"], document["samples"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a valid manifest: {problem}")
 
@@ -226,4 +221,9 @@ def _file_system(url: str) -> Any:
 def _transient_errors() -> tuple[type[Exception], ...]:
     import aiohttp
 
-    return (OSError, EOFError, TimeoutError, aiohttp.ClientError)
+    errors = (OSError, EOFError, TimeoutError, aiohttp.ClientError)
+    if find_spec("botocore") is None:
+        return errors
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (*errors, BotoCoreError, ClientError)
