@@ -67,6 +67,7 @@ test-wheel: $(STAMP)  ## build the wheel, install it into an environment of its 
 CLIENTS := build/clients
 test-clients: $(STAMP) $(CLIENTS)/.installed  ## test the server and the plugin with other people's clients (needs node and npm; installs packages)
 	DS_ACCELERATOR=cpu CLIENTS=$(abspath $(CLIENTS)) CLIENTS_TABLE=docs/tools.md $(BIN)/python -m pytest tests/clients -m clients $(PYTEST)
+	DS_ACCELERATOR=cpu $(CLIENTS)/bin/python -m pytest tests/tracking  # Weights & Biases and MLflow
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
 	$(PYTHON) -m venv $(CLIENTS)

@@ -12,7 +12,7 @@ from minigptv2.files import remove_tree
 
 _STEP = "step-"
 _STEPS, _MODEL = (f"{_STEP}*", f".{_STEP}*"), ("*.json", "*.safetensors", "*.model")
-_WRITTEN = (_STEPS, _STEPS, ("events.out.*",), _MODEL, _MODEL)
+_WRITTEN = (_STEPS, _STEPS, ("events.out.*",), _MODEL, _MODEL, ("wandb*", "mlflow.json"))
 """Patterns of what a run writes into each of its `results`."""
 _DROPPED = "dropped"
 
@@ -47,6 +47,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        """Folder of what other trackers write, and of what they have recorded."""
+        return self.path / "trackers"
 
     @property
     def attempts(self) -> Path:
@@ -142,7 +147,7 @@ class RunFolder:
     @property
     def results(self) -> tuple[Path, ...]:
         """Folders that `clear` removes."""
-        return self.checkpoints, self.bundles, self.tensorboard, self.export, self.best
+        return self.checkpoints, self.bundles, self.tensorboard, self.export, self.best, self.trackers
 
     def clear(self) -> None:
         """Remove the results of earlier starts. Stacks and the Slurm history stay.

@@ -11,6 +11,7 @@ from minigptv2.config_values import check_finite
 from minigptv2.errors import ConfigError
 from minigptv2.foreign_files import read_json
 from minigptv2.shipped import find
+from minigptv2.tracking.trackers import check_trackers
 
 RUN_OWNED = (
     "train_batch_size",
@@ -71,6 +72,8 @@ class TrainConfig:
     """Largest global gradient norm."""
     log_every: int = setting(10, resume=Resume.FREE)
     """Steps between log lines."""
+    trackers: list[str] = setting(["tensorboard"], resume=Resume.FREE)
+    """Experiment trackers: tensorboard, wandb, mlflow, any number at once."""
     checkpoint_every: int = setting(1000, resume=Resume.FREE)
     """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int = setting(2, resume=Resume.FREE)
@@ -204,6 +207,7 @@ def check_train_config(config: TrainConfig, world_size: int) -> None:
     for name in ("steps", "log_every", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise ConfigError(f"train.{name}={getattr(config, name)} must be at least 1")
+    check_trackers(config.trackers)
     if config.keep_checkpoints < 2:
         raise ConfigError(f"train.keep_checkpoints={config.keep_checkpoints} must be at least 2: one may be damaged")
     if config.guard.max_skipped_in_a_row < 1 or config.guard.spike_window < 2:

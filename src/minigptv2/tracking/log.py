@@ -17,7 +17,7 @@ from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import guarded, redact_all
 from minigptv2.terminal_text import progress_bar
-from minigptv2.tracking.trackers import TRACKERS, TrackedRun
+from minigptv2.tracking.trackers import TrackedRun, make_trackers
 
 
 class RunLog:
@@ -35,7 +35,7 @@ class RunLog:
         self._metrics, self._heldout = folder.metrics, folder.heldout
         for file in (self._metrics, self._heldout):
             _remove_after(file, run.step)
-        self._trackers = [make(run) for make in TRACKERS.values()]
+        self._trackers = make_trackers(run)
         self._stream = open(folder.log, "a", encoding="utf-8")  # noqa: SIM115  # open as long as the run
         terminal = sys.stderr.isatty()
         self._bar = (

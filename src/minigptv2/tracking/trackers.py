@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 
+from minigptv2.errors import ConfigError, nearest
 from minigptv2.run_folder import RunFolder
+from minigptv2.tracking.mlflow import MLflow
 from minigptv2.tracking.tensorboard import TensorBoard
+from minigptv2.tracking.wandb import WeightsAndBiases
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class TrackedRun:
     step: int
     config: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[Mapping[str, Any]] = ()
+    trackers: Sequence[str] = ("tensorboard",)
+    """Names of `TRACKERS`."""
 
 
 class Tracker(Protocol):
@@ -43,5 +49,36 @@ def _tensorboard(run: TrackedRun) -> Tracker:
     return TensorBoard(run.folder, run.step)
 
 
-TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"tensorboard": _tensorboard}
+def _wandb(run: TrackedRun) -> Tracker:
+    return WeightsAndBiases(run.folder, run.config, run.lineage)
+
+
+def _mlflow(run: TrackedRun) -> Tracker:
+    return MLflow(run.folder, run.config, run.lineage)
+
+
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+}
 """Constructor of each tracker by its name."""
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+"""The package that a tracker needs and that is not installed with this one."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `ConfigError` for a name that is no tracker or that occurs twice, and for a package that is missing."""
+    for name in names:
+        if name not in TRACKERS:
+            known = f"{nearest(name, TRACKERS)} Trackers: {', '.join(TRACKERS)}"
+            raise ConfigError(f"train.trackers: unknown tracker '{name}'{known}")
+        if list(names).count(name) > 1:
+            raise ConfigError(f"train.trackers names {name} twice")
+        if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+            raise ConfigError(f"train.trackers: {name} needs its package: pip install {PACKAGES[name]}")
+
+
+def make_trackers(run: TrackedRun) -> list[Tracker]:
+    """The trackers of a run, in the order of its config."""
+    return [TRACKERS[name](run) for name in run.trackers]

@@ -79,7 +79,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
             lineage = [entry.as_json() for entry in start.parent.lineage] if start.parent else []
-            tracked = TrackedRun(folder, start.step, start.known, lineage)
+            tracked = TrackedRun(folder, start.step, start.known, lineage, config.train.trackers)
             with closing(RunLog(tracked, total_steps=config.train.steps, active=distributed.is_main())) as log:
                 origin = f"continues {start.parent.title}" if start.parent else "starts from the base weights"
                 log.line(f"{config.stage}: {origin}")
