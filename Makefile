@@ -107,7 +107,7 @@ clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
 
 # Long runs: fault tests, and benchmarks, which write to benchmarks/results.
-.PHONY: soak races fuzz-data fuzz-own bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
+.PHONY: soak races fuzz-data fuzz-own fuzz-readers bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
 SOAK ?= saves=2000 disk=200 kills=50 stops=50 races=100
 SEED ?= 1
 N ?= 10000
@@ -130,6 +130,9 @@ fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=
 
 fuzz-own: $(STAMP)  ## build thousands of changed files of own data, N of each format (N=10000 SEED=1)
 	$(BIN)/python -m tests.corpora.fuzz --cases $(N) --seed $(SEED)
+
+fuzz-readers: $(STAMP)  ## read thousands of changed checkpoints, shards, tokenizers and texts, N with each reader (N=10000 SEED=1)
+	$(BIN)/python -m tests.hostile.fuzz --cases $(N) --seed $(SEED)
 
 bench-data: $(VENV)/.peers  ## benchmark packing, resume, growth with shards, and the loader against webdataset, energon and litdata
 	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done

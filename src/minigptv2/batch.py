@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 if TYPE_CHECKING:
     from torch import Tensor, device
+
+    from minigptv2.pack_layout import PackLayout
 
 IGNORE = -100
 """The label of a token that is not supervised."""
@@ -51,18 +53,31 @@ class MicroBatch:
     The engine passes `inputs` to the model unread. `weight` is what the loss sum is divided by: the sum of the loss
     weights, or without them the number of supervised tokens. `counts` holds "tokens" and "images", for the log.
     `log_sums` are more numbers for the log. The engine adds them over micro-batches and ranks, so all micro-batches of
-    a step must have equally many.
+    a step must have equally many. `layout` is what the model would otherwise find out by waiting for its device.
     """
 
     inputs: Batch
     weight: float
     counts: dict[str, int]
     log_sums: tuple[float, ...] = ()
+    layout: PackLayout | None = None
 
     def inputs_on(self, target: device) -> dict[str, Tensor]:
         """The inputs, copied to `target` where they are not there yet."""
         tensors = cast("dict[str, Tensor]", self.inputs)
-        return {key: value.to(target, non_blocking=True) for key, value in tensors.items()}
+        return {key: copied_to(value, target) for key, value in tensors.items()}
+
+    def arguments_on(self, target: device) -> dict[str, Any]:
+        """The keyword arguments of the model's `forward` on `target`: the inputs, and the layout if there is one."""
+        layout = {} if self.layout is None else {"layout": self.layout.to(target)}
+        return {**self.inputs_on(target), **layout}
+
+
+def copied_to(value: Tensor, target: device) -> Tensor:
+    """The tensor on `target`. The host does not wait for a GPU: a copy from pinned memory is queued like a kernel."""
+    if target.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(target, non_blocking=True)
 
 
 class StepOutput(TypedDict):

@@ -16,10 +16,10 @@ from minigptv2.data.config import DataConfig
 from minigptv2.errors import LeakError
 from minigptv2.model import minigptv2 as model_module
 from minigptv2.model import proof
-from minigptv2.model.attention import PackLayout
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.proof import prove_packing
 from minigptv2.model.weights import named_canonical
+from minigptv2.pack_layout import PackLayout
 from tests.model.tiny import ALL_PARTS, VOCABULARY, tiny_model
 from tests.ranks import run_ranks
 
@@ -76,8 +76,9 @@ def test_the_packing_check_stops_a_run_whose_attention_leaks(monkeypatch: pytest
         """Ignores the boundaries of samples in a pack."""
 
         @staticmethod
-        def of(position_ids: torch.Tensor) -> object:
-            return SimpleNamespace(kwargs=dict, shares_images=False)
+        def of(position_ids: torch.Tensor, labels: torch.Tensor) -> object:
+            supervised = PackLayout.of(position_ids, labels).supervised
+            return SimpleNamespace(kwargs=dict, shares_images=False, supervised=supervised)
 
     monkeypatch.setattr(model_module, "PackLayout", Leaky)
     with pytest.raises(LeakError, match=r"changed by [1-9].* with neighbors \(must be 0\)"):
@@ -120,9 +121,9 @@ def test_the_packing_check_stops_a_run_whose_attention_hides_a_sample_from_itsel
     """Neighbors change nothing, but in a pack each token sees only itself."""
     original = PackLayout.of
 
-    def blind(position_ids: torch.Tensor) -> PackLayout:
+    def blind(position_ids: torch.Tensor, labels: torch.Tensor) -> PackLayout:
         several = int((position_ids == 0).sum()) > 1
-        return original(torch.zeros_like(position_ids) if several else position_ids)
+        return original(torch.zeros_like(position_ids) if several else position_ids, labels)
 
     monkeypatch.setattr(model_module.PackLayout, "of", blind)
     with pytest.raises(LeakError, match=r"changed by 0.0e\+00 with neighbors .* \(must be at most 5 times the noise\)"):

@@ -23,8 +23,8 @@ from minigptv2.model.backbones import (
 from minigptv2.model.build import CPU, build_model
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.pack_layout import PackLayout
 from minigptv2.model.weights import named_canonical, part_of
+from minigptv2.pack_layout import PackLayout
 from minigptv2.prompt import Example, PromptEncoder
 from minigptv2.tasks import TASKS
 from minigptv2.tokenizer import load_tokenizer
@@ -156,7 +156,7 @@ def test_a_neighbor_changes_a_sample_by_exactly_zero(attention: str, another_len
 
 def test_samples_of_different_lengths_share_no_padded_batch_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import minigptv2.model.attention as attention
-    import minigptv2.model.pack_layout as pack_layout
+    import minigptv2.pack_layout as pack_layout
 
     lengths = [50, 9, 30, 11, 12, 9, 40, 1]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -257,7 +257,7 @@ def test_forward_takes_the_keys_of_a_batch_and_returns_those_of_a_step_output() 
     import inspect
 
     keys = (*BATCH_KEYS, *OPTIONAL_BATCH_KEYS)
-    assert tuple(inspect.signature(MiniGPTv2.forward).parameters) == ("self", *keys)
+    assert tuple(inspect.signature(MiniGPTv2.forward).parameters) == ("self", *keys, "layout")
     assert set(keys) == Batch.__required_keys__ | Batch.__optional_keys__ and len(keys) == len(set(keys))
     model = tiny_model(ALL_PARTS)
     assert set(model(**collate([], [], 32).inputs)) == set(StepOutput.__annotations__)

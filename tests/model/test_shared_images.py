@@ -24,7 +24,7 @@ from minigptv2.model.attention import (
 )
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.pack_layout import PackLayout
+from minigptv2.pack_layout import PackLayout
 from minigptv2.prompt import IMAGE_PLACEHOLDER, Example, share_image
 from minigptv2.run_config import RunConfig
 from minigptv2.train import stage

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigptv2.batch import MicroBatch, StepOutput
+from minigptv2.batch import MicroBatch, StepOutput, copied_to
 from minigptv2.cluster import distributed
 from minigptv2.engine.checkpoint import CheckpointState, Identity
 from minigptv2.engine.config import TrainConfig
@@ -99,20 +99,22 @@ class Trainer:
         weight = sum(batch.weight for batch in batches)
         total = float(distributed.sum_over_ranks(torch.tensor(weight, dtype=torch.float64, device=self.device)))
         if total == 0:
-            return self._skip(self._report(None, 0.0, 0), NO_LABELS, [])
+            return self._skip(self._report([0.0, 0.0, 0.0], 0.0, 0), NO_LABELS, [])
         # DeepSpeed averages gradients over ranks; times world_size that is the sum, and the sum over `total` the mean.
         scale = distributed.world_size() / total
         sums: list[Tensor] = []
         for number, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            output = self.engine(**batch.inputs_on(self.device))
+            output = self.engine(**batch.arguments_on(self.device))
             self.engine.backward(output["loss_sum"] * scale, scale_wrt_gas=False)
-            sums.append(_sums(output, batch))
+            sums.append(_sums(output))
         assert sums, "every rank needs at least one micro-batch"
         squared_norm = self.zero.squared_norm().to(self.device)
-        measured = distributed.sum_over_ranks(torch.cat([torch.stack(sums).sum(0), squared_norm]))
-        report = self._report(measured[:-1], total, len(batches[0].log_sums))
-        norm = math.sqrt(measured[-1]) if measured[-1] >= 0 else math.nan
+        known = _known_sums(batches, self.device)
+        summed = distributed.sum_over_ranks(torch.cat([known, torch.stack(sums).sum(0), squared_norm]))
+        *values, squared = summed.tolist()  # the only time in a step that the host waits for the device
+        report = self._report(values, total, len(batches[0].log_sums))
+        norm = math.sqrt(squared) if squared >= 0 else math.nan
         if reason := self.guard.skip_reason(report.loss, norm):
             return self._skip(replace(report, gradient_norm=norm), reason, sums)
         for group in self.optimizer.param_groups:
@@ -126,7 +128,7 @@ class Trainer:
         """Run forward and backward over `batch` and skip the update: only memory is allocated."""
         self.engine.train()
         self.engine.set_gradient_accumulation_boundary(True)
-        output = self.engine(**batch.inputs_on(self.device))
+        output = self.engine(**batch.arguments_on(self.device))
         self.engine.backward(output["loss_sum"] / max(1.0, float(output["num_tokens"])), scale_wrt_gas=False)
         self.zero.skip()
 
@@ -143,24 +145,23 @@ class Trainer:
         suspects = tuple(number for number, values in enumerate(sums) if not math.isfinite(values[0]))
         return replace(report, skipped=reason, suspects=suspects)
 
-    def _report(self, sums: Tensor | None, total: float, num_log_sums: int) -> StepReport:
-        """Return sums over all ranks, laid out as by `_sums`, as a report; None if nothing was run."""
-        values = [0.0] * 3 if sums is None else sums.tolist()
-        tasks_end = len(values) - num_log_sums
-        num_tasks = (tasks_end - 3) // 2
-        task_loss, task_tokens = values[3 : 3 + num_tasks], values[3 + num_tasks : tasks_end]
+    def _report(self, values: list[float], total: float, num_log_sums: int) -> StepReport:
+        """Return sums over all ranks, those of `_known_sums` and `_sums`, as a report."""
+        tokens, images, log_sums = values[0], values[1], values[2 : 2 + num_log_sums]
+        loss_sum, by_task = values[2 + num_log_sums], values[3 + num_log_sums :]
+        task_loss, task_tokens = by_task[: len(by_task) // 2], by_task[len(by_task) // 2 :]
         return StepReport(
             step=self.step,
-            loss=values[0] / total if total else 0.0,
+            loss=loss_sum / total if total else 0.0,
             task_loss=[loss / count if count else 0.0 for loss, count in zip(task_loss, task_tokens, strict=True)],
             task_tokens=task_tokens,
             learning_rate=learning_rate(self.step - self.guard.skipped, self.config),
             gradient_norm=0.0,
-            tokens=int(values[1]),
+            tokens=int(tokens),
             supervised=int(sum(task_tokens)),
-            images=int(values[2]),
+            images=int(images),
             weight=total,
-            log_sums=tuple(values[tasks_end:]),
+            log_sums=tuple(log_sums),
         )
 
     def checkpoint_state(self, position: int, identity: Identity, config: dict[str, Any]) -> CheckpointState:
@@ -221,14 +222,17 @@ class Trainer:
         return kept
 
 
-def _sums(output: StepOutput, batch: MicroBatch) -> Tensor:
-    """Return float64 [3 + 2 tasks + log sums] of one micro-batch.
+def _sums(output: StepOutput) -> Tensor:
+    """Return float64 [1 + 2 tasks] of one micro-batch: loss sum, loss by task, tokens by task."""
+    parts = (output["loss_sum"].detach().view(1), output["task_loss"], output["task_tokens"])
+    return torch.cat([part.double() for part in parts])
 
-    They are loss sum, tokens, images, loss by task, tokens by task, and the log sums.
+
+def _known_sums(batches: list[MicroBatch], device: torch.device) -> Tensor:
+    """Return float64 [2 + log sums] over the micro-batches of a step: tokens, images and the log sums.
+
+    One copy per step: a number copied in a micro-batch would make the host wait for the device.
     """
-    tokens, images = batch.counts["tokens"], batch.counts["images"]
-    head = torch.stack(
-        [output["loss_sum"].detach().double(), *output["loss_sum"].new_tensor([tokens, images]).double()]
-    )
-    extra = torch.tensor(batch.log_sums, dtype=torch.float64, device=head.device)
-    return torch.cat([head, output["task_loss"].double(), output["task_tokens"].double(), extra])
+    counts = [sum(batch.counts[key] for batch in batches) for key in ("tokens", "images")]
+    log_sums = [sum(values) for values in zip(*(batch.log_sums for batch in batches), strict=True)]
+    return copied_to(torch.tensor([*counts, *log_sums], dtype=torch.float64), device)

@@ -147,8 +147,8 @@ class HeldOutSlice:
         model = self._predictor.model
         side = model.image_size
         images = [square(image, side) for i in pack if (image := self._loss_items[i].image) is not None]
-        batch = collate([examples[i] for i in pack], images, side).inputs_on(self._device)
-        keys = ("input_ids", "labels", "position_ids", "pixel_values")
+        batch = collate([examples[i] for i in pack], images, side).arguments_on(self._device)
+        keys = ("input_ids", "labels", "position_ids", "pixel_values", "layout")
         logits, targets, places = model.answer_logits(**{key: batch[key] for key in keys})
         segments = batch["segment_ids"][0][places]
         return [(i, logits[segments == n], targets[segments == n]) for n, i in enumerate(pack, 1)]

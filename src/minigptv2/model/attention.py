@@ -19,11 +19,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import is_flash_attn_2_available
 
 from minigptv2.errors import ConfigError
-from minigptv2.model.pack_layout import PackLayout
+from minigptv2.pack_layout import PackLayout
 
 PACKED_SDPA, PACKED_VARLEN, PACKED_FLEX, PACKED_DENSE = "packed_sdpa", "packed_varlen", "packed_flex", "packed_dense"
 FLASH = "flash_attention_2"
@@ -144,21 +143,19 @@ def packed_varlen(
     return pack_layout.tokens_of(output)[None], None
 
 
-def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Return no mask: the layout of a pack defines what each token attends to."""
-    return None
-
-
 PACKED = {
     PACKED_SDPA: packed_sdpa,
     PACKED_VARLEN: packed_varlen,
     PACKED_FLEX: packed_flex,
     PACKED_DENSE: packed_dense,
 }
-"""Attention over packs by its name in `model.attention`."""
+"""Attention over packs by its name in `model.attention`.
+
+No mask function is registered for them, so that `transformers` makes no mask. To decide which mask a registered one
+needs, it looks into the position ids, for which the host waits in every micro-batch.
+"""
 for _name, _function in PACKED.items():
     AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, _packed_mask)
 
 
 def choose_attention(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -126,7 +126,7 @@ def load_info(folder: str | Path) -> ExportInfo:
             folder,
             _hash_or_none(document.get("tokenizer_sha256")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, ConfigError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
     for name, table, stated in (
         (info.model.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),

@@ -22,7 +22,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from minigptv2.batch import IGNORE, StepOutput
+from minigptv2.batch import StepOutput, copied_to
 from minigptv2.model.attention import GENERATION, check_shared_images
 from minigptv2.model.backbones import (
     TOKENS_PER_GROUP,
@@ -30,7 +30,7 @@ from minigptv2.model.backbones import (
     VisionEncoderSpec,
 )
 from minigptv2.model.head import chunk_head
-from minigptv2.model.pack_layout import PackLayout
+from minigptv2.pack_layout import PackLayout
 
 
 class Projector(nn.Module):
@@ -63,6 +63,7 @@ class MiniGPTv2(nn.Module):
         self.tokens_per_image = vision.tokens_per_image
         self.max_positions = language.max_positions
         self._pixel_mean, self._pixel_std = vision.mean, vision.std
+        self._statistics: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.vision_encoder = _build_vision_encoder(vision)
         self.projector = Projector(vision.width, language.width)
         self.language_model = _build_language_model(language, vocab_size, attention)
@@ -81,43 +82,53 @@ class MiniGPTv2(nn.Module):
         pixel_values: Tensor,
         task_ids: Tensor,
         loss_weights: Tensor | None = None,
+        layout: PackLayout | None = None,
     ) -> StepOutput:
         """A `Batch` -> sums over the supervised tokens of the pack, in float32.
 
         `loss_sum` [] carries the gradient, and each token counts with its weight. `num_tokens` [] counts tokens.
-        `task_loss` and `task_tokens` [num_tasks] are sums by task, without weights and gradient. Raises `ValueError` if
+        `task_loss` and `task_tokens` [num_tasks] are sums by task, without weights and gradient. `layout` is that of
+        the batch on its device. Without it the host waits for the device to compute it. Raises `ValueError` if
         placeholders and image tokens do not match.
         """
-        losses, supervised = self.token_losses(self.embed(input_ids, pixel_values), labels, position_ids)
+        layout = layout or PackLayout.of(position_ids, labels, input_ids)
+        embeddings = self.embed(input_ids, pixel_values, layout)
+        losses, supervised = self.token_losses(embeddings, labels, position_ids, layout)
         # The weight of a token is at its label, and the token before it has the loss.
-        weighted = losses if loss_weights is None else losses * torch.roll(loss_weights[0], -1)[supervised]
-        tasks = torch.roll(task_ids[0], -1)[supervised]
+        weighted = losses if loss_weights is None else losses * loss_weights[0].index_select(0, supervised + 1)
+        tasks = task_ids[0].index_select(0, supervised + 1)
         by_task = torch.zeros(self.num_tasks, device=losses.device)
         return StepOutput(
             loss_sum=weighted.sum(),
-            num_tokens=torch.tensor(len(losses), device=losses.device),
+            num_tokens=supervised.new_full((), len(supervised)),
             task_loss=by_task.index_add(0, tasks, losses.detach()),
             task_tokens=by_task.index_add(0, tasks, torch.ones_like(losses)),
         )
 
-    def token_losses(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def token_losses(
+        self, embeddings: Tensor, labels: Tensor, position_ids: Tensor, layout: PackLayout | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy float32 [T] of each supervised token, and the position [T] that predicts it.
 
-        `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does.
+        `embeddings` [1, L, D] as `embed` makes them, `labels` and `position_ids` int64 [1, L] as `data.collate` does,
+        `layout` as for `forward`.
         """
-        hidden, targets, supervised = self._supervised(embeddings, labels, position_ids)
-        return self.language_model.lm_head(hidden, targets), supervised
+        layout = layout or PackLayout.of(position_ids, labels)
+        hidden, targets = self._supervised(embeddings, labels, position_ids, layout)
+        return self.language_model.lm_head(hidden, targets), layout.supervised
 
     def answer_logits(
-        self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, pixel_values: Tensor
+        self, *, input_ids: Tensor, labels: Tensor, position_ids: Tensor, pixel_values: Tensor, layout: PackLayout
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits float32 [T, vocabulary], target [T] and position [T] of each supervised token of a pack."""
-        hidden, targets, supervised = self._supervised(self.embed(input_ids, pixel_values), labels, position_ids)
-        return self.language_model.lm_head(hidden).float(), targets, supervised
+        embeddings = self.embed(input_ids, pixel_values, layout)
+        hidden, targets = self._supervised(embeddings, labels, position_ids, layout)
+        return self.language_model.lm_head(hidden).float(), targets, layout.supervised
 
-    def _supervised(self, embeddings: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return last hidden state [T, D], target [T] and position [T] of the tokens that predict a supervised one."""
-        layout = PackLayout.of(position_ids)
+    def _supervised(
+        self, embeddings: Tensor, labels: Tensor, position_ids: Tensor, layout: PackLayout
+    ) -> tuple[Tensor, Tensor]:
+        """Return last hidden state [T, D] and target [T] of the tokens that predict a supervised one."""
         if layout.shares_images:
             check_shared_images(self.attention)
         hidden = self.language_model.model(
@@ -126,37 +137,42 @@ class MiniGPTv2(nn.Module):
             use_cache=False,
             **layout.kwargs(),
         ).last_hidden_state
-        # The token before a label predicts it. The last target of the roll wraps around and is never supervised.
-        targets = torch.roll(labels[0], -1)
-        targets[-1] = IGNORE
-        supervised = torch.nonzero(targets != IGNORE).flatten()
-        return hidden[0, supervised], targets[supervised], supervised
+        return hidden[0].index_select(0, layout.supervised), labels[0].index_select(0, layout.supervised + 1)
 
-    def embed(self, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor, pixel_values: Tensor, layout: PackLayout | None = None) -> Tensor:
         """[B, L] ids with placeholders (negative) and uint8 [N, 3, H, W] images -> [B, L, language_width].
 
         It encodes at least one image: under ZeRO-3 every rank must run the same modules equally often, or the job hangs
-        (DeepSpeed#7170). Without images it encodes a blank one, which has exactly no effect.
+        (DeepSpeed#7170). Without images it encodes a blank one, which has exactly no effect. `layout` is that of a
+        pack, as for `forward`.
         """
+        placeholders = layout.placeholders if layout else None
         num_images = pixel_values.shape[0]
         tokens = self.encode_images(pixel_values if num_images else pixel_values.new_zeros(1, *pixel_values.shape[1:]))
         if num_images:
-            return self.place(input_ids, tokens)
+            return self.place(input_ids, tokens, placeholders)
         # where(), not 0 * sum(), because zero times an overflow is NaN.
         nothing = torch.where((input_ids < 0).any(), tokens.sum(), tokens.new_zeros(()))
-        return self.place(input_ids, tokens[:0]) + nothing
+        return self.place(input_ids, tokens[:0], placeholders) + nothing
 
-    def place(self, input_ids: Tensor, image_tokens: Tensor) -> Tensor:
-        """[B, L] ids with placeholders and [N, tokens_per_image, D] tokens, one N per run -> [B, L, D] embeddings."""
-        is_image = input_ids < 0
+    def place(self, input_ids: Tensor, image_tokens: Tensor, placeholders: Tensor | None = None) -> Tensor:
+        """[B, L] ids with placeholders and [N, tokens_per_image, D] tokens, one N per run -> [B, L, D] embeddings.
+
+        `placeholders` int64 [P] are their positions in the flattened ids. Without them the host waits for the device to
+        find them.
+        """
+        if placeholders is None:
+            placeholders = torch.nonzero(input_ids.flatten() < 0).flatten()
         text = self.language_model.model.embed_tokens(input_ids.clamp(min=0))
-        placeholders, (images, per_image) = int(is_image.sum()), image_tokens.shape[:2]
-        if placeholders != images * per_image:
+        images, per_image = image_tokens.shape[:2]
+        if len(placeholders) != images * per_image:
             raise ValueError(
-                f"{placeholders} image placeholders but {images} images of {per_image} tokens: the prompt encoder "
+                f"{len(placeholders)} image placeholders but {images} images of {per_image} tokens: the prompt encoder "
                 "must write exactly one run per image"
             )
-        return text.masked_scatter(is_image[..., None], image_tokens.to(text.dtype))
+        # Rows are written by position: the backward pass is a gather. That of `masked_scatter` waits for the device.
+        rows = text.flatten(0, 1).index_put((placeholders,), image_tokens.flatten(0, 1).to(text.dtype))
+        return rows.view_as(text)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """uint8 or float [N, 3, H, W] -> [N, tokens_per_image, language_width].
@@ -164,8 +180,7 @@ class MiniGPTv2(nn.Module):
         uint8 pixels (0..255) are normalized here, on the device. Float pixels must be normalized already.
         """
         if pixel_values.dtype == torch.uint8:
-            mean = torch.tensor(self._pixel_mean, device=pixel_values.device).view(1, 3, 1, 1)
-            std = torch.tensor(self._pixel_std, device=pixel_values.device).view(1, 3, 1, 1)
+            mean, std = self._pixel_statistics(pixel_values.device)
             pixel_values = (pixel_values.float() / 255 - mean) / std
         trained = any(parameter.requires_grad for parameter in self.vision_encoder.parameters())
         at_once = len(pixel_values) if trained else self.vision_batch or len(pixel_values)
@@ -176,6 +191,13 @@ class MiniGPTv2(nn.Module):
             ]
         tokens = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.projector(tokens[:, 1:])
+
+    def _pixel_statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation float32 [1, 3, 1, 1], copied to the device once."""
+        if device not in self._statistics:
+            mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self._pixel_mean, self._pixel_std))
+            self._statistics[device] = copied_to(mean, device), copied_to(std, device)
+        return self._statistics[device]
 
     @property
     def _vision_dtype(self) -> torch.dtype:

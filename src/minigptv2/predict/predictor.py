@@ -23,6 +23,7 @@ from minigptv2.batch import IGNORE
 from minigptv2.errors import CheckpointError, ConfigError, DataError, TooLongError
 from minigptv2.model.export import load_export
 from minigptv2.model.minigptv2 import MiniGPTv2
+from minigptv2.pack_layout import PackLayout
 from minigptv2.predict.requests import Case, Decoding, ImageRef, ImageTokens, Reply, Request, Score
 from minigptv2.prompt import Example, PromptEncoder, PromptStyle
 from minigptv2.shards.image_files import square
@@ -260,7 +261,8 @@ class Predictor:
 
     def _place(self, input_ids: Tensor, image_tokens: Tensor | None) -> Tensor:
         if image_tokens is None:
-            image_tokens = torch.zeros(0, self.model.tokens_per_image, 0, device=self._device)
+            width = self.model.projector.linear.out_features
+            image_tokens = torch.zeros(0, self.model.tokens_per_image, width, device=self._device)
         return self.model.place(input_ids.to(self._device), image_tokens)
 
     def _generate(self, embeddings: Tensor, mask: Tensor, decoding: Decoding, **more: Any) -> Tensor:
@@ -278,12 +280,12 @@ class Predictor:
         )
 
     def _packed_losses(self, examples: list[Example], image_tokens: Tensor | None) -> list[Tensor]:
-        ids, labels = (np.concatenate([getattr(e, key) for e in examples])[None] for key in ("input_ids", "labels"))
-        positions = np.concatenate([np.arange(len(e)) for e in examples])[None]
-        embeddings = self._place(torch.from_numpy(ids), image_tokens)
-        losses, _ = self.model.token_losses(
-            embeddings, torch.from_numpy(labels).to(self._device), torch.from_numpy(positions).to(self._device)
-        )
+        parts = [np.concatenate([getattr(e, key) for e in examples]) for key in ("input_ids", "labels")]
+        joined = np.stack([*parts, np.concatenate([np.arange(len(e)) for e in examples])])
+        ids, labels, positions = torch.from_numpy(joined).split(1)
+        layout = PackLayout.of(positions, labels).to(self._device)
+        embeddings = self._place(ids, image_tokens)
+        losses, _ = self.model.token_losses(embeddings, labels.to(self._device), positions.to(self._device), layout)
         return list(losses.cpu().split([e.num_supervised for e in examples]))
 
     def _padded_losses(self, examples: list[Example], image_tokens: Tensor | None) -> list[Tensor]:

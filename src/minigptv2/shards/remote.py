@@ -161,7 +161,7 @@ def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str], dict[str, int]
             if turn_counts := document.get("turn_counts_sha256"):
                 hashes[TURNS_FILE] = turn_counts
             return data, hashes, _limits(document["num_shards"], document["samples"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a valid manifest: {problem}")
 
