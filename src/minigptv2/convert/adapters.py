@@ -19,7 +19,6 @@ from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
 from minigptv2.model.base_hashes import hash_bases
 from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, open_bases, open_language_base
 from minigptv2.model.export import (
-    INSIDE,
     ExportContent,
     ExportInfo,
     LineageEntry,
@@ -30,6 +29,7 @@ from minigptv2.model.export import (
     tokenizer_in,
     with_bases,
 )
+from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors, stored_dtype
 from minigptv2.terminal_text import progress_bar

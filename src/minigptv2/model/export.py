@@ -27,6 +27,7 @@ from minigptv2.model.base_hashes import hash_bases
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
+from minigptv2.model.export_paths import PATHS, portable, resolved
 from minigptv2.model.memory_check import check_memory
 from minigptv2.model.minigptv2 import MiniGPTv2
 from minigptv2.model.weights import (
@@ -43,8 +44,6 @@ from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
-_PATHS = ("vision_encoder", "vision_weights", "language_model", "language_weights")
-"""Fields of `ModelConfig` that may be folders."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def load_info(folder: str | Path) -> ExportInfo:
         if document["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {document['format']} is not supported; this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
-        model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
+        model |= {key: resolved(key, model[key], folder) for key in PATHS}
         model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
         info = ExportInfo(
             config_of_plain(ModelConfig, model),
@@ -147,21 +146,6 @@ def _hash_or_none(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"a hash must be a text, got {type(value).__name__}")
     return value
-
-
-def _is_spec_name(key: str, value: str) -> bool:
-    names: dict[str, Any] = {"vision_encoder": VISION_ENCODERS, "language_model": LANGUAGE_MODELS}
-    return value in names.get(key, ())
-
-
-def _resolve(key: str, value: str | None, folder: Path) -> str | None:
-    """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept.
-
-    Base weights may lie anywhere. They are read like any foreign file: regular files, and never code.
-    """
-    if value is None or _is_spec_name(key, value):
-        return value
-    return str(folder / value)  # an absolute path stays what it is
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,7 @@ def save_export(
             "format": FORMAT,
             "model": asdict(content.config)
             | {"tokenizer": None}
-            | {key: _portable(key, getattr(content.config, key), inside) for key in _PATHS},
+            | {key: portable(key, getattr(content.config, key), inside) for key in PATHS},
             "sizes": (content.sizes or sizes_of(content.config)).as_json(),
             "weights_sha256": sha256,
             "base_sha256": content.base_sha256,
@@ -213,17 +197,6 @@ def save_export(
         }
         write_json(temporary / FOLDER_CONFIG, document)
     return load_info(folder)
-
-
-def _portable(key: str, value: str | None, inside: bool) -> str | None:
-    """Return the path to write: absolute, except names of specs and paths inside the new folder."""
-    if value is None or _is_spec_name(key, value) or (inside and value in INSIDE):
-        return value
-    return str(Path(value).resolve())
-
-
-INSIDE = (".", "language_model")
-"""Paths inside a model folder: the vision encoder's weights and the language model's Hugging Face folder."""
 
 
 @contextmanager
