@@ -1,4 +1,4 @@
-"""Refuses to load a model that does not fit into memory, before the system kills the process without a word."""
+"""Refuses to load a model that does not fit into memory, which the system would end without a message."""
 
 from __future__ import annotations
 
