@@ -25,7 +25,7 @@ from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
 from minigptv2.model.base_hashes import hash_bases
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, names_to_export, open_bases
-from minigptv2.model.build import build_model, sizes_of
+from minigptv2.model.build import build_model, sizes_of, without_values
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export_paths import PATHS, portable, resolved
 from minigptv2.model.memory_check import check_memory
@@ -250,8 +250,7 @@ def load_export(
     fill_weights(unfilled, bases, parent, lambda parameter, value: None, seed=None)
     check_memory(unfilled, info.folder, dtype, torch.device(device))
     check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
-    with _dtype(dtype):
-        model = build(_empty(device), dtype=dtype)
+    model = build(without_values(torch.device(device), dtype), dtype=dtype)
     fill_weights(model, bases, parent, assign_plain, seed=None)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
@@ -306,25 +305,6 @@ def tokenizer_in(info: ExportInfo) -> Tokenizer:
             f"{str(info.tokenizer_sha256)[:16]} instead of {tokenizer.sha256[:16]}"
         )
     return tokenizer
-
-
-@contextmanager
-def _dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def _empty(device: str | torch.device) -> Iterator[None]:
-    """Within it, modules are built on `device` without initial values, because files fill all of them."""
-    from transformers.initialization import no_init_weights
-
-    with torch.device(device), no_init_weights():
-        yield
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
