@@ -142,6 +142,11 @@ soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
 
+.PHONY: full-size
+FULL_SIZE ?= build/full-size
+full-size: $(STAMP)  ## run the life cycle of the full-size model on the CPU, with random weights (LAYERS=2; 24 GB memory, 40 GB disk)
+	$(BIN)/python -m tests.full_size --output $(FULL_SIZE) $(if $(LAYERS),--layers $(LAYERS))
+
 races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
 

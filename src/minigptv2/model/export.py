@@ -23,12 +23,22 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import disguise_in, finish_file, remove_or_report, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
-from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
-from minigptv2.model.build import build_model, sizes_of
+from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.bases import Base, check_base_hashes, fill_weights, names_to_export, open_bases
+from minigptv2.model.build import build_model, sizes_of, without_values
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export_paths import PATHS, portable, resolved
+from minigptv2.model.memory_check import check_memory
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors, tensors_in
+from minigptv2.model.weights import (
+    Tensors,
+    check_finite,
+    named_canonical,
+    part_of,
+    read_safetensors,
+    stored_dtype,
+    tensors_in,
+)
 from minigptv2.redacted_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
@@ -219,28 +229,37 @@ def load_export(
     *,
     vision_weights: str | None = None,
     language_weights: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
     """Load the whole model of an export on this process, in evaluation mode, with its tokenizer and config.
 
-    `vision_weights` and `language_weights` override the paths of its bases. Raises `CheckpointError` for a damaged
-    file, bases that it was not trained on, an unexpected tensor, or a parameter without a tensor.
+    `vision_weights` and `language_weights` override the paths of its bases. `dtype` defaults to that of the language
+    model's files. Raises `CheckpointError` for a damaged file, bases that it was not trained on, an unexpected tensor,
+    or a parameter without a tensor, and `ConfigError`, before the bases are read, if the model does not fit in memory.
     """
     info = with_bases(load_info(folder), vision_weights, language_weights)
     tensors = open_weights(info)
     bases = open_bases(info.model)
-    check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
+    dtype = dtype or _own_dtype(tensors, bases)
     tokenizer = tokenizer_in(info)
     build = partial(build_model, info.model, tokenizer.vocab_size, sizes=info.sizes, device=torch.device(device))
     parent = (str(info.folder), tensors)
     # The files must fill a model of the stated sizes, before memory is taken for it.
-    fill_weights(build(torch.device("meta"), dtype=dtype), bases, parent, lambda parameter, value: None, seed=None)
-    with _dtype(dtype):
-        model = build(_empty(device), dtype=dtype)
+    unfilled = build(torch.device("meta"), dtype=dtype)
+    fill_weights(unfilled, bases, parent, lambda parameter, value: None, seed=None)
+    check_memory(unfilled, info.folder, dtype, torch.device(device))
+    check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
+    model = build(without_values(torch.device(device), dtype), dtype=dtype)
     fill_weights(model, bases, parent, assign_plain, seed=None)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
+
+
+def _own_dtype(tensors: Tensors, bases: list[Base]) -> torch.dtype:
+    """Return the dtype of the language model in the base folder, else in the export itself."""
+    stored = tensors | {name: tensor for base in bases for name, tensor in base.tensors.items()}
+    return stored_dtype({name: tensor for name, tensor in stored.items() if part_of(name) == "language_model"})
 
 
 def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: str | None) -> ExportInfo:
@@ -286,25 +305,6 @@ def tokenizer_in(info: ExportInfo) -> Tokenizer:
             f"{str(info.tokenizer_sha256)[:16]} instead of {tokenizer.sha256[:16]}"
         )
     return tokenizer
-
-
-@contextmanager
-def _dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def _empty(device: str | torch.device) -> Iterator[None]:
-    """Within it, modules are built on `device` without initial values, because files fill all of them."""
-    from transformers.initialization import no_init_weights
-
-    with torch.device(device), no_init_weights():
-        yield
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:
