@@ -71,7 +71,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Raise `ConfigError` for a name that is no tracker or that occurs twice, and for a package that is missing."""
     for name in names:
         if name not in TRACKERS:
-            known = f"{nearest(name, TRACKERS)} Trackers: {', '.join(TRACKERS)}"
+            known = f"{nearest(name, list(TRACKERS))} Trackers: {', '.join(TRACKERS)}"
             raise ConfigError(f"train.trackers: unknown tracker '{name}'{known}")
         if list(names).count(name) > 1:
             raise ConfigError(f"train.trackers names {name} twice")
