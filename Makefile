@@ -39,8 +39,9 @@ $(VENV)/.pretrained: $(STAMP)
 serve: $(STAMP)  ## start the chat page and the API on this machine (MODEL=folder, default: the demo's export)
 	$(BIN)/minigptv2 serve --model $(MODEL)
 
-test: $(STAMP)  ## run the tests
-	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
+TEST_WORKERS ?= 0
+test: $(STAMP)  ## run the tests (TEST_WORKERS=2: in two processes)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST)
 
 test-metrics: $(STAMP)  ## compare every metric with the official implementations (needs Java, installs packages)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk simplemma
