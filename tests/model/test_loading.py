@@ -12,10 +12,11 @@ import torch
 
 from minigptv2.cli import main
 from minigptv2.cluster.rendezvous import free_port
-from minigptv2.errors import ConfigError
-from minigptv2.model import memory_check
+from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.model import base_hashes, memory_check
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import load_export
+from minigptv2.model.weights import TensorInFile
 from minigptv2.predict.predictor import load_predictor
 from minigptv2.tokenizer import Tokenizer
 from tests.stand_ins import random_export, write_stock_llama
@@ -92,7 +93,7 @@ def test_every_command_names_needed_and_available_memory_before_it_loads(
     command: str,
 ) -> None:
     monkeypatch.setattr(memory_check, "available_memory", lambda: 1 << 10)
-    monkeypatch.setattr("minigptv2.model.export.hash_bases", lambda bases: pytest.fail("the bases were read"))
+    monkeypatch.setattr("minigptv2.model.export.HashedBase", lambda base: pytest.fail("the bases were read"))
     words = _commands(exports["float32"], tmp_path) | {
         "evaluate": _evaluate(exports["float32"], world.val, tmp_path / "evaluation")
     }
@@ -124,3 +125,37 @@ def test_all_ranks_of_a_machine_count(exports: dict[str, Path], monkeypatch: pyt
 def test_unknown_memory_refuses_nothing(exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_check, "available_memory", lambda: None)
     load_export(exports["bfloat16"])
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["first start", "second start"])
+def test_each_byte_of_the_bases_is_read_once(
+    exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(base_hashes, "SETTLED_S", -1.0)
+    if kept:
+        load_export(exports["bfloat16"])
+    names: list[str] = []
+    read = TensorInFile.__call__
+
+    def counted(tensor: TensorInFile) -> torch.Tensor:
+        names.append(tensor.name)
+        return read(tensor)
+
+    monkeypatch.setattr(TensorInFile, "__call__", counted)
+    load_export(exports["bfloat16"])
+    of_bases = [name for name in names if name.startswith(("model.", "lm_head."))]
+    assert of_bases and len(of_bases) == len(set(of_bases))
+    assert len(list((tmp_path / "minigptv2" / "hashes").iterdir())) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_other_bases_are_refused_on_the_first_and_on_the_second_start(
+    exports: dict[str, Path], tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(base_hashes, "SETTLED_S", -1.0)
+    other = write_stock_llama(tmp_path / "other", tokenizer, seed=1, dtype=getattr(torch, dtype))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="trained on another language_model: expected sha256"):
+            load_export(exports[dtype], language_weights=str(other))

@@ -23,7 +23,7 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import disguise_in, finish_file, remove_or_report, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
-from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.base_hashes import HashedBase, hash_bases
 from minigptv2.model.bases import Base, check_base_hashes, fill_weights, names_to_export, open_bases
 from minigptv2.model.build import build_model, sizes_of, without_values
 from minigptv2.model.config import ModelConfig
@@ -249,11 +249,17 @@ def load_export(
     unfilled = build(torch.device("meta"), dtype=dtype)
     fill_weights(unfilled, bases, parent, lambda parameter, value: None, seed=None)
     check_memory(unfilled, info.folder, dtype, torch.device(device))
-    check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
+    hashed = [HashedBase(base) for base in bases]
+    _check_hashes(info, {one.base.part: one.known for one in hashed if one.known}, bases)
     model = build(without_values(torch.device(device), dtype), dtype=dtype)
-    fill_weights(model, bases, parent, assign_plain, seed=None)
+    fill_weights(model, [one.base for one in hashed], parent, assign_plain, seed=None)
+    _check_hashes(info, {one.base.part: one.sha256() for one in hashed}, bases)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
+
+
+def _check_hashes(info: ExportInfo, found: dict[str, str], bases: list[Base]) -> None:
+    check_base_hashes(info.base_sha256, found, str(info.folder), bases)
 
 
 def _own_dtype(tensors: Tensors, bases: list[Base]) -> torch.dtype:

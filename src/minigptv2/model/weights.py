@@ -227,15 +227,27 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def hash_tensors(tensors: Tensors, source: str) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names, independent of the files.
+class TensorHash:
+    """The SHA-256 over names, dtypes, shapes and bytes of tensors, which are added in order of their names."""
 
-    Raises `CheckpointError` naming `source` and the first tensor that is not finite: every number is read here anyway.
-    """
-    digest = hashlib.sha256()
+    def __init__(self, source: str) -> None:
+        self._source, self._digest = source, hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises `CheckpointError` naming the source and the tensor if some of its numbers are not finite."""
+        value = tensor.detach().contiguous()
+        check_finite(name, value, self._source)
+        self._digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        self._digest.update(value.flatten().view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Return the hash of what was added."""
+        return self._digest.hexdigest()
+
+
+def hash_tensors(tensors: Tensors, source: str) -> str:
+    """Return the `TensorHash` of all tensors, which is independent of the files that they are in."""
+    digest = TensorHash(source)
     for name in sorted(tensors):
-        value = tensors[name].read().detach().contiguous()
-        check_finite(name, value, source)
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
+        digest.add(name, tensors[name].read())
     return digest.hexdigest()
