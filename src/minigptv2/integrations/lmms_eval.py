@@ -39,6 +39,7 @@ class LmmsModel(lmms):
 
     def __init__(
         self,
+        *,
         pretrained: str,
         task: str | None = None,
         boxes: BoxFormat = "model",

@@ -37,7 +37,7 @@ from minigptv2.train.assembly import build_trainer, rehearse, restore
 from minigptv2.train.ledger import StartLedger
 from minigptv2.train.limit import check_ranks, limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
-from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
+from minigptv2.train.resume import Start, check_stage_before, find_start, refuse_other_order
 from minigptv2.train.run import Run
 
 UNCHECKED = "warning: train.check_packing=false: nothing shows that packed samples are independent on this machine"
@@ -86,10 +86,7 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             lineage = [entry.as_json() for entry in start.parent.lineage] if start.parent else []
             tracked = TrackedRun(folder, start.step, start.known, lineage, config.train.trackers)
             with closing(RunLog(tracked, total_steps=config.train.steps, active=distributed.is_main())) as log:
-                origin = f"continues {start.parent.title}" if start.parent else "starts from the base weights"
-                log.line(f"{config.stage}: {origin}")
-                for doubt in doubts_about(config):
-                    log.line(f"warning: {doubt}")
+                _log_start(log, config, start)
                 watch.set_phase("loading the model")
                 layers = recomputed_layers(config, deepspeed_config, device)
                 trainer = build_trainer(
@@ -117,17 +114,30 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
                 run = Run(
                     config, folder, start, encoder, plan, trainer, log, watch, stop, attempts, limit, ledger, position
                 )
-                _log_mixture(log, "target mixture", dict(zip(plan.names, plan.shares, strict=True)))
-                _log_objective(log, plan)
                 run.monitor = _monitor(run, model)
-                run_loop(run)
-                counts = plan.corpus_counts(0, run.position)
-                _log_mixture(log, "actual mixture", {name: count / run.position for name, count in counts.items()})
+                _run_loop(run)
                 watch.set_phase("exporting")
                 return run.export(folder.export)
     finally:
         stop_listening()
         distributed.stop_process_group()
+
+
+def _log_start(log: RunLog, config: RunConfig, start: Start) -> None:
+    origin = f"continues {start.parent.title}" if start.parent else "starts from the base weights"
+    log.line(f"{config.stage}: {origin}")
+    for doubt in doubts_about(config):
+        log.line(f"warning: {doubt}")
+
+
+def _run_loop(run: Run) -> None:
+    """Train to the last step. The log has the mixture of the recipe before, and the one that was drawn after."""
+    plan = run.plan
+    _log_mixture(run.log, "target mixture", dict(zip(plan.names, plan.shares, strict=True)))
+    _log_objective(run.log, plan)
+    run_loop(run)
+    counts = plan.corpus_counts(0, run.position)
+    _log_mixture(run.log, "actual mixture", {name: count / run.position for name, count in counts.items()})
 
 
 def _prompt_encoder(config: RunConfig, tokenizer: Tokenizer) -> PromptEncoder:
