@@ -39,8 +39,9 @@ $(VENV)/.pretrained: $(STAMP)
 serve: $(STAMP)  ## start the chat page and the API on this machine (MODEL=folder, default: the demo's export)
 	$(BIN)/minigptv2 serve --model $(MODEL)
 
-test: $(STAMP)  ## run the tests
-	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
+TEST_WORKERS ?= 0
+test: $(STAMP)  ## run the tests (TEST_WORKERS=2: in two processes)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST)
 
 test-metrics: $(STAMP)  ## compare every metric with the official implementations (needs Java, installs packages)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk simplemma
@@ -116,6 +117,11 @@ RECORDS ?= 1000000
 soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the tests marked soak (SEED=1, SOAK="kills=5 ...")
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
+
+.PHONY: full-size
+FULL_SIZE ?= build/full-size
+full-size: $(STAMP)  ## run the life cycle of the full-size model on the CPU, with random weights (LAYERS=2; 24 GB memory, 40 GB disk)
+	$(BIN)/python -m tests.full_size --output $(FULL_SIZE) $(if $(LAYERS),--layers $(LAYERS))
 
 races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
