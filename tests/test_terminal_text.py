@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from minigptv2.cli import main
 from minigptv2.secrets import guarded_output
 from minigptv2.shards.manifest import MANIFEST_FILE, _own_hash
-from minigptv2.terminal_text import one_line, printable, printable_json, progress_bar
+from minigptv2.terminal_text import one_line, printable, printable_json
 from tests.conftest import World
 from tests.serve.test_terminal import talk
 
@@ -106,10 +106,3 @@ def test_shards_of_a_foreign_corpus(
 def test_an_error_of_a_chat(text: str) -> None:
     said, _ = talk([f"/image {text}", f"/box {text}"])
     assert "no image" in said and not controls(said)
-
-
-def test_a_progress_bar_moves_the_cursor_and_its_title_does_not() -> None:
-    said = io.StringIO()
-    with mock.patch.object(sys, "stderr", said), guarded_output(), progress_bar(total=2, desc="a\x1b[31m\r") as bar:
-        bar.update(1)
-    assert "\r" in said.getvalue() and "\x1b[31m" not in said.getvalue() and "a\\x1b[31m\\r" in said.getvalue()

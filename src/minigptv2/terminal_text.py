@@ -1,4 +1,4 @@
-"""Makes text from files and models harmless for a terminal, and starts progress bars.
+"""Makes text from files and models harmless for a terminal.
 
 Escape codes can retitle a window, move the cursor over earlier lines, or answer in the user's name. Carriage returns
 overwrite a line, and bidirectional overrides show a name in another order than it has.
@@ -8,14 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-Item = TypeVar("Item")
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _UNSAFE = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{_BIDI}\ud800-\udfff]")
 """Control characters of C0 and C1 except tab and newline, other line breaks, bidirectional controls, and bytes that
@@ -48,10 +42,3 @@ def unguarded(stream: TextIO) -> TextIO:
     """The stream below the one of `secrets.guarded_output`: for the program's own colors and cursor movements."""
     below: TextIO = getattr(stream, "_wrapped", stream)
     return below
-
-
-def progress_bar(items: Iterable[Item] | None = None, *, desc: str | None = None, **options: Any) -> tqdm[Item]:
-    """A progress bar of tqdm on stderr, over `items`. It moves the cursor, so it writes to the unguarded stream."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=one_line(desc) if desc else None, file=unguarded(sys.stderr), **options)

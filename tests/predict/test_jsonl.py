@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from minigptv2.predict.jsonl import _is_cut_line
 from minigptv2.tokenizer import Tokenizer
 from tests.model.tiny import save_tiny_export
 from tests.predict.test_predictor import A, B
+from tests.test_terminal_text import HOSTILE, controls
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +202,20 @@ def test_answers_are_scored_in_a_prompt_style(model: str, tmp_path: Path, capsys
     assert found["trained"]["nll"] != found["published"]["nll"]
     assert run("score", model, source, tmp_path / "trained.jsonl", "--prompt-style", "published") == 3
     assert "written for another line, model or setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [text for text in HOSTILE if "\udcff" not in text])
+def test_lines_on_a_terminal_have_no_control_characters(text: str, model: str, tmp_path: Path) -> None:
+    source = write(tmp_path, [{"image": None, "turns": [{"question": f"say {text}"}], "id": text}])
+    terminal, line = pty.openpty()
+    try:
+        assert run("predict", model, source, Path(os.ttyname(line)), "--max-new-tokens", "2") == 0
+        said = b""
+        while not said.endswith(b"\r\n"):
+            said += os.read(terminal, 1 << 16)
+    finally:
+        os.close(line)
+        os.close(terminal)
+    written = said.decode().removesuffix("\r\n")
+    assert not controls(written)
+    assert json.loads(written)["id"] == text

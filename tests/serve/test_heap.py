@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import threading
+import weakref
 
 import pytest
 
@@ -32,6 +34,18 @@ def test_a_server_trims_its_heap_while_it_runs(predictor: Predictor, monkeypatch
     monkeypatch.setattr(heap, "trim_heap", trimmed.release)
     with running(predictor):
         assert all(trimmed.acquire(timeout=10) for _ in range(3))
+        assert gc.get_freeze_count() > 1000  # the objects of the start are not searched each time
+    assert gc.get_freeze_count() == 0
+
+
+def test_garbage_is_collected() -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    held = weakref.ref(Node())
+    trim_heap()
+    assert held() is None
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

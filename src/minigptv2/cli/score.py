@@ -36,7 +36,8 @@ def _score(args: argparse.Namespace) -> int:
         layout=args.layout,
         warn=warn,
     )
-    scored = bool(outcome.done or outcome.before)
+    # A terminal or a pipe cannot be read again.
+    scored = bool(outcome.done or outcome.before) and Path(args.output).is_file()
     loss, tokens = mean_loss(Path(args.output)) if scored else (None, 0)
     if scored and not args.json:
         print(f"mean loss {loss:.6f} over {tokens} supervised tokens")

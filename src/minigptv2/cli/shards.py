@@ -244,6 +244,6 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
 
 
 def _bar(title: str, unit: str) -> Any:
-    from tqdm import tqdm
+    from minigptv2.progress import progress_bar
 
-    return tqdm(desc=title, unit=unit, disable=not sys.stderr.isatty())
+    return progress_bar(desc=title, unit=unit)

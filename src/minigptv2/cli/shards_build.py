@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,18 +160,15 @@ def _build_all(args: argparse.Namespace) -> int:
 
 
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from minigptv2.cluster.processes import usable_cpus
     from minigptv2.corpora.build_corpus import BuildOptions, build
+    from minigptv2.progress import progress_bar
     from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None
     read = corpus.has_files or corpus.is_own  # not drawn by the program
     workers = args.workers if args.workers is not None else usable_cpus() if read else 0
-    with tqdm(
-        total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05, disable=not sys.stderr.isatty()
-    ) as bar:
+    with progress_bar(total=total, desc=corpus.name, unit=f" {corpus.counted}", smoothing=0.05) as bar:
         report = build(
             corpus,
             root,

@@ -7,7 +7,6 @@ mistake is reported with its place and its fix. A build stops and prints the fir
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -27,8 +26,8 @@ from minigptv2.corpora.frames import CENTERS, CORNERS, SIZES
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError
+from minigptv2.progress import progress_bar
 from minigptv2.shards.image_header import MAX_PIXELS
-from minigptv2.terminal_text import progress_bar
 
 MAX_BOXES_SHOWN = 8
 DECODE_S = 20.0
@@ -154,7 +153,7 @@ def _check_all(file: Path, raw: Raw, options: OwnOptions, decode_s: float = 0.0)
     found, ends = _Findings(), time.monotonic() + decode_s
     shape: dict[str, Any] = dict(desc=f"checking {file.name}", unit=" entries", smoothing=0.05, leave=False)
     examined = partial(_check_chunk, max_pixels=options.max_pixels, decode=decode_s > 0)
-    with progress_bar(**shape, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(**shape) as bar:
         for results in _check_chunks(format_of(file, options.format).read(file, raw), examined):
             for mistakes, boxes in results:
                 found.entries += 1

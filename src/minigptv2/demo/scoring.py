@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -10,8 +9,8 @@ from minigptv2.boxes import Box, render_box
 from minigptv2.heldout.samples import HeldOutQuestion
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding
+from minigptv2.progress import progress_bar
 from minigptv2.tasks import TASKS, mean_scores
-from minigptv2.terminal_text import progress_bar
 
 Scores = dict[str, dict[str, float]]
 """Task to metric to value."""
@@ -34,7 +33,7 @@ def evaluate_items(
     by_task: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         by_task.setdefault(item.turn.task, []).append(number)
-    bar = progress_bar(total=len(items), desc="evaluating", unit="question", disable=not sys.stderr.isatty())
+    bar = progress_bar(total=len(items), desc="evaluating", unit="question")
     for numbers in by_task.values():
         for start in range(0, len(numbers), batch_size):
             chosen = numbers[start : start + batch_size]

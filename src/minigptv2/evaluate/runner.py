@@ -25,9 +25,10 @@ from minigptv2.evaluate.rules import Prediction, Scored
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
+from minigptv2.progress import progress_bar
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.terminal_text import printable_json, progress_bar
+from minigptv2.terminal_text import printable_json
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _PART_FILE = "answers.{rank}.jsonl"
@@ -191,10 +192,11 @@ class _BenchmarkRun:
         """Answer the questions and append a line for each to the file `part`, which is synced after each batch."""
         part.parent.mkdir(parents=True, exist_ok=True)
         _truncate_incomplete_line(part)
-        shown = sys.stderr.isatty() and distributed.is_main()
         with (
             open(part, "ab") as stream,
-            progress_bar(total=len(questions), desc=self._spec.name, unit="question", disable=not shown) as bar,
+            progress_bar(
+                total=len(questions), desc=self._spec.name, unit="question", disable=not distributed.is_main()
+            ) as bar,
         ):
             for window in _windows(questions, self._settings.batch_size * _WINDOW):
                 for chosen, predictions in self._batches(window):

@@ -20,10 +20,11 @@ from PIL import Image
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
+from minigptv2.progress import progress_bar
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_convert import read_photo
 from minigptv2.tasks import task_of
-from minigptv2.terminal_text import printable_json, progress_bar
+from minigptv2.terminal_text import printable_json
 from minigptv2.typed_marks import asked_question
 
 CACHED_IMAGES = 128
@@ -204,6 +205,7 @@ class _Run:
         with open(self._source, "rb") as stream:
             total = sum(1 for _ in stream)
         self._output.parent.mkdir(parents=True, exist_ok=True)
+        is_file = self._output.is_file() or not self._output.exists()
         with open(self._output, "ab") as stream, progress_bar(total=total, unit="line", desc=self._output.name) as bar:
             for batch in self._batches(done, check, batch_size, bar):
                 for line, result in zip(batch, work(batch, self._seen), strict=True):
@@ -215,7 +217,8 @@ class _Run:
                     stream.write(printable_json(written, allow_nan=False).encode() + b"\n")
                     self._outcome.done += 1
                 stream.flush()
-                os.fsync(stream.fileno())
+                if is_file:  # a terminal or a pipe cannot be synced
+                    os.fsync(stream.fileno())
                 bar.update(len(batch))
         return self._outcome
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import time
@@ -24,7 +25,7 @@ from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Busy, Ticket
 from minigptv2.serve.config import Access, ClientLimits, Limits
 from minigptv2.serve.connections import server_config
-from minigptv2.serve.heap import keep_heap_small
+from minigptv2.serve.heap import small_heap
 from minigptv2.serve.openai_api import ChatRequest, Envelope, parse_chat, parse_json, usage_of
 from minigptv2.serve.openapi import openapi_document
 from minigptv2.serve.request_error import RequestError
@@ -54,9 +55,8 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        trimming = asyncio.create_task(keep_heap_small())
-        yield
-        trimming.cancel()
+        async with small_heap():
+            yield
         await asyncio.to_thread(service.close)
 
     api = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
@@ -88,6 +88,7 @@ def serve(
 
     app = build_app(predictor, name=name, limits=limits, access=access, page=page, examples=examples)
     address = f"http://{f'[{access.host}]' if ':' in access.host else access.host}:{access.port}"
+    gc.collect()  # what is left now is kept for good: see small_heap
     print(f"{name}: {f'page {address}/  ' if page else ''}API {address}/v1  (Ctrl-C stops)", flush=True)
     uvicorn.Server(server_config(app, access, clients, log_level="warning", timeout_graceful_shutdown=5)).run()
 
