@@ -39,8 +39,9 @@ $(VENV)/.pretrained: $(STAMP)
 serve: $(STAMP)  ## start the chat page and the API on this machine (MODEL=folder, default: the demo's export)
 	$(BIN)/minigptv2 serve --model $(MODEL)
 
-test: $(STAMP)  ## run the tests
-	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests $(PYTEST)
+TEST_WORKERS ?= 0
+test: $(STAMP)  ## run the tests (TEST_WORKERS=2: in two processes)
+	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests --numprocesses $(TEST_WORKERS) --dist loadfile $(PYTEST)
 
 test-metrics: $(STAMP)  ## compare every metric with the official implementations (needs Java, installs packages)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pycocoevalcap nltk simplemma
@@ -107,7 +108,7 @@ clean:  ## remove the environment, caches and demo runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info $(DEMO_DIR)
 
 # Long runs: fault tests, and benchmarks, which write to benchmarks/results.
-.PHONY: soak races fuzz-data fuzz-own bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
+.PHONY: soak races fuzz-data fuzz-own fuzz-readers bench-data bench-engine bench-evaluate bench-serve bench-build bench-gpu
 SOAK ?= saves=2000 disk=200 kills=50 stops=50 races=100
 SEED ?= 1
 N ?= 10000
@@ -116,6 +117,11 @@ RECORDS ?= 1000000
 soak: $(STAMP)  ## run for hours: kill -9 and signals at random moments, and the tests marked soak (SEED=1, SOAK="kills=5 ...")
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak $(SOAK) --seed $(SEED)
 	DS_ACCELERATOR=cpu $(BIN)/python -m pytest tests -m soak $(PYTEST)
+
+.PHONY: full-size
+FULL_SIZE ?= build/full-size
+full-size: $(STAMP)  ## run the life cycle of the full-size model on the CPU, with random weights (LAYERS=2; 24 GB memory, 40 GB disk)
+	$(BIN)/python -m tests.full_size --output $(FULL_SIZE) $(if $(LAYERS),--layers $(LAYERS))
 
 races: $(STAMP)  ## start the same stage twice at once in one folder, N times (N=100 SEED=1)
 	DS_ACCELERATOR=cpu $(BIN)/python -m tests.soak races=$(if $(filter command line environment,$(origin N)),$(N),100) --seed $(SEED)
@@ -130,6 +136,9 @@ fuzz-data: $(STAMP)  ## read thousands of damaged tars and images (N=10000 SEED=
 
 fuzz-own: $(STAMP)  ## build thousands of changed files of own data, N of each format (N=10000 SEED=1)
 	$(BIN)/python -m tests.corpora.fuzz --cases $(N) --seed $(SEED)
+
+fuzz-readers: $(STAMP)  ## read thousands of changed checkpoints, shards, tokenizers and texts, N with each reader (N=10000 SEED=1)
+	$(BIN)/python -m tests.hostile.fuzz --cases $(N) --seed $(SEED)
 
 bench-data: $(VENV)/.peers  ## benchmark packing, resume, growth with shards, and the loader against webdataset, energon and litdata
 	for name in packing resume growth loader; do $(BIN)/python -m benchmarks.data.$$name || exit 1; done

@@ -76,6 +76,7 @@ setup(
         "pretrained": ["gguf>=0.19", "onnx>=1.19"],
         "dev": [
             "pytest>=9.0",
+            "pytest-xdist>=3.8",
             "aiohttp>=3.10",
             "hypothesis>=6.150",
             "simplemma>=2.0",

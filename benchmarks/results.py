@@ -46,8 +46,9 @@ def report(
     packages: list[str],
     notes: list[str],
     more: dict[str, Any] | None = None,
+    folder: Path = FOLDER,
 ) -> None:
-    """Print the rows as a table with the notes below it, and write everything as JSON."""
+    """Print the rows as a table with the notes below it, and write everything as `<folder>/<name>.json`."""
     print(f"\n{title}\n")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     cells = [columns, *[[_cell(row.get(column, "")) for column in columns] for row in rows]]
@@ -56,7 +57,7 @@ def report(
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for note in notes:
         print(f"- {note}")
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     document = {
         "name": name,
         "title": title,
@@ -66,7 +67,7 @@ def report(
         "notes": notes,
         **(more or {}),
     }
-    (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _cell(value: Any) -> str:

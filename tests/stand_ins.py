@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from minigptv2.model.backbones import language_spec
-from minigptv2.model.bases import fill_weights, hash_bases, open_bases
+from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.bases import fill_weights, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import ExportContent, LineageEntry, assign_plain, names_to_export, save_export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from minigptv2.cli import main
 from minigptv2.config import Resume, load_config, render_yaml, setting
 from minigptv2.config_values import parse_yaml
 from minigptv2.data.plan import load_recipe
-from minigptv2.errors import ConfigError
+from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.run_config import RunConfig, check_places, load_run_config
 
 
@@ -285,6 +286,39 @@ def test_a_stage_takes_the_tokenizer_of_its_parent_when_none_is_named(tmp_path: 
     assert loaded.origins["model.tokenizer"] == "run.yaml"
     assert load_run_config("run.yaml", ["model.tokenizer=words"]).value.model.tokenizer == "words"
     assert load_config(RunConfig, "run.yaml").value.init_from == "runs/a/export"
+
+
+@pytest.mark.parametrize(
+    ("vision", "language", "wanted"),
+    [
+        (".", "language_model", ("runs/a/export", "runs/a/export/language_model")),
+        ("/w/vision", "../llama", ("/w/vision", "runs/a/export/../llama")),
+        (None, "/w/llama", (None, "/w/llama")),
+        (None, None, (None, None)),
+    ],
+)
+def test_a_stage_takes_the_base_weights_of_its_parent_when_none_are_named(
+    vision: str | None, language: str | None, wanted: tuple[str | None, ...], tmp_path: Path
+) -> None:
+    """Null base weights beside an export that was trained on some were random weights before."""
+    (tmp_path / "runs" / "a" / "export").mkdir(parents=True)
+    paths = {"vision_weights": vision, "language_weights": language}
+    (tmp_path / "runs" / "a" / "export" / "config.json").write_text(json.dumps({"model": paths}))
+    (tmp_path / "run.yaml").write_text(RUN + "init_from: runs/a/export")
+    loaded = load_run_config("run.yaml")
+    model = loaded.value.model
+    assert (model.vision_weights, model.language_weights) == wanted
+    assert (loaded.flat["model.vision_weights"], loaded.flat["model.language_weights"]) == wanted
+    assert load_run_config("run.yaml", ["model.vision_weights=own"]).value.model.vision_weights == "own"
+    assert load_run_config("run.yaml", ["init_from=null"]).value.model.language_weights is None
+
+
+@pytest.mark.parametrize("text", ['{"model": {"vision_weights": 3}}', "[]", "{", '{"model": {"language_weights": []}}'])
+def test_a_damaged_config_of_the_parent_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "run.yaml").write_text(RUN + "init_from: .")
+    with pytest.raises(CheckpointError, match="config.json"):
+        load_run_config("run.yaml")
 
 
 @pytest.mark.parametrize(

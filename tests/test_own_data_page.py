@@ -41,11 +41,14 @@ def test_a_person_who_follows_the_page_ends_with_a_fine_tuned_model(tmp_path: Pa
     assert "kept 720 samples" in told and "kept 120 samples" in told
     assert "shards/my: intact" in told and "held_out/my: intact" in told
     losses = [float(found) for found in re.findall(r"step \d+  loss ([\d.]+)", told)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[3] < 0.5 * losses[0]
     answers = told.split("export my (")[1].splitlines()[1:]
     assert answers[0] == "green", "the square of the first image, as the page's seed draws it"
     assert re.fullmatch(r"\{(<\d+>){4}\}", answers[1]) and "drawn 1 box(es) in answer.png" in answers
-    files = ("answer.png", "shards/my/preview.html", "eval/page.html")
+    assert "squares train: read 240 entries" in told and "squares test: read 40 entries" in told
+    accuracy = re.search(r"^squares/vqa +turns +score +([\d.]+)", told, re.MULTILINE)
+    assert accuracy and float(accuracy[1]) > 90, "the Parquet file trains the same questions"
+    files = ("answer.png", "shards/my/preview.html", "eval/page.html", "eval_squares/page.html")
     assert all((tmp_path / file).is_file() for file in files)
     more, tuned = blocks(PAGE, "yaml")
     (tmp_path / "more.yaml").write_text(more)

@@ -32,7 +32,7 @@ def on_ranks(function: str, ranks: int, **arguments: Any) -> list[Any]:
                 "MASTER_PORT": str(port),
                 "DS_ACCELERATOR": "cpu",
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(REPOSITORY),
+                "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'src'}",
                 "PYTHONWARNINGS": "ignore",
             }
             output = Path(folder) / f"{rank}.json"

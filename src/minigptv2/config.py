@@ -8,6 +8,7 @@ config: every component defines its own dataclass, whose fields declare with `se
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from minigptv2.config_interpolation import Interpolations
-from minigptv2.config_values import MAX_YAML_BYTES, check_finite, checked, parse_yaml
+from minigptv2.config_values import MAX_YAML_BYTES, check_finite, check_place, checked, parse_yaml
 from minigptv2.errors import ConfigError
 from minigptv2.files import disguise_of, home_expanded
 from minigptv2.secrets import looks_secret
@@ -133,6 +134,8 @@ def load_config(schema: type[T], file: str | Path | None, overrides: list[str] |
         value, flat = OmegaConf.to_object(final), _flatten(OmegaConf.create(values))
     for key, leaf in flat.items():
         check_finite(leaf, origins.get(key, where), key)
+        if _names_a_place(schema, key):
+            check_place(leaf, origins.get(key, where), key)
     places = {key: tuple(tried) for key, tried in searched.items() if flat.get(key) == tried[-1]}
     return Loaded(value, {key: origins.get(key, "default") for key in flat}, flat, places)  # type: ignore[arg-type]
 
@@ -142,19 +145,19 @@ def _check_interpolations(schema: type, merged: DictConfig, origins: dict[str, s
     found = Interpolations(OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
     for key in found.keys:
         try:
-            found.check(key, environment=_reads_environment(schema, key))
+            found.check(key, environment=_names_a_place(schema, key))
         except ConfigError as error:
             raise ConfigError(f"{origins.get(key, 'config')}: {error}") from error
 
 
-def _reads_environment(schema: type, key: str) -> bool:
-    """Whether the field of the dataclass `schema` with this dotted key is declared with `environment`."""
+def _names_a_place(schema: type, key: str) -> bool:
+    """Whether the field of the dataclass `schema` with this dotted key is a path or URL (`environment`)."""
     name, _, rest = key.partition(".")
     found = next((one for one in fields(schema) if one.name == name), None)
     if found is None or not rest:
         return bool(found and found.metadata.get("environment"))
     hint = get_type_hints(schema)[name]
-    return _is_dataclass_type(hint) and _reads_environment(hint, rest)
+    return _is_dataclass_type(hint) and _names_a_place(hint, rest)
 
 
 def config_of_plain(schema: type[T], values: dict[str, Any]) -> T:
@@ -164,6 +167,9 @@ def config_of_plain(schema: type[T], values: dict[str, Any]) -> T:
     """
     if any("${" in str(leaf) for leaf in _leaves(values)):
         raise ConfigError("an interpolation ${...} where a value is expected")
+    for key, value in values.items():
+        if _names_a_place(schema, str(key)):
+            check_place(value, "config", str(key))
     with _as_config_error("config"):
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))  # type: ignore[return-value]
 
@@ -228,6 +234,7 @@ def _extended(parent: Any, file: Path) -> Path:
     """The file that `extends:` of `file` names: beside it, or in the working folder."""
     if not isinstance(parent, str) or not parent:
         raise ConfigError(f"{file}: {EXTENDS} must be the path of a YAML file, got {parent!r}")
+    check_place(parent, str(file), EXTENDS)
     places = [file.parent / home_expanded(parent), find(home_expanded(parent))]
     for place in places:
         if place.is_file():
@@ -293,7 +300,7 @@ def _beside(schema: type, values: dict[str, Any], folder: Path, searched: dict[s
             searched.pop(key, None)
             if isinstance(value, str) and value and not _ELSEWHERE.match(value):
                 place = folder / value
-                found[name] = str(place) if place.exists() else value
+                found[name] = str(place) if os.path.exists(place) else value  # False for a name that is too long
                 searched[key] = [*dict.fromkeys((str(place), value))]
     return found
 

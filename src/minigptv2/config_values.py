@@ -32,6 +32,8 @@ MAX_YAML_BYTES = 1 << 17
 """Largest YAML text, which takes at most about 3 s to parse. That of a run has 2 KiB."""
 MAX_YAML_VALUES = 50_000
 """Largest number of values in a YAML text."""
+MAX_PATH_BYTES, MAX_NAME = 4095, 255
+"""Longest path, and longest name in it, on Linux."""
 _IN_PROGRESS = -1
 _MAX_DIGITS = 40
 _MAX_SHOWN = 80
@@ -207,6 +209,20 @@ def check_finite(value: Any, where: str, key: str) -> None:
             check_finite(item, where, f"{key}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: {key} must be a finite number, got {value}")
+
+
+def check_place(value: Any, where: str, key: str) -> None:
+    """Raise `ConfigError` for the text of a path that no file system has, because a name in it is too long.
+
+    The system would report it wherever the path is used first, as an error of its own.
+    """
+    if not isinstance(value, str) or "://" in value:
+        return
+    if len(value.encode(errors="surrogatepass")) > MAX_PATH_BYTES or max(map(len, value.split("/"))) > MAX_NAME:
+        raise ConfigError(
+            f"{where}: {key} is no path: it has {len(value):,} characters. A name has at most {MAX_NAME} and a path "
+            f"{MAX_PATH_BYTES:,}; got {value[:_MAX_SHOWN]}..."
+        )
 
 
 def _is_union(hint: Any) -> bool:

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import stat
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -73,6 +74,28 @@ def _check_kind(file: Path, mode: int, error: type[MiniGPTv2Error]) -> None:
 
 def _kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What changes when the content of a file does: its place, size, times and numbers in the file system.
+
+    The time of the last change (`changed_ns`) cannot be set, so a file that got its old modification time back differs.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
+    changed_ns: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, file: Path, stream: BinaryIO) -> FileIdentity:
+        """Return the identity of an open file."""
+        facts = os.fstat(stream.fileno())
+        place = os.path.realpath(file)
+        return cls(place, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_dev, facts.st_ino)
 
 
 def open_data(file: Path) -> int:

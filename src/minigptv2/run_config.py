@@ -14,12 +14,12 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.heldout.config import EvaluateConfig
 from minigptv2.model.backbones import LANGUAGE_MODELS, VISION_ENCODERS, tokens_per_image
 from minigptv2.model.config import ModelConfig, check_model_config
+from minigptv2.model.export_paths import bases_of
 from minigptv2.shipped import find
 from minigptv2.terminal_text import one_line
 
 FILES = ("data.recipe", "train.deepspeed")
 """The inputs without which no config can be checked. The others may be made later."""
-_TOKENIZER = "model.tokenizer"
 
 
 @dataclass
@@ -45,14 +45,24 @@ class RunConfig:
 
 
 def load_run_config(file: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Loaded[RunConfig]:
-    """The run config in `file` with `key=value` overrides. A stage that names no tokenizer takes its parent's."""
+    """The run config in `file` with `key=value` overrides.
+
+    A stage that names no tokenizer or no base weights takes those of the export that it starts from. Raises
+    `CheckpointError` if the config of that export is damaged.
+    """
     loaded = load_config(RunConfig, file, overrides)
-    config = loaded.value
-    _check_names(config)
-    if config.init_from is not None and config.model.tokenizer is None:
-        config.model.tokenizer = loaded.flat[_TOKENIZER] = config.init_from
-        loaded.origins[_TOKENIZER] = loaded.origins["init_from"]
+    _check_names(loaded.value)
+    if loaded.value.init_from is not None:
+        _take_from_parent(loaded, loaded.value.init_from)
     return loaded
+
+
+def _take_from_parent(loaded: Loaded[RunConfig], export: str) -> None:
+    for key, path in {"tokenizer": export, **bases_of(Path(export))}.items():
+        if getattr(loaded.value.model, key) is None:
+            setattr(loaded.value.model, key, path)
+            loaded.flat[f"model.{key}"] = path
+            loaded.origins[f"model.{key}"] = loaded.origins["init_from"]
 
 
 def _check_names(config: RunConfig) -> None:

@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "heldout.jsonl"
 
     @property
+    def startups(self) -> Path:
+        """One JSON object per start that reached its first step: seconds by phase."""
+        return self.path / "startups.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
@@ -150,7 +155,16 @@ class RunFolder:
         A folder that is a link or a mounted disk is emptied and kept. Of a linked folder only files with names that a
         run writes are removed. Raises `ConfigError` naming what could not be removed.
         """
-        files = (self.metrics, self.heldout, self.best_record, self.log, self.attempts, self.dropped, self.failure)
+        files = (
+            self.metrics,
+            self.heldout,
+            self.startups,
+            self.best_record,
+            self.log,
+            self.attempts,
+            self.dropped,
+            self.failure,
+        )
         try:
             for folder, written in zip(self.results, _WRITTEN, strict=True):
                 _clear_folder(folder, written)

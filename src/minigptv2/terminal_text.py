@@ -35,9 +35,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def printable_json(value: Any, indent: int | None = None) -> str:
-    """A plain value as JSON that is harmless for a terminal. Escapes are those of JSON, so no character is lost."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+def printable_json(value: Any, indent: int | None = None, *, allow_nan: bool = True) -> str:
+    """A plain value as JSON that is harmless for a terminal. Escapes are those of JSON, so no character is lost.
+
+    Raises `ValueError` for a number that is not finite unless `allow_nan`.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}" if found[0] != "\n" else "\n", text)
 
 

@@ -113,17 +113,21 @@ class _Characters:
 
 
 class _SentencePiece:
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, file: Path) -> None:
         self._processor = processor
+        self._file = file
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        with _as_checkpoint_error(self._file):
+            return self._processor.encode(text)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        with _as_checkpoint_error(self._file):
+            return self._processor.decode(ids)
 
     def piece(self, number: int) -> str | None:
-        return self._processor.id_to_piece(number)
+        with _as_checkpoint_error(self._file):
+            return self._processor.id_to_piece(number)
 
 
 class _HuggingFace:
@@ -145,7 +149,7 @@ class _HuggingFace:
 
 @contextmanager
 def _as_checkpoint_error(file: Path) -> Iterator[None]:
-    """Raise errors of the `tokenizers` library as `CheckpointError`. A panic of its Rust code is no `Exception`."""
+    """Raise errors of a tokenizer library as `CheckpointError`. A panic of Rust code is no `Exception`."""
     try:
         yield
     except BaseException as error:
@@ -188,12 +192,12 @@ def _load_sentencepiece(file: Path, data: bytes) -> Tokenizer:
 
     try:
         processor = SentencePieceProcessor(model_proto=data)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError: text in it that is not UTF-8
         raise CheckpointError(f"{file}: not a valid SentencePiece model") from error
     if processor.bos_id() < 0 or processor.eos_id() < 0:
         raise ConfigError(f"{file} has no marks for the begin and the end of a sentence")
     return Tokenizer(
-        _SentencePiece(processor),
+        _SentencePiece(processor, file),
         bos_id=processor.bos_id(),
         eos_id=processor.eos_id(),
         vocab_size=processor.vocab_size(),

@@ -52,9 +52,9 @@ def _check_model(model: dict[str, Any]) -> None:
     numbers = vocabulary.values()
     if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(vocabulary))):
         raise ValueError(f"its {len(vocabulary)} pieces must have the numbers 0 to {len(vocabulary) - 1}")
-    for key in ("unk_token",):
-        if model.get(key) is not None and model[key] not in vocabulary:
-            raise ValueError(f"its {key} is not in the vocabulary")
+    unknown = model.get("unk_token")
+    if unknown is not None and not (isinstance(unknown, str) and unknown in vocabulary):
+        raise ValueError("its unk_token is not in the vocabulary")
 
 
 def _growth(rule: Any, part: str, kinds: tuple[str, ...], depth: int = 0) -> int:
@@ -66,7 +66,10 @@ def _growth(rule: Any, part: str, kinds: tuple[str, ...], depth: int = 0) -> int
         raise ValueError(f"its {part} is {str(kind)[:40]!r}; expected one of {', '.join(kinds)}")
     growth = 1
     for key in _LISTS:
-        for below in rule.get(key) or ():
+        parts = rule.get(key) or []
+        if not isinstance(parts, list):
+            raise ValueError(f"{key} of its {part} must be a list")
+        for below in parts:
             growth = min(growth * _growth(below, part, kinds, depth + 1), 1 << 40)
     inserted = [rule.get(key) for key in ("content", "prepend", "replacement")]
     return growth * max(1, *(len(text) for text in inserted if isinstance(text, str)), 1)

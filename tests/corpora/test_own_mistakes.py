@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from minigptv2.cli import main as cli
 from minigptv2.corpora.draft import Draft, finish
+from minigptv2.corpora.formats import FORMATS
 from minigptv2.record import Turn
 from minigptv2.shards.reader import CorpusReader
 from tests.corpora.miniatures.files import jpeg, lines, put
@@ -168,3 +170,17 @@ def test_a_folder_of_several_formats_is_an_error_that_names_them(
     put(tmp_path / "my" / "a.xml", "<annotation><filename>a.jpg</filename></annotation>")
     assert cli(["shards", "build", str(tmp_path / "my"), "--output", str(tmp_path / "out"), *HERE]) == 3
     assert "matches several formats, yolo (YOLO boxes), voc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a\0b.jsonl", f"{'n' * 300}.jsonl", f"{'d/' * 3000}a.csv", "a\0b", "\ud83d.json"])
+def test_a_path_that_no_system_has_is_an_error(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli(["shards", "build", name, "--output", str(tmp_path / "out")]) in (2, 3)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and ("does not exist" in told or "unknown corpus" in told)
+
+
+def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli(["shards", "build", "--help"])
+    (listed,) = re.findall(r"format of your own data: ([^.]*)\.", " ".join(capsys.readouterr().out.split()))
+    assert re.split(r", | or ", listed) == list(FORMATS)

@@ -67,12 +67,13 @@ def make_assets(root: Path) -> None:
     (root / "deepspeed" / "config.yaml").write_text(render_yaml(run))
     (root / "published").mkdir()
     write_published(root / "published", tokenizer)
-    _write_checkpoint(root / "run")
+    write_checkpoint_of(root / "run")
     image = next((world.train / "photographs").glob("*.tar"))
     shutil.copyfile(image, root / "photographs.tar")
 
 
-def _write_checkpoint(run: Path) -> None:
+def write_checkpoint_of(run: Path) -> Path:
+    """A small checkpoint of a run."""
     from minigptv2.engine.checkpoint import MOMENTS, WEIGHTS, CheckpointState, Identity, write_checkpoint
 
     identity = Identity(
@@ -82,7 +83,7 @@ def _write_checkpoint(run: Path) -> None:
         base_sha256={},
     )
     tensors = {stem: {"a.weight": torch.ones(3)} for stem in (WEIGHTS, *MOMENTS)}
-    write_checkpoint(run, CheckpointState(3, 12, identity, {"a": 1}), tensors)
+    return write_checkpoint(run, CheckpointState(3, 12, identity, {"a": 1}), tensors)
 
 
 def change_json(file: Path, **changes: Any) -> None:

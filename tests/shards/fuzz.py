@@ -32,41 +32,12 @@ from minigptv2.shards.manifest import RECORDS
 from minigptv2.shards.reader import CorpusReader, split_name
 from minigptv2.shards.tar import BLOCK, Member, find_members
 from minigptv2.shards.writer import Sample, write_corpus
+from tests.damage import Damage, change_bytes, cut, flip_a_bit, insert_garbage, zero_a_range
 from tests.images.making import chunk
 from tests.memory import peak_mb, restart_peak
 
 SAMPLES = 6
 MEMORY_LIMIT_MB = 500
-
-Damage = Callable[[bytes, random.Random], bytes]
-
-
-def cut(data: bytes, rng: random.Random) -> bytes:
-    return data[: rng.randrange(len(data))]
-
-
-def change_bytes(data: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 8)):
-        changed[rng.randrange(len(changed))] = rng.randrange(256)
-    return bytes(changed)
-
-
-def flip_a_bit(data: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(data)
-    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
-def zero_a_range(data: bytes, rng: random.Random) -> bytes:
-    start = rng.randrange(len(data))
-    end = min(len(data), start + rng.randint(1, 4096))
-    return data[:start] + bytes(end - start) + data[end:]
-
-
-def insert_garbage(data: bytes, rng: random.Random) -> bytes:
-    at = rng.randrange(len(data))
-    return data[:at] + rng.randbytes(rng.choice([1, 100, BLOCK, 3 * BLOCK])) + data[at:]
 
 
 def _members(data: bytes) -> list[bytes]:

@@ -91,7 +91,7 @@ def test_a_text_that_the_json_contradicts_is_named(
     assert (line in index) == (line in verify) == named
     words = ["shards", "build", "sbu", "--root", str(tmp_path), "--output", str(tmp_path / "out"), *HERE]
     assert cli(words) == 0
-    assert ("used the json of 1 samples whose txt says something else" in capsys.readouterr().out) == named
+    assert (line in capsys.readouterr().out) == named
 
 
 def test_a_corpus_that_uses_everything_has_no_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -250,7 +250,9 @@ def test_members_of_macos_are_passed_over_and_counted(  # type: ignore[no-untype
     assert cli(["shards", "index", str(tmp_path / "raw/sbu"), *HERE]) == 0, "no fault"
     for outcome in outcomes(tmp_path / "raw", capsys):
         assert (outcome.code, outcome.captions) == (0, ["s0", "s1", "s2"]) and not outcome.dropped
-        assert f"passed over {len(members) - 6} members that macOS adds" in outcome.printed
+        assert f"passed over {len(members) - 6} members that macOS adds (" in outcome.printed
+        names = [str(name).removeprefix("./") for name, _ in members if "._s" in str(name)]
+        assert all(name in outcome.printed for name in names)
     assert cli(["shards", "verify", str(tmp_path / "raw/sbu"), "--decode", *HERE]) == 0
 
 
@@ -268,8 +270,20 @@ def test_extra_members_are_named_and_passed_over_when_asked(
     assert f"member 'a.{extras[0]}' is not an image, json or txt" in told and "--ignore-extra" in told
     for outcome in outcomes(tmp_path / "raw", capsys, "--ignore-extra"):
         assert (outcome.code, outcome.captions, outcome.images) == (0, ["a", "b"], [jpeg()] * 2)
-        assert all(f".{kind}" in outcome.printed for kind in extras) and "passed over" in outcome.printed
+        names = ["README", *(f"{key}.{kind}" for key in ("a", "b") for kind in extras)]
+        assert f"passed over {len(names)} members not an image, json or txt (" in outcome.printed
+        assert all(f"00000.tar / {name}" in outcome.printed for name in names)
     assert cli(["shards", "verify", str(tmp_path / "raw/sbu"), "--decode", *HERE]) == 0
+
+
+def test_a_build_names_the_first_of_many_extra_members_and_counts_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [member for n in range(30) for member in (*sample(f"{n:02d}", "a"), (f"{n:02d}.cls", b"7"))]
+    write_tar(tmp_path / "raw/sbu/00000.tar", members)
+    for outcome in outcomes(tmp_path / "raw", capsys, "--ignore-extra"):
+        assert "passed over 30 members not an image, json or txt (30 .cls): 00000.tar / 00.cls" in outcome.printed
+        assert "00000.tar / 19.cls and 10 more" in outcome.printed and "20.cls" not in outcome.printed
 
 
 def test_an_image_with_a_dot_in_its_key_is_named_and_not_passed_over(

@@ -197,7 +197,7 @@ def add_model(parser: Parser, *, required: bool = True) -> None:
         "trained, and in `evaluate` that of the protocol",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1. Default: a GPU if there is one")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16. Default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16. Default: that of the language model's files")
 
 
 def load_model(args: argparse.Namespace) -> Predictor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from minigptv2.cli.arguments import Parser, add_json, at_least, print_json
 from minigptv2.cli.shards_build import add_build
 from minigptv2.errors import DataError, counted
+from minigptv2.redacted_files import write_text
 
 if TYPE_CHECKING:
     from minigptv2.shards.dropped import Dropped
@@ -234,7 +235,7 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
     from minigptv2.shards.tar_samples import at_least
 
     if report is not None:
-        report.write_text("".join(f"{fault.to_json()}\n" for fault in faults))
+        write_text(report, "".join(f"{fault.to_json()}\n" for fault in faults))
     for fault in faults if report is None else faults[:_SHOWN_FAULTS]:
         print(fault, file=sys.stderr)
     if len(faults) > 1:

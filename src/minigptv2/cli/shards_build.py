@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,12 @@ EVERYTHING = "all"
 
 def add_build(parser: Parser) -> None:
     """Add the options of `shards build`."""
-    parser.add_argument("corpus", metavar="CORPUS", help="name, file or `all`")
+    parser.add_argument(
+        "corpus",
+        metavar="CORPUS",
+        help="name of a public corpus (`minigptv2 shards list`), `all`, or a file or folder of your own data: JSONL, "
+        "JSON (conversations, COCO), CSV, Parquet, Arrow, YOLO, Pascal VOC, or images with captions beside them",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the corpus's shards")
     parser.add_argument(
         "--root",
@@ -28,7 +34,11 @@ def add_build(parser: Parser) -> None:
     )
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument(
-        "--format", default="", metavar="NAME", help="format of your own data. Default: the one that the path matches"
+        "--format",
+        default="",
+        metavar="NAME",
+        help="format of your own data: jsonl, csv, json, yolo, voc, table, imagefolder or captions. Default: the one "
+        "that the path matches",
     )
     parser.add_argument(
         "--columns",
@@ -95,7 +105,7 @@ def _build(args: argparse.Namespace) -> int:
     path = Path(args.corpus)
     if args.corpus in CORPORA and not args.format:
         corpus, root = CORPORA[args.corpus], Path(args.root or ".")
-    elif path.exists() or path.suffix or "/" in args.corpus:
+    elif os.path.exists(path) or path.suffix or "/" in args.corpus:
         options = OwnOptions(
             args.skip_faults,
             args.cut_boxes,

@@ -16,9 +16,9 @@ from minigptv2.convert.names import LANGUAGE, PEFT_PREFIX
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import finish_file, write_atomically
 from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
-from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, hash_bases, open_bases, open_llama
+from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.bases import VISION_FILE, Base, check_base_hashes, open_bases, open_language_base
 from minigptv2.model.export import (
-    INSIDE,
     ExportContent,
     ExportInfo,
     LineageEntry,
@@ -29,8 +29,9 @@ from minigptv2.model.export import (
     tokenizer_in,
     with_bases,
 )
+from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.minigptv2 import llama_config
-from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors
+from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors, stored_dtype
 from minigptv2.terminal_text import progress_bar
 
 PROJECTOR_FILE, ADAPTER_FILE = "projector.safetensors", "adapter_model.safetensors"
@@ -49,7 +50,7 @@ def to_peft(export: Path, output: Path, *, language_weights: str | None = None, 
     tensors = open_weights(info)
     folder = info.model.language_weights
     if folder and Path(folder).is_dir():
-        base = Base("language_model", Path(folder), open_llama(Path(folder)))
+        base = open_language_base(Path(folder))
         check_base_hashes(info.base_sha256, hash_bases([base]), str(export), [base])
     if not info.model.lora.r:
         raise CheckpointError(f"{export} has no LoRA (r=0) for an adapter; `convert merge` writes a complete model")
@@ -117,8 +118,7 @@ def merge(
             merged_into = f"{name.split('.lora_')[0]}.weight (merged)" if part_of(name) == "lora" else name
             report.take(source, name, merged_into)
     language = {name: tensor for name, tensor in everything.items() if part_of(name) == "language_model"}
-    kept = next(iter(language.values())).read().dtype
-    cast = _dtype(dtype) if dtype else kept
+    cast = _dtype(dtype) if dtype else stored_dtype(language)
     scale = info.model.lora.alpha / info.model.lora.r if info.model.lora.r else 0.0
     merged = {name: _merged(name, tensor, everything, scale, cast) for name, tensor in language.items()}
     _check_all_used(info, everything, language)
@@ -182,13 +182,13 @@ def _merged(name: str, tensor: LazyTensor, everything: Tensors, scale: float, dt
     module = name.removesuffix(".weight")
     down, up = everything.get(f"{module}.lora_A.weight"), everything.get(f"{module}.lora_B.weight")
     if down is None or up is None:
-        return LazyTensor(tensor.shape, partial(_cast, tensor, dtype))
+        return LazyTensor(tensor.shape, dtype, partial(_cast, tensor, dtype))
 
     def read() -> Tensor:
         update = scale * (up.read().float() @ down.read().float())
         return (tensor.read().float() + update).to(dtype)
 
-    return LazyTensor(tensor.shape, read)
+    return LazyTensor(tensor.shape, dtype, read)
 
 
 def _cast(tensor: LazyTensor, dtype: torch.dtype) -> Tensor:

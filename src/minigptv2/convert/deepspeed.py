@@ -13,7 +13,8 @@ from minigptv2.convert.inputs import KeyReport, refuse_existing
 from minigptv2.convert.zero_shards import consolidated
 from minigptv2.errors import CheckpointError
 from minigptv2.foreign_files import read_regular
-from minigptv2.model.bases import hash_bases, names_to_export, open_bases
+from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.bases import names_to_export, open_bases
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save_export, tokenizer_of

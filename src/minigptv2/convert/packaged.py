@@ -26,7 +26,8 @@ from minigptv2.model.backbones import VisionEncoderSpec, vision_spec
 from minigptv2.model.bases import VISION_FILE, open_llama
 from minigptv2.model.build import build_model, sizes_of
 from minigptv2.model.config import ModelConfig
-from minigptv2.model.export import INSIDE, ExportContent, ExportInfo, LineageEntry, save_export
+from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save_export
+from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.weights import check_shapes, hash_tensors, named_canonical, part_of, plain_tensors
 from minigptv2.terminal_text import progress_bar
 from minigptv2.tokenizer import load_tokenizer

@@ -43,7 +43,6 @@ from minigptv2.model.backbones import (
 from minigptv2.model.bases import VISION_FILE
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import (
-    INSIDE,
     ExportContent,
     ExportInfo,
     LineageEntry,
@@ -51,6 +50,7 @@ from minigptv2.model.export import (
     open_weights,
     save_export,
 )
+from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
 from minigptv2.terminal_text import progress_bar
 from minigptv2.tokenizer import load_tokenizer

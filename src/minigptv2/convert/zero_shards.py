@@ -11,6 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
     Raises `CheckpointError` for a file that cannot be read, a rank without files, and shapes that do not match the
     shards.
     """
-    checkpoint = _read(folder)
     try:
+        checkpoint = _read(folder)
         state = _buffers(checkpoint.models[0])
         if checkpoint.variant.shards_parameters:
             state |= _frozen_shards(checkpoint) | _trained_by_parameter(checkpoint)
@@ -56,7 +57,7 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
         for name, same in checkpoint.models[0].get("shared_params", {}).items():
             if same in state:
                 state[name] = state[same]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{folder}: its shards cannot be joined: {type(error).__name__}: {error}. Save the checkpoint again with "
             "DeepSpeed's save_checkpoint, and copy the files of all ranks."
@@ -79,7 +80,7 @@ def _read(folder: Path) -> _Checkpoint:
     if not ranks["optim"]:
         raise CheckpointError(f"{folder} has no *_optim_states.pt and is not a checkpoint of ZeRO 1, 2 or 3")
     optimizers = _in_order(ranks["optim"], folder)
-    first = optimizers[0].get(_OPTIMIZER, {}).get("zero_stage")
+    first = (optimizers[0].get(_OPTIMIZER) or {}).get("zero_stage")
     variant = ZERO_VARIANTS.get(first) if isinstance(first, int) else None
     if variant is None or not variant.shards_optimizer:
         raise CheckpointError(f"{folder}: ZeRO stage {first!r} is not supported; expected 1, 2 or 3")
@@ -105,7 +106,7 @@ def _in_order(files: dict[int, Path], folder: Path) -> list[dict[str, Any]]:
 
 def _document(file: Path, folder: Path) -> dict[str, Any]:
     document = read_torch(file, folder=folder)
-    if not isinstance(document, dict) or not isinstance(document.get(_OPTIMIZER) or {}, dict):
+    if not isinstance(document, dict) or not isinstance(document.get(_OPTIMIZER), (dict, NoneType)):
         raise CheckpointError(f"{file} is not a file of DeepSpeed's save_checkpoint")
     return document
 

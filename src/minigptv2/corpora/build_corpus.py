@@ -181,8 +181,9 @@ def build(
     expected = None if options.limit is not None else corpus.expected.get(split)
     dropped, seconds = summarize(reasons.values()), time.monotonic() - began
     report = BuildReport(corpus, split, manifest, read, expected, dropped, seconds)
-    notes = tuple(text.replace("{count}", f"{count:,}") for text, count in raw.notes.items())
-    return replace(report, notes=notes, layout=tuple(raw.describe()), corrected=corrected)
+    notes = [text.replace("{count}", f"{count:,}") for text, count in raw.notes.items()]
+    notes += raw.passed_over.lines()
+    return replace(report, notes=tuple(notes), layout=tuple(raw.describe()), corrected=corrected)
 
 
 def _refuse_faults(corpus: CorpusSpec, lines: list[str], number: int) -> None:

@@ -7,7 +7,6 @@ Headers and texts are read. Of an image only its offset and size are kept. Nothi
 from __future__ import annotations
 
 import mmap
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,10 @@ from minigptv2.corpora.draft import Rejected, TarMember
 from minigptv2.corpora.raw import Raw
 from minigptv2.damaged_text import BYTE_ORDER_MARK
 from minigptv2.errors import DataError, counted
-from minigptv2.shards.tar import Member
+from minigptv2.shards.tar import Member, printable
 from minigptv2.shards.tar_captions import CAPTION_KEYS, caption_of, facts_of, is_other_text
 from minigptv2.shards.tar_files import find_tars
-from minigptv2.shards.tar_samples import DAMAGED, IMAGE, MACOS, Group, read_groups, split_name
+from minigptv2.shards.tar_samples import DAMAGED, IMAGE, Group, read_groups
 
 
 def img2dataset(urls: str, folder: str, *, format: str, url: str, caption: str, more: str = "") -> str:
@@ -97,16 +96,13 @@ def entries(file: Path, raw: Raw) -> Iterator[Entry | Rejected]:
                     continue
                 entry = _entry(f"{file.stem}-{group.key}", group, view, file)
                 if isinstance(entry, Entry) and entry.has_other_text:
-                    raw.note("used the json of {count} samples whose txt says something else")
+                    raw.passed_over.other_texts.add([f"{file.name} / {printable(group.members['txt'].name)}"])
                 yield entry
         finally:
             view.release()
     if content.damage:
         yield Rejected(f"{file.name} ({content.damage})", DAMAGED)
-    if content.macos:
-        raw.note(f"passed over {{count}} {MACOS}", len(content.macos))
-    for extension, count in Counter(f".{split_name(name)[1]}" for name in content.extras()).items():
-        raw.note(f"passed over members '{extension}', which are not an image, json or txt: {{count}}", count)
+    raw.passed_over.add_members(file.name, content)
 
 
 def _entry(key: str, group: Group, view: memoryview, file: Path) -> Entry | Rejected:

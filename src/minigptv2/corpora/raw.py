@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minigptv2.errors import DataError, MissingFilesError
+from minigptv2.shards.passed_over import PassedOver
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
@@ -39,9 +40,10 @@ class Raw:
     """The folder with original files, and the download to name if one is missing.
 
     `found` collects what `find` and `glob` returned, for the report of the build. `notes` counts, by its description,
-    what a reader passes over without loss. `ignore_extra` passes over unknown keys of own conversations. `split` and
-    `negatives` are for readers of own datasets: the split that is built, and the number of classes for which each image
-    is also asked, although it does not have them. `columns` gives the column of a table that holds a key of an entry.
+    what a reader passes over without loss, and `passed_over` names members of tars that are not used. `ignore_extra`
+    passes over unknown keys of own conversations. `split` and `negatives` are for readers of own datasets: the split
+    that is built, and the number of classes for which each image is also asked, although it does not have them.
+    `columns` gives the column of a table that holds a key of an entry.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Raw:
     download: str
     found: dict[str, FoundPath] = field(default_factory=dict, compare=False)
     notes: Counter[str] = field(default_factory=Counter, compare=False)
+    passed_over: PassedOver = field(default_factory=PassedOver, compare=False)
     ignore_extra: bool = False
     split: str = "train"
     negatives: int = 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
+
+from minigptv2.redacted_files import json_text
 
 GOOD, WARNING, BAD = "ok", "warning", "BAD"
 LEVELS = (GOOD, WARNING, BAD)
@@ -37,4 +38,4 @@ def render_findings(findings: list[Finding]) -> str:
 
 def findings_as_json(findings: list[Finding]) -> str:
     """The findings as a JSON list, for scripts and for comparing nodes."""
-    return json.dumps([asdict(one) for one in findings], indent=1)
+    return json_text([asdict(one) for one in findings])

@@ -191,7 +191,7 @@ def load_state(folder: Path) -> CheckpointState:
                 f"{folder}: format {document['format']} is not supported; this version reads {FORMAT}"
             )
         return CheckpointState.from_json(document)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder / STATE_FILE}: cannot be read: {error}") from error
 
 

@@ -362,14 +362,21 @@ def _fill_shard(parameter: Any, value: Callable[[], Tensor]) -> None:
         shard[: stop - start].copy_(part.to(shard.dtype))
 
 
-def full_value(parameter: nn.Parameter) -> Tensor:
-    """Return a CPU copy of the whole parameter, in its own dtype. A collective if it is sharded."""
+def full_value(parameter: nn.Parameter) -> Tensor | None:
+    """Return a CPU copy of the whole parameter, in its own dtype, on the main rank; None elsewhere.
+
+    A collective if the parameter is sharded.
+    """
     if not hasattr(parameter, "ds_id"):
-        return parameter.detach().cpu().clone()
+        return _copy_on_main(parameter)
     import deepspeed
 
     with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().cpu().clone()
+        return _copy_on_main(parameter)
+
+
+def _copy_on_main(parameter: nn.Parameter) -> Tensor | None:
+    return parameter.detach().cpu().clone() if distributed.is_main() else None
 
 
 def elements_held(parameter: nn.Parameter) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from minigptv2.errors import DataError
 from minigptv2.evaluate.metrics.statistics import Difference, paired_difference
 from minigptv2.evaluate.runner import PREDICTIONS_FILE
+from minigptv2.redacted_files import json_text
 
 SIGNIFICANT = 0.05
 _CORRECT = 0.5
@@ -69,7 +70,7 @@ def render(comparisons: list[Comparison], *, flips: int = 5) -> str:
 def as_json(comparisons: list[Comparison]) -> str:
     """The comparisons as JSON, with all changed answers."""
     rows = [{**one.__dict__, "difference": one.difference.__dict__} for one in comparisons]
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    return json_text(rows) + "\n"
 
 
 def _predictions(run: Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.reader import CorpusReader
-from minigptv2.terminal_text import progress_bar
+from minigptv2.terminal_text import printable_json, progress_bar
 
 PREDICTIONS_FILE = "predictions.jsonl"
 _PART_FILE = "answers.{rank}.jsonl"
@@ -201,7 +201,7 @@ class _BenchmarkRun:
                     for question, prediction in zip(chosen, predictions, strict=True):
                         line: dict[str, Any] = {"id": question.id, "of": self.digest, "answer": prediction.answer}
                         line |= {"losses": prediction.losses} if prediction.losses else {}
-                        stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+                        stream.write(printable_json(line, allow_nan=False).encode() + b"\n")
                     stream.flush()
                     os.fsync(stream.fileno())
                     bar.update(len(chosen))
@@ -350,5 +350,5 @@ def write_predictions(result: BenchmarkResult, file: Path, digest: str) -> None:
             "groups": groups,
         }
         line |= {"losses": prediction.losses} if prediction.losses else {}
-        lines.append(json.dumps(line, ensure_ascii=False))
+        lines.append(printable_json(line))
     write_atomically(file, "".join(line + "\n" for line in lines).encode())

@@ -170,7 +170,7 @@ def vision_spec(name: str) -> VisionEncoderSpec:
         raise _unknown("model.vision_encoder", name, list(VISION_ENCODERS), "a minigptv2 model folder")
     try:
         return Sizes.from_json(read_folder_config(file)["sizes"]).vision_encoder
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{file}: no vision encoder sizes: {type(error).__name__}: {error}") from error
 
 
@@ -185,7 +185,7 @@ def language_spec(name: str) -> LanguageModelSpec:
         spec = _llama_spec(read_folder_config(file), file)
         check_spec(spec)
         return spec
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{file}: not a LLaMA's config: {type(error).__name__}: {error}") from error
 
 

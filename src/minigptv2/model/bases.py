@@ -9,19 +9,19 @@ from pathlib import Path
 from torch import nn
 
 from minigptv2.errors import CheckpointError, ConfigError
+from minigptv2.foreign_files import FileIdentity, open_regular, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, read_folder_config
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.weights import (
     Assign,
     ShapeOf,
     Tensors,
-    hash_tensors,
     init_value,
     load_weights,
     named_canonical,
     part_of,
     plain_shape,
-    read_safetensors,
+    tensors_in,
 )
 
 VISION_FILE = "vision_encoder.safetensors"
@@ -31,11 +31,12 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.l
 
 @dataclass(frozen=True)
 class Base:
-    """A folder with the base weights of one part."""
+    """A folder with the base weights of one part. `files` identify the content of the tensors, if it is known."""
 
     part: str
     folder: Path
     tensors: Tensors
+    files: tuple[FileIdentity, ...] = ()
 
 
 def open_bases(config: ModelConfig) -> list[Base]:
@@ -45,23 +46,43 @@ def open_bases(config: ModelConfig) -> list[Base]:
         folder = Path(config.vision_weights)
         if not (folder / VISION_FILE).is_file():
             raise ConfigError(f"model.vision_weights={folder}: {VISION_FILE} not found. `minigptv2 convert` writes it.")
-        bases.append(Base("vision_encoder", folder, read_safetensors([folder / VISION_FILE], folder)))
+        bases.append(Base("vision_encoder", folder, *_open_identified([folder / VISION_FILE], folder)))
     if config.language_weights:
-        bases.append(Base("language_model", Path(config.language_weights), open_llama(Path(config.language_weights))))
+        bases.append(open_language_base(Path(config.language_weights)))
     return bases
 
 
-def open_llama(folder: Path) -> Tensors:
-    """Return the tensors of a Hugging Face LLaMA folder under the names of `MiniGPTv2`, with a separate head."""
+def open_language_base(folder: Path) -> Base:
+    """Return a Hugging Face LLaMA folder with tensors under the names of `MiniGPTv2`, with a separate head."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"model.language_weights={folder}: no *.safetensors file found")
+    found, identities = _open_identified(files, folder)
     tensors = {
         f"language_model.{name}": tensor
-        for name, tensor in read_safetensors(files, folder).items()
+        for name, tensor in found.items()
         if not name.endswith("rotary_emb.inv_freq")  # a buffer in old files
     }
-    return untie(tensors, folder)
+    if (folder / FOLDER_CONFIG).is_file():  # it says whether the head is a tensor of its own
+        with open_regular(folder / FOLDER_CONFIG, CheckpointError, folder=folder) as stream:
+            identities += (FileIdentity.of(folder / FOLDER_CONFIG, stream),)
+    return Base("language_model", folder, untie(tensors, folder), identities)
+
+
+def open_llama(folder: Path) -> Tensors:
+    """Return the tensors of `open_language_base`."""
+    return open_language_base(folder).tensors
+
+
+def _open_identified(files: list[Path], folder: Path) -> tuple[Tensors, tuple[FileIdentity, ...]]:
+    """Return all tensors in `files`, unread, with the identities of the very files that were opened."""
+    tensors: Tensors = {}
+    identities = []
+    for file in files:
+        with open_regular(file, CheckpointError, folder=folder) as stream:
+            identities.append(FileIdentity.of(file, stream))
+            tensors |= tensors_in(safetensors_in(stream, file, CheckpointError))
+    return tensors, tuple(identities)
 
 
 def untie(tensors: Tensors, folder: Path) -> Tensors:
@@ -69,14 +90,6 @@ def untie(tensors: Tensors, folder: Path) -> Tensors:
     config = folder / FOLDER_CONFIG
     tied = config.is_file() and read_folder_config(config).get("tie_word_embeddings")
     return tensors | {HEAD: tensors[EMBEDDINGS]} if tied and HEAD not in tensors and EMBEDDINGS in tensors else tensors
-
-
-def hash_bases(bases: list[Base]) -> dict[str, str]:
-    """Return the SHA-256 of the base tensors by part. It reads every byte, which takes seconds for 7B.
-
-    Raises `CheckpointError` naming the first tensor that is not finite.
-    """
-    return {base.part: hash_tensors(base.tensors, str(base.folder)) for base in bases}
 
 
 def check_base_hashes(expected: dict[str, str], found: dict[str, str], who: str, bases: list[Base]) -> None:

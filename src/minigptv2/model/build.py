@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -58,6 +59,23 @@ def build_model(
         add_lora(model.language_model, config.lora)
     set_trainable(model, config.trainable)
     return model
+
+
+@contextmanager
+def without_values(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within it, modules are built on `device` in `dtype`. Their values are undefined, because files fill all of them.
+
+    LoRA, which is added afterwards, follows the device and dtype of its layer.
+    """
+    from transformers.initialization import no_init_weights
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), no_init_weights():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _check_pieces(pieces: int, rows: int, language_model: str) -> None:

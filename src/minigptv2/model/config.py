@@ -33,11 +33,13 @@ class ModelConfig:
     vision_encoder: str = setting("eva_vit_g", resume=Resume.EQUAL, path=True, environment=True)
     """Name in VISION_ENCODERS (`model/backbones.py`), or a minigptv2 model folder."""
     vision_weights: str | None = setting(None, resume=Resume.CONTENT, path=True, environment=True)
-    """minigptv2 model folder with the vision encoder's weights (`minigptv2 convert`); null: random, from the seed."""
+    """minigptv2 model folder with the vision encoder's weights (`minigptv2 convert`); null: those of `init_from`, else
+    random, from the seed."""
     language_model: str = setting("llama2_7b", resume=Resume.EQUAL, path=True, environment=True)
     """Name in LANGUAGE_MODELS (`model/backbones.py`), or a Hugging Face LLaMA folder."""
     language_weights: str | None = setting(None, resume=Resume.CONTENT, path=True, environment=True)
-    """Hugging Face folder of the language model (safetensors); null: random, from the seed."""
+    """Hugging Face folder of the language model (safetensors); null: those of `init_from`, else random, from the
+    seed."""
     tokenizer: str | None = setting(None, resume=Resume.CONTENT, path=True, environment=True)
     """`tokenizer.model`, `tokenizer.json`, or a folder with one of them; null: that of `init_from`, else of
     `language_weights`. A stage after the first needs the tokenizer that its parent was trained with."""

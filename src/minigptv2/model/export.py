@@ -23,18 +23,27 @@ from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import disguise_in, finish_file, remove_or_report, remove_tree, sha256_of, sync_folder
 from minigptv2.foreign_files import open_regular, read_json, safetensors_in
 from minigptv2.model.backbones import FOLDER_CONFIG, LANGUAGE_MODELS, VISION_ENCODERS, Sizes
-from minigptv2.model.bases import check_base_hashes, fill_weights, hash_bases, names_to_export, open_bases
-from minigptv2.model.build import build_model, sizes_of
+from minigptv2.model.base_hashes import HashedBase, hash_bases
+from minigptv2.model.bases import Base, check_base_hashes, fill_weights, names_to_export, open_bases
+from minigptv2.model.build import build_model, sizes_of, without_values
 from minigptv2.model.config import ModelConfig
+from minigptv2.model.export_paths import PATHS, portable, resolved
+from minigptv2.model.memory_check import check_memory
 from minigptv2.model.minigptv2 import MiniGPTv2
-from minigptv2.model.weights import Tensors, check_finite, named_canonical, read_safetensors, tensors_in
+from minigptv2.model.weights import (
+    Tensors,
+    check_finite,
+    named_canonical,
+    part_of,
+    read_safetensors,
+    stored_dtype,
+    tensors_in,
+)
 from minigptv2.redacted_files import write_json
 from minigptv2.tokenizer import Tokenizer, find_tokenizer_file, load_tokenizer
 
 FORMAT = 1
 WEIGHTS_FILE = "weights.safetensors"
-_PATHS = ("vision_encoder", "vision_weights", "language_model", "language_weights")
-"""Fields of `ModelConfig` that may be folders."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def load_info(folder: str | Path) -> ExportInfo:
         if document["format"] != FORMAT:
             raise CheckpointError(f"{file}: format {document['format']} is not supported; this version reads {FORMAT}")
         model, sizes = document["model"], Sizes.from_json(document["sizes"])
-        model |= {key: _resolve(key, model[key], folder) for key in _PATHS}
+        model |= {key: resolved(key, model[key], folder) for key in PATHS}
         model |= {key: getattr(ModelConfig(), key) for key in fields_with(ModelConfig, Resume.MACHINE)}
         info = ExportInfo(
             config_of_plain(ModelConfig, model),
@@ -116,7 +125,7 @@ def load_info(folder: str | Path) -> ExportInfo:
             folder,
             _hash_or_none(document.get("tokenizer_sha256")),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, ConfigError) as error:
         raise CheckpointError(f"{file}: not an export's config: {type(error).__name__}: {error}") from error
     for name, table, stated in (
         (info.model.vision_encoder, VISION_ENCODERS, sizes.vision_encoder),
@@ -137,21 +146,6 @@ def _hash_or_none(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"a hash must be a text, got {type(value).__name__}")
     return value
-
-
-def _is_spec_name(key: str, value: str) -> bool:
-    names: dict[str, Any] = {"vision_encoder": VISION_ENCODERS, "language_model": LANGUAGE_MODELS}
-    return value in names.get(key, ())
-
-
-def _resolve(key: str, value: str | None, folder: Path) -> str | None:
-    """Return a path of an export's config, relative to `folder` unless absolute. Names of specs are kept.
-
-    Base weights may lie anywhere. They are read like any foreign file: regular files, and never code.
-    """
-    if value is None or _is_spec_name(key, value):
-        return value
-    return str(folder / value)  # an absolute path stays what it is
 
 
 @dataclass(frozen=True)
@@ -194,7 +188,7 @@ def save_export(
             "format": FORMAT,
             "model": asdict(content.config)
             | {"tokenizer": None}
-            | {key: _portable(key, getattr(content.config, key), inside) for key in _PATHS},
+            | {key: portable(key, getattr(content.config, key), inside) for key in PATHS},
             "sizes": (content.sizes or sizes_of(content.config)).as_json(),
             "weights_sha256": sha256,
             "base_sha256": content.base_sha256,
@@ -203,17 +197,6 @@ def save_export(
         }
         write_json(temporary / FOLDER_CONFIG, document)
     return load_info(folder)
-
-
-def _portable(key: str, value: str | None, inside: bool) -> str | None:
-    """Return the path to write: absolute, except names of specs and paths inside the new folder."""
-    if value is None or _is_spec_name(key, value) or (inside and value in INSIDE):
-        return value
-    return str(Path(value).resolve())
-
-
-INSIDE = (".", "language_model")
-"""Paths inside a model folder: the vision encoder's weights and the language model's Hugging Face folder."""
 
 
 @contextmanager
@@ -246,28 +229,43 @@ def load_export(
     *,
     vision_weights: str | None = None,
     language_weights: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> tuple[MiniGPTv2, Tokenizer, ExportInfo]:
     """Load the whole model of an export on this process, in evaluation mode, with its tokenizer and config.
 
-    `vision_weights` and `language_weights` override the paths of its bases. Raises `CheckpointError` for a damaged
-    file, bases that it was not trained on, an unexpected tensor, or a parameter without a tensor.
+    `vision_weights` and `language_weights` override the paths of its bases. `dtype` defaults to that of the language
+    model's files. Raises `CheckpointError` for a damaged file, bases that it was not trained on, an unexpected tensor,
+    or a parameter without a tensor, and `ConfigError`, before the bases are read, if the model does not fit in memory.
     """
     info = with_bases(load_info(folder), vision_weights, language_weights)
     tensors = open_weights(info)
     bases = open_bases(info.model)
-    check_base_hashes(info.base_sha256, hash_bases(bases), str(info.folder), bases)
+    dtype = dtype or _own_dtype(tensors, bases)
     tokenizer = tokenizer_in(info)
     build = partial(build_model, info.model, tokenizer.vocab_size, sizes=info.sizes, device=torch.device(device))
     parent = (str(info.folder), tensors)
     # The files must fill a model of the stated sizes, before memory is taken for it.
-    fill_weights(build(torch.device("meta"), dtype=dtype), bases, parent, lambda parameter, value: None, seed=None)
-    with _dtype(dtype):
-        model = build(_empty(device), dtype=dtype)
-    fill_weights(model, bases, parent, assign_plain, seed=None)
+    unfilled = build(torch.device("meta"), dtype=dtype)
+    fill_weights(unfilled, bases, parent, lambda parameter, value: None, seed=None)
+    check_memory(unfilled, info.folder, dtype, torch.device(device))
+    hashed = [HashedBase(base) for base in bases]
+    _check_hashes(info, {one.base.part: one.known for one in hashed if one.known}, bases)
+    model = build(without_values(torch.device(device), dtype), dtype=dtype)
+    fill_weights(model, [one.base for one in hashed], parent, assign_plain, seed=None)
+    _check_hashes(info, {one.base.part: one.sha256() for one in hashed}, bases)
     model.to(device).restore_float32_buffers()
     return model.eval().requires_grad_(False), tokenizer, info
+
+
+def _check_hashes(info: ExportInfo, found: dict[str, str], bases: list[Base]) -> None:
+    check_base_hashes(info.base_sha256, found, str(info.folder), bases)
+
+
+def _own_dtype(tensors: Tensors, bases: list[Base]) -> torch.dtype:
+    """Return the dtype of the language model in the base folder, else in the export itself."""
+    stored = tensors | {name: tensor for base in bases for name, tensor in base.tensors.items()}
+    return stored_dtype({name: tensor for name, tensor in stored.items() if part_of(name) == "language_model"})
 
 
 def with_bases(info: ExportInfo, vision_weights: str | None, language_weights: str | None) -> ExportInfo:
@@ -313,25 +311,6 @@ def tokenizer_in(info: ExportInfo) -> Tokenizer:
             f"{str(info.tokenizer_sha256)[:16]} instead of {tokenizer.sha256[:16]}"
         )
     return tokenizer
-
-
-@contextmanager
-def _dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def _empty(device: str | torch.device) -> Iterator[None]:
-    """Within it, modules are built on `device` without initial values, because files fill all of them."""
-    from transformers.initialization import no_init_weights
-
-    with torch.device(device), no_init_weights():
-        yield
 
 
 def tokenizer_of(config: ModelConfig) -> Tokenizer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -29,14 +30,31 @@ ShapeOf = Callable[[nn.Parameter], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: its shape, and a function that reads it."""
+    """A tensor in a file: its shape and dtype, and a function that reads it."""
 
     shape: tuple[int, ...]
+    dtype: torch.dtype
     read: Callable[[], Tensor]
 
 
 Tensors = dict[str, LazyTensor]
 """Tensors by name, read one at a time."""
+
+FILE_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The dtypes of torch by their names in safetensors files."""
 
 GAIN = 3.0
 INIT_STD = 0.3
@@ -168,8 +186,12 @@ def read_safetensors(files: Iterable[Path], folder: Path | None = None) -> Tenso
 
 def tensors_in(handle: Any) -> Tensors:
     """Return all tensors of an open safetensors file by name, unread."""
-    names = list(handle.keys())  # not a dictionary
-    return {name: LazyTensor(tuple(handle.get_slice(name).get_shape()), TensorInFile(handle, name)) for name in names}
+    return {name: _tensor_in(handle, name) for name in list(handle.keys())}  # not a dictionary
+
+
+def _tensor_in(handle: Any, name: str) -> LazyTensor:
+    unread = handle.get_slice(name)
+    return LazyTensor(tuple(unread.get_shape()), FILE_DTYPES[unread.get_dtype()], TensorInFile(handle, name))
 
 
 @dataclass(frozen=True)
@@ -187,24 +209,45 @@ class TensorInFile:
         return self.handle.get_slice(self.name)[start:stop]
 
 
+def stored_dtype(tensors: Tensors) -> torch.dtype:
+    """Return the dtype that most numbers of `tensors` have: float32, bfloat16 or float16; float32 if it is another."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        counts[tensor.dtype] += math.prod(tensor.shape)
+    dtype = max(counts, key=lambda one: counts[one], default=torch.float32)
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
 def plain_tensors(tensors: dict[str, Tensor]) -> Tensors:
     """Return tensors in memory in the form of tensors in files."""
-    return {name: LazyTensor(tuple(tensor.shape), partial(_itself, tensor)) for name, tensor in tensors.items()}
+    return {name: LazyTensor(tuple(one.shape), one.dtype, partial(_itself, one)) for name, one in tensors.items()}
 
 
 def _itself(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def hash_tensors(tensors: Tensors, source: str) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes, in order of names, independent of the files.
+class TensorHash:
+    """The SHA-256 over names, dtypes, shapes and bytes of tensors, which are added in order of their names."""
 
-    Raises `CheckpointError` naming `source` and the first tensor that is not finite: every number is read here anyway.
-    """
-    digest = hashlib.sha256()
+    def __init__(self, source: str) -> None:
+        self._source, self._digest = source, hashlib.sha256()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Raises `CheckpointError` naming the source and the tensor if some of its numbers are not finite."""
+        value = tensor.detach().contiguous()
+        check_finite(name, value, self._source)
+        self._digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        self._digest.update(value.flatten().view(torch.uint8).numpy().data)
+
+    def hexdigest(self) -> str:
+        """Return the hash of what was added."""
+        return self._digest.hexdigest()
+
+
+def hash_tensors(tensors: Tensors, source: str) -> str:
+    """Return the `TensorHash` of all tensors, which is independent of the files that they are in."""
+    digest = TensorHash(source)
     for name in sorted(tensors):
-        value = tensors[name].read().detach().contiguous()
-        check_finite(name, value, source)
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
+        digest.add(name, tensors[name].read())
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from minigptv2.model.costs import ModelCosts
 from minigptv2.planner.hardware import GIB, Hardware
 from minigptv2.planner.step_time import Option, Samples, options, recommended
 from minigptv2.planner.zero_plan import ZeroPlan
+from minigptv2.redacted_files import json_text
 from minigptv2.run_config import RunConfig
 from minigptv2.shipped import find
 from minigptv2.tokenizer import load_tokenizer
@@ -76,7 +76,7 @@ def plan_run(
 
 def render_json(report: dict[str, Any]) -> str:
     """The report as JSON, without `text`."""
-    return json.dumps({key: value for key, value in report.items() if key != "text"}, indent=1)
+    return json_text({key: value for key, value in report.items() if key != "text"})
 
 
 def _values(one: Option) -> dict[str, Any]:

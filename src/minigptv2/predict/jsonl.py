@@ -23,7 +23,7 @@ from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Reque
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_convert import read_photo
 from minigptv2.tasks import task_of
-from minigptv2.terminal_text import progress_bar
+from minigptv2.terminal_text import printable_json, progress_bar
 from minigptv2.typed_marks import asked_question
 
 CACHED_IMAGES = 128
@@ -212,7 +212,7 @@ class _Run:
                         continue
                     kept = {key: value for key, value in result.items() if key not in ("line", "of")}
                     written = {"line": line.number, "of": line.digest, **kept}
-                    stream.write(json.dumps(written, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                    stream.write(printable_json(written, allow_nan=False).encode() + b"\n")
                     self._outcome.done += 1
                 stream.flush()
                 os.fsync(stream.fileno())

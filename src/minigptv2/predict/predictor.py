@@ -369,12 +369,12 @@ def load_predictor(
     """A predictor for a model folder or an export.
 
     `vision_weights` and `language_weights` are the base weights, for an export whose base weights have moved. `device`
-    defaults to a GPU if there is one, `dtype` to bfloat16 on a GPU and float32 on a CPU. Raises `ConfigError` for an
-    unknown dtype or prompt style or an unavailable device, and `CheckpointError` for a folder that cannot be loaded.
+    defaults to a GPU if there is one, `dtype` to that of the language model's files. Raises `ConfigError` for an
+    unknown dtype or prompt style, an unavailable device or too little memory, and `CheckpointError` for a folder that
+    cannot be loaded.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
     if style not in list(PromptStyle):
         raise ConfigError(f"prompt style must be one of {', '.join(PromptStyle)}, got {style}")
@@ -386,7 +386,7 @@ def load_predictor(
         folder,
         vision_weights=vision_weights,
         language_weights=language_weights,
-        dtype=getattr(torch, dtype),
+        dtype=None if dtype is None else getattr(torch, dtype),
         device=device,
     )
     identity = f"{info.weights_sha256} {sorted(info.base_sha256.items())}"

@@ -24,6 +24,7 @@ from minigptv2.serve.access import ROUTES, App, Guard
 from minigptv2.serve.batcher import Busy, Ticket
 from minigptv2.serve.config import Access, ClientLimits, Limits
 from minigptv2.serve.connections import server_config
+from minigptv2.serve.heap import keep_heap_small
 from minigptv2.serve.openai_api import ChatRequest, Envelope, parse_chat, parse_json, usage_of
 from minigptv2.serve.openapi import openapi_document
 from minigptv2.serve.request_error import RequestError
@@ -53,7 +54,9 @@ def build_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        trimming = asyncio.create_task(keep_heap_small())
         yield
+        trimming.cancel()
         await asyncio.to_thread(service.close)
 
     api = FastAPI(title="minigptv2", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

@@ -78,7 +78,8 @@ def map_array(file: Path, sha256: str, rows: int) -> np.ndarray:
         try:
             array = np.load(path_of_open(stream), mmap_mode="r", allow_pickle=False)
         except _DAMAGED as error:
-            raise DataError(f"{file}: cannot be read: {error}; {_AGAIN}") from error
+            reason = str(error).partition("\n")[0]  # later lines advise to trust the file
+            raise DataError(f"{file}: cannot be read: {reason}; {_AGAIN}") from error
         if not isinstance(array, np.ndarray) or array.shape != (rows,):
             found = getattr(array, "shape", type(array).__name__)
             raise DataError(f"{file}: {found} entries, manifest.json says {rows}")

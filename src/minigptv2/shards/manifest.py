@@ -288,7 +288,7 @@ def parse_manifest(folder: Path) -> Manifest:
         _check_types(document)
         rows = map_array(folder / TABLE_FILE, document["shards_sha256"], num_shards)
         manifest = Manifest(**document, shards=ShardTable(rows), fingerprint=hashlib.sha256(data).hexdigest())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{file}: not a valid manifest: {type(error).__name__}: {error}") from error
     if manifest.layout not in LAYOUTS:
         raise DataError(f"{file}: layout '{manifest.layout}' is not one of {', '.join(LAYOUTS)}")

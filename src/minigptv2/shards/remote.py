@@ -9,10 +9,7 @@ run programs.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import stat
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -21,12 +18,13 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from minigptv2.errors import ConfigError, DataError, StorageError
-from minigptv2.files import own_folder, write_atomically
+from minigptv2.files import write_atomically
 from minigptv2.foreign_files import parse_json
 from minigptv2.secrets import sends_secret
 from minigptv2.shards import http_ranges, s3_ranges
 from minigptv2.shards.manifest import INDEX_DTYPE, INDEX_FILE, MANIFEST_FILE, MAX_MANIFEST_BYTES, TABLE_FILE
 from minigptv2.shards.turn_counts import TURNS_DTYPE, TURNS_FILE
+from minigptv2.user_cache import user_cache_folder
 
 Result = TypeVar("Result")
 
@@ -148,28 +146,8 @@ def mirror(folder: str) -> Path:
 
 
 def _cache_folder() -> Path:
-    """Where manifests are kept: in the user's cache, else below the temporary folder, if there is no usable home."""
-    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
-        folder = Path(base) / "minigptv2" / "manifests"
-        if folder.is_absolute():  # a user without a home folder leaves `~` as it is
-            try:
-                own_folder(folder)
-            except (OSError, ConfigError):  # not usable, or others could change what is trusted there
-                continue
-            if os.access(folder, os.W_OK):
-                return folder
-    return _private_folder(Path(tempfile.gettempdir()) / f"minigptv2-{os.getuid()}")
-
-
-def _private_folder(folder: Path) -> Path:
-    """`folder`, which others can neither read nor have made: its files are trusted. A new one if it is not ours."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        facts = folder.lstat()
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="minigptv2-"))
-    ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-    return folder if ours else Path(tempfile.mkdtemp(prefix="minigptv2-"))
+    """Where manifests are kept."""
+    return user_cache_folder("manifests")
 
 
 def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str], dict[str, int]]:
@@ -183,7 +161,7 @@ def _manifest(files: RemoteFiles) -> tuple[bytes, dict[str, str], dict[str, int]
             if turn_counts := document.get("turn_counts_sha256"):
                 hashes[TURNS_FILE] = turn_counts
             return data, hashes, _limits(document["num_shards"], document["samples"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise DataError(f"{public_url(files.folder)}/{MANIFEST_FILE}: not a valid manifest: {problem}")
 

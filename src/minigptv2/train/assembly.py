@@ -17,11 +17,12 @@ from minigptv2.engine.zero import shape_of, zero_backend
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import fill_weights
-from minigptv2.model.build import build_model
+from minigptv2.model.build import build_model, without_values
 from minigptv2.model.kernels import compile_blocks
 from minigptv2.model.weights import named_canonical
 from minigptv2.run_config import RunConfig
 from minigptv2.tracking.log import RunLog
+from minigptv2.train.ledger import StartLedger
 from minigptv2.train.meter import peak_memory_mib
 from minigptv2.train.resume import Start
 
@@ -35,18 +36,19 @@ def build_trainer(
     vocab_size: int,
     device: torch.device,
     layers: int,
+    ledger: StartLedger,
 ) -> Trainer:
     """The trainer of a model that is filled from the parent export and the base weights.
 
+    Where every rank holds whole parameters, they are built on the device in the dtype of the training, and the files
+    are the first values that they get.
     `layers` of the language model are recomputed. Raises `CheckpointError` if weights are missing or do not fit.
     """
-    model = build_model(
-        config.model,
-        vocab_size,
-        zero_backend(deepspeed_config).construction(),
-        device=device,
-        dtype=getattr(torch, compute_dtype(deepspeed_config)),
-    )
+    dtype = getattr(torch, compute_dtype(deepspeed_config))
+    zero = zero_backend(deepspeed_config)
+    construction = zero.construction() if zero.shards_parameters else without_values(device, dtype)
+    model = build_model(config.model, vocab_size, construction, device=device, dtype=dtype)
+    ledger.end("build")
     began = time.monotonic()
     inherited = (str(start.parent.folder), start.parent.tensors) if start.parent else None
     fill = LoadProgress(sum(_numel(parameter) for parameter in model.parameters()), log.line)
@@ -57,6 +59,7 @@ def build_trainer(
         compile_blocks(model.vision_encoder)
     trainer = Trainer(model, named_canonical(model), config.train, deepspeed_config, device=device, seed=config.seed)
     model.restore_float32_buffers()
+    ledger.end("load")
     _log_model(log, trainer, sources, time.monotonic() - began)
     return trainer
 

@@ -30,6 +30,9 @@ def run_loop(run: Run) -> None:
     run.watch.set_phase(f"data of step {first}")
     for batches in run.steps():
         meter.data_wait_s += time.monotonic() - waiting_since
+        if trainer.step == first:
+            run.ledger.end("first batch")
+            run.record_start()
         run.watch.set_phase(f"step {trainer.step}", steady=trainer.step > first)
         report = trainer.train_step(batches.batches)
         run.position = batches.position + batches.num_samples

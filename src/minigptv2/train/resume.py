@@ -14,7 +14,8 @@ from minigptv2.engine.config import load_deepspeed_config
 from minigptv2.engine.saver import choose_checkpoint
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.files import wait_until_seen, write_atomically
-from minigptv2.model.bases import Base, check_base_hashes, hash_bases, open_bases
+from minigptv2.model.base_hashes import hash_bases
+from minigptv2.model.bases import Base, check_base_hashes, open_bases
 from minigptv2.model.build import sizes_of
 from minigptv2.model.export import ExportInfo, load_info, open_weights, tokenizer_in
 from minigptv2.run_config import RunConfig, check_identity, check_resume, check_sample_order

@@ -24,11 +24,13 @@ from minigptv2.model.backbones import vision_spec
 from minigptv2.model.bases import names_to_export
 from minigptv2.model.export import ExportContent, LineageEntry, save_export
 from minigptv2.prompt import PromptEncoder
+from minigptv2.redacted_files import json_lines
 from minigptv2.run_config import RunConfig
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
 from minigptv2.shards.dropped import Dropped, TooManyDropped, save_unreported_drops
 from minigptv2.tracking.log import RunLog
+from minigptv2.train.ledger import StartLedger
 from minigptv2.train.limit import LimitReport
 from minigptv2.train.resume import Start
 
@@ -48,6 +50,7 @@ class Run:
     stop: StopRequests
     attempts: AttemptRecorder
     limit: LimitReport
+    ledger: StartLedger
     position: int
     """Position in the data plan of the next step's first sample."""
     saver: CheckpointSaver = field(init=False)
@@ -101,6 +104,14 @@ class Run:
         self.stop.record_save(self.saver.save(self.trainer, state, wait=wait))
         self.attempts.saved_step = self.trainer.step
 
+    def record_start(self) -> None:
+        """Log the seconds of the start by phase and write them to the run folder."""
+        self.log.line(self.ledger.line())
+        if distributed.is_main():
+            row = {"step": self.trainer.step, "ranks": distributed.world_size(), "seconds": self.ledger.seconds}
+            with open(self.folder.startups, "a", encoding="utf-8") as stream:
+                stream.write(json_lines([row]))
+
     def explain_skip(self, report: StepReport, batches: StepBatches) -> None:
         """Log the samples of a skipped step and save it for `minigptv2 replay`.
 
@@ -125,9 +136,10 @@ class Run:
         trained = trainer.trained_weights()
         names = names_to_export(trainer.model, self.config.model, parent.tensors if parent else {})
         others = [name for name in names if name not in trainer.trainable]
-        tensors = trained | {name: full_value(trainer.parameters[name]) for name in others}
+        gathered = {name: full_value(trainer.parameters[name]) for name in others}
         if distributed.is_main():
             lineage = [*(parent.lineage if parent else ()), self._lineage_entry()]
+            tensors = trained | {name: value for name, value in gathered.items() if value is not None}
             content = ExportContent(tensors, self.config.model, self.encoder.tokenizer, lineage, base_sha256)
             info = save_export(folder, content)
             self.log.line(f"export {info.title}")

@@ -34,6 +34,7 @@ from minigptv2.tokenizer import Tokenizer
 from minigptv2.tracking.log import RunLog
 from minigptv2.tracking.trackers import TrackedRun
 from minigptv2.train.assembly import build_trainer, rehearse, restore
+from minigptv2.train.ledger import StartLedger
 from minigptv2.train.limit import check_ranks, limit_report, recomputed_layers
 from minigptv2.train.loop import run_loop
 from minigptv2.train.resume import check_stage_before, find_start, refuse_other_order
@@ -49,6 +50,8 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
     missing checkpoint an error. Raises `ConfigError`, `DataError`, `CheckpointError` or `StepError` on all ranks.
     """
     config = loaded.value
+    ledger = StartLedger()
+    ledger.end("import")
     check_places(loaded)
     check_run_config(config, distributed.world_size_from_environment())
     check_stage_before(config, fresh=fresh)
@@ -76,7 +79,9 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
             plan = _data_plan(config, encoder)
             _check_attention(config, plan, device, deepspeed_config)
             check_ranks(config, deepspeed_config)
+            ledger.end("plan")
             start = find_start(loaded, tokenizer, plan, fresh=fresh, resume=resume)
+            ledger.end("hashes")
             distributed.on_main(lambda: attempts.begin(start.step, start.known))
             lineage = [entry.as_json() for entry in start.parent.lineage] if start.parent else []
             tracked = TrackedRun(folder, start.step, start.known, lineage)
@@ -88,18 +93,30 @@ def train(loaded: Loaded[RunConfig], *, fresh: bool = False, resume: bool = Fals
                 watch.set_phase("loading the model")
                 layers = recomputed_layers(config, deepspeed_config, device)
                 trainer = build_trainer(
-                    config, deepspeed_config, start, log, vocab_size=tokenizer.vocab_size, device=device, layers=layers
+                    config,
+                    deepspeed_config,
+                    start,
+                    log,
+                    vocab_size=tokenizer.vocab_size,
+                    device=device,
+                    layers=layers,
+                    ledger=ledger,
                 )
                 model = trainer.model
                 assert isinstance(model, MiniGPTv2)
                 watch.set_phase("before the first step")
                 log.line(prove_packing(model, device) if config.train.check_packing else UNCHECKED)
+                ledger.end("proof")
                 rehearse(config, trainer, log, layers, weighted=plan.recipe.objective != TOKEN)
                 limit = limit_report(config, deepspeed_config, device, next(model.parameters()).dtype, layers)
                 log.line(f"this machine: {limit.rates}")
+                ledger.end("rates")
                 watch.set_phase("loading the checkpoint")
                 position = restore(trainer, start, config, log)
-                run = Run(config, folder, start, encoder, plan, trainer, log, watch, stop, attempts, limit, position)
+                ledger.end("checkpoint")
+                run = Run(
+                    config, folder, start, encoder, plan, trainer, log, watch, stop, attempts, limit, ledger, position
+                )
                 _log_mixture(log, "target mixture", dict(zip(plan.names, plan.shares, strict=True)))
                 _log_objective(log, plan)
                 run.monitor = _monitor(run, model)

@@ -17,8 +17,8 @@ from minigptv2.corpora.raw import Raw
 from minigptv2.record import Region, Turn
 from minigptv2.shards.image_files import IMAGE_EXTENSIONS
 from minigptv2.tasks import TASKS
-from tests.corpora.fuzz.outcome import Found
 from tests.corpora.miniatures.files import jpeg, put
+from tests.fuzzing import Found
 
 IMAGES = [f"{n}.jpg" for n in range(5)]
 WORDS = [

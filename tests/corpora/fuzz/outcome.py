@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,16 +61,6 @@ class Case:
     def __str__(self) -> str:
         texts = {name: data for name, data in self.files.items() if not is_photo(name)}
         return f"{texts or self.data!r}"[:1500]
-
-
-@dataclass
-class Found:
-    """What the cases showed. `wrong` describes each case with another outcome."""
-
-    wrong: list[str] = field(default_factory=list)
-    by_change: Counter[str] = field(default_factory=Counter)
-    kept: int = 0
-    refused: int = 0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tests.corpora.fuzz import captions, coco, csv_rows, entries, tables, voc, yolo
-from tests.corpora.fuzz.outcome import Case, Found, problem_of
+from tests.corpora.fuzz.outcome import Case, problem_of
 from tests.corpora.fuzz.photos import Photo, write_photos
 from tests.corpora.miniatures.files import put
+from tests.fuzzing import Found
 
 Draw = Callable[[random.Random, Path, list[Photo]], tuple[str, Case]]
 DRAWN: dict[str, Draw] = {
