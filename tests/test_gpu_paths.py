@@ -120,4 +120,4 @@ def test_the_doctor_describes_gpus(
     monkeypatch.setattr(torch.cuda, "nccl", SimpleNamespace(version=lambda: nccl))
     findings = machine.check_gpus()
     assert [finding.level for finding in findings] == levels
-    assert f"100 GiB, {free} free, sm_{major}0" in findings[0].text
+    assert f"100 GiB, {free} free, sm_{major}0" in findings[0].found
