@@ -187,4 +187,8 @@ bench-build: $(STAMP)  ## benchmark building a corpus of RECORDS= records agains
 	$(BIN)/python -m benchmarks.corpora.build --records $(RECORDS)
 
 bench-gpu: $(STAMP)  ## run all benchmarks that need a GPU, one after the other (TINY=1: rehearse on the CPU)
-	for run in full_size step vision numerics memory; do $(BIN)/python -m benchmarks.gpu.$$run $(if $(TINY),--tiny) || exit 1; done
+	for run in numerics plans step memory vision full_size; do $(BIN)/python -m benchmarks.gpu.$$run $(if $(TINY),--tiny) || exit 1; done
+
+.PHONY: profile
+profile: $(STAMP)  ## profile one training step on a GPU: a picture, idle share, top kernels (TINY=1: a tiny model on any device)
+	$(BIN)/python -m benchmarks.gpu.profile $(if $(TINY),--tiny)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from minigptv2.batch import IGNORE, MicroBatch
 from minigptv2.cluster import distributed
@@ -70,8 +73,12 @@ def make_trainer(
     global_batch: int = 8,
     micro_batch: int = 1,
     recompute: int = 0,
+    random_on_device: bool = False,
 ) -> Trainer:
-    """Return our trainer for a DeepSpeed config given as a dict."""
+    """Return our trainer for a DeepSpeed config given as a dict.
+
+    `random_on_device` makes the weights on the device, in its time. Otherwise they are the same on every device.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(document))
@@ -84,19 +91,39 @@ def make_trainer(
             warmup_steps=2,
         )
         resolved = resolve_deepspeed_config(train, distributed.world_size())
-    model = build_model(
-        config,
-        pieces_of(sizes),
-        zero_backend(resolved).construction(),
-        sizes=sizes,
-        device=device,
-        dtype=getattr(torch, compute_dtype(resolved)),
-    )
+    zero, dtype = zero_backend(resolved), getattr(torch, compute_dtype(resolved))
+    whole_on_device = random_on_device and not zero.shards_parameters
+    construction = built_on(device, dtype) if whole_on_device else zero.construction()
+    model = build_model(config, pieces_of(sizes), construction, sizes=sizes, device=device, dtype=dtype)
     model.recompute(recompute)
-    fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
+    if random_on_device:
+        fill_on_device(model.to(device))
+    else:
+        fill_weights(model, [], None, assign, seed=0, shape_of=shape_of)
     trainer = Trainer(model, named_canonical(model), train, resolved, device=device, seed=0)
     model.restore_float32_buffers()
     return trainer
+
+
+@contextmanager
+def built_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within it, modules are built on `device` in `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def fill_on_device(model: nn.Module) -> None:
+    """Draw all matrices at random where they are, also the shards of ZeRO-3. Norms and biases keep their values."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if len(shape_of(parameter)) > 1:
+                getattr(parameter, "ds_tensor", parameter).normal_(0, 0.02)
 
 
 def pack(

@@ -10,34 +10,44 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 from benchmarks.engine.ranks import REPOSITORY
-from benchmarks.gpu.common import setting_of
+from benchmarks.gpu.sides import LIMIT_S, Rows, Setting, measure_sides
+
+SIDE = "zero3.json"
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: list[str] | None = None) -> Rows:
     """Run, stop half-way, resume and check."""
-    setting = setting_of(argv, __doc__ or "")
+    return measure_sides("benchmarks.gpu.full_size", argv, __doc__ or "", [SIDE], measure, finish)
+
+
+def measure(side: str, setting: Setting) -> Rows:
+    """Return a row of the run. Raises `RuntimeError` if one of the two processes fails or takes too long."""
     steps = 4 if setting.tiny else 20
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        deadline = time.monotonic() + LIMIT_S - 30  # this process must end its own, before it is ended itself
         config = _prepare(folder, setting.tiny, steps)
-        first = _train(config, f"train.steps={steps}", f"train.checkpoint_every={steps // 2}")
+        words = (f"train.steps={steps}", f"train.checkpoint_every={steps // 2}")
+        first = _train(config, deadline, *words)
         for newest in sorted((folder / "run" / "checkpoints").glob("step-*"))[1:]:
-            _remove(newest)
-        _remove(folder / "run" / "export")
-        again = _train(config, f"train.steps={steps}", f"train.checkpoint_every={steps // 2}", "--resume")
+            shutil.rmtree(newest)
+        shutil.rmtree(folder / "run" / "export")
+        again = _train(config, deadline, *words, "--resume")
         metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         assert len(metrics) == steps and all(abs(row["loss"]) < 1e4 for row in metrics), metrics
         assert f"at step {steps // 2} of {steps}" in again, again[-2000:]
         assert (folder / "run" / "export" / "weights.safetensors").is_file()
         rows = [
             {
+                "side": side,
                 "steps": steps,
                 "samples/s": metrics[-1]["throughput"]["samples_per_s"],
                 "peak MiB": metrics[-1]["memory_mib"],
@@ -49,8 +59,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         for line in first.splitlines():
             if "packing check" in line or "rehearsed" in line or "this machine" in line:
                 print(line)
-    setting.report("full_size", "The real stage 3 on one GPU under ZeRO-3", rows, ["random weights"])
     return rows
+
+
+def finish(setting: Setting, rows: Rows) -> None:
+    """Report."""
+    setting.report("full_size", "The real stage 3 on one GPU under ZeRO-3", rows, ["random weights"])
 
 
 def _prepare(folder: Path, tiny: bool, steps: int) -> Path:
@@ -102,19 +116,14 @@ evaluate: {{every: 0}}
     return file
 
 
-def _train(config: Path, *words: str) -> str:
+def _train(config: Path, deadline: float, *words: str) -> str:
     command = [sys.executable, str(REPOSITORY / "launch" / "train.py"), "--config", str(config), *words]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    left = deadline - time.monotonic()
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=left)
     if done.returncode:
         raise RuntimeError(done.stdout[-3000:] + done.stderr[-3000:])
     return done.stdout
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from minigptv2.batch import MicroBatch, StepOutput, copied_to
 from minigptv2.cluster import distributed
@@ -105,8 +106,10 @@ class Trainer:
         sums: list[Tensor] = []
         for number, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            output = self.engine(**batch.arguments_on(self.device))
-            self.engine.backward(output["loss_sum"] * scale, scale_wrt_gas=False)
+            with record_function("forward"):
+                output = self.engine(**batch.arguments_on(self.device))
+            with record_function("backward"):
+                self.engine.backward(output["loss_sum"] * scale, scale_wrt_gas=False)
             sums.append(_sums(output))
         assert sums, "every rank needs at least one micro-batch"
         squared_norm = self.zero.squared_norm().to(self.device)
@@ -119,7 +122,8 @@ class Trainer:
             return self._skip(replace(report, gradient_norm=norm), reason, sums)
         for group in self.optimizer.param_groups:
             group["lr"] = report.learning_rate
-        gradient_norm = self.zero.update()
+        with record_function("update"):
+            gradient_norm = self.zero.update()
         self.step += 1
         self.guard.record_applied(report.loss, norm)
         return replace(report, gradient_norm=gradient_norm)
