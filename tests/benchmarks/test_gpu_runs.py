@@ -16,6 +16,10 @@ from tests.conftest import REPOSITORY
 RUNS = ("step", "vision", "numerics", "memory", "plans", "profile", "full_size")
 
 
+QUICK = ("vision",)
+"""Runs that take seconds at their tiny size. `make soak` rehearses all."""
+
+
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -23,7 +27,9 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.soak) for name in RUNS]
+)
 def test_a_gpu_run_rehearses_on_the_cpu(name: str, tmp_path: Path) -> None:
     """In a process of its own: DeepSpeed's ZeRO-3 changes torch's linear for good."""
     log = tmp_path / "log"

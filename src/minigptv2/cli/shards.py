@@ -244,6 +244,6 @@ def _print_faults(faults: list[Dropped], report: Path | None) -> None:
 
 
 def _bar(title: str, unit: str) -> Any:
-    from minigptv2.progress import progress_bar
+    from minigptv2.progress_bars import progress_bar
 
     return progress_bar(desc=title, unit=unit)

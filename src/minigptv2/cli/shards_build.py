@@ -162,7 +162,7 @@ def _build_all(args: argparse.Namespace) -> int:
 def _build_one(corpus: CorpusSpec, root: Path, output: Path, args: argparse.Namespace) -> None:
     from minigptv2.cluster.processes import usable_cpus
     from minigptv2.corpora.build_corpus import BuildOptions, build
-    from minigptv2.progress import progress_bar
+    from minigptv2.progress_bars import progress_bar
     from minigptv2.shards.shard_file import ImageRules
 
     total = corpus.expected.get(args.split) if args.limit is None else None

@@ -32,7 +32,7 @@ from minigptv2.model.export import (
 from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import LazyTensor, Tensors, hash_tensors, part_of, plain_tensors, stored_dtype
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 
 PROJECTOR_FILE, ADAPTER_FILE = "projector.safetensors", "adapter_model.safetensors"
 

@@ -20,7 +20,7 @@ from minigptv2.foreign_files import open_regular
 from minigptv2.model.backbones import FOLDER_CONFIG
 from minigptv2.model.bases import open_llama, untie
 from minigptv2.model.weights import Tensors, plain_tensors, read_safetensors
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 
 SHARD_BYTES = 4_000_000_000
 """The largest file that is written, which is also the memory that writing needs."""

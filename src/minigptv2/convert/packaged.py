@@ -29,7 +29,7 @@ from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import ExportContent, ExportInfo, LineageEntry, save_export
 from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.weights import check_shapes, hash_tensors, named_canonical, part_of, plain_tensors
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.tokenizer import load_tokenizer
 
 VISION_ROW, LANGUAGE_ROW = "dinov2_vit_s", "smollm2_135m"

@@ -52,7 +52,7 @@ from minigptv2.model.export import (
 )
 from minigptv2.model.export_paths import INSIDE
 from minigptv2.model.weights import check_finite, hash_tensors, plain_tensors
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.tokenizer import load_tokenizer
 
 PUBLISHED_SPECS = ("eva_vit_g", ("llama2_7b", "llama2_13b"))

@@ -26,7 +26,7 @@ from minigptv2.corpora.frames import CENTERS, CORNERS, SIZES
 from minigptv2.corpora.own_entry import NORMALISED, XYWH
 from minigptv2.corpora.raw import Raw
 from minigptv2.errors import ConfigError, DataError
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.shards.image_header import MAX_PIXELS
 
 MAX_BOXES_SHOWN = 8

@@ -9,7 +9,7 @@ from minigptv2.boxes import Box, render_box
 from minigptv2.heldout.samples import HeldOutQuestion
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Decoding
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.tasks import TASKS, mean_scores
 
 Scores = dict[str, dict[str, float]]

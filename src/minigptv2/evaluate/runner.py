@@ -25,7 +25,7 @@ from minigptv2.evaluate.rules import Prediction, Scored
 from minigptv2.files import wait_until_seen, write_atomically
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Request
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.reader import CorpusReader
 from minigptv2.terminal_text import printable_json

@@ -20,7 +20,7 @@ from PIL import Image
 from minigptv2.errors import ConfigError, DataError
 from minigptv2.predict.predictor import Predictor
 from minigptv2.predict.requests import Case, Decoding, ImageTokens, Reply, Request, boxes_as_json
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.prompt import PromptStyle
 from minigptv2.shards.image_convert import read_photo
 from minigptv2.tasks import task_of

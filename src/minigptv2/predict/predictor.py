@@ -220,7 +220,7 @@ class Predictor:
         self.prompt_ids(request, decoding)
 
     def fitted(self, requests: list[Request], decoding: Decoding) -> Decoding:
-        """`decoding` with at most the tokens that `requests` leave room for. Raises `TooLongError` if none is left."""
+        """`decoding` with at most the tokens that fit after each of `requests`. Raises `TooLongError` if none does."""
         longest = max(len(self.prompt_ids(request, replace(decoding, max_new_tokens=1))) for request in requests)
         return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, self.model.max_positions - longest))
 

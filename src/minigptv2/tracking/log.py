@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigptv2.files import write_atomically
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.redacted_files import json_lines
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import guarded, redact_all

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from minigptv2.cli import main
-from minigptv2.progress import progress_bar
+from minigptv2.progress_bars import progress_bar
 from minigptv2.secrets import guarded_output
 from tests.conftest import World
 from tests.test_terminal_text import HOSTILE, controls
