@@ -215,7 +215,7 @@ def test_behind_real_damage_the_count_says_at_least(
 
 
 @pytest.mark.parametrize(
-    "data", [gzip.compress(bytes(2048)), b"version https://git-lfs.github.com/spec/v1\n", b"<html>"]
+    "data", [gzip.compress(bytes(2048), mtime=0), b"version https://git-lfs.github.com/spec/v1\n", b"<html>"]
 )
 def test_a_file_that_only_has_a_tar_s_name_is_called_by_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes
