@@ -170,7 +170,6 @@ MISSING_ROUTES = [
     "/page/examples/0/../../main.js",
     "/static/../../../../etc/passwd",
     "/docs",
-    "/openapi.json",
     "/../../etc/passwd",
     "//etc/passwd",
     "/v1/models/../../etc/passwd",
