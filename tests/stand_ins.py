@@ -12,7 +12,7 @@ from minigptv2.model.backbones import language_spec
 from minigptv2.model.base_hashes import hash_bases
 from minigptv2.model.bases import fill_weights, open_bases
 from minigptv2.model.build import build_model
-from minigptv2.model.config import ModelConfig
+from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import ExportContent, LineageEntry, assign_plain, names_to_export, save_export
 from minigptv2.model.minigptv2 import llama_config
 from minigptv2.model.weights import named_canonical
@@ -30,6 +30,17 @@ def write_stock_llama(folder: Path, tokenizer: Tokenizer, seed: int = 0, dtype: 
     model.save_pretrained(str(folder))
     shutil.copyfile(tokenizer.path, folder / tokenizer.path.name)
     return folder
+
+
+def lora_on(llama: Path) -> ModelConfig:
+    """The config of a model with a projector and LoRA on the folder of `write_stock_llama`."""
+    return ModelConfig(
+        vision_encoder="tiny_vit",
+        language_model="tiny_llama",
+        language_weights=str(llama),
+        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
+        trainable=["projector", "lora"],
+    )
 
 
 def random_export(folder: Path, config: ModelConfig, tokenizer: Tokenizer, seed: int = 0) -> Path:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.engine import small
+from benchmarks.engine.ranks import REPOSITORY
 from benchmarks.gpu.sides import Setting
 from minigptv2.batch import IGNORE, Batch, MicroBatch
 from minigptv2.data.collate import micro_batch_of
+from minigptv2.engine.trainer import Trainer
 from minigptv2.model.build import build_model
 from minigptv2.model.config import ModelConfig
 from minigptv2.model.costs import Work
 from minigptv2.model.minigptv2 import MiniGPTv2
+
+
+def plan_trainer(side: str, setting: Setting, device: torch.device) -> tuple[dict[str, Any], Trainer]:
+    """Return the DeepSpeed JSON named `side`, and a trainer of one micro-batch a step under it."""
+    document = json.loads((REPOSITORY / "deepspeed_configs" / side).read_text())
+    trainer = small.make_trainer(
+        document, setting.config(), device, sizes=setting.sizes, global_batch=1, random_on_device=True
+    )
+    return document, trainer
 
 
 def make_model(setting: Setting, config: ModelConfig, *, dtype: torch.dtype | None = None) -> MiniGPTv2:

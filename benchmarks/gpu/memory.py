@@ -6,13 +6,11 @@ python -m benchmarks.gpu.memory [--tiny]
 from __future__ import annotations
 
 import gc
-import json
 
 import torch
 
 from benchmarks.engine import small
-from benchmarks.engine.ranks import REPOSITORY
-from benchmarks.gpu.common import pack_of, work_of
+from benchmarks.gpu.common import pack_of, plan_trainer, work_of
 from benchmarks.gpu.sides import Rows, Setting, measure_sides
 from minigptv2.planner.zero_plan import ZeroPlan
 
@@ -27,10 +25,7 @@ def main(argv: list[str] | None = None) -> Rows:
 def measure(side: str, setting: Setting) -> Rows:
     """Return a row of the plan for each pack size."""
     device = small.start()
-    document = json.loads((REPOSITORY / "deepspeed_configs" / side).read_text())
-    trainer = small.make_trainer(
-        document, setting.config(), device, sizes=setting.sizes, global_batch=1, random_on_device=True
-    )
+    document, trainer = plan_trainer(side, setting, device)
     plan = ZeroPlan.of(side, document)
     state = sum(plan.state_bytes(setting.costs.parts, 1).values())
     per_image = setting.sizes.vision_encoder.tokens_per_image

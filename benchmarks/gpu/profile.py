@@ -7,11 +7,9 @@ Pictures and traces are written to `runs/profile`.
 
 from __future__ import annotations
 
-import json
-
 from benchmarks.engine import small
 from benchmarks.engine.ranks import REPOSITORY
-from benchmarks.gpu.common import lengths_within, pack_of
+from benchmarks.gpu.common import lengths_within, pack_of, plan_trainer
 from benchmarks.gpu.sides import Rows, Setting, measure_sides
 from benchmarks.gpu.trace import trace_step
 
@@ -28,10 +26,7 @@ def main(argv: list[str] | None = None) -> Rows:
 def measure(side: str, setting: Setting) -> Rows:
     """Return rows of the plan: one of the whole step, and one of each of its top kernels."""
     device = small.start()
-    document = json.loads((REPOSITORY / "deepspeed_configs" / side).read_text())
-    trainer = small.make_trainer(
-        document, setting.config(), device, sizes=setting.sizes, global_batch=1, random_on_device=True
-    )
+    _, trainer = plan_trainer(side, setting, device)
     lengths = lengths_within(150 if setting.tiny else 8192, setting)
     packs = [pack_of(lengths, setting, seed=100 * number) for number in range(WARM + 1)]
     for pack in packs[:WARM]:

@@ -22,8 +22,8 @@ def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cg
 
     Clean pages of files count as left, because the kernel frees them. None where nothing is known (not Linux).
     """
-    rooms = [*_left_on_machine(proc / "meminfo"), *_left_in_groups(proc / "self" / "cgroup", groups)]
-    return min(rooms, default=None)
+    left = [*_left_on_machine(proc / "meminfo"), *_left_in_groups(proc / "self" / "cgroup", groups)]
+    return min(left, default=None)
 
 
 def _left_on_machine(meminfo: Path) -> Iterator[int]:

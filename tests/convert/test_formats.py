@@ -17,7 +17,7 @@ from minigptv2.errors import CheckpointError
 from minigptv2.model.config import LoraConfig, ModelConfig
 from minigptv2.model.export import load_export
 from minigptv2.tokenizer import Tokenizer
-from tests.stand_ins import random_export, write_stock_llama
+from tests.stand_ins import lora_on, random_export, write_stock_llama
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, llama: Path, tokenizer: Tokenizer) -> Path:
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        language_weights=str(llama),
-        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
-        trainable=["projector", "lora"],
-    )
+    config = lora_on(llama)
     return random_export(tmp_path_factory.mktemp("exports") / "export", config, tokenizer)
 
 

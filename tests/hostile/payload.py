@@ -14,9 +14,8 @@ import torch
 
 from minigptv2.config import render_yaml
 from minigptv2.errors import ExitCode
-from minigptv2.model.config import LoraConfig, ModelConfig
 from tests.conftest import make_world
-from tests.stand_ins import VISION_OPTIONS, random_export, write_deepspeed, write_published, write_stock_llama
+from tests.stand_ins import VISION_OPTIONS, lora_on, random_export, write_deepspeed, write_published, write_stock_llama
 
 SECRET = "canary-9f31c7"
 """The content of the file beside the folder of a payload, and of a variable of the environment."""
@@ -52,13 +51,7 @@ def make_assets(root: Path) -> None:
     world = make_world(root / "world")
     tokenizer = world.tokenizer()
     llama = write_stock_llama(root / "llama", tokenizer)
-    config = ModelConfig(
-        vision_encoder="tiny_vit",
-        language_model="tiny_llama",
-        language_weights=str(llama),
-        lora=LoraConfig(r=4, alpha=8, dropout=0.0),
-        trainable=["projector", "lora"],
-    )
+    config = lora_on(llama)
     random_export(root / "export", config, tokenizer)
     write_deepspeed(root / "deepspeed", config, tokenizer)
     data = {"recipe": "recipe.yaml", "shards": "shards", "max_tokens": 100}

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from minigptv2 import foreign_files
 from minigptv2.cli import main
 from minigptv2.cluster.rendezvous import free_port
 from minigptv2.errors import CheckpointError, ConfigError
 from minigptv2.model import base_hashes, memory_check
-from minigptv2.model.config import LoraConfig, ModelConfig
+from minigptv2.model.config import ModelConfig
 from minigptv2.model.export import load_export
-from minigptv2.model.weights import TensorInFile
+from minigptv2.model.weights import FILE_DTYPES, TensorInFile
 from minigptv2.predict.predictor import load_predictor
 from minigptv2.tokenizer import Tokenizer
-from tests.stand_ins import random_export, write_stock_llama
+from tests.stand_ins import lora_on, random_export, write_stock_llama
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,13 +32,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> d
     made = {}
     for dtype in DTYPES:
         llama = write_stock_llama(root / f"llama_{dtype}", tokenizer, dtype=getattr(torch, dtype))
-        config = ModelConfig(
-            vision_encoder="tiny_vit",
-            language_model="tiny_llama",
-            language_weights=str(llama),
-            lora=LoraConfig(r=4, alpha=8, dropout=0.0),
-            trainable=["projector", "lora"],
-        )
+        config = lora_on(llama)
         made[dtype] = random_export(root / dtype, config, tokenizer)
     return made
 
@@ -159,3 +154,7 @@ def test_other_bases_are_refused_on_the_first_and_on_the_second_start(
     for _ in range(2):
         with pytest.raises(CheckpointError, match="trained on another language_model: expected sha256"):
             load_export(exports[dtype], language_weights=str(other))
+
+
+def test_every_number_type_that_is_read_has_a_dtype() -> None:
+    assert set(FILE_DTYPES) == set(foreign_files._NUMBER_TYPES)

@@ -5,6 +5,7 @@ The entry point of the package registers it. It answers in batches on one proces
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -74,7 +75,7 @@ class LmmsModel(lmms):
                 for start in range(0, len(numbers), self._batch_size):
                     batch = numbers[start : start + self._batch_size]
                     asked = [questions[number] for number in batch]
-                    texts = self._predictor.answer(asked, self._predictor.fitted(asked, decoding))
+                    texts = self._predictor.answer(asked, self._fitted(asked, decoding))
                     for number, text in zip(batch, texts, strict=True):
                         answers[number] = with_boxes(before_stops(text, stops), self._boxes)
                     progress.update(len(batch))
@@ -87,6 +88,12 @@ class LmmsModel(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refused: tasks of several rounds look at the answers between them."""
         raise NotImplementedError("tasks of several rounds are not supported")
+
+    def _fitted(self, requests: list[Request], decoding: Decoding) -> Decoding:
+        """`decoding` with at most the new tokens that fit after the longest prompt."""
+        shortest = replace(decoding, max_new_tokens=1)
+        longest = max(len(self._predictor.prompt_ids(request, shortest)) for request in requests)
+        return self._predictor.fitted(decoding, longest)
 
     def _question(self, instance: Instance) -> Request:
         text, _, images_of, number, task, split = instance.args

@@ -219,10 +219,9 @@ class Predictor:
         """Raise `DataError` for a request that is too long for the model."""
         self.prompt_ids(request, decoding)
 
-    def fitted(self, requests: list[Request], decoding: Decoding) -> Decoding:
-        """`decoding` with at most the tokens that fit after each of `requests`. Raises `TooLongError` if none does."""
-        longest = max(len(self.prompt_ids(request, replace(decoding, max_new_tokens=1))) for request in requests)
-        return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, self.model.max_positions - longest))
+    def fitted(self, decoding: Decoding, prompt_tokens: int) -> Decoding:
+        """`decoding` with at most the new tokens that fit into the context after `prompt_tokens`."""
+        return replace(decoding, max_new_tokens=min(decoding.max_new_tokens, self.model.max_positions - prompt_tokens))
 
     def check_case(self, case: Case) -> None:
         """Raise `DataError` for a case that is too long for the model."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -148,8 +148,8 @@ class Batcher:
         decoding = decoding or Decoding()
         if decoding.beams > 1:
             raise ConfigError("beam search cannot be batched continuously or streamed: set beams=1")
-        decoding = self.predictor.fitted([request], decoding)
-        prompt = self.predictor.prompt_ids(request, decoding)
+        prompt = self.predictor.prompt_ids(request, replace(decoding, max_new_tokens=1))
+        decoding = self.predictor.fitted(decoding, len(prompt))
         ticket = Ticket(request, decoding, stop, len(prompt))
         with self._changed:
             if self._closed:

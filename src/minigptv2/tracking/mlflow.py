@@ -9,14 +9,14 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
 from minigptv2.tracking.remembered import Remembered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EXPERIMENT = "minigptv2"
 """The experiment if MLFLOW_EXPERIMENT_NAME names none."""
@@ -37,7 +37,7 @@ class MLflow:
         self._client = MlflowClient()
         self._known = Remembered(folder.trackers / "mlflow.json", lambda: self._create(folder, config, lineage))
         self._run = self._known.identity
-        self._client.set_terminated(self._run, "RUNNING")
+        self._client.update_run(self._run, status="RUNNING")
 
     def _create(self, folder: RunFolder, config: Mapping[str, Any], lineage: Sequence[Mapping[str, Any]]) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -59,6 +59,8 @@ class MLflow:
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Record uint8 images [H, W, 3] of a step by name, as artifacts below `images`."""
+        from PIL import Image
+
         for name, image in self._known.new(step, images).items():
             self._client.log_image(self._run, Image.fromarray(image), f"images/{name}/{step:08d}.png")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from minigptv2.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class TensorBoard:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigptv2.errors import ConfigError, nearest
 from minigptv2.run_folder import RunFolder
 from minigptv2.tracking.mlflow import MLflow
 from minigptv2.tracking.tensorboard import TensorBoard
 from minigptv2.tracking.wandb import WeightsAndBiases
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)

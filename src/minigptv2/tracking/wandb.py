@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from minigptv2.run_folder import RunFolder
 from minigptv2.secrets import redact_all
 from minigptv2.tracking.remembered import Remembered
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROJECT = "minigptv2"
 """The project if WANDB_PROJECT names none."""

@@ -26,6 +26,7 @@ from minigptv2.model.export import FOLDER_CONFIG, FORMAT, load_info
 from minigptv2.model.weights import read_safetensors
 from minigptv2.tokenizer import load_tokenizer, train_tokenizer
 from tests.hostile.fuzz.mutations import OTHER_VALUES, changed_document, changed_json, damaged
+from tests.hostile.fuzz.readers import OneFile
 
 TEXTS = ["what is in the image", "größer 12.5 <s> \U0001f600\n"]
 
@@ -58,7 +59,7 @@ class Safetensors:
         return True
 
 
-class _JsonFile:
+class _JsonFile(OneFile):
     """A file of JSON, which `read_file` reads."""
 
     name: str
@@ -72,14 +73,6 @@ class _JsonFile:
 
     def draw(self, rng: random.Random) -> tuple[str, bytes]:
         return changed_json(self.valid, rng)
-
-    def read(self, data: bytes) -> bool:
-        self._file.write_bytes(data)
-        self.read_file(self._file)
-        return True
-
-    def read_file(self, file: Path) -> None:
-        raise NotImplementedError
 
 
 class ExportConfig(_JsonFile):

@@ -23,6 +23,22 @@ class Reader(Protocol):
         """
 
 
+class OneFile:
+    """The part of a reader that writes a case to `_file` and reads it."""
+
+    _file: Path
+
+    def read(self, data: bytes) -> bool:
+        """As `Reader.read`."""
+        self._file.write_bytes(data)
+        self.read_file(self._file)
+        return True
+
+    def read_file(self, file: Path) -> None:
+        """Read the file as a command does."""
+        raise NotImplementedError
+
+
 class MakeReader(Protocol):
     """Makes a reader with its valid files in `folder`."""
 

@@ -16,6 +16,7 @@ from minigptv2.serve.config import Limits
 from minigptv2.serve.openai_api import parse_chat, parse_json
 from tests.conftest import REPOSITORY
 from tests.hostile.fuzz.mutations import changed_document, changed_json, damaged
+from tests.hostile.fuzz.readers import OneFile
 
 OVERRIDES = ("stage=stage1", "data.recipe=recipe.yaml", "train.steps=10", "train.learning_rate=1e-3")
 """What the common config of the toy stages leaves out."""
@@ -42,7 +43,7 @@ YAML_PARTS = (
 )
 
 
-class _YamlFile:
+class _YamlFile(OneFile):
     """A YAML file: its values, its text with odd YAML, and its bytes."""
 
     valid: Path
@@ -69,14 +70,6 @@ class _YamlFile:
         line = f"{lines[at].split(':')[0]}: {part}" if rng.random() < 0.5 else indent + part
         lines[at : at + rng.choice([0, 1])] = [line]
         return "odd YAML", "\n".join(lines).encode()
-
-    def read(self, data: bytes) -> bool:
-        self._file.write_bytes(data)
-        self.read_file(self._file)
-        return True
-
-    def read_file(self, file: Path) -> None:
-        raise NotImplementedError
 
 
 class RecipeFile(_YamlFile):
