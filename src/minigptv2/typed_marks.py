@@ -49,7 +49,9 @@ _QWEN_NAME = re.compile(r"<ref>([^<>]*)</ref>")
 _QWEN_SIDE = 1000
 _OTHER_BOXES = re.compile(
     r"</?(?:ref|box|quad|bbox|ref-object|grounding)>|<\|/?(?:object_ref|box|quad|point)_(?:start|end)\|>"
-    r"|<loc_?\d+>|<patch_index_\d+>",
+    r"|<loc_?\d+>|<patch_index_\d+>"
+    r"|\[\[\s*\d{1,4}(?:\s*,\s*\d{1,4}){3}(?:\s*;[\d\s,;]*)?\s*\]\]"  # CogVLM
+    r"|\"bbox_2d\"\s*:",  # Qwen2.5-VL
     re.IGNORECASE,
 )
 

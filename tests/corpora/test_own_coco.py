@@ -89,6 +89,13 @@ def test_what_a_coco_file_does_not_give_is_counted_and_named(
         ("annotations", {"category_id": ...}, "annotation 17 (image 3): has no category_id"),
         ("annotations", {"category_id": 2}, "its category_id is not listed in categories: add the category, or"),
         ("annotations", {"iscrowd": "0"}, 'annotation 17 (image 3): iscrowd is "0"; expected 0 or 1'),
+        (
+            "annotations",
+            {"rotation": 33.0},
+            "annotation 17 (image 3): rotation is 33.0, and a box has no",
+        ),
+        ("annotations", {"rotation": -90}, "rotation is -90"),
+        ("annotations", {"attributes": {"occluded": False, "rotation": 12.5}}, "rotation is 12.5"),
         ("annotations", None, "annotation without id, number 1 of its list: expected an object with image_id"),
         ("categories", {"id": {}}, "category {}: id is {}; expected a number or a text"),
         ("categories", {"name": ["cat"]}, 'category 1: name is ["cat"]; expected a text'),
@@ -126,6 +133,22 @@ def test_each_mistake_of_a_coco_file_is_told_by_the_entry(
     assert "1 of 2 entries cannot be used" in told and advice in told
     assert cli([*words, "--skip-faults"]) == 0
     assert len(CorpusReader(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"rotation": 0}, {"rotation": 360.0}, {"attributes": {"rotation": 0.0}}, {"attributes": ["rotation"]}],
+    ids=str,
+)
+def test_a_box_that_is_not_rotated_is_kept(tmp_path: Path, fields: dict[str, Any]) -> None:
+    put(tmp_path / "a.jpg", jpeg())
+    document = {
+        "images": [{"id": 3, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": 3, "category_id": 1, "bbox": [1, 1, 5, 6], **fields}],
+    }
+    put(tmp_path / "my.json", document)
+    assert cli(["shards", "build", str(tmp_path / "my.json"), "--output", str(tmp_path / "out"), *HERE]) == 0
 
 
 def test_a_box_outside_a_picture_of_a_coco_file_is_told_as_coco_writes_it(

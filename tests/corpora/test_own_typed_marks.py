@@ -202,6 +202,7 @@ def test_marks_in_tables_and_coco_files_are_refused(
         ("Find <ref>the card</ref>", "Find the card"),
         ("no boxes: 3 < 4 and <b>bold</b> [1, 2]", "no boxes: 3 < 4 and <b>bold</b> [1, 2]"),
         ("a blue\ufeff card", "a blue card"),
+        ("a matrix [[1, 2], [3, 4]] and [[1.5, 2, 3, 4]]", "a matrix [[1, 2], [3, 4]] and [[1.5, 2, 3, 4]]"),
     ],
 )
 def test_boxes_of_qwen_vl_become_ours_and_other_text_stays(text: str, trained: str) -> None:
@@ -221,6 +222,8 @@ def test_boxes_of_qwen_vl_become_ours_and_other_text_stays(text: str, trained: s
             "a\ufffdb",
             "a\0b",
         ),
+        *("it is at [[100,200,300,400]]", "[[ 1, 2, 30, 40 ]].", "both [[1,2,3,4;5,6,7,8]]"),
+        *('[{"bbox_2d": [1, 2, 3, 4], "label": "dog"}]', '{"label": "dog", "bbox_2d" : [1, 2, 3, 4]}'),
         *("<box>[[1,2,3,4]]</box>", "<|box_start|>(1,2),(3,4)<|box_end|>", "<ref-object>", "<<SYS>> x <</SYS>>"),
     ],
 )

@@ -121,6 +121,18 @@ def new_id(entry: Any, text: str, known: dict[Any, Any]) -> Any:
     return entry["id"]
 
 
+def _check_upright(entry: dict[str, Any]) -> None:
+    """Raise `DataError` for a box that a labeling tool has rotated: its `bbox` is the box before the rotation."""
+    attributes = entry.get("attributes")
+    for fields in (entry, attributes if isinstance(attributes, dict) else {}):
+        rotation = fields.get("rotation")
+        if isinstance(rotation, (int, float)) and rotation % 360:
+            raise DataError(
+                f"rotation is {as_json(rotation)}, and a box has no rotation here: export upright boxes, or remove the "
+                "annotation"
+            )
+
+
 def _box_of(entry: Any, images: dict[Any, Any], names: dict[Any, str]) -> Box | None:
     """The box of a COCO annotation, or None for a crowd, which is one box around many. Raises `DataError` as above."""
     if not isinstance(entry, dict):
@@ -134,6 +146,7 @@ def _box_of(entry: Any, images: dict[Any, Any], names: dict[Any, str]) -> Box | 
         raise DataError(f"iscrowd is {as_json(entry['iscrowd'])}; expected 0 or 1")
     if entry.get("iscrowd"):
         return None
+    _check_upright(entry)
     box = entry.get("bbox")
     if not is_box(box) or box[2] <= 0 or box[3] <= 0:
         found = f"bbox is {as_json(box)}" if "bbox" in entry else "has no bbox"
